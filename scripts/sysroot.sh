@@ -1,0 +1,69 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# Make the Debian 13 sysroot in which everything is built and from which the
+# lab's images are taken. The machine itself may be Debian 12 or 13: only
+# mmdebstrap comes from it.
+#
+# The sysroot is keyed by this file: change the package list and the next run
+# makes a new one.
+
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/lib.sh
+. scripts/lib.sh
+
+suite=trixie
+
+packages=(
+	# compilers and build tools
+	build-essential bc bison flex python3 cpio rsync kmod zstd xz-utils
+	libelf-dev libssl-dev checkpolicy pahole file
+	rustc cargo rust-src rustfmt rust-clippy bindgen libclang-dev
+	# style gates and sources
+	shellcheck git ca-certificates dpkg-dev perl codespell
+	# Xen, as Debian ships it: guest hypervisor and toolstack of the lab
+	xen-hypervisor-4.20-amd64 xen-utils-4.20 xenstore-utils libxen-dev
+	qemu-system-xen uuid-dev zlib1g-dev
+	# the lab
+	qemu-system-x86 busybox-static iproute2 socat util-linux
+)
+
+stamp=build/sysroot.stamp
+key=$(sha256sum "$0" | cut -d' ' -f1)
+if [ "$(cat "$stamp" 2>/dev/null)" = "$key" ]; then
+	exit 0
+fi
+
+step "sysroot: Debian $suite"
+need mmdebstrap debian-archive-keyring ca-certificates
+
+# Use the mirror that this machine already uses, so that a local mirror or a
+# proxy configured for apt is honoured.
+mirror=$(apt-get indextargets \
+	--format '$(ORIGIN)|$(LABEL)|$(REPO_URI)' 'Created-By: Packages' |
+	awk -F'|' '$1 == "Debian" && $2 == "Debian" { print $3; exit }')
+[ -n "$mirror" ] || die "no Debian mirror in the apt configuration of this machine"
+
+rm -rf build/sysroot build/sysroot.tmp
+mkdir -p build
+include=$(IFS=,; echo "${packages[*]}")
+mmdebstrap --quiet --variant=apt --include="$include" \
+	--aptopt='Acquire::Retries "5"' \
+	--aptopt='APT::Install-Recommends "false"' \
+	--aptopt="APT::Default-Release \"$suite\"" \
+	--dpkgopt='path-exclude=/usr/share/man/*' \
+	--dpkgopt='path-exclude=/usr/share/locale/*' \
+	--skip=cleanup/apt/lists \
+	"$suite" build/sysroot.tmp - <<SOURCES
+deb $mirror $suite main
+deb $mirror $suite-updates main
+deb $mirror $suite-backports main
+deb-src $mirror $suite main
+deb-src $mirror $suite-updates main
+SOURCES
+mkdir -p build/sysroot.tmp/src
+mv build/sysroot.tmp build/sysroot
+echo "$key" >"$stamp"
+
+step_done
