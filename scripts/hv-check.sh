@@ -1,0 +1,149 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# Check the hypervisor patches: the series is complete, applies to the pristine
+# source without fuzz or whitespace errors, is formatted as Xen expects it, and
+# everything builds after each single patch, with assertions and FLASK enabled.
+# One line per check, `ok` or `not ok`; exit status 0 if all are ok.
+#
+# The outcome is remembered: a run with the same inputs repeats its lines.
+
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/lib.sh
+. scripts/lib.sh
+
+patches=hypervisor-patches
+dir=build/xen/check
+src=$dir/src
+obj=$dir/obj
+log=$dir/build.log
+result=$dir/result
+
+series() {
+	grep -v -e '^#' -e '^$' "$patches/series"
+}
+
+# report STATUS TEXT
+report() {
+	if [ "$1" = 0 ]; then
+		echo "ok - $2"
+	else
+		echo "not ok - $2"
+	fi
+}
+
+# check TEXT COMMAND...
+check() {
+	local text=$1 rc=0
+	shift
+	"$@" >>"$log" 2>&1 || rc=$?
+	report "$rc" "$text"
+	return "$rc"
+}
+
+complete() {
+	diff <(series | sort) <(cd "$patches" && ls -- *.patch)
+}
+
+# The base that the patches were made for is the one that is fetched.
+same_base() {
+	local version
+	version=$(dpkg-query --root=build/sysroot -W -f '${Version}' \
+		xen-hypervisor-4.20-amd64)
+	grep -qx "version: $version" "$patches/UPSTREAM" &&
+		sed -n 's,^\(sha256: \)\([0-9a-f]*  \),\2build/xen/dl/,p' \
+			"$patches/UPSTREAM" | sha256sum --check --status
+}
+
+formatted() {
+	local subject
+	subject=$(sed -n 's/^Subject: \[PATCH\] //p' "$1")
+	[ -n "$subject" ] && [ ${#subject} -le 72 ] &&
+		grep -q '^[a-z][a-z0-9/-]*: ' <<<"$subject" &&
+		grep -q '^Signed-off-by: .*<.*@.*>$' "$1" &&
+		! sed '/^diff /,$d' "$1" | grep -q '.\{76,\}'
+}
+
+# Without a repository around it, git takes paths from where it is started.
+apply() {
+	GIT_CEILING_DIRECTORIES=$PWD/$dir git -C "$src" apply \
+		--whitespace=error-all "$PWD/$patches/$1"
+}
+
+# New files say under which licence they are; some kinds never do in Xen.
+licensed() {
+	local f
+	while read -r f; do
+		case $f in
+		*.c | *.h) head -n 1 "$src/$f" | grep -q SPDX-License-Identifier ||
+			{ echo "$f has no licence"; return 1; } ;;
+		esac
+	done < <(sed -n '/^--- \/dev\/null$/{n;s,^+++ b/,,p}' "$1")
+}
+
+# The parts that run inside the sysroot.
+build_hypervisor() {
+	mkdir -p "$obj"
+	[ -e "$obj/.config" ] ||
+		printf 'CONFIG_%s=y\n' DEBUG EXPERT XSM XSM_FLASK \
+			XSM_FLASK_POLICY >"$obj/.config"
+	make -C "$PWD/$src/xen" "O=$PWD/$obj" olddefconfig &&
+		make -C "$PWD/$src/xen" "O=$PWD/$obj" "-j$(nproc)"
+}
+
+case ${1:-} in
+--hypervisor)
+	build_hypervisor
+	exit
+	;;
+esac
+
+key=$({
+	cat scripts/hv-check.sh scripts/xen.sh build/sysroot.stamp
+	cat "$patches/series" "$patches/UPSTREAM" "$patches"/*.patch
+} | sha256sum | cut -d' ' -f1)
+
+if [ "$(head -n 1 "$result" 2>/dev/null)" = "$key" ]; then
+	tail -n +2 "$result"
+	exit 0
+fi
+
+rm -rf "$dir"
+mkdir -p "$dir"
+# What is checked is what the key was made from, also if it is edited meanwhile.
+cp -r "$patches" "$dir/patches"
+patches=$dir/patches
+
+main() {
+	local version p
+
+	version=$(dpkg-query --root=build/sysroot -W -f '${Version}' \
+		xen-hypervisor-4.20-amd64)
+
+	check "series lists all patches" complete || true
+	check "pristine source of Xen $version" \
+		scripts/in-sysroot.sh scripts/xen.sh --source "$version" "$src" ||
+		return 0
+	check "base is the one in UPSTREAM" same_base || true
+
+	for p in $(series); do
+		check "$p: format" formatted "$patches/$p" || true
+		check "$p: applies" apply "$p" || return 0
+		check "$p: licences" licensed "$patches/$p" || true
+
+		grep -q '^+++ b/\(xen\|tools/flask\)/' "$patches/$p" || continue
+		check "$p: hypervisor builds" scripts/in-sysroot.sh \
+			scripts/hv-check.sh --hypervisor || return 0
+	done
+
+	check "tests build" scripts/in-sysroot.sh scripts/xen.sh \
+		--test "$src" || true
+}
+
+main | tee "$dir/lines"
+if grep -q '^not ok' "$dir/lines"; then
+	echo "hv-check.sh: see $log" >&2
+	exit 1
+fi
+{ echo "$key"; cat "$dir/lines"; } >"$result"

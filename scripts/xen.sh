@@ -1,0 +1,224 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# Build the host hypervisor: the Xen source that belongs to the Xen installed
+# in the sysroot, with hypervisor-patches/ applied, and the test program that
+# comes with the patches.
+#
+# Results, in build/xen/out (build/xen/out-debug with XEN_DEBUG=y):
+#   xen            the hypervisor, for a multiboot loader or `qemu -kernel`
+#   xen-syms       the same with symbols
+#   test-mem-swap  the test program, linked statically
+#   xen.config     its configuration
+#
+# XEN_DEBUG=y builds with CONFIG_DEBUG, that is with assertions. A run with the
+# same inputs does nothing.
+
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/lib.sh
+. scripts/lib.sh
+
+base=build/xen
+patches=hypervisor-patches
+
+# Everything below up to the main part runs inside the sysroot.
+
+# download VERSION: the archives that make up the source package. apt knows
+# their hashes from the signed index; the .dsc itself is not needed.
+download() {
+	local url file size hash got=0
+
+	mkdir -p "$base/dl"
+	while read -r url file size hash; do
+		url=${url//\'/}
+		case $file in
+		*.orig.tar.*) got=1 ;;
+		*) continue ;;
+		esac
+		if [ "$(stat -c %s "$base/dl/$file" 2>/dev/null)" = "$size" ] &&
+			echo "${hash#SHA256:}  $base/dl/$file" |
+			sha256sum --check --status; then
+			continue
+		fi
+		/usr/lib/apt/apt-helper -q -o APT::Sandbox::User=root \
+			-o Acquire::Retries=5 \
+			download-file "$url" "$base/dl/$file" "$hash" >/dev/null
+		echo "${hash#SHA256:}  $base/dl/$file" |
+			sha256sum --check --status || die "$file: wrong hash"
+	done < <(apt-get source --print-uris "xen=$1" 2>/dev/null |
+		grep "^'" || true)
+	[ $got = 1 ] || die "the package index has no source of Xen $1"
+}
+
+# unpack VERSION DIR: the pristine source. Debian's own patches are left out:
+# they move paths of the tools and change the banner, not the hypervisor.
+unpack() {
+	local orig=${1%-*}
+
+	rm -rf "$2" "$2.tmp"
+	mkdir -p "$2.tmp"
+	tar -C "$2.tmp" --strip-components=1 -xf "$base/dl/xen_$orig.orig.tar.xz"
+	mv "$2.tmp" "$2"
+}
+
+# The few settings that the libraries need. The full configure script asks for
+# everything that any of the tools could want.
+configure_tools() {
+	sed -e 's/@[A-Za-z0-9_]*@//' \
+		-e 's/^\(AWK  *:=\).*/\1 awk/' \
+		-e 's/^\(PERL  *:=\).*/\1 perl/' \
+		-e 's/^\(PYTHON  *:=\).*/\1 python3/' \
+		-e 's/^\(FILE_OFFSET_BITS  *:=\).*/\1 64/' \
+		"$1/config/Tools.mk.in" >"$1/config/Tools.mk"
+	cat >"$1/config/Paths.mk" <<-PATHS
+	prefix := /usr
+	libdir := /usr/lib
+	includedir := /usr/include
+	LIBEXEC_BIN := /usr/libexec/xen/bin
+	XEN_RUN_DIR := /run/xen
+	XEN_LOG_DIR := /var/log/xen
+	XEN_LIB_DIR := /var/lib/xen
+	XEN_LOCK_DIR := /run/lock
+	PATHS
+	: >"$1/tools/config.h"
+}
+
+# build_hypervisor SOURCE OBJECTS DEBUG
+build_hypervisor() {
+	local make=(make -C "$PWD/$1/xen" "O=$PWD/$2" "-j$(nproc)"
+		XEN_VENDORVERSION=-vmbeam XEN_WHOAMI=vmbeam
+		XEN_BUILD_HOST=lab XEN_DOMAIN=localhost)
+
+	mkdir -p "$2"
+	echo "CONFIG_DEBUG=$3" >"$2/.config"
+	"${make[@]}" olddefconfig
+	"${make[@]}"
+}
+
+# build_test SOURCE: libxenctrl and what it needs, then the program.
+build_test() {
+	local lib
+
+	configure_tools "$1"
+	make -C "$1/tools/include"
+	for lib in toolcore toollog call foreignmemory gnttab evtchn \
+		devicemodel ctrl; do
+		make -C "$1/tools/libs/$lib" "-j$(nproc)" "libxen$lib.a"
+	done
+	make -C "$1/tools/tests/mem-swap" test-mem-swap.o
+	gcc -static -o "$1/tools/tests/mem-swap/test-mem-swap" \
+		"$1/tools/tests/mem-swap/test-mem-swap.o" \
+		-Wl,--start-group "$1"/tools/libs/*/*.a -Wl,--end-group
+}
+
+# hypervisor_key VERSION DEBUG: what the hypervisor alone is made from. Most
+# changes of the series are to tests and documentation.
+hypervisor_key() {
+	local p
+
+	{
+		echo "$1 $2"
+		declare -f unpack build_hypervisor
+		while read -r p; do
+			case $p in '' | '#'*) continue ;; esac
+			grep -q '^+++ b/xen/' "$patches/$p" || continue
+			sed '1,/^diff /d' "$patches/$p"
+		done <"$patches/series"
+	} | sha256sum | cut -d' ' -f1
+}
+
+# inside VERSION DEBUG OUT
+inside() {
+	local src=$base/src obj=$base/obj key p
+
+	[ "$2" = n ] || src=$base/src-debug obj=$base/obj-debug
+	key=$(hypervisor_key "$1" "$2")
+
+	step "Xen $1: source"
+	download "$1"
+	unpack "$1" "$src"
+	while read -r p; do
+		case $p in '' | '#'*) continue ;; esac
+		patch -d "$src" -p1 --no-backup-if-mismatch -s \
+			<"$patches/$p" || die "$p does not apply"
+	done <"$patches/series"
+	step_done
+
+	rm -rf "$3.tmp"
+	mkdir -p "$3.tmp"
+	if [ "$(cat "$3/.hypervisor" 2>/dev/null)" = "$key" ]; then
+		cp "$3/xen" "$3/xen-syms" "$3/xen.config" "$3/.hypervisor" "$3.tmp/"
+	else
+		step "Xen $1: hypervisor, CONFIG_DEBUG=$2 (log: $base/build.log)"
+		rm -rf "$obj"
+		build_hypervisor "$src" "$obj" "$2" >"$base/build.log" 2>&1 || {
+			tail -n 30 "$base/build.log"
+			die "the hypervisor does not build"
+		}
+		cp "$obj/xen" "$obj/xen-syms" "$3.tmp/"
+		cp "$obj/.config" "$3.tmp/xen.config"
+		echo "$key" >"$3.tmp/.hypervisor"
+		step_done
+	fi
+
+	if [ -d "$src/tools/tests/mem-swap" ]; then
+		step "Xen $1: libxenctrl and test-mem-swap"
+		build_test "$src" >>"$base/build.log" 2>&1 || {
+			tail -n 30 "$base/build.log"
+			die "the test does not build"
+		}
+		cp "$src/tools/tests/mem-swap/test-mem-swap" "$3.tmp/"
+		step_done
+	fi
+
+	# Only now, so that nobody has to do without while this was running.
+	rm -rf "$3"
+	mv "$3.tmp" "$3"
+}
+
+case ${1:-} in
+--inside)
+	shift
+	inside "$@"
+	exit 0
+	;;
+--source)
+	# For hv-check.sh: the pristine source in a directory of its choice,
+	# and the test from there.
+	download "$2"
+	unpack "$2" "$3"
+	exit 0
+	;;
+--test)
+	build_test "$2"
+	exit 0
+	;;
+esac
+
+debug=${XEN_DEBUG:-n}
+case $debug in
+n) out=$base/out ;;
+y) out=$base/out-debug ;;
+*) die "XEN_DEBUG is y or n" ;;
+esac
+
+version=$(dpkg-query --root=build/sysroot -W -f '${Version}' xen-hypervisor-4.20-amd64)
+[ -n "$version" ] || die "no Xen in the sysroot; run scripts/sysroot.sh"
+
+key=$({
+	echo "$version $debug"
+	cat scripts/xen.sh "$patches/series"
+	while read -r p; do
+		case $p in '' | '#'*) continue ;; esac
+		cat "$patches/$p"
+	done <"$patches/series"
+} | sha256sum | cut -d' ' -f1)
+
+if [ "$(cat "$out/.key" 2>/dev/null)" = "$key" ]; then
+	exit 0
+fi
+
+mkdir -p "$base"
+scripts/in-sysroot.sh scripts/xen.sh --inside "$version" "$debug" "$out"
+echo "$key" >"$out/.key"
