@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Request structures and arrays in user memory.
+
+use kernel::{
+    prelude::*,
+    uaccess::{
+        UserPtr,
+        UserSlice,
+        UserSliceReader, //
+    },
+};
+use zerocopy::{
+    FromBytes,
+    Immutable,
+    IntoBytes, //
+};
+
+use crate::uapi::Request;
+
+/// Largest structure that is looked at. Newer programs may have larger ones than
+/// this driver, but not by this much.
+const MAX_SIZE: usize = 4096;
+
+/// A request structure: our copy, and where it came from.
+pub(crate) struct Arg<T> {
+    ptr: UserPtr,
+    /// Read from the caller once; never read again.
+    pub(crate) value: T,
+}
+
+impl<T: Request> Arg<T> {
+    /// Copy a structure in, whose first field is its size.
+    ///
+    /// # Errors
+    ///
+    /// - [`EFAULT`]: it cannot be read.
+    /// - [`EINVAL`]: it is smaller than the first version.
+    /// - [`E2BIG`]: it is larger than ours and the tail is not zero, or it is absurdly large.
+    /// - [`EOPNOTSUPP`]: a flag that we do not know.
+    pub(crate) fn read(ptr: UserPtr) -> Result<Self> {
+        let size: u32 = UserSlice::new(ptr, size_of::<u32>()).reader().read()?;
+        let size = usize::try_from(size)?;
+
+        // So far there is one version of each structure.
+        if size < size_of::<T>() {
+            return Err(EINVAL);
+        }
+        if size > MAX_SIZE {
+            return Err(E2BIG);
+        }
+
+        let mut reader = UserSlice::new(ptr, size).reader();
+        let mut value = T::new_zeroed();
+        reader.read_slice(value.as_mut_bytes())?;
+        require_zero(reader)?;
+        if value.flags() != 0 {
+            return Err(EOPNOTSUPP);
+        }
+        Ok(Self { ptr, value })
+    }
+
+    /// Copy the structure back out. A tail that we do not know stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`EFAULT`]: it cannot be written.
+    pub(crate) fn write(&self) -> Result {
+        UserSlice::new(self.ptr, size_of::<T>())
+            .writer()
+            .write_slice(self.value.as_bytes())
+    }
+}
+
+fn require_zero(mut reader: UserSliceReader) -> Result {
+    let mut chunk = [0u8; 64];
+
+    while !reader.is_empty() {
+        let len = reader.len().min(chunk.len());
+        let Some(chunk) = chunk.get_mut(..len) else {
+            break;
+        };
+        reader.read_slice(chunk)?;
+        if chunk.iter().any(|byte| *byte != 0) {
+            return Err(E2BIG);
+        }
+    }
+    Ok(())
+}
+
+/// An address that a caller put into a `u64`.
+fn user_ptr(addr: u64) -> Result<UserPtr> {
+    Ok(UserPtr::from_addr(usize::try_from(addr).or(Err(EFAULT))?))
+}
+
+/// Fill `out` from the array at `addr`.
+///
+/// # Errors
+///
+/// [`EFAULT`]: it cannot be read.
+pub(crate) fn read_array<T: FromBytes + IntoBytes>(addr: u64, out: &mut [T]) -> Result {
+    let bytes = out.as_mut_bytes();
+
+    UserSlice::new(user_ptr(addr)?, bytes.len())
+        .reader()
+        .read_slice(bytes)
+}
+
+/// The caller's array of statuses, or none if it does not want any.
+#[derive(Clone, Copy)]
+pub(crate) struct StatusArray {
+    addr: u64,
+}
+
+impl StatusArray {
+    /// The array at `addr`; 0 means that there is none.
+    pub(crate) fn new(addr: u64) -> Self {
+        Self { addr }
+    }
+
+    /// Whether there is an array at all.
+    pub(crate) fn wanted(&self) -> bool {
+        self.addr != 0
+    }
+
+    /// Write `status` to the elements from `first` on.
+    ///
+    /// # Errors
+    ///
+    /// [`EFAULT`]: they cannot be written.
+    pub(crate) fn write(&self, first: u32, status: &[i32]) -> Result {
+        if !self.wanted() {
+            return Ok(());
+        }
+        write_array(self.addr, first, status)
+    }
+}
+
+/// Write `values` to the elements from `first` on of the array at `addr`.
+fn write_array<T: IntoBytes + Immutable>(addr: u64, first: u32, values: &[T]) -> Result {
+    let offset = usize::try_from(first)?
+        .checked_mul(size_of::<T>())
+        .ok_or(EFAULT)?;
+    let bytes = values.as_bytes();
+
+    UserSlice::new(user_ptr(addr)?.wrapping_byte_add(offset), bytes.len())
+        .writer()
+        .write_slice(bytes)
+}

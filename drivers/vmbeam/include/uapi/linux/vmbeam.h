@@ -1,0 +1,293 @@
+/* SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note */
+/*
+ * VMBeam: exchange machine memory between two host VMs.
+ *
+ * Every structure starts with its size in bytes, has the same layout for
+ * 32-bit and 64-bit callers and has no implicit padding. The ioctls share one
+ * grammar of errors:
+ *
+ *  ENOTTY      unknown ioctl
+ *  E2BIG       the structure is larger than the kernel's and the unknown tail
+ *              is not zero, or it is larger than 4096 bytes
+ *  EINVAL      a known field has an impossible value, or @size is too small
+ *  EOPNOTSUPP  a known field has a value that this kernel does not know (an
+ *              unknown flag), or the hypervisor lacks the operation
+ *  EFAULT      a pointer cannot be read or written
+ *  EBADFD      the session is in a state that does not allow the ioctl
+ *  EINTR       a signal came before the ioctl got anywhere, or while another
+ *              thread was working on the session
+ *  EIO         an answer of the hypervisor that makes no sense
+ *
+ * Several threads may use one open file: their ioctls take effect one after the
+ * other, except for VMBEAM_IOCTL_INFO, which does not touch the session.
+ */
+#ifndef _UAPI_LINUX_VMBEAM_H
+#define _UAPI_LINUX_VMBEAM_H
+
+#include <linux/const.h>
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+/* Not used by anything in Documentation/userspace-api/ioctl/ioctl-number.rst */
+#define VMBEAM_IOC_TYPE 0xBB
+
+/* Per-pair status of a pair that has not been looked at. */
+#define VMBEAM_NOT_ATTEMPTED 1
+
+/**
+ * enum vmbeam_state - where a session stands
+ * @VMBEAM_STATE_UNBOUND: no VMBEAM_IOCTL_OPEN yet
+ * @VMBEAM_STATE_EMPTY: bound to two domains, no runs
+ * @VMBEAM_STATE_LOADED: has runs, nothing swapped
+ * @VMBEAM_STATE_COMMITTING: the pairs before the cursor have been dealt with
+ * @VMBEAM_STATE_COMMITTED: every pair has been dealt with
+ * @VMBEAM_STATE_ROLLING_BACK: the pairs at and after the cursor are back
+ * @VMBEAM_STATE_ROLLED_BACK: every pair is where it was at first
+ */
+enum vmbeam_state {
+	VMBEAM_STATE_UNBOUND = 0,
+	VMBEAM_STATE_EMPTY = 1,
+	VMBEAM_STATE_LOADED = 2,
+	VMBEAM_STATE_COMMITTING = 3,
+	VMBEAM_STATE_COMMITTED = 4,
+	VMBEAM_STATE_ROLLING_BACK = 5,
+	VMBEAM_STATE_ROLLED_BACK = 6,
+};
+
+/* The hypervisor implements the swap of frames. */
+#define VMBEAM_FEATURE_SWAP _BITULL(0)
+
+/**
+ * struct vmbeam_info - ioctl(VMBEAM_IOCTL_INFO)
+ * @size: sizeof(struct vmbeam_info)
+ * @flags: must be 0
+ * @features: out: VMBEAM_FEATURE_*
+ * @max_add_runs: out: most runs in one VMBEAM_IOCTL_ADD
+ * @batch_pairs: out: most pairs that one hypercall is given
+ * @max_runs: out: most runs in one session, after merging
+ * @max_pairs: out: most pairs in one session
+ *
+ * The only ioctl that needs no session.
+ */
+struct vmbeam_info {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 features;
+	__u32 max_add_runs;
+	__u32 batch_pairs;
+	__aligned_u64 max_runs;
+	__aligned_u64 max_pairs;
+};
+
+/**
+ * struct vmbeam_open - ioctl(VMBEAM_IOCTL_OPEN)
+ * @size: sizeof(struct vmbeam_open)
+ * @flags: must be 0
+ * @domid_a: first domain
+ * @domid_b: second domain
+ *
+ * Bind the file to one pair of domains, for good.
+ *
+ * Errors: EBADFD (already bound), EINVAL (same domain twice, or not a domid),
+ * ESRCH (no such domain, or it is dying), EPERM (dom0 or another control
+ * domain), ENXIO (a domain without hardware-assisted paging: PV or shadow),
+ * EBUSY (a mode that a swap does not handle is active: passed-through device,
+ * log-dirty, altp2m, memory sharing or paging, nested HVM), EOPNOTSUPP (the
+ * hypervisor lacks the operation), ENOMEM. What commits and rollbacks need is
+ * allocated here and with the runs: they do not fail for lack of kernel memory.
+ */
+struct vmbeam_open {
+	__u32 size;
+	__u32 flags;
+	__u32 domid_a;
+	__u32 domid_b;
+};
+
+/**
+ * struct vmbeam_run - frames that follow each other in both domains
+ * @gfn_a: first guest frame number in domain A, in 4 KiB frames
+ * @gfn_b: first guest frame number in domain B, in 4 KiB frames
+ * @nr: number of 4 KiB pairs, at least 1
+ * @reserved: must be 0
+ */
+struct vmbeam_run {
+	__aligned_u64 gfn_a;
+	__aligned_u64 gfn_b;
+	__u32 nr;
+	__u32 reserved;
+};
+
+/**
+ * struct vmbeam_add - ioctl(VMBEAM_IOCTL_ADD)
+ * @size: sizeof(struct vmbeam_add)
+ * @flags: must be 0
+ * @runs: pointer to @nr_runs of struct vmbeam_run
+ * @nr_runs: number of runs, 1 to vmbeam_info.max_add_runs
+ * @bad_run: out: index of the run that was not taken, with EEXIST, and with
+ *	EINVAL or EOVERFLOW that a run caused; otherwise @nr_runs
+ * @total_runs: out: runs in the session, after merging
+ * @total_pairs: out: pairs in the session
+ *
+ * Append runs. All of them are taken or none. Pairs are numbered from 0 in the
+ * order in which they were added; merging does not change a pair's number. The
+ * out fields are written with errors as well, once the structure was accepted.
+ *
+ * Errors: EBADFD (not bound, or a commit has begun), EINVAL (no runs, a run of
+ * 0 pairs, a reserved field not 0), E2BIG (more than max_add_runs), EOVERFLOW
+ * (a run that ends beyond gfn 2^52 - 1), EEXIST (a frame that the
+ * session has already, on the same side), ENOSPC (more than max_runs or
+ * max_pairs), ENOMEM.
+ */
+struct vmbeam_add {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 runs;
+	__u32 nr_runs;
+	__u32 bad_run;
+	__aligned_u64 total_runs;
+	__aligned_u64 total_pairs;
+};
+
+/**
+ * struct vmbeam_prepare - ioctl(VMBEAM_IOCTL_PREPARE)
+ * @size: sizeof(struct vmbeam_prepare)
+ * @flags: must be 0
+ * @first: number of the first pair to check
+ * @nr: how many pairs to check; 0 for all from @first on
+ * @status: pointer to one __s32 a pair checked, or 0
+ * @done: out: pairs checked; less than asked for when a signal came
+ * @refused: out: those of them that a commit would refuse now
+ *
+ * Dry run: ask the hypervisor about each pair and change nothing. A pair's
+ * status is 0 (would be swapped) or a negative errno:
+ *
+ *  -ENOENT      no memory behind one of the gfns
+ *  -EBUSY       a frame is referenced by something else: a device model, a
+ *               grant, a foreign mapping
+ *  -EOPNOTSUPP  not plain RAM: populate on demand, MMIO, shared, paged,
+ *               logged, grant or foreign map, or restricted access
+ *  -EXDEV       a frame that the domain maps but does not own
+ *  -EEXIST      a frame that appears twice
+ *  -ENOMEM      no memory to split a superpage
+ *
+ * Errors: EBADFD (nothing loaded), EINVAL (@first or @nr beyond the session's
+ * pairs), EINTR (a signal before the first pair), ESRCH, EPERM, ENXIO and EBUSY
+ * as for VMBEAM_IOCTL_OPEN.
+ */
+struct vmbeam_prepare {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 first;
+	__aligned_u64 nr;
+	__aligned_u64 status;
+	__aligned_u64 done;
+	__aligned_u64 refused;
+};
+
+/**
+ * struct vmbeam_commit - ioctl(VMBEAM_IOCTL_COMMIT)
+ * @size: sizeof(struct vmbeam_commit)
+ * @flags: must be 0
+ * @expected: where the caller believes the cursor to be
+ * @nr: stop after this many pairs; 0 to go on to the end
+ * @status: pointer to one __s32 a pair asked for, or 0; see
+ *	struct vmbeam_prepare. Pairs that were not reached get
+ *	VMBEAM_NOT_ATTEMPTED
+ * @cursor: out: number of the first pair that has not been dealt with
+ * @swapped: out: pairs swapped by this call
+ * @refused: out: pairs refused by this call; they are as they were
+ *
+ * Swap the pairs from the cursor on. Swapping a pair twice puts it back, so the
+ * cursor is kept by the kernel and a caller that is wrong about it changes
+ * nothing. The call returns 0 as soon as it got anywhere, also when a signal or
+ * an error ended it early: compare @cursor with what was asked for and call
+ * again. Only a call that dealt with no pair fails, with one exception: EFAULT
+ * when the caller's memory was taken away meanwhile, which VMBEAM_IOCTL_STATUS
+ * then explains. Pointers that are bad from the start are found before anything
+ * moves.
+ *
+ * Errors: EBADFD (nothing loaded, already committed, or rolled back), ESTALE
+ * (@expected is not the cursor, which is in @cursor), EINVAL (@nr beyond the
+ * end), EINTR (a signal before the first pair), ESRCH, EPERM, ENXIO and EBUSY
+ * as for VMBEAM_IOCTL_OPEN.
+ */
+struct vmbeam_commit {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 expected;
+	__aligned_u64 nr;
+	__aligned_u64 status;
+	__aligned_u64 cursor;
+	__aligned_u64 swapped;
+	__aligned_u64 refused;
+};
+
+/**
+ * struct vmbeam_status - ioctl(VMBEAM_IOCTL_STATUS)
+ * @size: sizeof(struct vmbeam_status)
+ * @flags: must be 0
+ * @state: out: enum vmbeam_state
+ * @domid_a: out: first domain, valid unless the session is unbound
+ * @domid_b: out: second domain, likewise
+ * @reserved: out: 0
+ * @runs: out: runs, after merging
+ * @pairs: out: pairs
+ * @cursor: out: number of the first pair that is not swapped or refused
+ * @swapped: out: pairs that are swapped now
+ * @refused: out: pairs before the cursor that were refused
+ * @hypercalls: out: hypercalls that this session has issued to swap
+ * @tlb_flushes: out: TLB flushes that the hypervisor counted for them
+ */
+struct vmbeam_status {
+	__u32 size;
+	__u32 flags;
+	__u32 state;
+	__u32 domid_a;
+	__u32 domid_b;
+	__u32 reserved;
+	__aligned_u64 runs;
+	__aligned_u64 pairs;
+	__aligned_u64 cursor;
+	__aligned_u64 swapped;
+	__aligned_u64 refused;
+	__aligned_u64 hypercalls;
+	__aligned_u64 tlb_flushes;
+};
+
+/**
+ * struct vmbeam_rollback - ioctl(VMBEAM_IOCTL_ROLLBACK)
+ * @size: sizeof(struct vmbeam_rollback)
+ * @flags: must be 0
+ * @expected: where the caller believes the cursor to be
+ * @cursor: out: pairs that remain to be put back; 0 when all are back
+ * @swapped: out: pairs put back by this call
+ *
+ * Put the pairs before the cursor back, from the last to the first; refused
+ * pairs are passed over. Like VMBEAM_IOCTL_COMMIT the call returns 0 as soon as
+ * it got anywhere. A pair that the hypervisor will not swap back, because
+ * something holds one of its frames, stops it: the cursor then is right after
+ * that pair. If the frame was taken while the call ran, some pairs below may be
+ * back already; they are known and passed over later.
+ *
+ * Errors: EBADFD (nothing was committed), ESTALE (@expected is not the cursor,
+ * which is in @cursor), EINTR (a signal before the first pair), ESRCH, EPERM,
+ * ENXIO and EBUSY as for VMBEAM_IOCTL_OPEN, and the status of a pair that the
+ * hypervisor will not swap back now, when it is the very next one.
+ */
+struct vmbeam_rollback {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 expected;
+	__aligned_u64 cursor;
+	__aligned_u64 swapped;
+};
+
+#define VMBEAM_IOCTL_INFO	_IOWR(VMBEAM_IOC_TYPE, 0, struct vmbeam_info)
+#define VMBEAM_IOCTL_OPEN	_IOWR(VMBEAM_IOC_TYPE, 1, struct vmbeam_open)
+#define VMBEAM_IOCTL_ADD	_IOWR(VMBEAM_IOC_TYPE, 2, struct vmbeam_add)
+#define VMBEAM_IOCTL_PREPARE	_IOWR(VMBEAM_IOC_TYPE, 3, struct vmbeam_prepare)
+#define VMBEAM_IOCTL_COMMIT	_IOWR(VMBEAM_IOC_TYPE, 4, struct vmbeam_commit)
+#define VMBEAM_IOCTL_STATUS	_IOWR(VMBEAM_IOC_TYPE, 5, struct vmbeam_status)
+#define VMBEAM_IOCTL_ROLLBACK	_IOWR(VMBEAM_IOC_TYPE, 6, struct vmbeam_rollback)
+
+#endif /* _UAPI_LINUX_VMBEAM_H */

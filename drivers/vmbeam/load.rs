@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! `ADD`: take runs into a session, all of a call's or none.
+
+use kernel::prelude::*;
+
+use crate::{
+    args::{
+        self,
+        Arg, //
+    },
+    marks,
+    pairs::{
+        self,
+        BadRun,
+        MAX_PAIRS, //
+    },
+    ranges::{
+        self,
+        Candidate,
+        Side, //
+    },
+    session::{
+        Session,
+        MAX_ADD_RUNS,
+        MAX_RUNS, //
+    },
+    uapi,
+};
+
+/// An error, and the run that caused it if one did.
+struct Refusal {
+    error: Error,
+    run: Option<u32>,
+}
+
+impl<E: Into<Error>> From<E> for Refusal {
+    fn from(error: E) -> Self {
+        Self {
+            error: error.into(),
+            run: None,
+        }
+    }
+}
+
+impl Refusal {
+    fn of_run(error: Error, run: u32) -> Self {
+        Self {
+            error,
+            run: Some(run),
+        }
+    }
+}
+
+impl Session {
+    /// IOCTL: `ADD`: append runs. The out fields are written whatever the result,
+    /// so that a caller can tell an error of its own from one that a run caused.
+    ///
+    /// # Errors
+    ///
+    /// Those of the uAPI header.
+    pub(crate) fn add(&mut self, mut arg: Arg<uapi::Add>) -> Result {
+        let result = self.take_runs(arg.value.runs, arg.value.nr_runs);
+        let bad_run = result.as_ref().err().and_then(|refusal| refusal.run);
+
+        arg.value.bad_run = bad_run.unwrap_or(arg.value.nr_runs);
+        arg.value.total_runs = u64::try_from(self.runs.len())?;
+        arg.value.total_pairs = self.progress.pairs().into();
+        let written = arg.write();
+        result.map_err(|refusal| refusal.error)?;
+        written
+    }
+
+    fn take_runs(&mut self, addr: u64, nr_runs: u32) -> Result<(), Refusal> {
+        if nr_runs == 0 {
+            return Err(EINVAL.into());
+        }
+        if nr_runs > MAX_ADD_RUNS {
+            return Err(E2BIG.into());
+        }
+        if self.bound.is_none() || !self.progress.may_add() {
+            return Err(EBADFD.into());
+        }
+
+        let nr_runs = usize::try_from(nr_runs).map_err(Error::from)?;
+        let mut new = KVVec::from_elem(uapi::Run::default(), nr_runs, GFP_KERNEL_ACCOUNT)?;
+        args::read_array(addr, &mut new)?;
+
+        for (run, index) in new.iter().zip(0u32..) {
+            pairs::validate(run).map_err(|bad| {
+                let error = match bad {
+                    BadRun::Invalid => EINVAL,
+                    BadRun::Overflow => EOVERFLOW,
+                };
+                Refusal::of_run(error, index)
+            })?;
+        }
+
+        let [used_a, used_b] = &mut self.used;
+        let new_a = sorted(&new, Side::A)?;
+        let new_b = sorted(&new, Side::B)?;
+        let conflicts = [
+            ranges::first_conflict(used_a, &new_a),
+            ranges::first_conflict(used_b, &new_b),
+        ];
+        if let Some(run) = conflicts.into_iter().flatten().min() {
+            return Err(Refusal::of_run(EEXIST, run));
+        }
+
+        let (nr_merged, nr_pairs) = pairs::size_with(&self.runs, &new);
+        let nr_pairs = u32::try_from(nr_pairs).unwrap_or(u32::MAX);
+        if nr_merged > MAX_RUNS || nr_pairs > MAX_PAIRS {
+            return Err(ENOSPC.into());
+        }
+
+        // All that can fail comes first.
+        let nr_words = marks::words(nr_pairs);
+        self.runs.reserve(nr_runs, GFP_KERNEL_ACCOUNT)?;
+        used_a.reserve(nr_runs, GFP_KERNEL_ACCOUNT)?;
+        used_b.reserve(nr_runs, GFP_KERNEL_ACCOUNT)?;
+        self.refused.resize(nr_words, 0, GFP_KERNEL_ACCOUNT)?;
+        self.back.resize(nr_words, 0, GFP_KERNEL_ACCOUNT)?;
+
+        extend(&mut self.runs, nr_runs, |runs, len| {
+            pairs::append(runs, len, &new)
+        })?;
+        extend(used_a, nr_runs, |used, len| {
+            ranges::merge(used, len, &new_a)
+        })?;
+        extend(used_b, nr_runs, |used, len| {
+            ranges::merge(used, len, &new_b)
+        })?;
+        self.progress.loaded(nr_pairs);
+        Ok(())
+    }
+}
+
+fn sorted(runs: &[uapi::Run], side: Side) -> Result<KVVec<Candidate>> {
+    let mut out = KVVec::from_elem(Candidate::default(), runs.len(), GFP_KERNEL_ACCOUNT)?;
+
+    ranges::candidates(runs, side, &mut out);
+    Ok(out)
+}
+
+/// Enlarge `list` by `more` elements, for which there is room, have `fill` put
+/// them to use, and drop those that it did not need.
+fn extend<T: Default + Clone>(
+    list: &mut KVVec<T>,
+    more: usize,
+    fill: impl FnOnce(&mut [T], usize) -> usize,
+) -> Result {
+    let len = list.len();
+
+    list.resize(len.saturating_add(more), T::default(), GFP_KERNEL_ACCOUNT)?;
+    let filled = fill(list, len);
+    list.truncate(filled);
+    Ok(())
+}

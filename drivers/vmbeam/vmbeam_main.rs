@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! VMBeam: exchange machine memory between two host VMs.
+//!
+//! `/dev/vmbeam` is the interface of a patched Xen that swaps the machine frames
+//! behind two lists of guest frames. One open file is one *session*: it is bound
+//! to a pair of domains for good, is given runs of frame pairs, and then swaps
+//! them in batches, one hypercall each.
+//!
+//! Swapping a pair twice puts it back. So the one thing that must never be lost
+//! or guessed is how far a session has come, and the whole driver is built around
+//! that: the *cursor* lives here, is updated from the hypervisor's own count
+//! after every hypercall, and a caller that is wrong about it changes nothing.
+//!
+//! The interface is documented in `include/uapi/linux/vmbeam.h` and in
+//! `Documentation/userspace-api/vmbeam.rst`.
+//!
+//! # Layers
+//!
+//! - `file`: an open file; who may work on its session when; ioctl numbers.
+//! - `args`: request structures and arrays in user memory.
+//! - `session`: what the requests do. `load`, `swap`: its larger parts.
+//! - `xen`: the hypercall; all `unsafe` code.
+//! - [`pairs`], [`ranges`], [`marks`], [`progress`]: logic that knows neither a
+//!   kernel nor a hypervisor. `cargo test` in `rust/core` runs the same files.
+//!
+//! # Limitations
+//!
+//! - A session's lists take up to about 200 MiB of kernel memory at the very
+//!   largest (`MAX_RUNS` runs that do not merge, `MAX_PAIRS` pairs, while an
+//!   `ADD` runs), charged to the memory cgroup of the caller. A guest VM of
+//!   256 MiB whose frames are all apart takes 4 to 8 MiB.
+//! - x86 only: elsewhere Xen does not have the hypercall.
+
+use kernel::{
+    miscdevice::{
+        MiscDeviceOptions,
+        MiscDeviceRegistration, //
+    },
+    prelude::*,
+};
+
+mod args;
+mod file;
+mod load;
+mod session;
+mod swap;
+
+#[path = "../../rust/kernel/xen.rs"]
+mod xen;
+
+#[path = "../../rust/core/src/marks.rs"]
+pub mod marks;
+#[path = "../../rust/core/src/pairs.rs"]
+pub mod pairs;
+#[path = "../../rust/core/src/progress.rs"]
+pub mod progress;
+#[path = "../../rust/core/src/ranges.rs"]
+pub mod ranges;
+#[path = "../../rust/core/src/uapi.rs"]
+pub mod uapi;
+#[path = "../../rust/core/src/xen_abi.rs"]
+pub mod xen_abi;
+
+module! {
+    type: VmbeamModule,
+    name: "vmbeam",
+    authors: ["VMBeam developers"],
+    description: "Exchange machine memory between two host VMs",
+    license: "GPL",
+}
+
+/// The loaded module: its device exists as long as this does.
+#[pin_data]
+struct VmbeamModule {
+    #[pin]
+    _device: MiscDeviceRegistration<file::Vmbeam>,
+}
+
+impl kernel::InPlaceModule for VmbeamModule {
+    fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        // Not a reason to fail: a program can ask, and explain what is missing.
+        if !xen::implemented() {
+            pr_info!("this hypervisor does not implement the swap of frames\n");
+        }
+
+        try_pin_init!(Self {
+            _device <- MiscDeviceRegistration::register(MiscDeviceOptions { name: c"vmbeam" }),
+        })
+    }
+}

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The frames that a session uses on one side, as sorted ranges: finds a frame
+//! that is named twice.
+
+use super::uapi;
+
+/// Frames `start..start + nr`, not empty.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Range {
+    /// First frame.
+    pub start: u64,
+    /// Number of frames.
+    pub nr: u64,
+}
+
+impl Range {
+    const fn end(&self) -> u64 {
+        self.start.saturating_add(self.nr)
+    }
+
+    const fn overlaps(&self, other: &Self) -> bool {
+        self.start < other.end() && other.start < self.end()
+    }
+}
+
+/// A range and which run of the call it comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Candidate {
+    /// First frame.
+    pub start: u64,
+    /// Number of frames.
+    pub nr: u32,
+    /// Index of the run.
+    pub index: u32,
+}
+
+impl Candidate {
+    const fn range(&self) -> Range {
+        Range {
+            start: self.start,
+            nr: self.nr as u64,
+        }
+    }
+}
+
+/// Which domain's frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Domain A.
+    A,
+    /// Domain B.
+    B,
+}
+
+/// Put the frames of `runs` on one side into `out`, which must be as long, in
+/// ascending order.
+pub fn candidates(runs: &[uapi::Run], side: Side, out: &mut [Candidate]) {
+    for ((run, index), slot) in runs.iter().zip(0u32..).zip(out.iter_mut()) {
+        *slot = Candidate {
+            start: match side {
+                Side::A => run.gfn_a,
+                Side::B => run.gfn_b,
+            },
+            nr: run.nr,
+            index,
+        };
+    }
+    sort(out);
+}
+
+/// Sort by first frame. Not the standard library's sort: that one panics when an
+/// order contradicts itself, which this code may not even seem to do.
+fn sort(list: &mut [Candidate]) {
+    if list.is_sorted_by_key(|c| c.start) {
+        return;
+    }
+    // Heapsort: no memory, and no input makes it slow.
+    for root in (0..list.len() / 2).rev() {
+        sift_down(list, root);
+    }
+    for end in (1..list.len()).rev() {
+        list.swap(0, end);
+        if let Some(heap) = list.get_mut(..end) {
+            sift_down(heap, 0);
+        }
+    }
+}
+
+/// Let the element at `root` sink until none of its two children is larger.
+fn sift_down(heap: &mut [Candidate], mut root: usize) {
+    let start = |heap: &[Candidate], i: usize| heap.get(i).map(|c| c.start);
+
+    loop {
+        let left = root.saturating_mul(2).saturating_add(1);
+        let right = left.saturating_add(1);
+        // `None`, an element that is not there, is smaller than any.
+        let child = if start(heap, right) > start(heap, left) {
+            right
+        } else {
+            left
+        };
+        if start(heap, child) <= start(heap, root) {
+            return;
+        }
+        heap.swap(root, child);
+        root = child;
+    }
+}
+
+/// Whether any of the runs before `limit` shares a frame with `used` or with
+/// another run before `limit`.
+fn conflict_before(used: &[Range], sorted: &[Candidate], limit: u32) -> bool {
+    let mut end = 0;
+
+    for candidate in sorted.iter().filter(|c| c.index < limit) {
+        let range = candidate.range();
+        let at = used.partition_point(|u| u.end() <= range.start);
+
+        if range.start < end || used.get(at).is_some_and(|u| u.overlaps(&range)) {
+            return true;
+        }
+        end = range.end();
+    }
+    false
+}
+
+/// Index of the first run, in the order of the call, that names a frame which
+/// `used` or an earlier run has.
+pub fn first_conflict(used: &[Range], sorted: &[Candidate]) -> Option<u32> {
+    let all = u32::try_from(sorted.len()).unwrap_or(u32::MAX);
+
+    if !conflict_before(used, sorted, all) {
+        return None;
+    }
+
+    // Bisect for the shortest beginning of the call that has a conflict: its
+    // last run is the culprit. Only a failing call pays for it.
+    let (mut good, mut bad) = (0, all);
+    while bad - good > 1 {
+        let middle = good + (bad - good) / 2;
+        if conflict_before(used, sorted, middle) {
+            bad = middle;
+        } else {
+            good = middle;
+        }
+    }
+    Some(good)
+}
+
+/// Merge `sorted`, which has no conflict, into the first `len` elements of
+/// `used` and return the new length. The caller brings `sorted.len()` more.
+pub fn merge(used: &mut [Range], len: usize, sorted: &[Candidate]) -> usize {
+    // From the back, so that nothing is overwritten before it has moved.
+    let mut old = len;
+    let mut to = len.saturating_add(sorted.len());
+
+    for candidate in sorted.iter().rev() {
+        while let Some(last) = old.checked_sub(1).and_then(|i| used.get(i)).copied() {
+            if last.start < candidate.start {
+                break;
+            }
+            old = old.saturating_sub(1);
+            to = to.saturating_sub(1);
+            store(used, to, last);
+        }
+        to = to.saturating_sub(1);
+        store(used, to, candidate.range());
+    }
+
+    coalesce(used, len.saturating_add(sorted.len()))
+}
+
+/// Join ranges that touch; return how many are left.
+fn coalesce(used: &mut [Range], len: usize) -> usize {
+    let mut kept: usize = 0;
+
+    for i in 0..len {
+        let Some(range) = used.get(i).copied() else {
+            break;
+        };
+        match kept.checked_sub(1).and_then(|k| used.get_mut(k)) {
+            Some(prev) if prev.end() == range.start => prev.nr = prev.nr.saturating_add(range.nr),
+            _ => {
+                store(used, kept, range);
+                kept = kept.saturating_add(1);
+            }
+        }
+    }
+    kept
+}
+
+fn store(used: &mut [Range], at: usize, range: Range) {
+    if let Some(slot) = used.get_mut(at) {
+        *slot = range;
+    }
+}

@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The interface of `/dev/vmbeam`, as `include/uapi/linux/vmbeam.h` has it.
+//!
+//! The header says what every field means. The structures are written by hand
+//! because a module outside the kernel tree cannot run the kernel's bindgen; the
+//! numbers at the end, which `vmbeam_glue.c` asserts of the header as well, keep
+//! the two together.
+
+use zerocopy_derive::{
+    FromBytes,
+    Immutable,
+    IntoBytes,
+    KnownLayout, //
+};
+
+/// Type byte of every ioctl of the device.
+pub const IOC_TYPE: u32 = 0xbb;
+
+/// Number of `VMBEAM_IOCTL_INFO`.
+pub const NR_INFO: u32 = 0;
+/// Number of `VMBEAM_IOCTL_OPEN`.
+pub const NR_OPEN: u32 = 1;
+/// Number of `VMBEAM_IOCTL_ADD`.
+pub const NR_ADD: u32 = 2;
+/// Number of `VMBEAM_IOCTL_PREPARE`.
+pub const NR_PREPARE: u32 = 3;
+/// Number of `VMBEAM_IOCTL_COMMIT`.
+pub const NR_COMMIT: u32 = 4;
+/// Number of `VMBEAM_IOCTL_STATUS`.
+pub const NR_STATUS: u32 = 5;
+/// Number of `VMBEAM_IOCTL_ROLLBACK`.
+pub const NR_ROLLBACK: u32 = 6;
+
+/// Status of a pair that has not been looked at.
+pub const NOT_ATTEMPTED: i32 = 1;
+
+/// `vmbeam_info.features`: the hypervisor implements the swap.
+pub const FEATURE_SWAP: u64 = 1 << 0;
+
+/// No `VMBEAM_IOCTL_OPEN` yet.
+pub const STATE_UNBOUND: u32 = 0;
+/// Bound to two domains, no runs.
+pub const STATE_EMPTY: u32 = 1;
+/// Has runs, nothing swapped.
+pub const STATE_LOADED: u32 = 2;
+/// The pairs before the cursor have been dealt with.
+pub const STATE_COMMITTING: u32 = 3;
+/// Every pair has been dealt with.
+pub const STATE_COMMITTED: u32 = 4;
+/// The pairs at and after the cursor are back.
+pub const STATE_ROLLING_BACK: u32 = 5;
+/// Every pair is where it was at first.
+pub const STATE_ROLLED_BACK: u32 = 6;
+
+macro_rules! abi_struct {
+    ($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident: $ty:ty,)* }) => {
+        $(#[$doc])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+        pub struct $name {
+            $($(#[$fdoc])* pub $field: $ty,)*
+        }
+    };
+}
+
+abi_struct! {
+    /// `struct vmbeam_info`
+    Info {
+        /// Size of this structure.
+        size: u32,
+        /// Must be 0.
+        flags: u32,
+        /// Out: `FEATURE_*`.
+        features: u64,
+        /// Out: most runs in one `ADD`.
+        max_add_runs: u32,
+        /// Out: most pairs that one hypercall is given.
+        batch_pairs: u32,
+        /// Out: most runs in one session.
+        max_runs: u64,
+        /// Out: most pairs in one session.
+        max_pairs: u64,
+    }
+}
+
+abi_struct! {
+    /// `struct vmbeam_open`
+    Open {
+        /// Size of this structure.
+        size: u32,
+        /// Must be 0.
+        flags: u32,
+        /// First domain.
+        domid_a: u32,
+        /// Second domain.
+        domid_b: u32,
+    }
+}
+
+abi_struct! {
+    /// `struct vmbeam_run`
+    Run {
+        /// First frame in domain A.
+        gfn_a: u64,
+        /// First frame in domain B.
+        gfn_b: u64,
+        /// Number of pairs.
+        nr: u32,
+        /// Must be 0.
+        reserved: u32,
+    }
+}
+
+abi_struct! {
+    /// `struct vmbeam_add`
+    Add {
+        /// Size of this structure.
+        size: u32,
+        /// Must be 0.
+        flags: u32,
+        /// Address of the runs.
+        runs: u64,
+        /// Number of runs.
+        nr_runs: u32,
+        /// Out: index of the run that was not taken.
+        bad_run: u32,
+        /// Out: runs in the session.
+        total_runs: u64,
+        /// Out: pairs in the session.
+        total_pairs: u64,
+    }
+}
+
+abi_struct! {
+    /// `struct vmbeam_prepare`
+    Prepare {
+        /// Size of this structure.
+        size: u32,
+        /// Must be 0.
+        flags: u32,
+        /// First pair to check.
+        first: u64,
+        /// Pairs to check, 0 for all.
+        nr: u64,
+        /// Address of the statuses, or 0.
+        status: u64,
+        /// Out: pairs checked.
+        done: u64,
+        /// Out: pairs that would be refused.
+        refused: u64,
+    }
+}
+
+abi_struct! {
+    /// `struct vmbeam_commit`
+    Commit {
+        /// Size of this structure.
+        size: u32,
+        /// Must be 0.
+        flags: u32,
+        /// Where the caller believes the cursor to be.
+        expected: u64,
+        /// Pairs to deal with, 0 for all.
+        nr: u64,
+        /// Address of the statuses, or 0.
+        status: u64,
+        /// Out: first pair not dealt with.
+        cursor: u64,
+        /// Out: pairs swapped by this call.
+        swapped: u64,
+        /// Out: pairs refused by this call.
+        refused: u64,
+    }
+}
+
+abi_struct! {
+    /// `struct vmbeam_status`
+    Status {
+        /// Size of this structure.
+        size: u32,
+        /// Must be 0.
+        flags: u32,
+        /// Out: `STATE_*`.
+        state: u32,
+        /// Out: first domain.
+        domid_a: u32,
+        /// Out: second domain.
+        domid_b: u32,
+        /// Out: 0.
+        reserved: u32,
+        /// Out: runs.
+        runs: u64,
+        /// Out: pairs.
+        pairs: u64,
+        /// Out: first pair not dealt with.
+        cursor: u64,
+        /// Out: pairs that are swapped now.
+        swapped: u64,
+        /// Out: pairs before the cursor that were refused.
+        refused: u64,
+        /// Out: hypercalls issued to swap.
+        hypercalls: u64,
+        /// Out: TLB flushes that they took.
+        tlb_flushes: u64,
+    }
+}
+
+abi_struct! {
+    /// `struct vmbeam_rollback`
+    Rollback {
+        /// Size of this structure.
+        size: u32,
+        /// Must be 0.
+        flags: u32,
+        /// Where the caller believes the cursor to be.
+        expected: u64,
+        /// Out: pairs that remain to be put back.
+        cursor: u64,
+        /// Out: pairs put back by this call.
+        swapped: u64,
+    }
+}
+
+/// What every request structure begins with.
+pub trait Request: zerocopy::FromBytes + zerocopy::IntoBytes + zerocopy::Immutable {
+    /// The flags that the caller set; none is defined so far.
+    fn flags(&self) -> u32;
+}
+
+macro_rules! request {
+    ($($name:ident)*) => {
+        $(impl Request for $name {
+            fn flags(&self) -> u32 {
+                self.flags
+            }
+        })*
+    };
+}
+
+request!(Info Open Add Prepare Commit Status Rollback);
+
+macro_rules! assert_layout {
+    ($name:ident, $size:literal, $($field:ident: $offset:literal),*) => {
+        const _: () = {
+            assert!(core::mem::size_of::<$name>() == $size);
+            $(assert!(core::mem::offset_of!($name, $field) == $offset);)*
+        };
+    };
+}
+
+assert_layout!(Info, 40, features: 8, max_add_runs: 16, batch_pairs: 20, max_runs: 24,
+    max_pairs: 32);
+assert_layout!(Open, 16, domid_a: 8, domid_b: 12);
+assert_layout!(Run, 24, gfn_a: 0, gfn_b: 8, nr: 16, reserved: 20);
+assert_layout!(Add, 40, runs: 8, nr_runs: 16, bad_run: 20, total_runs: 24, total_pairs: 32);
+assert_layout!(Prepare, 48, first: 8, nr: 16, status: 24, done: 32, refused: 40);
+assert_layout!(Commit, 56, expected: 8, nr: 16, status: 24, cursor: 32, swapped: 40, refused: 48);
+assert_layout!(Status, 80, state: 8, domid_a: 12, domid_b: 16, reserved: 20, runs: 24, pairs: 32,
+    cursor: 40, swapped: 48, refused: 56, hypercalls: 64, tlb_flushes: 72);
+assert_layout!(Rollback, 32, expected: 8, cursor: 16, swapped: 24);

@@ -1,0 +1,1215 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Selftest of /dev/vmbeam. Runs as root in dom0.
+ *
+ * The first fixture needs no hypervisor. The second one needs a Xen with the
+ * swap hypercall, and is skipped on any other. Its domains have memory and
+ * nothing else: A's frames are filled with one pattern and B's with another, so
+ * where every frame went can be told from its contents.
+ */
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stddef.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+
+#include <linux/vmbeam.h>
+
+#include "kselftest_harness.h"
+
+#include "domains.h"
+
+#define DEVICE "/dev/vmbeam"
+#define FRAMES 64
+#define TAG_A 0xaaaa
+#define TAG_B 0xbbbb
+#define MANY 6000
+
+#define PTR(p) ((__u64)(uintptr_t)(p))
+
+#define EXPECT_FAIL(error, call) do {			\
+	errno = 0;					\
+	EXPECT_EQ(-1, (call));				\
+	EXPECT_EQ((error), errno);			\
+} while (0)
+
+/* The two fields that every request begins with. */
+struct head {
+	__u32 size;
+	__u32 flags;
+};
+
+/*
+ * Start a request: every byte is poison, so that a field which the kernel does
+ * not read or write as documented shows.
+ */
+static void poison(void *arg, __u32 size)
+{
+	struct head *head = arg;
+
+	memset(arg, 0xcc, size);
+	head->size = size;
+	head->flags = 0;
+}
+
+static int do_open(int fd, __u32 a, __u32 b)
+{
+	struct vmbeam_open arg;
+
+	poison(&arg, sizeof(arg));
+	arg.domid_a = a;
+	arg.domid_b = b;
+	return ioctl(fd, VMBEAM_IOCTL_OPEN, &arg);
+}
+
+static int do_add(int fd, const struct vmbeam_run *runs, __u32 nr,
+		  struct vmbeam_add *out)
+{
+	struct vmbeam_add arg;
+	int ret;
+
+	poison(&arg, sizeof(arg));
+	arg.runs = PTR(runs);
+	arg.nr_runs = nr;
+	ret = ioctl(fd, VMBEAM_IOCTL_ADD, &arg);
+	if (out)
+		*out = arg;
+	return ret;
+}
+
+static int add_one(int fd, __u64 gfn_a, __u64 gfn_b, __u32 nr)
+{
+	struct vmbeam_run run = { gfn_a, gfn_b, nr, 0 };
+
+	return do_add(fd, &run, 1, NULL);
+}
+
+static int do_prepare(int fd, __u64 first, __u64 nr, __s32 *status,
+		      struct vmbeam_prepare *out)
+{
+	struct vmbeam_prepare arg;
+	int ret;
+
+	poison(&arg, sizeof(arg));
+	arg.first = first;
+	arg.nr = nr;
+	arg.status = PTR(status);
+	ret = ioctl(fd, VMBEAM_IOCTL_PREPARE, &arg);
+	if (out)
+		*out = arg;
+	return ret;
+}
+
+static int do_commit(int fd, __u64 expected, __u64 nr, __s32 *status,
+		     struct vmbeam_commit *out)
+{
+	struct vmbeam_commit arg;
+	int ret;
+
+	poison(&arg, sizeof(arg));
+	arg.expected = expected;
+	arg.nr = nr;
+	arg.status = PTR(status);
+	ret = ioctl(fd, VMBEAM_IOCTL_COMMIT, &arg);
+	if (out)
+		*out = arg;
+	return ret;
+}
+
+static int do_rollback(int fd, __u64 expected, struct vmbeam_rollback *out)
+{
+	struct vmbeam_rollback arg;
+	int ret;
+
+	poison(&arg, sizeof(arg));
+	arg.expected = expected;
+	ret = ioctl(fd, VMBEAM_IOCTL_ROLLBACK, &arg);
+	if (out)
+		*out = arg;
+	return ret;
+}
+
+static struct vmbeam_status get_status(int fd)
+{
+	struct vmbeam_status arg;
+
+	poison(&arg, sizeof(arg));
+	if (ioctl(fd, VMBEAM_IOCTL_STATUS, &arg))
+		arg.state = UINT32_MAX;
+	return arg;
+}
+
+static bool has_swap(int fd)
+{
+	struct vmbeam_info arg;
+
+	poison(&arg, sizeof(arg));
+	return !ioctl(fd, VMBEAM_IOCTL_INFO, &arg) &&
+	       (arg.features & VMBEAM_FEATURE_SWAP);
+}
+
+static const struct {
+	unsigned int cmd;
+	unsigned int size;
+} ioctls[] = {
+	{ VMBEAM_IOCTL_INFO, sizeof(struct vmbeam_info) },
+	{ VMBEAM_IOCTL_OPEN, sizeof(struct vmbeam_open) },
+	{ VMBEAM_IOCTL_ADD, sizeof(struct vmbeam_add) },
+	{ VMBEAM_IOCTL_PREPARE, sizeof(struct vmbeam_prepare) },
+	{ VMBEAM_IOCTL_COMMIT, sizeof(struct vmbeam_commit) },
+	{ VMBEAM_IOCTL_STATUS, sizeof(struct vmbeam_status) },
+	{ VMBEAM_IOCTL_ROLLBACK, sizeof(struct vmbeam_rollback) },
+};
+
+#define NR_IOCTLS ARRAY_SIZE(ioctls)
+
+/* A page that cannot be accessed follows directly. */
+static char *page_before_hole(void)
+{
+	char *p = mmap(NULL, 8192, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (p == MAP_FAILED || mprotect(p + 4096, 4096, PROT_NONE))
+		return NULL;
+	return p;
+}
+
+/* ---- No hypervisor needed ---- */
+
+FIXTURE(device) {
+	int fd;
+};
+
+FIXTURE_SETUP(device)
+{
+	self->fd = open(DEVICE, O_RDWR | O_CLOEXEC);
+	ASSERT_LE(0, self->fd) {
+		TH_LOG("%s: %s; is vmbeam.ko loaded?", DEVICE, strerror(errno));
+	}
+}
+
+FIXTURE_TEARDOWN(device)
+{
+	close(self->fd);
+}
+
+TEST_F(device, info)
+{
+	struct vmbeam_info arg;
+
+	poison(&arg, sizeof(arg));
+	ASSERT_EQ(0, ioctl(self->fd, VMBEAM_IOCTL_INFO, &arg));
+	EXPECT_EQ(0, arg.features & ~VMBEAM_FEATURE_SWAP);
+	EXPECT_EQ(65536, arg.max_add_runs);
+	EXPECT_EQ(4096, arg.batch_pairs);
+	EXPECT_EQ(1 << 20, arg.max_runs);
+	EXPECT_EQ(1 << 28, arg.max_pairs);
+	EXPECT_EQ(sizeof(arg), arg.size);
+}
+
+TEST_F(device, size_too_small)
+{
+	char buf[128];
+	struct head *head = (void *)buf;
+	unsigned int i;
+
+	for (i = 0; i < NR_IOCTLS; i++) {
+		memset(buf, 0, sizeof(buf));
+		EXPECT_FAIL(EINVAL, ioctl(self->fd, ioctls[i].cmd, buf));
+		head->size = ioctls[i].size - 1;
+		EXPECT_FAIL(EINVAL, ioctl(self->fd, ioctls[i].cmd, buf));
+	}
+}
+
+TEST_F(device, size_too_large)
+{
+	static char buf[8192];
+	struct head *head = (void *)buf;
+	unsigned int i;
+
+	for (i = 0; i < NR_IOCTLS; i++) {
+		/* The last byte of a tail that the kernel does not know. */
+		memset(buf, 0, sizeof(buf));
+		head->size = ioctls[i].size + 200;
+		buf[head->size - 1] = 1;
+		EXPECT_FAIL(E2BIG, ioctl(self->fd, ioctls[i].cmd, buf));
+		/* The first. */
+		memset(buf, 0, sizeof(buf));
+		head->size = ioctls[i].size + 1;
+		buf[ioctls[i].size] = 1;
+		EXPECT_FAIL(E2BIG, ioctl(self->fd, ioctls[i].cmd, buf));
+		/* Absurd. */
+		memset(buf, 0, sizeof(buf));
+		head->size = 4097;
+		EXPECT_FAIL(E2BIG, ioctl(self->fd, ioctls[i].cmd, buf));
+		head->size = UINT32_MAX;
+		EXPECT_FAIL(E2BIG, ioctl(self->fd, ioctls[i].cmd, buf));
+	}
+}
+
+TEST_F(device, zero_tail_is_accepted)
+{
+	struct {
+		struct vmbeam_info info;
+		char tail[100];
+	} arg;
+
+	memset(&arg, 0, sizeof(arg));
+	arg.info.size = sizeof(arg);
+	EXPECT_EQ(0, ioctl(self->fd, VMBEAM_IOCTL_INFO, &arg));
+	EXPECT_EQ(65536, arg.info.max_add_runs);
+}
+
+TEST_F(device, size_in_the_number_does_not_matter)
+{
+	struct vmbeam_info arg;
+
+	poison(&arg, sizeof(arg));
+	EXPECT_EQ(0, ioctl(self->fd, _IOWR(VMBEAM_IOC_TYPE, 0, char[200]), &arg));
+	EXPECT_EQ(65536, arg.max_add_runs);
+}
+
+TEST_F(device, unknown_flags)
+{
+	char buf[128];
+	struct head *head = (void *)buf;
+	unsigned int i;
+
+	for (i = 0; i < NR_IOCTLS; i++) {
+		memset(buf, 0, sizeof(buf));
+		head->size = ioctls[i].size;
+		head->flags = 1;
+		EXPECT_FAIL(EOPNOTSUPP, ioctl(self->fd, ioctls[i].cmd, buf));
+		head->flags = 1u << 31;
+		EXPECT_FAIL(EOPNOTSUPP, ioctl(self->fd, ioctls[i].cmd, buf));
+	}
+}
+
+TEST_F(device, bad_argument_pointers)
+{
+	char *page = page_before_hole();
+	struct head *head;
+	unsigned int i;
+
+	ASSERT_NE(NULL, page);
+	for (i = 0; i < NR_IOCTLS; i++) {
+		EXPECT_FAIL(EFAULT, ioctl(self->fd, ioctls[i].cmd, NULL));
+		EXPECT_FAIL(EFAULT, ioctl(self->fd, ioctls[i].cmd, page + 4096));
+		/* An address of the kernel. */
+		EXPECT_FAIL(EFAULT, ioctl(self->fd, ioctls[i].cmd, -4096UL));
+		/* The size can be read and the rest cannot. */
+		head = (void *)(page + 4096 - 8);
+		head->size = ioctls[i].size;
+		head->flags = 0;
+		EXPECT_FAIL(EFAULT, ioctl(self->fd, ioctls[i].cmd, head));
+	}
+}
+
+TEST_F(device, out_fields_that_cannot_be_written)
+{
+	struct vmbeam_info *info = mmap(NULL, 4096, PROT_READ | PROT_WRITE,
+					MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	ASSERT_NE(MAP_FAILED, info);
+	info->size = sizeof(*info);
+	ASSERT_EQ(0, mprotect(info, 4096, PROT_READ));
+	EXPECT_FAIL(EFAULT, ioctl(self->fd, VMBEAM_IOCTL_INFO, info));
+}
+
+TEST_F(device, misaligned_argument_is_fine)
+{
+	char buf[sizeof(struct vmbeam_info) + 1];
+	struct vmbeam_info arg;
+
+	poison(&arg, sizeof(arg));
+	memcpy(buf + 1, &arg, sizeof(arg));
+	ASSERT_EQ(0, ioctl(self->fd, VMBEAM_IOCTL_INFO, buf + 1));
+	memcpy(&arg, buf + 1, sizeof(arg));
+	EXPECT_EQ(65536, arg.max_add_runs);
+}
+
+TEST_F(device, unknown_ioctls)
+{
+	char buf[4096];
+	unsigned int nr;
+
+	memset(buf, 0, sizeof(buf));
+	for (nr = NR_IOCTLS; nr < 256; nr++)
+		EXPECT_FAIL(ENOTTY, ioctl(self->fd, _IOWR(VMBEAM_IOC_TYPE, nr, __u64), buf));
+	EXPECT_FAIL(ENOTTY, ioctl(self->fd, _IO(VMBEAM_IOC_TYPE + 1, 0), buf));
+	EXPECT_FAIL(ENOTTY, ioctl(self->fd, 0, buf));
+}
+
+TEST_F(device, open_bad_domids)
+{
+	EXPECT_FAIL(EINVAL, do_open(self->fd, 1, 1));
+	EXPECT_FAIL(EINVAL, do_open(self->fd, 1, 0x7ff0));
+	EXPECT_FAIL(EINVAL, do_open(self->fd, 0x7ff0, 1));
+	EXPECT_FAIL(EINVAL, do_open(self->fd, 1, 0x10002));
+	EXPECT_FAIL(EINVAL, do_open(self->fd, UINT32_MAX, 1));
+}
+
+TEST_F(device, unbound)
+{
+	struct vmbeam_run run = { 0, 0, 1, 0 };
+	struct vmbeam_status status = get_status(self->fd);
+
+	EXPECT_EQ(VMBEAM_STATE_UNBOUND, status.state);
+	EXPECT_EQ(0, status.reserved);
+	EXPECT_EQ(0, status.runs);
+	EXPECT_EQ(0, status.pairs);
+	EXPECT_EQ(0, status.cursor);
+	EXPECT_EQ(0, status.swapped);
+	EXPECT_EQ(0, status.refused);
+	EXPECT_EQ(0, status.hypercalls);
+	EXPECT_EQ(0, status.tlb_flushes);
+	EXPECT_FAIL(EBADFD, do_add(self->fd, &run, 1, NULL));
+	EXPECT_FAIL(EBADFD, do_prepare(self->fd, 0, 0, NULL, NULL));
+	EXPECT_FAIL(EBADFD, do_commit(self->fd, 0, 0, NULL, NULL));
+	EXPECT_FAIL(EBADFD, do_rollback(self->fd, 0, NULL));
+}
+
+TEST_F(device, hypervisor_without_the_hypercall)
+{
+	if (has_swap(self->fd))
+		SKIP(return, "this hypervisor has it");
+	EXPECT_FAIL(EOPNOTSUPP, do_open(self->fd, 1, 2));
+	EXPECT_EQ(VMBEAM_STATE_UNBOUND, get_status(self->fd).state);
+}
+
+/* rmmod(8) reports this as "in use"; the system call says EWOULDBLOCK. */
+TEST_F(device, module_in_use)
+{
+	EXPECT_EQ(-1, syscall(SYS_delete_module, "vmbeam", O_NONBLOCK));
+	if (errno == ENOENT)
+		SKIP(return, "not a module");
+	EXPECT_TRUE(errno == EBUSY || errno == EWOULDBLOCK) {
+		TH_LOG("delete_module: %s", strerror(errno));
+	}
+	EXPECT_TRUE(get_status(self->fd).state == VMBEAM_STATE_UNBOUND);
+}
+
+/* ---- Two domains ---- */
+
+FIXTURE(pair) {
+	int fd;
+	__u32 a, b;
+};
+
+FIXTURE_SETUP(pair)
+{
+	self->a = NO_DOMAIN;
+	self->b = NO_DOMAIN;
+	self->fd = open(DEVICE, O_RDWR | O_CLOEXEC);
+	ASSERT_LE(0, self->fd);
+	if (!has_swap(self->fd))
+		SKIP(return, "this hypervisor has no swap of frames");
+	ASSERT_EQ(0, xen_open()) {
+		TH_LOG("xenctrl: %s", strerror(errno));
+	}
+	self->a = domain_create(DOMAIN_HAP, FRAMES);
+	self->b = domain_create(DOMAIN_HAP, FRAMES);
+	ASSERT_NE(NO_DOMAIN, self->a) {
+		TH_LOG("no domain: %s", strerror(errno));
+	}
+	ASSERT_NE(NO_DOMAIN, self->b);
+	ASSERT_EQ(0, domain_fill(self->a, TAG_A, 0, FRAMES));
+	ASSERT_EQ(0, domain_fill(self->b, TAG_B, 0, FRAMES));
+}
+
+FIXTURE_TEARDOWN(pair)
+{
+	close(self->fd);
+	domain_destroy(self->a);
+	domain_destroy(self->b);
+	xen_close();
+}
+
+/* Frames of both domains that do not hold what they did at first. */
+static long not_home(__u32 a, __u32 b, unsigned long first, unsigned long nr)
+{
+	long in_a = domain_check(a, TAG_A, first, nr, first);
+	long in_b = domain_check(b, TAG_B, first, nr, first);
+
+	return in_a < 0 || in_b < 0 ? -1 : in_a + in_b;
+}
+
+/* Frames that do not hold what the same frames of the other domain did. */
+static long not_away(__u32 a, __u32 b, unsigned long first, unsigned long nr)
+{
+	return not_home(b, a, first, nr);
+}
+
+#define EXPECT_HOME(first, nr) EXPECT_EQ(0, not_home(self->a, self->b, first, nr))
+#define EXPECT_AWAY(first, nr) EXPECT_EQ(0, not_away(self->a, self->b, first, nr))
+
+TEST_F(pair, open_no_such_domain)
+{
+	EXPECT_FAIL(ESRCH, do_open(self->fd, self->a, 0x7000));
+	EXPECT_FAIL(ESRCH, do_open(self->fd, 0x7000, self->b));
+	/* A failed attempt binds nothing. */
+	EXPECT_EQ(VMBEAM_STATE_UNBOUND, get_status(self->fd).state);
+	EXPECT_EQ(0, do_open(self->fd, self->a, self->b));
+}
+
+TEST_F(pair, open_dying_domain)
+{
+	__u32 zombie = domain_create(DOMAIN_HAP, 4);
+	void *page;
+
+	ASSERT_NE(NO_DOMAIN, zombie);
+	/* As long as we hold a frame it cannot go away. */
+	page = domain_hold(zombie, 0);
+	ASSERT_NE(NULL, page);
+	domain_destroy(zombie);
+	EXPECT_TRUE(domain_dying(zombie));
+	EXPECT_FAIL(ESRCH, do_open(self->fd, self->a, zombie));
+	domain_release(page);
+}
+
+TEST_F(pair, open_control_domain)
+{
+	EXPECT_FAIL(EPERM, do_open(self->fd, 0, self->b));
+	EXPECT_FAIL(EPERM, do_open(self->fd, self->a, 0));
+}
+
+TEST_F(pair, open_pv_domain)
+{
+	__u32 pv = domain_create(DOMAIN_PV, 0);
+
+	if (pv == NO_DOMAIN)
+		SKIP(return, "no PV domains here");
+	EXPECT_FAIL(ENXIO, do_open(self->fd, self->a, pv));
+	EXPECT_FAIL(ENXIO, do_open(self->fd, pv, self->b));
+	domain_destroy(pv);
+}
+
+TEST_F(pair, open_log_dirty)
+{
+	if (domain_log_dirty(self->b))
+		SKIP(return, "log-dirty mode: %s", strerror(errno));
+	EXPECT_FAIL(EBUSY, do_open(self->fd, self->a, self->b));
+}
+
+TEST_F(pair, open_twice)
+{
+	struct vmbeam_status status;
+
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	EXPECT_FAIL(EBADFD, do_open(self->fd, self->a, self->b));
+	EXPECT_FAIL(EBADFD, do_open(self->fd, self->b, self->a));
+	status = get_status(self->fd);
+	EXPECT_EQ(VMBEAM_STATE_EMPTY, status.state);
+	EXPECT_EQ(self->a, status.domid_a);
+	EXPECT_EQ(self->b, status.domid_b);
+}
+
+TEST_F(pair, empty)
+{
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	EXPECT_FAIL(EBADFD, do_prepare(self->fd, 0, 0, NULL, NULL));
+	EXPECT_FAIL(EBADFD, do_commit(self->fd, 0, 0, NULL, NULL));
+	EXPECT_FAIL(EBADFD, do_rollback(self->fd, 0, NULL));
+}
+
+TEST_F(pair, add_merges)
+{
+	struct vmbeam_run runs[] = {
+		{ 0, 8, 4, 0 }, { 4, 12, 4, 0 },	/* follows on in both */
+		{ 8, 20, 2, 0 },			/* in one only */
+	};
+	struct vmbeam_add add;
+	struct vmbeam_status status;
+
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_add(self->fd, runs, 3, &add));
+	EXPECT_EQ(3, add.bad_run);
+	EXPECT_EQ(2, add.total_runs);
+	EXPECT_EQ(10, add.total_pairs);
+	/* Across calls as well. */
+	EXPECT_EQ(0, add_one(self->fd, 10, 22, 1));
+	status = get_status(self->fd);
+	EXPECT_EQ(VMBEAM_STATE_LOADED, status.state);
+	EXPECT_EQ(2, status.runs);
+	EXPECT_EQ(11, status.pairs);
+}
+
+TEST_F(pair, add_bad_calls)
+{
+	char *page = page_before_hole();
+	struct vmbeam_run *runs;
+	struct vmbeam_add add;
+
+	ASSERT_NE(NULL, page);
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	runs = (void *)(page + 4096 - sizeof(*runs));
+	*runs = (struct vmbeam_run){ 0, 0, 1, 0 };
+	EXPECT_FAIL(EINVAL, do_add(self->fd, runs, 0, &add));
+	EXPECT_EQ(0, add.bad_run);
+	EXPECT_FAIL(E2BIG, do_add(self->fd, runs, 65537, &add));
+	EXPECT_EQ(65537, add.bad_run);
+	EXPECT_FAIL(E2BIG, do_add(self->fd, runs, UINT32_MAX, NULL));
+	EXPECT_FAIL(EFAULT, do_add(self->fd, NULL, 1, NULL));
+	EXPECT_FAIL(EFAULT, do_add(self->fd, runs, 2, NULL));
+	EXPECT_EQ(VMBEAM_STATE_EMPTY, get_status(self->fd).state);
+	EXPECT_EQ(0, do_add(self->fd, runs, 1, &add));
+	EXPECT_EQ(1, add.total_pairs);
+}
+
+#define LAST_GFN ((1ULL << 52) - 1)
+
+TEST_F(pair, add_bad_runs)
+{
+	static const struct {
+		struct vmbeam_run run;
+		int error;
+	} bad[] = {
+		{ { 30, 30, 0, 0 }, EINVAL },			/* no pairs */
+		{ { 30, 30, 1, 1 }, EINVAL },			/* reserved field */
+		{ { 30, 30, 1, 1u << 31 }, EINVAL },
+		{ { LAST_GFN, 30, 2, 0 }, EOVERFLOW },
+		{ { 30, LAST_GFN, 2, 0 }, EOVERFLOW },
+		{ { UINT64_MAX, 30, 1, 0 }, EOVERFLOW },
+		{ { 30, UINT64_MAX - 1, UINT32_MAX, 0 }, EOVERFLOW },
+		{ { 3, 30, 1, 0 }, EEXIST },			/* A, earlier call */
+		{ { 30, 13, 1, 0 }, EEXIST },			/* B, earlier call */
+		{ { 20, 40, 1, 0 }, EEXIST },			/* A, this call */
+		{ { 40, 20, 2, 0 }, EEXIST },			/* B, this call */
+	};
+	unsigned int i;
+
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, add_one(self->fd, 0, 10, 4));
+	for (i = 0; i < ARRAY_SIZE(bad); i++) {
+		struct vmbeam_run runs[] = {
+			{ 20, 21, 2, 0 }, bad[i].run, { 50, 50, 1, 0 },
+		};
+		struct vmbeam_add add;
+
+		EXPECT_FAIL(bad[i].error, do_add(self->fd, runs, 3, &add));
+		EXPECT_EQ(1, add.bad_run) {
+			TH_LOG("bad run %u", i);
+		}
+		/* All or none. */
+		EXPECT_EQ(1, add.total_runs);
+		EXPECT_EQ(4, add.total_pairs);
+	}
+	EXPECT_EQ(4, get_status(self->fd).pairs);
+	EXPECT_EQ(0, add_one(self->fd, 20, 21, 2));
+	/* The last frame there can be. */
+	EXPECT_EQ(0, add_one(self->fd, LAST_GFN, LAST_GFN, 1));
+}
+
+TEST_F(pair, add_too_many_pairs)
+{
+	struct vmbeam_add add;
+	struct vmbeam_run run = { 0, 0, (1u << 28) + 1, 0 };
+
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	EXPECT_FAIL(ENOSPC, do_add(self->fd, &run, 1, &add));
+	EXPECT_EQ(0, add.total_pairs);
+	run.nr = 1u << 28;
+	EXPECT_EQ(0, do_add(self->fd, &run, 1, &add));
+	EXPECT_EQ(1 << 28, add.total_pairs);
+	run = (struct vmbeam_run){ 1u << 30, 1u << 30, 1, 0 };
+	EXPECT_FAIL(ENOSPC, do_add(self->fd, &run, 1, NULL));
+}
+
+TEST_F_TIMEOUT(pair, add_too_many_runs, 120)
+{
+	const unsigned int chunk = 65536;
+	struct vmbeam_run *runs = calloc(chunk, sizeof(*runs));
+	struct vmbeam_add add;
+	unsigned int i, call;
+
+	ASSERT_NE(NULL, runs);
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	for (call = 0; call < 16; call++) {
+		/* Downwards, so that neither they nor their sides merge. */
+		for (i = 0; i < chunk; i++) {
+			runs[i].gfn_a = 2 * (chunk * (call + 1) - i);
+			runs[i].gfn_b = 3 * (chunk * (call + 1) - i);
+			runs[i].nr = 1;
+		}
+		ASSERT_EQ(0, do_add(self->fd, runs, chunk, &add));
+	}
+	EXPECT_EQ(1 << 20, add.total_runs);
+	EXPECT_FAIL(ENOSPC, add_one(self->fd, 1ULL << 40, 1ULL << 40, 1));
+	/* Found among a million. */
+	EXPECT_FAIL(EEXIST, add_one(self->fd, 2 * 12345, 1ULL << 40, 1));
+	free(runs);
+}
+
+TEST_F(pair, closed_before_commit)
+{
+	long pages_a = domain_pages(self->a), pages_b = domain_pages(self->b);
+
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, add_one(self->fd, 0, 0, FRAMES));
+	ASSERT_EQ(0, do_prepare(self->fd, 0, 0, NULL, NULL));
+	close(self->fd);
+	EXPECT_HOME(0, FRAMES);
+	EXPECT_EQ(pages_a, domain_pages(self->a));
+	EXPECT_EQ(pages_b, domain_pages(self->b));
+	/* Nobody remembers: the same can be bound and loaded again. */
+	self->fd = open(DEVICE, O_RDWR | O_CLOEXEC);
+	ASSERT_LE(0, self->fd);
+	EXPECT_EQ(VMBEAM_STATE_UNBOUND, get_status(self->fd).state);
+	EXPECT_EQ(0, do_open(self->fd, self->a, self->b));
+	EXPECT_EQ(0, add_one(self->fd, 0, 0, FRAMES));
+}
+
+TEST_F(pair, prepare_statuses)
+{
+	__s32 status[6];
+	struct vmbeam_prepare prepare;
+	void *held;
+
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	/* 4 good pairs, then one beyond the memory of B, and of A. */
+	ASSERT_EQ(0, add_one(self->fd, 0, 0, 4));
+	ASSERT_EQ(0, add_one(self->fd, 4, FRAMES + 10, 1));
+	ASSERT_EQ(0, add_one(self->fd, FRAMES + 10, 4, 1));
+	held = domain_hold(self->b, 2);
+	ASSERT_NE(NULL, held);
+
+	memset(status, 0xcc, sizeof(status));
+	ASSERT_EQ(0, do_prepare(self->fd, 0, 0, status, &prepare));
+	EXPECT_EQ(6, prepare.done);
+	EXPECT_EQ(3, prepare.refused);
+	EXPECT_EQ(0, status[0]);
+	EXPECT_EQ(0, status[1]);
+	EXPECT_EQ(-EBUSY, status[2]);
+	EXPECT_EQ(0, status[3]);
+	EXPECT_EQ(-ENOENT, status[4]);
+	EXPECT_EQ(-ENOENT, status[5]);
+
+	domain_release(held);
+	/* A part, and no array. */
+	memset(status, 0xcc, sizeof(status));
+	ASSERT_EQ(0, do_prepare(self->fd, 2, 2, status, &prepare));
+	EXPECT_EQ(2, prepare.done);
+	EXPECT_EQ(0, prepare.refused);
+	EXPECT_EQ(0, status[0]);
+	EXPECT_EQ(0, status[1]);
+	EXPECT_EQ((__s32)0xcccccccc, status[2]);
+	ASSERT_EQ(0, do_prepare(self->fd, 3, 0, NULL, &prepare));
+	EXPECT_EQ(3, prepare.done);
+	EXPECT_EQ(2, prepare.refused);
+
+	EXPECT_HOME(0, FRAMES);
+	EXPECT_EQ(VMBEAM_STATE_LOADED, get_status(self->fd).state);
+	EXPECT_EQ(0, get_status(self->fd).hypercalls);
+}
+
+TEST_F(pair, granted_frame)
+{
+	struct vmbeam_commit commit;
+	__s32 status[4];
+	void *page;
+
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, add_one(self->fd, 0, 0, 4));
+	page = domain_grant(self->a, 2);
+	ASSERT_NE(NULL, page) {
+		TH_LOG("grant: %s", strerror(errno));
+	}
+	ASSERT_EQ(0, do_commit(self->fd, 0, 0, status, &commit));
+	EXPECT_EQ(3, commit.swapped);
+	EXPECT_EQ(0, status[1]);
+	EXPECT_EQ(-EBUSY, status[2]);
+	EXPECT_EQ(0, status[3]);
+	domain_ungrant(page);
+	EXPECT_HOME(2, 1);
+	EXPECT_AWAY(3, 1);
+}
+
+TEST_F(pair, frame_of_the_hypervisor)
+{
+	__s32 status[2];
+
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, add_one(self->fd, 100, 0, 1));
+	ASSERT_EQ(0, add_one(self->fd, 1, 100, 1));
+	ASSERT_EQ(0, domain_add_xen_page(self->a, 100));
+	ASSERT_EQ(0, domain_add_xen_page(self->b, 100));
+	ASSERT_EQ(0, do_prepare(self->fd, 0, 0, status, NULL));
+	EXPECT_EQ(-EOPNOTSUPP, status[0]);
+	EXPECT_EQ(-EOPNOTSUPP, status[1]);
+	ASSERT_EQ(0, do_commit(self->fd, 0, 0, status, NULL));
+	EXPECT_EQ(-EOPNOTSUPP, status[0]);
+	EXPECT_EQ(-EOPNOTSUPP, status[1]);
+	EXPECT_HOME(0, FRAMES);
+}
+
+TEST_F(pair, prepare_bad_calls)
+{
+	char *page = page_before_hole();
+
+	ASSERT_NE(NULL, page);
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, add_one(self->fd, 0, 0, 8));
+	EXPECT_FAIL(EINVAL, do_prepare(self->fd, 8, 0, NULL, NULL));
+	EXPECT_FAIL(EINVAL, do_prepare(self->fd, 0, 9, NULL, NULL));
+	EXPECT_FAIL(EINVAL, do_prepare(self->fd, 7, 2, NULL, NULL));
+	EXPECT_FAIL(EINVAL, do_prepare(self->fd, UINT64_MAX, 2, NULL, NULL));
+	EXPECT_FAIL(EINVAL, do_prepare(self->fd, 1, UINT64_MAX, NULL, NULL));
+	EXPECT_FAIL(EFAULT, do_prepare(self->fd, 0, 0, (void *)(page + 4096), NULL));
+	EXPECT_FAIL(EFAULT, do_prepare(self->fd, 0, 0, (void *)(page + 4096 - 16), NULL));
+}
+
+TEST_F(pair, commit)
+{
+	struct vmbeam_commit commit;
+	struct vmbeam_status state;
+	__s32 status[FRAMES];
+	long pages_a = domain_pages(self->a), pages_b = domain_pages(self->b);
+	unsigned int i;
+
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, add_one(self->fd, 0, 0, 10));
+	ASSERT_EQ(0, add_one(self->fd, 20, 20, 30));
+	memset(status, 0xcc, sizeof(status));
+	ASSERT_EQ(0, do_commit(self->fd, 0, 0, status, &commit));
+	EXPECT_EQ(40, commit.cursor);
+	EXPECT_EQ(40, commit.swapped);
+	EXPECT_EQ(0, commit.refused);
+	for (i = 0; i < 40; i++)
+		EXPECT_EQ(0, status[i]);
+	EXPECT_EQ((__s32)0xcccccccc, status[40]);
+
+	EXPECT_AWAY(0, 10);
+	EXPECT_HOME(10, 10);
+	EXPECT_AWAY(20, 30);
+	EXPECT_HOME(50, FRAMES - 50);
+	EXPECT_EQ(pages_a, domain_pages(self->a));
+	EXPECT_EQ(pages_b, domain_pages(self->b));
+
+	state = get_status(self->fd);
+	EXPECT_EQ(VMBEAM_STATE_COMMITTED, state.state);
+	EXPECT_EQ(40, state.cursor);
+	EXPECT_EQ(40, state.swapped);
+	EXPECT_EQ(0, state.refused);
+	EXPECT_EQ(1, state.hypercalls);
+	EXPECT_LE(2, state.tlb_flushes);
+
+	/* Once is enough. */
+	EXPECT_FAIL(EBADFD, do_commit(self->fd, 40, 0, NULL, NULL));
+	EXPECT_FAIL(EBADFD, do_commit(self->fd, 0, 0, NULL, NULL));
+	EXPECT_FAIL(EBADFD, add_one(self->fd, 60, 60, 1));
+	EXPECT_AWAY(20, 30);
+}
+
+TEST_F(pair, commit_different_frames)
+{
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, add_one(self->fd, 3, 40, 7));
+	ASSERT_EQ(0, do_commit(self->fd, 0, 0, NULL, NULL));
+	EXPECT_EQ(0, domain_check(self->a, TAG_B, 3, 7, 40));
+	EXPECT_EQ(0, domain_check(self->b, TAG_A, 40, 7, 3));
+	EXPECT_EQ(0, domain_check(self->a, TAG_A, 0, 3, 0));
+	EXPECT_EQ(0, domain_check(self->a, TAG_A, 10, FRAMES - 10, 10));
+	EXPECT_EQ(0, domain_check(self->b, TAG_B, 0, 40, 0));
+	EXPECT_EQ(0, domain_check(self->b, TAG_B, 47, FRAMES - 47, 47));
+}
+
+TEST_F(pair, commit_passes_over_what_is_refused)
+{
+	struct vmbeam_commit commit;
+	struct vmbeam_status state;
+	__s32 status[FRAMES + 1];
+	void *held;
+
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, add_one(self->fd, 0, 0, FRAMES));
+	ASSERT_EQ(0, add_one(self->fd, FRAMES + 9, FRAMES + 9, 1));
+	held = domain_hold(self->a, 5);
+	ASSERT_NE(NULL, held);
+	ASSERT_EQ(0, do_commit(self->fd, 0, 0, status, &commit));
+	EXPECT_EQ(FRAMES + 1, commit.cursor);
+	EXPECT_EQ(FRAMES - 1, commit.swapped);
+	EXPECT_EQ(2, commit.refused);
+	EXPECT_EQ(0, status[4]);
+	EXPECT_EQ(-EBUSY, status[5]);
+	EXPECT_EQ(0, status[6]);
+	EXPECT_EQ(-ENOENT, status[FRAMES]);
+	state = get_status(self->fd);
+	EXPECT_EQ(VMBEAM_STATE_COMMITTED, state.state);
+	EXPECT_EQ(FRAMES - 1, state.swapped);
+	EXPECT_EQ(2, state.refused);
+	domain_release(held);
+	EXPECT_AWAY(0, 5);
+	EXPECT_HOME(5, 1);
+	EXPECT_AWAY(6, FRAMES - 6);
+
+	/* The way back passes over them too. */
+	ASSERT_EQ(0, do_rollback(self->fd, FRAMES + 1, NULL));
+	EXPECT_HOME(0, FRAMES);
+	state = get_status(self->fd);
+	EXPECT_EQ(VMBEAM_STATE_ROLLED_BACK, state.state);
+	EXPECT_EQ(0, state.swapped);
+	EXPECT_EQ(0, state.refused);
+}
+
+TEST_F(pair, commit_in_parts_and_stale_cursors)
+{
+	struct vmbeam_commit commit;
+
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, add_one(self->fd, 0, 0, 30));
+
+	EXPECT_FAIL(ESTALE, do_commit(self->fd, 1, 0, NULL, &commit));
+	EXPECT_EQ(0, commit.cursor);
+	EXPECT_HOME(0, 30);
+
+	ASSERT_EQ(0, do_commit(self->fd, 0, 10, NULL, &commit));
+	EXPECT_EQ(10, commit.cursor);
+	EXPECT_EQ(10, commit.swapped);
+	EXPECT_EQ(VMBEAM_STATE_COMMITTING, get_status(self->fd).state);
+	EXPECT_AWAY(0, 10);
+	EXPECT_HOME(10, 20);
+
+	/* The same again, as after a lost answer: nothing is swapped twice. */
+	EXPECT_FAIL(ESTALE, do_commit(self->fd, 0, 10, NULL, &commit));
+	EXPECT_EQ(10, commit.cursor);
+	EXPECT_FAIL(ESTALE, do_commit(self->fd, 30, 0, NULL, &commit));
+	EXPECT_FAIL(ESTALE, do_commit(self->fd, UINT64_MAX, 0, NULL, &commit));
+	EXPECT_EQ(10, commit.cursor);
+	EXPECT_FAIL(EINVAL, do_commit(self->fd, 10, 21, NULL, NULL));
+	EXPECT_FAIL(EINVAL, do_commit(self->fd, 10, UINT64_MAX, NULL, NULL));
+	EXPECT_FAIL(EBADFD, add_one(self->fd, 40, 40, 1));
+	EXPECT_AWAY(0, 10);
+	EXPECT_HOME(10, 20);
+
+	ASSERT_EQ(0, do_commit(self->fd, 10, 20, NULL, &commit));
+	EXPECT_EQ(30, commit.cursor);
+	EXPECT_EQ(VMBEAM_STATE_COMMITTED, get_status(self->fd).state);
+	EXPECT_AWAY(0, 30);
+}
+
+TEST_F(pair, commit_bad_pointers_move_nothing)
+{
+	char *page = page_before_hole();
+	struct vmbeam_commit *arg;
+
+	ASSERT_NE(NULL, page);
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, add_one(self->fd, 0, 0, 8));
+	EXPECT_FAIL(EFAULT, do_commit(self->fd, 0, 0, (void *)(page + 4096), NULL));
+	EXPECT_FAIL(EFAULT, do_commit(self->fd, 0, 0, (void *)(page + 4096 - 16), NULL));
+	EXPECT_FAIL(EFAULT, do_commit(self->fd, 0, 0, (void *)-16UL, NULL));
+
+	/* The request can be read and not written. */
+	arg = (void *)page;
+	memset(arg, 0, sizeof(*arg));
+	arg->size = sizeof(*arg);
+	ASSERT_EQ(0, mprotect(page, 4096, PROT_READ));
+	EXPECT_FAIL(EFAULT, ioctl(self->fd, VMBEAM_IOCTL_COMMIT, arg));
+
+	EXPECT_EQ(VMBEAM_STATE_LOADED, get_status(self->fd).state);
+	EXPECT_HOME(0, 8);
+}
+
+TEST_F(pair, rollback)
+{
+	struct vmbeam_rollback rollback;
+	struct vmbeam_status state;
+
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, add_one(self->fd, 0, 20, 10));
+	ASSERT_EQ(0, add_one(self->fd, 20, 0, 10));
+	EXPECT_FAIL(EBADFD, do_rollback(self->fd, 0, NULL));
+	ASSERT_EQ(0, do_commit(self->fd, 0, 0, NULL, NULL));
+	EXPECT_EQ(0, domain_check(self->a, TAG_B, 0, 10, 20));
+
+	EXPECT_FAIL(ESTALE, do_rollback(self->fd, 0, &rollback));
+	EXPECT_EQ(20, rollback.cursor);
+	EXPECT_FAIL(ESTALE, do_rollback(self->fd, 21, &rollback));
+	EXPECT_EQ(0, domain_check(self->a, TAG_B, 0, 10, 20));
+
+	ASSERT_EQ(0, do_rollback(self->fd, 20, &rollback));
+	EXPECT_EQ(0, rollback.cursor);
+	EXPECT_EQ(20, rollback.swapped);
+	EXPECT_HOME(0, FRAMES);
+	state = get_status(self->fd);
+	EXPECT_EQ(VMBEAM_STATE_ROLLED_BACK, state.state);
+	EXPECT_EQ(0, state.cursor);
+	EXPECT_EQ(0, state.swapped);
+
+	EXPECT_FAIL(EBADFD, do_rollback(self->fd, 0, NULL));
+	EXPECT_FAIL(EBADFD, do_commit(self->fd, 0, 0, NULL, NULL));
+	EXPECT_FAIL(EBADFD, add_one(self->fd, 40, 40, 1));
+	EXPECT_HOME(0, FRAMES);
+}
+
+TEST_F(pair, rollback_of_a_part)
+{
+	struct vmbeam_rollback rollback;
+
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, add_one(self->fd, 0, 0, 30));
+	ASSERT_EQ(0, do_commit(self->fd, 0, 13, NULL, NULL));
+	ASSERT_EQ(0, do_rollback(self->fd, 13, &rollback));
+	EXPECT_EQ(13, rollback.swapped);
+	EXPECT_HOME(0, FRAMES);
+}
+
+TEST_F(pair, rollback_stops_at_what_is_held)
+{
+	struct vmbeam_rollback rollback;
+	struct vmbeam_status state;
+	void *held;
+
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, add_one(self->fd, 0, 0, 30));
+	ASSERT_EQ(0, do_commit(self->fd, 0, 0, NULL, NULL));
+	held = domain_hold(self->b, 11);
+	ASSERT_NE(NULL, held);
+
+	ASSERT_EQ(0, do_rollback(self->fd, 30, &rollback));
+	EXPECT_EQ(12, rollback.cursor);
+	EXPECT_EQ(18, rollback.swapped);
+	EXPECT_AWAY(0, 11);
+	EXPECT_HOME(12, 18);
+	state = get_status(self->fd);
+	EXPECT_EQ(VMBEAM_STATE_ROLLING_BACK, state.state);
+	EXPECT_EQ(12, state.swapped);
+	EXPECT_FAIL(EBADFD, do_commit(self->fd, 12, 0, NULL, NULL));
+
+	/* No progress: the pair's own status. */
+	EXPECT_FAIL(EBUSY, do_rollback(self->fd, 12, NULL));
+	EXPECT_EQ(12, get_status(self->fd).cursor);
+	EXPECT_AWAY(0, 11);
+
+	domain_release(held);
+	ASSERT_EQ(0, do_rollback(self->fd, 12, &rollback));
+	EXPECT_EQ(0, rollback.cursor);
+	EXPECT_EQ(12, rollback.swapped);
+	EXPECT_HOME(0, FRAMES);
+}
+
+TEST_F(pair, domain_goes_away)
+{
+	__s32 status[8];
+
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, add_one(self->fd, 0, 0, 8));
+	ASSERT_EQ(0, do_commit(self->fd, 0, 4, NULL, NULL));
+	domain_destroy(self->b);
+	self->b = NO_DOMAIN;
+	EXPECT_FAIL(ESRCH, do_prepare(self->fd, 0, 0, NULL, NULL));
+	memset(status, 0xcc, sizeof(status));
+	EXPECT_FAIL(ESRCH, do_commit(self->fd, 4, 0, status, NULL));
+	/* Not reached. */
+	EXPECT_EQ(VMBEAM_NOT_ATTEMPTED, status[0]);
+	EXPECT_EQ(VMBEAM_NOT_ATTEMPTED, status[3]);
+	EXPECT_EQ((__s32)0xcccccccc, status[4]);
+	EXPECT_FAIL(ESRCH, do_rollback(self->fd, 4, NULL));
+	EXPECT_EQ(4, get_status(self->fd).cursor);
+}
+
+TEST_F(pair, mode_changes_later)
+{
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, add_one(self->fd, 0, 0, 8));
+	ASSERT_EQ(0, do_commit(self->fd, 0, 4, NULL, NULL));
+	if (domain_log_dirty(self->a))
+		SKIP(return, "log-dirty mode: %s", strerror(errno));
+	EXPECT_FAIL(EBUSY, do_prepare(self->fd, 0, 0, NULL, NULL));
+	EXPECT_FAIL(EBUSY, do_commit(self->fd, 4, 0, NULL, NULL));
+	EXPECT_FAIL(EBUSY, do_rollback(self->fd, 4, NULL));
+	EXPECT_EQ(4, get_status(self->fd).cursor);
+}
+
+struct worker {
+	pthread_t thread;
+	int fd;
+	unsigned int swapped, stale;
+};
+
+/* Commit pair by pair, from wherever the other thread has got to. */
+static void *commit_pairs(void *arg)
+{
+	struct worker *worker = arg;
+	__u64 cursor = 0;
+
+	while (cursor < FRAMES) {
+		struct vmbeam_commit commit;
+
+		if (!do_commit(worker->fd, cursor, 1, NULL, &commit))
+			worker->swapped += commit.swapped;
+		else if (errno == ESTALE)
+			worker->stale++;
+		else
+			break;
+		cursor = commit.cursor;
+	}
+	return NULL;
+}
+
+TEST_F(pair, two_threads)
+{
+	struct worker workers[2] = { { .fd = self->fd }, { .fd = self->fd } };
+	struct vmbeam_status state;
+	int i;
+
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, add_one(self->fd, 0, 0, FRAMES));
+	for (i = 0; i < 2; i++)
+		ASSERT_EQ(0, pthread_create(&workers[i].thread, NULL, commit_pairs, &workers[i]));
+	for (i = 0; i < 2; i++)
+		ASSERT_EQ(0, pthread_join(workers[i].thread, NULL));
+	/* Each pair by exactly one of them. */
+	EXPECT_EQ(FRAMES, workers[0].swapped + workers[1].swapped);
+	state = get_status(self->fd);
+	EXPECT_EQ(VMBEAM_STATE_COMMITTED, state.state);
+	EXPECT_EQ(FRAMES, state.swapped);
+	EXPECT_AWAY(0, FRAMES);
+}
+
+/* ---- Signals: sessions that take a while ---- */
+
+FIXTURE(many) {
+	int fd;
+	__u32 a, b;
+};
+
+FIXTURE_SETUP(many)
+{
+	struct vmbeam_run *runs;
+	unsigned int i;
+
+	self->a = NO_DOMAIN;
+	self->b = NO_DOMAIN;
+	self->fd = open(DEVICE, O_RDWR | O_CLOEXEC);
+	ASSERT_LE(0, self->fd);
+	if (!has_swap(self->fd))
+		SKIP(return, "this hypervisor has no swap of frames");
+	ASSERT_EQ(0, xen_open());
+	self->a = domain_create(DOMAIN_HAP, MANY);
+	self->b = domain_create(DOMAIN_HAP, MANY);
+	ASSERT_NE(NO_DOMAIN, self->a);
+	ASSERT_NE(NO_DOMAIN, self->b);
+	ASSERT_EQ(0, domain_fill(self->a, TAG_A, 0, MANY));
+	ASSERT_EQ(0, domain_fill(self->b, TAG_B, 0, MANY));
+
+	/* From the last to the first: one run a pair, so many hypercalls. */
+	runs = calloc(MANY, sizeof(*runs));
+	ASSERT_NE(NULL, runs);
+	for (i = 0; i < MANY; i++) {
+		runs[i].gfn_a = MANY - 1 - i;
+		runs[i].gfn_b = MANY - 1 - i;
+		runs[i].nr = 1;
+	}
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_add(self->fd, runs, MANY, NULL));
+	free(runs);
+}
+
+FIXTURE_TEARDOWN(many)
+{
+	close(self->fd);
+	domain_destroy(self->a);
+	domain_destroy(self->b);
+	xen_close();
+}
+
+static void on_alarm(int sig)
+{
+}
+
+static void alarm_every(long usec)
+{
+	struct itimerval timer = {
+		.it_value.tv_usec = usec,
+		.it_interval.tv_usec = usec,
+	};
+	struct sigaction action = { .sa_handler = on_alarm, .sa_flags = SA_RESTART };
+
+	sigaction(SIGALRM, &action, NULL);
+	setitimer(ITIMER_REAL, &timer, NULL);
+}
+
+TEST_F_TIMEOUT(many, signals_end_a_commit_with_progress, 120)
+{
+	static __s32 status[MANY];
+	unsigned int calls = 0, empty = 0, i;
+	struct vmbeam_commit commit = { .cursor = 0 };
+	struct vmbeam_rollback rollback;
+	__u64 cursor = 0;
+
+	alarm_every(2000);
+	while (cursor < MANY && empty < 10000) {
+		memset(status, 0xcc, sizeof(status));
+		if (do_commit(self->fd, cursor, 0, status, &commit)) {
+			/* A signal before the first pair. */
+			ASSERT_EQ(EINTR, errno);
+			ASSERT_EQ(cursor, get_status(self->fd).cursor);
+			empty++;
+			continue;
+		}
+		calls++;
+		ASSERT_LT(cursor, commit.cursor);
+		ASSERT_EQ(commit.cursor - cursor, commit.swapped);
+		for (i = 0; i < MANY - cursor; i++)
+			ASSERT_EQ(i < commit.swapped ? 0 : VMBEAM_NOT_ATTEMPTED, status[i]);
+		cursor = commit.cursor;
+	}
+	TH_LOG("%u calls with progress, %u without", calls, empty);
+	EXPECT_LT(1, calls);
+	EXPECT_EQ(MANY, cursor);
+	EXPECT_EQ(VMBEAM_STATE_COMMITTED, get_status(self->fd).state);
+	alarm_every(0);
+	EXPECT_AWAY(0, MANY);
+
+	/* And the way back. */
+	alarm_every(2000);
+	calls = 0;
+	while (cursor && empty < 20000) {
+		if (do_rollback(self->fd, cursor, &rollback)) {
+			ASSERT_EQ(EINTR, errno);
+			empty++;
+			continue;
+		}
+		calls++;
+		ASSERT_GT(cursor, rollback.cursor);
+		cursor = rollback.cursor;
+	}
+	alarm_every(0);
+	EXPECT_EQ(0, cursor);
+	EXPECT_HOME(0, MANY);
+}
+
+TEST_F_TIMEOUT(many, killed_in_a_commit, 120)
+{
+	struct vmbeam_status state;
+	int wstatus;
+	pid_t pid;
+
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		for (;;)
+			do_commit(self->fd, get_status(self->fd).cursor, 0, NULL, NULL);
+	}
+	/* As soon as it has begun. */
+	do
+		state = get_status(self->fd);
+	while (state.cursor == 0);
+	kill(pid, SIGKILL);
+	ASSERT_EQ(pid, waitpid(pid, &wstatus, 0));
+	EXPECT_TRUE(WIFSIGNALED(wstatus));
+
+	/* The file is still open here, and knows exactly how far it came. */
+	state = get_status(self->fd);
+	EXPECT_EQ(state.cursor, state.swapped);
+	EXPECT_HOME(0, MANY - state.cursor);
+	EXPECT_AWAY(MANY - state.cursor, state.cursor);
+	ASSERT_EQ(0, do_rollback(self->fd, state.cursor, NULL));
+	EXPECT_HOME(0, MANY);
+}
+
+TEST_HARNESS_MAIN
