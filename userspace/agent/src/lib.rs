@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The part of VMBeam that runs in a guest management VM.
+//!
+//! The agent answers `vmbeamd`, which runs in the host management VM, over a
+//! serial port of the host VM. It can name the frames of guests, pause them and
+//! hash their pages; it cannot change memory.
+//!
+//! [`server`] is the protocol, [`port`] the serial port, [`hypervisor`] what is
+//! needed of the guest hypervisor.
+
+pub mod hypervisor;
+pub mod port;
+pub mod server;
+
+pub use hypervisor::{HvError, Hypervisor};
+pub use server::Agent;
+
+/// Name of the serial port that the host VM is given.
+pub const PORT_NAME: &str = "org.vmbeam.agent.0";

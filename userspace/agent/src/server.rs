@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Answering the daemon.
+
+use crate::hypervisor::{HvError, Hypervisor};
+use std::collections::hash_map::Entry;
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::time::Instant;
+use tracing::{debug, info, warn};
+use vmbeam_wire::message::{AgentErrorCode, Digest, FromAgent, ToAgent, DIGESTS_PER_CHUNK};
+use vmbeam_wire::{
+    encode, Decoder, Excluded, Frame, FrameError, FrameList, FrameListBuilder, FrameRun, ListError,
+    PfnRun, Reason,
+};
+use vmbeam_xen::{GuestPage, PageKind};
+use xxhash_rust::xxh3::xxh3_128;
+
+/// Pages that are mapped and hashed at once.
+const DIGEST_BATCH: usize = 1024;
+
+/// Why a conversation ended other than by the daemon closing it.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The stream failed.
+    #[error("the port failed: {0}")]
+    Io(#[from] std::io::Error),
+    /// The daemon does not keep to the protocol.
+    #[error("the daemon's side sent something unacceptable: {0}")]
+    Frame(#[from] FrameError),
+}
+
+/// An agent: a hypervisor and what has to be remembered between requests.
+#[derive(Debug)]
+pub struct Agent<H> {
+    hypervisor: H,
+    session: Option<u64>,
+    /// The pages of guests as listed in this session. Digests refer to them.
+    pages: HashMap<u32, Vec<GuestPage>>,
+}
+
+impl From<ListError> for HvError {
+    fn from(e: ListError) -> Self {
+        Self {
+            code: AgentErrorCode::Hypervisor,
+            message: format!("the guest's frames: {e}"),
+        }
+    }
+}
+
+/// The list that is sent for a guest's pages.
+fn frame_list(pages: &[GuestPage]) -> Result<FrameList, HvError> {
+    let mut list = FrameListBuilder::new();
+    for p in pages {
+        let reason = match p.kind {
+            PageKind::Ordinary => {
+                list.push_run(FrameRun {
+                    pfn: p.pfn,
+                    gfn: p.gfn,
+                    nr: 1,
+                })?;
+                continue;
+            }
+            PageKind::PageTable => Reason::PageTable,
+            PageKind::XenstoreRing => Reason::XenstoreRing,
+            PageKind::ConsoleRing => Reason::ConsoleRing,
+            PageKind::StartInfo => Reason::StartInfo,
+            PageKind::Descriptors => Reason::Descriptors,
+            PageKind::Broken => Reason::Broken,
+        };
+        list.push_excluded(Excluded {
+            pfn: p.pfn,
+            nr: 1,
+            reason,
+        })?;
+    }
+    let pages = list.pages();
+    Ok(list.finish(pages)?)
+}
+
+fn bad_request(message: String) -> HvError {
+    HvError {
+        code: AgentErrorCode::BadRequest,
+        message,
+    }
+}
+
+/// Where the answers to one request go.
+struct Answers<'a, S> {
+    stream: &'a mut S,
+    request: u32,
+    session: u64,
+}
+
+impl<S: Write> Answers<'_, S> {
+    fn send(&mut self, message: &FromAgent) -> Result<(), ServeError> {
+        let bytes = encode(self.request, self.session, message)?;
+        self.stream.write_all(&bytes)?;
+        self.stream.flush()?;
+        Ok(())
+    }
+}
+
+impl<H: Hypervisor> Agent<H> {
+    /// An agent for this hypervisor.
+    pub fn new(hypervisor: H) -> Self {
+        Self {
+            hypervisor,
+            session: None,
+            pages: HashMap::new(),
+        }
+    }
+
+    /// Talk to the daemon until it closes the stream.
+    ///
+    /// An error means that this conversation is beyond repair, not that the
+    /// agent is: call again with the next one, or with the same port.
+    pub fn serve<S: Read + Write>(&mut self, stream: &mut S) -> Result<(), ServeError> {
+        let mut decoder = Decoder::resyncing();
+        self.session = None;
+        self.pages.clear();
+        loop {
+            while let Some(frame) = decoder.next_frame()? {
+                self.request(&frame, stream)?;
+                if self.session == Some(frame.session) {
+                    decoder.settle();
+                }
+            }
+            if decoder.fill(stream)? == 0 {
+                if decoder.is_mid_frame() {
+                    warn!("the daemon closed the port in the middle of a message");
+                }
+                return Ok(());
+            }
+        }
+    }
+
+    fn request<S: Write>(&mut self, frame: &Frame, stream: &mut S) -> Result<(), ServeError> {
+        let mut answers = Answers {
+            stream,
+            request: frame.request,
+            session: frame.session,
+        };
+        let message = match frame.decode::<ToAgent>() {
+            Ok(m) => m,
+            // A frame that arrived whole: the stream is fine, the request is not.
+            Err(e) => {
+                warn!("refused a request: {e}");
+                let code = AgentErrorCode::BadRequest;
+                return answers.send(&FromAgent::Error {
+                    code,
+                    message: e.to_string(),
+                });
+            }
+        };
+        let started = Instant::now();
+        let result = match &message {
+            ToAgent::Hello { daemon_version } => {
+                info!(
+                    daemon_version,
+                    session = frame.session,
+                    "the daemon says hello"
+                );
+                self.session = Some(frame.session);
+                self.pages.clear();
+                self.hello(&mut answers)
+            }
+            _ if self.session != Some(frame.session) => {
+                let code = AgentErrorCode::NoSession;
+                let message = "this session is not open here; say hello first".into();
+                Ok(Err(HvError { code, message }))
+            }
+            ToAgent::ListGuests => self.list(&mut answers),
+            ToAgent::Frames { guest } => self.frames(*guest, &mut answers),
+            ToAgent::Digest { guest, runs } => self.digest(*guest, runs, &mut answers),
+            ToAgent::Pause { guest } => match self.hypervisor.pause(*guest) {
+                Ok(was_paused) => answers.send(&FromAgent::Paused { was_paused }).map(Ok),
+                Err(e) => Ok(Err(e)),
+            },
+            ToAgent::Unpause { guest } => match self.hypervisor.unpause(*guest) {
+                Ok(()) => answers.send(&FromAgent::Done).map(Ok),
+                Err(e) => Ok(Err(e)),
+            },
+        };
+        debug!(seconds = started.elapsed().as_secs_f64(), "request done");
+        match result? {
+            Ok(()) => Ok(()),
+            Err(e) => {
+                warn!("a request failed: {e}");
+                let message = e
+                    .message
+                    .chars()
+                    .filter(|c| !c.is_control())
+                    .take(1000)
+                    .collect();
+                answers.send(&FromAgent::Error {
+                    code: e.code,
+                    message,
+                })
+            }
+        }
+    }
+
+    fn hello<S: Write>(
+        &self,
+        answers: &mut Answers<'_, S>,
+    ) -> Result<Result<(), HvError>, ServeError> {
+        let memory_end = match self.hypervisor.memory_end() {
+            Ok(end) => end,
+            Err(e) => return Ok(Err(e)),
+        };
+        answers
+            .send(&FromAgent::Hello {
+                agent_version: env!("CARGO_PKG_VERSION").into(),
+                hypervisor: self.hypervisor.version(),
+                memory_end,
+            })
+            .map(Ok)
+    }
+
+    fn list<S: Write>(
+        &self,
+        answers: &mut Answers<'_, S>,
+    ) -> Result<Result<(), HvError>, ServeError> {
+        match self.hypervisor.guests() {
+            Ok(guests) => answers.send(&FromAgent::Guests(guests)).map(Ok),
+            Err(e) => Ok(Err(e)),
+        }
+    }
+
+    fn frames<S: Write>(
+        &mut self,
+        guest: u32,
+        answers: &mut Answers<'_, S>,
+    ) -> Result<Result<(), HvError>, ServeError> {
+        let pages = match self.hypervisor.pages(guest) {
+            Ok(pages) => pages,
+            Err(e) => return Ok(Err(e)),
+        };
+        let list = match frame_list(&pages) {
+            Ok(list) => list,
+            Err(e) => return Ok(Err(e)),
+        };
+        info!(
+            guest,
+            pages = list.pages(),
+            runs = list.runs().len(),
+            "listed a guest's frames"
+        );
+        self.pages.insert(guest, pages);
+        for (runs, excluded) in list.chunks() {
+            answers.send(&FromAgent::FramesChunk {
+                runs: runs.to_vec(),
+                excluded: excluded.to_vec(),
+            })?;
+        }
+        answers
+            .send(&FromAgent::FramesEnd {
+                pages: list.pages(),
+            })
+            .map(Ok)
+    }
+
+    /// The frames behind some pages, from the list of this session.
+    fn resolve(&mut self, guest: u32, runs: &[PfnRun]) -> Result<Vec<(u64, u64)>, HvError> {
+        let pages = match self.pages.entry(guest) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => unknown.insert(self.hypervisor.pages(guest)?),
+        };
+        let mut found = Vec::new();
+        for run in runs {
+            let first = pages.partition_point(|p| p.pfn < run.pfn);
+            for i in 0..u64::from(run.nr) {
+                match pages.get(first + i as usize) {
+                    Some(p) if p.pfn == run.pfn + i && p.kind != PageKind::Broken => {
+                        found.push((p.pfn, p.gfn));
+                    }
+                    _ => {
+                        let pfn = run.pfn + i;
+                        return Err(bad_request(format!("guest {guest} has no page {pfn:#x}")));
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn digest<S: Write>(
+        &mut self,
+        guest: u32,
+        runs: &[PfnRun],
+        answers: &mut Answers<'_, S>,
+    ) -> Result<Result<(), HvError>, ServeError> {
+        let pages = match self.resolve(guest, runs) {
+            Ok(pages) => pages,
+            Err(e) => return Ok(Err(e)),
+        };
+        let mut chunk: (u64, Vec<Digest>) = (0, Vec::new());
+        for batch in pages.chunks(DIGEST_BATCH) {
+            let gfns: Vec<u64> = batch.iter().map(|p| p.1).collect();
+            let mut digests: Vec<Digest> = Vec::with_capacity(gfns.len());
+            let read = self.hypervisor.read(guest, &gfns, &mut |_, page| {
+                digests.push(xxh3_128(page).to_le_bytes());
+            });
+            if let Err(e) = read {
+                return Ok(Err(e));
+            }
+            for ((pfn, _), digest) in batch.iter().zip(digests) {
+                let (first, so_far) = &mut chunk;
+                let next = *first + so_far.len() as u64;
+                if !so_far.is_empty() && (*pfn != next || so_far.len() == DIGESTS_PER_CHUNK) {
+                    let digests = std::mem::take(so_far);
+                    answers.send(&FromAgent::DigestChunk {
+                        pfn: *first,
+                        digests,
+                    })?;
+                }
+                if so_far.is_empty() {
+                    *first = *pfn;
+                }
+                so_far.push(digest);
+            }
+        }
+        let (pfn, digests) = chunk;
+        if !digests.is_empty() {
+            answers.send(&FromAgent::DigestChunk { pfn, digests })?;
+        }
+        answers.send(&FromAgent::Done).map(Ok)
+    }
+}

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! `vmbeam check`
+
+use crate::client::{Client, ClientError};
+use crate::exit;
+use serde::Serialize;
+use std::path::Path;
+use std::process::ExitCode;
+use vmbeam_uapi::sys::FEATURE_SWAP;
+use vmbeam_uapi::Device;
+use vmbeam_wire::message::{CheckReport, FromDaemon, ToDaemon};
+
+/// One thing that a swap needs.
+#[derive(Debug, Serialize)]
+struct Item {
+    name: String,
+    ok: bool,
+    /// What was found, or what is wrong and what to do about it.
+    detail: String,
+}
+
+fn item(name: impl Into<String>, result: Result<String, String>) -> Item {
+    let (ok, detail) = match result {
+        Ok(detail) => (true, detail),
+        Err(detail) => (false, detail),
+    };
+    Item {
+        name: name.into(),
+        ok,
+        detail,
+    }
+}
+
+fn device(path: &Path, items: &mut Vec<Item>) {
+    let info = match Device::open(path).and_then(|d| d.info()) {
+        Ok(info) => info,
+        Err(e) => return items.push(item("driver", Err(e.to_string()))),
+    };
+    items.push(item(
+        "driver",
+        Ok(format!(
+            "{}: {} pairs a hypercall, {} pairs a session",
+            path.display(),
+            info.batch_pairs,
+            info.max_pairs
+        )),
+    ));
+    items.push(item(
+        "hypervisor",
+        if info.features & FEATURE_SWAP != 0 {
+            Ok("can swap frames".into())
+        } else {
+            Err("the host hypervisor lacks the swap of frames; boot a Xen with the VMBeam patches (hypervisor-patches/)".into())
+        },
+    ));
+}
+
+fn agents(report: &CheckReport, items: &mut Vec<Item>) {
+    items.push(item(
+        "daemon",
+        Ok(format!("vmbeamd {}", report.daemon_version)),
+    ));
+    if report.agents.is_empty() {
+        let detail = "no [[host_vm]] in vmbeamd's configuration; add the host VMs".into();
+        items.push(item("host VMs", Err(detail)));
+    }
+    for a in &report.agents {
+        let result = match (&a.connected, &a.problem) {
+            (Some(v), _) => Ok(format!(
+                "vmbeam-agent {} on {}, memory ends at frame {:#x}",
+                v.agent, v.hypervisor, v.memory_end
+            )),
+            (None, problem) => Err(problem.clone().unwrap_or_else(|| "not connected".into())),
+        };
+        items.push(item(format!("agent of host VM {}", a.host_vm), result));
+    }
+    let pairs: Vec<_> = report
+        .pairs
+        .iter()
+        .map(|(a, b)| format!("{a} and {b}"))
+        .collect();
+    items.push(item(
+        "pairs",
+        if pairs.is_empty() {
+            Err("no [[pair]] in vmbeamd's configuration, so nothing may be swapped; add one".into())
+        } else {
+            Ok(pairs.join(", "))
+        },
+    ));
+}
+
+pub(crate) fn run(socket: &Path, path: &Path, json: bool) -> Result<ExitCode, ClientError> {
+    let mut items = Vec::new();
+    device(path, &mut items);
+    match Client::connect(socket).and_then(|c| c.ask(&ToDaemon::Check, |_| {})) {
+        Ok(FromDaemon::Check(report)) => agents(&report, &mut items),
+        Ok(_) => return Err(ClientError::Unexpected),
+        Err(e) => items.push(item("daemon", Err(e.to_string()))),
+    }
+    if json {
+        println!("{}", serde_json::to_string_pretty(&items)?);
+    } else {
+        for i in &items {
+            println!(
+                "{:<8} {}: {}",
+                if i.ok { "ok" } else { "MISSING" },
+                i.name,
+                i.detail
+            );
+        }
+    }
+    let ok = items.iter().all(|i| i.ok);
+    Ok(if ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(exit::FAILED)
+    })
+}

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Talking to the daemon.
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use vmbeam_wire::message::{Failure, FromDaemon, ToDaemon};
+use vmbeam_wire::{encode, Decoder, FrameError};
+
+/// Why the daemon did not answer as hoped.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClientError {
+    #[error("cannot reach vmbeamd at {}: {error}; {}", path.display(), advice(error))]
+    Connect {
+        path: PathBuf,
+        error: std::io::Error,
+    },
+    #[error("lost the connection to vmbeamd: {0}; see its log")]
+    Io(#[from] std::io::Error),
+    #[error("vmbeamd closed the connection without an answer; see its log")]
+    Closed,
+    #[error("vmbeamd answered with something unacceptable: {0}")]
+    Frame(#[from] FrameError),
+    #[error("vmbeamd gave an answer that does not fit the request")]
+    Unexpected,
+    #[error("{message}{}", consequence(*.failure))]
+    Daemon { failure: Failure, message: String },
+    #[error("cannot write {}: {error}", path.display())]
+    Write {
+        path: PathBuf,
+        error: std::io::Error,
+    },
+    #[error("cannot print the result: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+fn advice(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => "run as root",
+        _ => "is it running? Start it with `vmbeamd`",
+    }
+}
+
+fn consequence(failure: Failure) -> &'static str {
+    match failure {
+        Failure::Refused => " (refused; nothing was changed)",
+        Failure::RolledBack => " (rolled back)",
+        Failure::Failed => "",
+    }
+}
+
+/// A connection for one request.
+#[derive(Debug)]
+pub(crate) struct Client {
+    stream: UnixStream,
+}
+
+impl Client {
+    pub(crate) fn connect(path: &Path) -> Result<Self, ClientError> {
+        let stream = UnixStream::connect(path).map_err(|error| ClientError::Connect {
+            path: path.into(),
+            error,
+        })?;
+        Ok(Self { stream })
+    }
+
+    /// Ask; `part` sees every answer but the last, which is returned.
+    pub(crate) fn ask(
+        mut self,
+        request: &ToDaemon,
+        mut part: impl FnMut(&FromDaemon),
+    ) -> Result<FromDaemon, ClientError> {
+        self.stream
+            .write_all(&encode(1, u64::from(std::process::id()), request)?)?;
+        let mut decoder = Decoder::strict();
+        loop {
+            while let Some(frame) = decoder.next_frame()? {
+                match frame.decode::<FromDaemon>()? {
+                    FromDaemon::Error { failure, message } => {
+                        return Err(ClientError::Daemon { failure, message });
+                    }
+                    last if last.is_last() => return Ok(last),
+                    other => part(&other),
+                }
+            }
+            if decoder.fill(&mut self.stream)? == 0 {
+                return Err(ClientError::Closed);
+            }
+        }
+    }
+}

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! `vmbeam`: the command line.
+
+mod check;
+mod client;
+mod list;
+mod swap;
+
+use clap::{Parser, Subcommand};
+use client::{Client, ClientError};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use vmbeam_wire::message::{Failure, GuestRef, SwapRequest};
+
+/// Where the daemon listens unless told otherwise.
+const CONTROL_SOCKET: &str = "/run/vmbeam/control.sock";
+
+/// Exit codes besides 0. Usage errors exit with 2, which is clap's own.
+mod exit {
+    pub(crate) const FAILED: u8 = 1;
+    pub(crate) const REFUSED: u8 = 3;
+    pub(crate) const ROLLED_BACK: u8 = 4;
+}
+
+/// Moves guest VMs between the virtualization systems of one host by swapping
+/// their memory instead of copying it.
+///
+/// Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused and nothing changed,
+/// 4 failed half way and everything put back.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Control socket of vmbeamd
+    #[arg(long, value_name = "PATH", default_value = CONTROL_SOCKET, global = true)]
+    socket: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Check that everything that a swap needs is there
+    Check {
+        /// The driver's device
+        #[arg(long, value_name = "PATH", default_value = vmbeam_uapi::DEVICE_PATH)]
+        device: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the host VMs and their guests
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what the daemon is doing and has done
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Swap the memory of two guests
+    ///
+    /// Both guests are paused and stay so. Pages that may not move, such as page
+    /// tables, are left out and counted.
+    Swap {
+        /// Guest whose memory is to move, as HOST_VM/GUEST
+        #[arg(long, value_name = "GUEST")]
+        from: GuestRef,
+        /// Guest that it changes places with, as HOST_VM/GUEST
+        #[arg(long, value_name = "GUEST")]
+        to: GuestRef,
+        /// Compare every page of both guests before and after
+        #[arg(long)]
+        verify: bool,
+        /// Only find out which pages could be swapped; changes nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// In a dry run, write the frames that could be swapped to a file, as JSON
+        #[arg(long, value_name = "FILE", requires = "dry_run")]
+        runs: Option<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn run(args: Args) -> Result<ExitCode, ClientError> {
+    match args.command {
+        Command::Check { device, json } => check::run(&args.socket, &device, json),
+        Command::List { json } => list::list(Client::connect(&args.socket)?, json),
+        Command::Status { json } => list::status(Client::connect(&args.socket)?, json),
+        Command::Swap {
+            from,
+            to,
+            verify,
+            dry_run,
+            runs,
+            json,
+        } => {
+            let request = SwapRequest {
+                from,
+                to,
+                verify,
+                dry_run,
+                list_runs: runs.is_some(),
+            };
+            swap::run(
+                Client::connect(&args.socket)?,
+                request,
+                runs.as_deref(),
+                json,
+            )
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("vmbeam: {e}");
+            ExitCode::from(match e {
+                ClientError::Daemon {
+                    failure: Failure::Refused,
+                    ..
+                } => exit::REFUSED,
+                ClientError::Daemon {
+                    failure: Failure::RolledBack,
+                    ..
+                } => exit::ROLLED_BACK,
+                _ => exit::FAILED,
+            })
+        }
+    }
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! `vmbeam swap`
+
+use crate::client::{Client, ClientError};
+use crate::exit;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::path::Path;
+use std::process::ExitCode;
+use vmbeam_wire::message::{FromDaemon, Phase, Seconds, SwapReport, SwapRequest, ToDaemon};
+
+/// Shows how far the swap is: a bar on a terminal, a line for each phase
+/// otherwise. Always on standard error: standard output is for the result.
+struct Display {
+    bar: Option<ProgressBar>,
+    phase: Option<Phase>,
+}
+
+impl Display {
+    fn new() -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(0);
+            if let Ok(style) =
+                ProgressStyle::with_template("{msg:16} [{bar:40}] {pos}/{len} pages {elapsed}")
+            {
+                bar.set_style(style.progress_chars("=> "));
+            }
+            bar
+        });
+        Self { bar, phase: None }
+    }
+
+    fn show(&mut self, phase: Phase, done: u64, total: u64) {
+        let new = self.phase.replace(phase) != Some(phase);
+        match &self.bar {
+            Some(bar) => {
+                bar.set_message(phase.text());
+                bar.set_length(total.max(done));
+                bar.set_position(done);
+            }
+            None if new && total > 0 => eprintln!("{}: {total} pages", phase.text()),
+            None if new => eprintln!("{}", phase.text()),
+            None => {}
+        }
+    }
+
+    fn clear(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// The report as JSON: names as people write them.
+#[derive(Serialize)]
+struct Json<'a> {
+    from: String,
+    to: String,
+    dry_run: bool,
+    guest_mib: u64,
+    pages_listed: u64,
+    pages_swapped: u64,
+    pages_refused: &'a BTreeMap<String, u64>,
+    refused_examples: Vec<Example<'a>>,
+    pages_verified: u64,
+    unmoved_verified: u64,
+    mismatches: u64,
+    mismatch_examples: &'a [u64],
+    runs: u64,
+    seconds: &'a Seconds,
+    hypercalls: u64,
+    tlb_flushes: u64,
+    wire_bytes: u64,
+}
+
+/// A refused pair of frames.
+#[derive(Serialize)]
+struct Example<'a> {
+    reason: &'a str,
+    gfn_from: u64,
+    gfn_to: u64,
+}
+
+impl<'a> From<&'a SwapReport> for Json<'a> {
+    fn from(r: &'a SwapReport) -> Self {
+        Self {
+            from: r.from.to_string(),
+            to: r.to.to_string(),
+            dry_run: r.dry_run,
+            guest_mib: r.guest_mib,
+            pages_listed: r.pages_listed,
+            pages_swapped: r.pages_swapped,
+            pages_refused: &r.pages_refused,
+            refused_examples: r
+                .refused_examples
+                .iter()
+                .map(|(reason, a, b)| Example {
+                    reason,
+                    gfn_from: *a,
+                    gfn_to: *b,
+                })
+                .collect(),
+            pages_verified: r.pages_verified,
+            unmoved_verified: r.unmoved_verified,
+            mismatches: r.mismatches,
+            mismatch_examples: &r.mismatch_examples,
+            runs: r.runs,
+            seconds: &r.seconds,
+            hypercalls: r.hypercalls,
+            tlb_flushes: r.tlb_flushes,
+            wire_bytes: r.wire_bytes,
+        }
+    }
+}
+
+fn print(r: &SwapReport, verify: bool) {
+    let refused: u64 = r.pages_refused.values().sum();
+    if r.dry_run {
+        println!("{} <-> {}: dry run, nothing was changed", r.from, r.to);
+        println!(
+            "  could swap      {} of {} pages",
+            r.pages_swapped, r.pages_listed
+        );
+    } else {
+        println!("{} <-> {}: swapped", r.from, r.to);
+        println!(
+            "  swapped         {} of {} pages",
+            r.pages_swapped, r.pages_listed
+        );
+    }
+    println!("  stay            {refused} pages");
+    for (reason, nr) in &r.pages_refused {
+        println!("    {nr:>9} {}", reason.replace('_', " "));
+    }
+    for (reason, a, b) in &r.refused_examples {
+        println!(
+            "    for example frames {a:#x} and {b:#x}: {}",
+            reason.replace('_', " ")
+        );
+    }
+    if r.dry_run {
+        return;
+    }
+    println!("  swap            {:.6} s", r.seconds.commit);
+    println!("  whole job       {:.3} s", r.seconds.total);
+    println!("  hypercalls      {}", r.hypercalls);
+    println!("  TLB flushes     {}", r.tlb_flushes);
+    println!("  agent traffic   {} bytes", r.wire_bytes);
+    if verify {
+        println!(
+            "  verified        {} swapped pages on both sides",
+            r.pages_verified
+        );
+        println!("                  {} pages that stayed", r.unmoved_verified);
+        println!("  mismatches      {}", r.mismatches);
+        for pfn in &r.mismatch_examples {
+            println!("    for example page {pfn:#x}");
+        }
+    }
+}
+
+pub(crate) fn run(
+    client: Client,
+    request: SwapRequest,
+    runs: Option<&Path>,
+    json: bool,
+) -> Result<ExitCode, ClientError> {
+    let verify = request.verify;
+    let mut display = Display::new();
+    let last = client.ask(&ToDaemon::Swap(request), |part| {
+        if let FromDaemon::Progress { phase, done, total } = part {
+            display.show(*phase, *done, *total);
+        }
+    });
+    display.clear();
+    let FromDaemon::Swapped(report) = last? else {
+        return Err(ClientError::Unexpected);
+    };
+    if let Some(path) = runs {
+        std::fs::write(path, serde_json::to_vec(&report.run_list)?).map_err(|error| {
+            ClientError::Write {
+                path: path.to_owned(),
+                error,
+            }
+        })?;
+    }
+    if json {
+        println!("{}", serde_json::to_string_pretty(&Json::from(&*report))?);
+    } else {
+        print(&report, verify);
+    }
+    Ok(if report.mismatches == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(exit::FAILED)
+    })
+}

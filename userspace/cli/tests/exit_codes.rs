@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What the command line prints and how it exits, against no daemon and
+//! against one that gives a fixed answer.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::collections::BTreeMap;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use vmbeam_wire::message::{
+    AgentReport, CheckReport, Failure, FromDaemon, GuestRef, Phase, Seconds, SwapReport,
+};
+use vmbeam_wire::{encode, Decoder};
+
+fn vmbeam(socket: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_vmbeam"))
+        .arg("--socket")
+        .arg(socket)
+        .args(args)
+        .output()
+        .unwrap()
+}
+
+const SWAP: [&str; 5] = ["swap", "--from", "A/guest", "--to", "B/guest"];
+
+/// Answer one request with these messages.
+fn daemon(dir: &tempfile::TempDir, answers: Vec<FromDaemon>) -> PathBuf {
+    let socket = dir.path().join("control.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut decoder = Decoder::strict();
+        let frame = loop {
+            if let Some(frame) = decoder.next_frame().unwrap() {
+                break frame;
+            }
+            assert_ne!(decoder.fill(&mut stream).unwrap(), 0);
+        };
+        for a in &answers {
+            let bytes = encode(frame.request, frame.session, a).unwrap();
+            std::io::Write::write_all(&mut stream, &bytes).unwrap();
+        }
+    });
+    socket
+}
+
+fn with(answers: Vec<FromDaemon>, args: &[&str]) -> (i32, String, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let out = vmbeam(&daemon(&dir, answers), args);
+    let text = |b: Vec<u8>| String::from_utf8(b).unwrap();
+    (
+        out.status.code().unwrap(),
+        text(out.stdout),
+        text(out.stderr),
+    )
+}
+
+fn error(failure: Failure) -> Vec<FromDaemon> {
+    vec![FromDaemon::Error {
+        failure,
+        message: "because".into(),
+    }]
+}
+
+fn report(mismatches: u64) -> FromDaemon {
+    let guest = |vm: &str| GuestRef {
+        host_vm: vm.into(),
+        guest: "guest".into(),
+    };
+    FromDaemon::Swapped(Box::new(SwapReport {
+        from: guest("A"),
+        to: guest("B"),
+        guest_mib: 256,
+        pages_listed: 100,
+        pages_swapped: 90,
+        pages_refused: BTreeMap::from([("page_table_source".into(), 10)]),
+        pages_verified: 90,
+        mismatches,
+        seconds: Seconds {
+            commit: 0.25,
+            ..Seconds::default()
+        },
+        ..SwapReport::default()
+    }))
+}
+
+#[test]
+fn exit_codes_tell_failures_apart() {
+    for (failure, code) in [
+        (Failure::Failed, 1),
+        (Failure::Refused, 3),
+        (Failure::RolledBack, 4),
+    ] {
+        let (got, _, stderr) = with(error(failure), &SWAP);
+        assert_eq!(got, code);
+        assert!(stderr.contains("because"), "{stderr}");
+    }
+    assert_eq!(with(vec![report(0)], &SWAP).0, 0);
+    assert_eq!(with(vec![report(1)], &SWAP).0, 1);
+    assert_eq!(with(vec![], &SWAP).0, 1);
+    assert_eq!(with(vec![FromDaemon::List(vec![])], &SWAP).0, 1);
+}
+
+#[test]
+fn usage_errors() {
+    let none = Path::new("/nonexistent/control.sock");
+    for args in [
+        &["swap", "--from", "A", "--to", "B/guest"][..],
+        &["swap"],
+        &["migrate"],
+        &[],
+    ] {
+        assert_eq!(vmbeam(none, args).status.code(), Some(2), "{args:?}");
+    }
+}
+
+#[test]
+fn without_a_daemon() {
+    let none = Path::new("/nonexistent/control.sock");
+    for args in [&["list"][..], &["status"], &SWAP] {
+        let out = vmbeam(none, args);
+        assert_eq!(out.status.code(), Some(1));
+        let text = String::from_utf8(out.stderr).unwrap();
+        assert!(text.contains("Start it with `vmbeamd`"), "{text}");
+    }
+}
+
+#[test]
+fn check_says_what_is_missing() {
+    let none = Path::new("/nonexistent/control.sock");
+    let out = vmbeam(none, &["check", "--device", "/nonexistent/vmbeam"]);
+    assert_eq!(out.status.code(), Some(1));
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert!(
+        text.contains("MISSING  driver") && text.contains("insmod vmbeam.ko"),
+        "{text}"
+    );
+    assert!(text.contains("MISSING  daemon"), "{text}");
+
+    let answer = FromDaemon::Check(CheckReport {
+        daemon_version: "1.2.3".into(),
+        driver: Err("irrelevant".into()),
+        agents: vec![AgentReport {
+            host_vm: "A".into(),
+            socket: "/run/A.sock".into(),
+            connected: None,
+            problem: Some("is vmbeam-agent running?".into()),
+        }],
+        pairs: vec![],
+    });
+    let (code, stdout, _) = with(vec![answer], &["check", "--json"]);
+    assert_eq!(code, 1);
+    let items: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    let find = |name: &str| {
+        let mut found = items
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|i| i["name"] == name);
+        found.next().unwrap().clone()
+    };
+    assert_eq!(find("daemon")["ok"], true);
+    assert_eq!(
+        find("agent of host VM A")["detail"],
+        "is vmbeam-agent running?"
+    );
+    assert_eq!(find("pairs")["ok"], false);
+}
+
+#[test]
+fn json_and_plain_output() {
+    let progress = FromDaemon::Progress {
+        phase: Phase::Commit,
+        done: 0,
+        total: 90,
+    };
+    let mut args = SWAP.to_vec();
+    args.push("--json");
+    let (code, stdout, stderr) = with(vec![progress.clone(), report(0)], &args);
+    assert_eq!((code, stderr.as_str()), (0, "swapping: 90 pages\n"));
+    let json: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(json["from"], "A/guest");
+    assert_eq!(json["pages_refused"]["page_table_source"], 10);
+    assert_eq!(json["seconds"]["commit"], 0.25);
+    let (_, stdout, _) = with(vec![progress, report(0)], &SWAP);
+    assert!(stdout.contains("90 of 100 pages"), "{stdout}");
+    assert!(stdout.contains("page table source"), "{stdout}");
+}

@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Configuration.
+
+use serde::Deserialize;
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use toml::Spanned;
+
+/// Where the command line reaches the daemon.
+pub const CONTROL_SOCKET: &str = "/run/vmbeam/control.sock";
+/// Where QEMU is to put the sockets of the host VMs' ports.
+pub const AGENT_SOCKETS: &str = "/run/vmbeam/agents";
+
+/// What is wrong with the configuration, and where.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: {error}", file.display())]
+    Read {
+        /// Which file.
+        file: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// A line of the file is not acceptable.
+    #[error("{}:{line}: {}{message}", file.display(), key.as_ref().map(|k| format!("{k}: ")).unwrap_or_default())]
+    Line {
+        /// Which file.
+        file: PathBuf,
+        /// Which line, from 1 on.
+        line: usize,
+        /// Which key, if the line has one.
+        key: Option<String>,
+        /// What is wrong.
+        message: String,
+    },
+}
+
+/// How to learn the domid of a host VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Domid {
+    /// Run this command with the name appended; it prints the number.
+    Command(Vec<String>),
+    /// It is known.
+    Fixed(u32),
+}
+
+/// A host VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostVmConfig {
+    /// Its name, as `xl` knows it.
+    pub name: String,
+    /// Socket of its serial port.
+    pub socket: PathBuf,
+    /// How to learn its domid.
+    pub domid: Domid,
+}
+
+/// The daemon's configuration, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where the command line reaches the daemon.
+    pub control_socket: PathBuf,
+    /// The driver's device.
+    pub device: PathBuf,
+    /// How long an agent may be silent in the middle of a request.
+    pub agent_timeout: Duration,
+    /// Host VMs.
+    pub host_vms: Vec<HostVmConfig>,
+    /// Pairs that may swap, each with its names in order.
+    pub pairs: BTreeSet<(String, String)>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    #[serde(default)]
+    daemon: RawDaemon,
+    #[serde(default)]
+    host_vm: Vec<RawHostVm>,
+    #[serde(default)]
+    pair: Vec<RawPair>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawDaemon {
+    control_socket: Option<PathBuf>,
+    device: Option<PathBuf>,
+    agent_timeout_seconds: Option<Spanned<u64>>,
+    domid_command: Option<Spanned<Vec<String>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawHostVm {
+    name: Spanned<String>,
+    socket: Option<PathBuf>,
+    domid: Option<Spanned<u32>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPair {
+    between: Spanned<Vec<String>>,
+}
+
+/// Makes errors that name the line and the key of a place in the text.
+struct Place<'a> {
+    file: &'a Path,
+    text: &'a str,
+}
+
+impl Place<'_> {
+    fn error(&self, span: Option<Range<usize>>, message: impl Into<String>) -> ConfigError {
+        let at = span.map_or(0, |s| s.start).min(self.text.len());
+        let before = self.text.get(..at).unwrap_or("");
+        let line = before.matches('\n').count() + 1;
+        let key = self
+            .text
+            .lines()
+            .nth(line - 1)
+            .and_then(|l| l.split_once('='))
+            .map(|(k, _)| k.trim().to_owned());
+        ConfigError::Line {
+            file: self.file.into(),
+            line,
+            key,
+            message: message.into(),
+        }
+    }
+}
+
+impl Config {
+    /// Read and check a file.
+    pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(file).map_err(|error| ConfigError::Read {
+            file: file.into(),
+            error,
+        })?;
+        Self::parse(file, &text)
+    }
+
+    /// Check the text of a file.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
+        let place = Place { file, text };
+        let raw: Raw =
+            toml::from_str(text).map_err(|e| place.error(e.span(), e.message().to_owned()))?;
+
+        let command = match raw.daemon.domid_command {
+            None => vec!["xl".to_owned(), "domid".to_owned()],
+            Some(c) if c.get_ref().is_empty() => {
+                return Err(place.error(Some(c.span()), "the command is empty"));
+            }
+            Some(c) => c.into_inner(),
+        };
+        let agent_timeout = match raw.daemon.agent_timeout_seconds {
+            None => Duration::from_secs(300),
+            Some(s) if !(1..=3600).contains(s.get_ref()) => {
+                return Err(place.error(Some(s.span()), "must be between 1 and 3600"));
+            }
+            Some(s) => Duration::from_secs(s.into_inner()),
+        };
+
+        let mut names = BTreeSet::new();
+        let mut host_vms = Vec::new();
+        for vm in raw.host_vm {
+            let span = vm.name.span();
+            let name = vm.name.into_inner();
+            if name.is_empty() || name.contains('/') || name.chars().any(char::is_control) {
+                return Err(place.error(Some(span), "not a possible name of a host VM"));
+            }
+            if !names.insert(name.clone()) {
+                return Err(place.error(Some(span), format!("host VM {name} appears twice")));
+            }
+            let domid = match vm.domid {
+                None => Domid::Command(command.clone()),
+                // 0x7ff0 is the first number that Xen reserves.
+                Some(d) if !(1..0x7ff0).contains(d.get_ref()) => {
+                    return Err(place.error(Some(d.span()), "not the domid of a host VM"));
+                }
+                Some(d) => Domid::Fixed(d.into_inner()),
+            };
+            let socket = vm
+                .socket
+                .unwrap_or_else(|| Path::new(AGENT_SOCKETS).join(format!("{name}.sock")));
+            host_vms.push(HostVmConfig {
+                name,
+                socket,
+                domid,
+            });
+        }
+
+        let mut pairs = BTreeSet::new();
+        for pair in raw.pair {
+            let span = pair.between.span();
+            let names_of_pair = pair.between.into_inner();
+            let Ok([a, b]) = <[String; 2]>::try_from(names_of_pair) else {
+                return Err(place.error(Some(span), "a pair has two host VMs"));
+            };
+            for name in [&a, &b] {
+                if !names.contains(name) {
+                    let message = format!("there is no [[host_vm]] named {name}");
+                    return Err(place.error(Some(span), message));
+                }
+            }
+            if a == b {
+                return Err(place.error(Some(span), "a pair has two different host VMs"));
+            }
+            pairs.insert(ordered(a, b));
+        }
+
+        Ok(Self {
+            control_socket: raw
+                .daemon
+                .control_socket
+                .unwrap_or_else(|| CONTROL_SOCKET.into()),
+            device: raw
+                .daemon
+                .device
+                .unwrap_or_else(|| vmbeam_uapi::DEVICE_PATH.into()),
+            agent_timeout,
+            host_vms,
+            pairs,
+        })
+    }
+
+    /// Whether guests of these two host VMs may change places.
+    pub fn allows(&self, a: &str, b: &str) -> bool {
+        self.pairs.contains(&ordered(a.into(), b.into()))
+    }
+}
+
+fn ordered(a: String, b: String) -> (String, String) {
+    if a <= b {
+        (a, b)
+    } else {
+        (b, a)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(Path::new("vmbeamd.toml"), text).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn denied_by_default() {
+        let c = parse("[[host_vm]]\nname = \"A\"\n[[host_vm]]\nname = \"B\"\ndomid = 7\n").unwrap();
+        assert!(!c.allows("A", "B"));
+        assert_eq!(c.host_vms[0].socket, Path::new("/run/vmbeam/agents/A.sock"));
+        assert_eq!(
+            c.host_vms[0].domid,
+            Domid::Command(vec!["xl".into(), "domid".into()])
+        );
+        assert_eq!(c.host_vms[1].domid, Domid::Fixed(7));
+    }
+
+    #[test]
+    fn pairs_go_both_ways() {
+        let c = parse(
+            "[[host_vm]]\nname = \"A\"\n[[host_vm]]\nname = \"B\"\n[[pair]]\nbetween = [\"B\", \"A\"]\n",
+        )
+        .unwrap();
+        assert!(c.allows("A", "B") && c.allows("B", "A") && !c.allows("A", "A"));
+    }
+
+    #[test]
+    fn the_shipped_example_is_right() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("vmbeamd.toml");
+        assert!(Config::load(&file).unwrap().allows("A", "B"));
+    }
+
+    #[test]
+    fn errors_name_file_line_and_key() {
+        for (text, expected) in [
+            ("[[host_vm]]\nname = 5\n", "vmbeamd.toml:2: name: "),
+            (
+                "[[host_vm]]\nname = \"A\"\nsockte = \"x\"\n",
+                "vmbeamd.toml:3: sockte: ",
+            ),
+            (
+                "[[host_vm]]\nname = \"A/B\"\n",
+                "vmbeamd.toml:2: name: not a possible name",
+            ),
+            (
+                "[[host_vm]]\nname = \"A\"\n[[host_vm]]\nname = \"A\"\n",
+                "vmbeamd.toml:4: name: host VM A",
+            ),
+            (
+                "[[host_vm]]\nname = \"A\"\ndomid = 0\n",
+                "vmbeamd.toml:3: domid: not the domid",
+            ),
+            (
+                "[[host_vm]]\nname = \"A\"\n\n[[pair]]\nbetween = [\"A\", \"C\"]\n",
+                "vmbeamd.toml:5: between: there is no",
+            ),
+            (
+                "[[host_vm]]\nname = \"A\"\n[[pair]]\nbetween = [\"A\"]\n",
+                "vmbeamd.toml:4: between: a pair has two",
+            ),
+            (
+                "[[host_vm]]\nname = \"A\"\n[[pair]]\nbetween = [\"A\", \"A\"]\n",
+                "vmbeamd.toml:4: between: a pair has two different",
+            ),
+            (
+                "[daemon]\nagent_timeout_seconds = 0\n",
+                "vmbeamd.toml:2: agent_timeout_seconds: must be",
+            ),
+            (
+                "[daemon]\ndomid_command = []\n",
+                "vmbeamd.toml:2: domid_command: the command",
+            ),
+            ("[[host_vm]\n", "vmbeamd.toml:1: "),
+        ] {
+            let e = parse(text).unwrap_err();
+            assert!(e.starts_with(expected), "{e}");
+        }
+    }
+}

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The driver, behind a trait so that the rest can be tested without one.
+
+use std::fmt::Debug;
+use std::path::PathBuf;
+use vmbeam_uapi::{AddFailed, Device, Error, Info, Prepared, Run, Session, Status, Step};
+
+/// Something that opens sessions.
+pub trait Driver: Debug + Send + Sync {
+    /// Limits and features.
+    fn info(&self) -> Result<Info, Error>;
+    /// Bind a new session to two host VMs.
+    fn open(&self, domid_a: u32, domid_b: u32) -> Result<Box<dyn DriverSession>, Error>;
+}
+
+/// A session. The methods are those of [`vmbeam_uapi::Session`].
+pub trait DriverSession {
+    /// Append runs.
+    fn add(&mut self, runs: &[Run]) -> Result<(), AddFailed>;
+    /// Dry run over some pairs.
+    fn prepare(&self, first: u64, status: &mut [i32]) -> Result<Prepared, Error>;
+    /// Swap some pairs from the cursor on.
+    fn commit(&mut self, status: &mut [i32]) -> Result<Step, Error>;
+    /// Where the session stands.
+    fn status(&self) -> Result<Status, Error>;
+    /// Put some pairs back.
+    fn rollback(&mut self) -> Result<Step, Error>;
+}
+
+/// `/dev/vmbeam`: every session is an open file of its own.
+#[derive(Debug)]
+pub struct DeviceDriver {
+    path: PathBuf,
+}
+
+impl DeviceDriver {
+    /// A driver whose device is at this path.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+}
+
+impl Driver for DeviceDriver {
+    fn info(&self) -> Result<Info, Error> {
+        Device::open(&self.path)?.info()
+    }
+
+    fn open(&self, domid_a: u32, domid_b: u32) -> Result<Box<dyn DriverSession>, Error> {
+        Ok(Box::new(
+            Device::open(&self.path)?.session(domid_a, domid_b)?,
+        ))
+    }
+}
+
+impl DriverSession for Session {
+    fn add(&mut self, runs: &[Run]) -> Result<(), AddFailed> {
+        Session::add(self, runs)
+    }
+
+    fn prepare(&self, first: u64, status: &mut [i32]) -> Result<Prepared, Error> {
+        Session::prepare(self, first, status)
+    }
+
+    fn commit(&mut self, status: &mut [i32]) -> Result<Step, Error> {
+        Session::commit(self, status)
+    }
+
+    fn status(&self) -> Result<Status, Error> {
+        Session::status(self)
+    }
+
+    fn rollback(&mut self) -> Result<Step, Error> {
+        Session::rollback(self)
+    }
+}

@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A host VM and the connection to its agent.
+
+use crate::config::{Domid, HostVmConfig};
+use crate::link::{Link, LinkError};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tracing::{info, warn};
+use vmbeam_wire::message::{AgentReport, AgentVersions};
+
+/// How often to look after an idle connection, or try for a new one.
+const KEEP: Duration = Duration::from_secs(1);
+/// How long an agent that was there before may take to say hello again.
+const HELLO_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What is known about an agent.
+#[derive(Clone, Debug)]
+enum Agent {
+    Connected(AgentVersions),
+    Missing(String),
+}
+
+/// A host VM.
+#[derive(Debug)]
+pub struct HostVm {
+    /// Its configuration.
+    pub config: HostVmConfig,
+    timeout: Duration,
+    stop: Arc<AtomicBool>,
+    slot: Mutex<Slot>,
+    agent: Mutex<Agent>,
+}
+
+/// Where the connection is.
+#[derive(Debug)]
+enum Slot {
+    /// There is none.
+    Empty,
+    /// Nobody uses it.
+    Idle(Link),
+    /// A job has it.
+    Busy,
+}
+
+/// A panic of one job must not take the others with it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The exclusive use of a host VM's agent.
+#[derive(Debug)]
+pub struct AgentGuard<'a> {
+    vm: &'a HostVm,
+    link: Option<Link>,
+}
+
+impl HostVm {
+    /// A host VM whose agent is not connected yet.
+    pub fn new(config: HostVmConfig, timeout: Duration, stop: Arc<AtomicBool>) -> Self {
+        let agent = Mutex::new(Agent::Missing("not tried yet".into()));
+        Self {
+            config,
+            timeout,
+            stop,
+            slot: Mutex::new(Slot::Empty),
+            agent,
+        }
+    }
+
+    /// Its domid now.
+    pub fn domid(&self) -> Result<u32, String> {
+        let command = match &self.config.domid {
+            Domid::Fixed(domid) => return Ok(*domid),
+            Domid::Command(command) => command,
+        };
+        let name = &self.config.name;
+        let (program, arguments) = command
+            .split_first()
+            .ok_or("no command to learn the domid")?;
+        let out = Command::new(program)
+            .args(arguments)
+            .arg(name)
+            .output()
+            .map_err(|e| format!("cannot run `{}`: {e}", command.join(" ")))?;
+        let text = String::from_utf8_lossy(&out.stdout);
+        if !out.status.success() {
+            let why = String::from_utf8_lossy(&out.stderr);
+            let why = why
+                .lines()
+                .next()
+                .unwrap_or("it says nothing")
+                .trim()
+                .to_owned();
+            return Err(format!(
+                "host VM {name} is not running: `{}`: {why}",
+                command.join(" ")
+            ));
+        }
+        text.trim()
+            .parse()
+            .map_err(|_| format!("`{} {name}` printed no domid: {text:?}", command.join(" ")))
+    }
+
+    /// Connect, greet and look after the agent until the daemon stops.
+    pub fn keep_connected(&self) {
+        while !self.stop.load(Ordering::Relaxed) {
+            let mut slot = lock(&self.slot);
+            let missing = match &mut *slot {
+                Slot::Empty => true,
+                Slot::Busy => false,
+                Slot::Idle(link) => match link.check_idle() {
+                    Ok(()) => false,
+                    Err(e) => {
+                        warn!(host_vm = self.config.name, "agent dropped: {e}");
+                        *slot = Slot::Empty;
+                        self.missing(e.to_string());
+                        false
+                    }
+                },
+            };
+            drop(slot);
+            if missing {
+                self.try_connect();
+            }
+            std::thread::sleep(KEEP);
+        }
+        let mut slot = lock(&self.slot);
+        if matches!(*slot, Slot::Idle(_)) {
+            *slot = Slot::Empty;
+        }
+    }
+
+    fn try_connect(&self) {
+        let socket = self.config.socket.display();
+        let mut link = match Link::connect(&self.config, self.timeout, self.stop.clone()) {
+            Ok(link) => link,
+            Err(e) => {
+                self.missing(format!(
+                    "cannot connect to {socket}: {e}; is the host VM running, with a virtio-serial port on this socket?"
+                ));
+                return;
+            }
+        };
+        self.missing(format!(
+            "{socket} is open, but nothing answers; is vmbeam-agent running in the management VM?"
+        ));
+        // Not under the lock: this lasts until the management VM is up.
+        match link.hello(None) {
+            Ok(()) => {
+                let versions = link.versions().clone();
+                info!(host_vm = self.config.name, ?versions, "agent connected");
+                *lock(&self.agent) = Agent::Connected(versions);
+                *lock(&self.slot) = Slot::Idle(link);
+            }
+            Err(LinkError::Stopping) => {}
+            Err(e) => {
+                warn!(host_vm = self.config.name, "agent: {e}");
+                self.missing(e.to_string());
+            }
+        }
+    }
+
+    fn missing(&self, why: String) {
+        *lock(&self.agent) = Agent::Missing(why);
+    }
+
+    /// The exclusive use of the agent, if nobody else has it.
+    pub fn agent(&self) -> Result<AgentGuard<'_>, String> {
+        let mut slot = lock(&self.slot);
+        match std::mem::replace(&mut *slot, Slot::Busy) {
+            Slot::Idle(link) => Ok(AgentGuard {
+                vm: self,
+                link: Some(link),
+            }),
+            Slot::Busy => Err(format!(
+                "host VM {} is busy with another job",
+                self.config.name
+            )),
+            Slot::Empty => {
+                *slot = Slot::Empty;
+                let why = match &*lock(&self.agent) {
+                    Agent::Missing(why) => why.clone(),
+                    Agent::Connected(_) => "it was just lost".into(),
+                };
+                Err(format!(
+                    "the agent of host VM {} is not there: {why}",
+                    self.config.name
+                ))
+            }
+        }
+    }
+
+    /// For a person.
+    pub fn report(&self) -> AgentReport {
+        let (connected, problem) = match lock(&self.agent).clone() {
+            Agent::Connected(versions) => (Some(versions), None),
+            Agent::Missing(why) => (None, Some(why)),
+        };
+        AgentReport {
+            host_vm: self.config.name.clone(),
+            socket: self.config.socket.display().to_string(),
+            connected,
+            problem,
+        }
+    }
+}
+
+impl AgentGuard<'_> {
+    /// Name of the host VM.
+    pub fn name(&self) -> &str {
+        &self.vm.config.name
+    }
+
+    /// Its domid now.
+    pub fn domid(&self) -> Result<u32, String> {
+        self.vm.domid()
+    }
+
+    /// Bytes sent and received so far.
+    pub fn bytes(&self) -> u64 {
+        self.link.as_ref().map_or(0, Link::bytes)
+    }
+
+    /// Talk to the agent. An error that leaves the conversation of no use
+    /// drops it; the agent can come back on a new one.
+    pub fn with<T>(
+        &mut self,
+        talk: impl FnOnce(&mut Link) -> Result<T, LinkError>,
+    ) -> Result<T, String> {
+        let result = match self.link.as_mut() {
+            Some(link) => talk(link),
+            None => Err(LinkError::Closed),
+        };
+        result.map_err(|e| {
+            self.failed(&e);
+            format!("agent of host VM {}: {e}", self.name())
+        })
+    }
+
+    /// Greet the agent again, at the start of a job.
+    pub fn greet(&mut self) -> Result<(), String> {
+        let versions = self.with(|link| {
+            link.hello(Some(HELLO_PATIENCE))?;
+            Ok(link.versions().clone())
+        })?;
+        *lock(&self.vm.agent) = Agent::Connected(versions);
+        Ok(())
+    }
+
+    fn failed(&mut self, error: &LinkError) {
+        if error.is_fatal() {
+            warn!(host_vm = self.name(), "agent dropped: {error}");
+            self.link = None;
+            self.vm.missing(error.to_string());
+        }
+    }
+}
+
+impl Drop for AgentGuard<'_> {
+    fn drop(&mut self) {
+        *lock(&self.vm.slot) = self.link.take().map_or(Slot::Empty, Slot::Idle);
+    }
+}

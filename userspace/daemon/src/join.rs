@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Joining two frame lists on the guest's page number.
+
+use std::collections::BTreeMap;
+use vmbeam_uapi::Run;
+use vmbeam_wire::{FrameList, PfnRun, Reason};
+
+/// Pages that both guests have and that may move on both sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JoinedRun {
+    /// First page.
+    pub pfn: u64,
+    /// First frame in the source's host VM.
+    pub gfn_a: u64,
+    /// First frame in the destination's host VM.
+    pub gfn_b: u64,
+    /// How many.
+    pub nr: u32,
+}
+
+impl From<&JoinedRun> for Run {
+    fn from(r: &JoinedRun) -> Self {
+        Self {
+            gfn_a: r.gfn_a,
+            gfn_b: r.gfn_b,
+            nr: r.nr,
+            reserved: 0,
+        }
+    }
+}
+
+/// Two lists joined.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Joined {
+    /// What to swap, in ascending order of pfn.
+    pub runs: Vec<JoinedRun>,
+    /// How many pages that is.
+    pub pages: u64,
+    /// Pages of either guest that stay, by reason.
+    pub kept: BTreeMap<String, u64>,
+}
+
+/// What a list says about some pages.
+#[derive(Clone, Copy)]
+enum Side {
+    /// They may move; the first frame.
+    Movable(u64),
+    /// They may not.
+    Excluded(Reason),
+    /// The list does not speak of them.
+    Absent,
+}
+
+/// The spans of a list in ascending order of pfn: start, end, what it says.
+fn spans(list: &FrameList) -> Vec<(u64, u64, Side)> {
+    let movable = list
+        .runs()
+        .iter()
+        .map(|r| (r.pfn, r.pfn + u64::from(r.nr), Side::Movable(r.gfn)));
+    let excluded = list
+        .excluded()
+        .iter()
+        .filter(|e| e.reason != Reason::NotPresent)
+        .map(|e| (e.pfn, e.pfn + u64::from(e.nr), Side::Excluded(e.reason)));
+    let mut all: Vec<_> = movable.chain(excluded).collect();
+    all.sort_by_key(|s| s.0);
+    all
+}
+
+/// A position in the spans of a list.
+struct Cursor {
+    spans: Vec<(u64, u64, Side)>,
+    at: usize,
+}
+
+impl Cursor {
+    /// What the list says at `pfn`, and up to where that holds.
+    fn look(&mut self, pfn: u64) -> (Side, u64) {
+        while self.spans.get(self.at).is_some_and(|s| s.1 <= pfn) {
+            self.at += 1;
+        }
+        match self.spans.get(self.at) {
+            None => (Side::Absent, u64::MAX),
+            Some((start, _, _)) if *start > pfn => (Side::Absent, *start),
+            Some((start, end, Side::Movable(gfn))) => (Side::Movable(gfn + (pfn - start)), *end),
+            Some((_, end, side)) => (*side, *end),
+        }
+    }
+}
+
+/// Join the lists of the source `a` and the destination `b`.
+///
+/// A page that may not move on either side is counted once, with the source's
+/// reason if it has one.
+pub fn join(a: &FrameList, b: &FrameList) -> Joined {
+    let mut joined = Joined::default();
+    let mut a = Cursor {
+        spans: spans(a),
+        at: 0,
+    };
+    let mut b = Cursor {
+        spans: spans(b),
+        at: 0,
+    };
+    let mut pfn = 0;
+    loop {
+        let (side_a, end_a) = a.look(pfn);
+        let (side_b, end_b) = b.look(pfn);
+        let end = end_a.min(end_b);
+        let reason = match (side_a, side_b) {
+            (Side::Absent, Side::Absent) if end == u64::MAX => return joined,
+            (Side::Absent, Side::Absent) => None,
+            (Side::Movable(gfn_a), Side::Movable(gfn_b)) => {
+                push(&mut joined, pfn, gfn_a, gfn_b, end - pfn);
+                None
+            }
+            (Side::Excluded(r), _) => Some(format!("{}_source", r.key())),
+            (_, Side::Excluded(r)) => Some(format!("{}_destination", r.key())),
+            (Side::Movable(_), Side::Absent) => Some("only_in_source".into()),
+            (Side::Absent, Side::Movable(_)) => Some("only_in_destination".into()),
+        };
+        if let Some(reason) = reason {
+            *joined.kept.entry(reason).or_default() += end - pfn;
+        }
+        pfn = end;
+    }
+}
+
+fn push(joined: &mut Joined, pfn: u64, gfn_a: u64, gfn_b: u64, nr: u64) {
+    joined.pages += nr;
+    // A list has at most 2^24 pages, so a span fits.
+    let nr = nr as u32;
+    joined.runs.push(JoinedRun {
+        pfn,
+        gfn_a,
+        gfn_b,
+        nr,
+    });
+}
+
+/// The pages of a list whose contents can be compared: those that are there and
+/// that no daemon of the management VM writes to while the guest is paused.
+pub fn comparable(list: &FrameList) -> Vec<PfnRun> {
+    let movable = list.runs().iter().map(|r| PfnRun {
+        pfn: r.pfn,
+        nr: r.nr,
+    });
+    let kept = list
+        .excluded()
+        .iter()
+        .filter(|e| e.reason.is_present() && !e.reason.is_shared());
+    let mut all: Vec<_> = movable
+        .chain(kept.map(|e| PfnRun {
+            pfn: e.pfn,
+            nr: e.nr,
+        }))
+        .collect();
+    all.sort_by_key(|r| r.pfn);
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::{HashMap, HashSet};
+    use vmbeam_wire::{Excluded, FrameListBuilder, FrameRun};
+
+    fn list(runs: &[(u64, u64, u32)], excluded: &[(u64, u32, Reason)]) -> FrameList {
+        let mut b = FrameListBuilder::new();
+        for (pfn, gfn, nr) in runs {
+            b.push_run(FrameRun {
+                pfn: *pfn,
+                gfn: *gfn,
+                nr: *nr,
+            })
+            .unwrap();
+        }
+        for (pfn, nr, reason) in excluded {
+            b.push_excluded(Excluded {
+                pfn: *pfn,
+                nr: *nr,
+                reason: *reason,
+            })
+            .unwrap();
+        }
+        let pages = b.pages();
+        b.finish(pages).unwrap()
+    }
+
+    #[test]
+    fn joins_on_the_pfn() {
+        let a = list(
+            &[(0, 1000, 10), (12, 2000, 8)],
+            &[(10, 1, Reason::PageTable), (11, 1, Reason::XenstoreRing)],
+        );
+        let b = list(
+            &[(0, 500, 4), (4, 700, 11), (15, 900, 2)],
+            &[
+                (17, 1, Reason::PageTable),
+                (18, 1, Reason::NotPresent),
+                (30, 3, Reason::NotPresent),
+            ],
+        );
+        let j = join(&a, &b);
+        let run = |pfn, gfn_a, gfn_b, nr| JoinedRun {
+            pfn,
+            gfn_a,
+            gfn_b,
+            nr,
+        };
+        assert_eq!(
+            j.runs,
+            [
+                run(0, 1000, 500, 4),
+                run(4, 1004, 700, 6),
+                run(12, 2000, 708, 3),
+                run(15, 2003, 900, 2)
+            ]
+        );
+        assert_eq!(j.pages, 15);
+        let kept: Vec<_> = j.kept.iter().map(|(k, v)| (k.as_str(), *v)).collect();
+        assert_eq!(
+            kept,
+            [
+                ("only_in_source", 2),
+                ("page_table_destination", 1),
+                ("page_table_source", 1),
+                ("xenstore_ring_source", 1)
+            ]
+        );
+        assert_eq!(comparable(&a).iter().map(|r| r.nr).sum::<u32>(), 19);
+    }
+
+    #[test]
+    fn lists_of_unequal_length() {
+        let a = list(&[(0, 0, 100)], &[]);
+        let b = list(&[(0, 0, 60)], &[]);
+        let j = join(&a, &b);
+        assert_eq!((j.pages, j.kept["only_in_source"]), (60, 40));
+        let j = join(&b, &a);
+        assert_eq!((j.pages, j.kept["only_in_destination"]), (60, 40));
+        assert_eq!(join(&list(&[], &[]), &list(&[], &[])), Joined::default());
+    }
+
+    /// A list from random page kinds: 0 absent, 1 excluded, else movable.
+    fn random(kinds: &[u8], scramble: u64) -> FrameList {
+        let mut b = FrameListBuilder::new();
+        for (pfn, kind) in kinds.iter().enumerate() {
+            let pfn = pfn as u64;
+            match kind {
+                0 => {}
+                1 => b
+                    .push_excluded(Excluded {
+                        pfn,
+                        nr: 1,
+                        reason: Reason::PageTable,
+                    })
+                    .unwrap(),
+                _ => b
+                    .push_run(FrameRun {
+                        pfn,
+                        gfn: (pfn * 7 + scramble) ^ 1,
+                        nr: 1,
+                    })
+                    .unwrap(),
+            }
+        }
+        let pages = b.pages();
+        b.finish(pages).unwrap()
+    }
+
+    fn per_page(list: &FrameList) -> HashMap<u64, u64> {
+        list.runs()
+            .iter()
+            .flat_map(|r| (0..u64::from(r.nr)).map(|i| (r.pfn + i, r.gfn + i)))
+            .collect()
+    }
+
+    proptest! {
+        /// The same as joining page by page, and every page is accounted for.
+        #[test]
+        fn equals_the_obvious_join(
+            a in proptest::collection::vec(0u8..5, 0..200),
+            b in proptest::collection::vec(0u8..5, 0..200),
+        ) {
+            let (la, lb) = (random(&a, 1000), random(&b, 5000));
+            let j = join(&la, &lb);
+            let (pa, pb) = (per_page(&la), per_page(&lb));
+            let mut got = HashMap::new();
+            for r in &j.runs {
+                for i in 0..u64::from(r.nr) {
+                    prop_assert!(got.insert(r.pfn + i, (r.gfn_a + i, r.gfn_b + i)).is_none());
+                }
+            }
+            let expected: HashMap<_, _> = pa
+                .iter()
+                .filter_map(|(pfn, ga)| pb.get(pfn).map(|gb| (*pfn, (*ga, *gb))))
+                .collect();
+            prop_assert_eq!(&got, &expected);
+            let present = |kinds: &[u8]| -> HashSet<usize> {
+                kinds.iter().enumerate().filter(|k| *k.1 != 0).map(|k| k.0).collect()
+            };
+            let all = present(&a).union(&present(&b)).count() as u64;
+            prop_assert_eq!(j.pages + j.kept.values().sum::<u64>(), all);
+        }
+    }
+}

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The daemon of the host management VM.
+//!
+//! `vmbeamd` owns `/dev/vmbeam` and the sockets of the agents in the host VMs.
+//! It lets two agents list the frames of a guest each, joins the lists, and has
+//! the driver swap the frames.
+//!
+//! An agent is not trusted: its socket decides which host VM it speaks for, its
+//! lists are checked, and one that breaks the protocol is dropped without harm
+//! to the others.
+
+pub mod config;
+pub mod control;
+pub mod driver;
+pub mod host_vm;
+pub mod join;
+pub mod link;
+pub mod swap;
+mod verify;
+
+pub use config::Config;
+pub use control::Daemon;
+
+/// Where the configuration normally is.
+pub const CONFIG_PATH: &str = "/etc/vmbeam/vmbeamd.toml";
+/// Version of the daemon.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! `vmbeamd`: the daemon of the host management VM.
+
+use anyhow::Context;
+use clap::Parser;
+use nix::sys::signal::{SigSet, Signal};
+use std::path::PathBuf;
+use std::sync::Arc;
+use tracing::{info, warn};
+use vmbeamd::driver::{DeviceDriver, Driver};
+use vmbeamd::{Config, Daemon, CONFIG_PATH};
+
+/// Swaps the memory of guest VMs between host VMs.
+///
+/// Runs in the host management VM, as root. Use the command `vmbeam` to talk to
+/// it.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Configuration file
+    #[arg(short, long, value_name = "FILE", default_value = CONFIG_PATH)]
+    config: PathBuf,
+    /// Check the configuration and exit
+    #[arg(long)]
+    check_config: bool,
+    /// Say more
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let level = if args.verbose {
+        tracing::Level::DEBUG
+    } else {
+        tracing::Level::INFO
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_target(false)
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
+    let config = Config::load(&args.config)?;
+    if args.check_config {
+        return Ok(());
+    }
+    if config.pairs.is_empty() {
+        warn!(
+            "{}: no [[pair]], so nothing may be swapped",
+            args.config.display()
+        );
+    }
+    // Before any thread exists, so that all of them leave these to the wait below.
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    signals.thread_block().context("cannot block signals")?;
+
+    let driver = DeviceDriver::new(config.device.clone());
+    match driver.info() {
+        Ok(info) => info!(?info, "driver"),
+        // It may be loaded later; each job opens the device anew.
+        Err(e) => warn!("{e}"),
+    }
+    let daemon = Daemon::start(config, Arc::new(driver))?;
+    let signal = signals.wait().context("cannot wait for signals")?;
+    info!("{signal}: stopping");
+    daemon.stop();
+    Ok(())
+}

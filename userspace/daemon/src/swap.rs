@@ -1,0 +1,569 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! One swap, from the request to the report.
+
+use crate::driver::{Driver, DriverSession};
+use crate::host_vm::{AgentGuard, HostVm};
+use crate::join::{comparable, join, JoinedRun};
+use crate::verify::{compare, Snapshot};
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Mutex;
+use std::time::Instant;
+use tracing::{error, info, warn};
+use vmbeam_uapi::{refusal_reason, Errno, Run, NOT_ATTEMPTED};
+use vmbeam_wire::message::{
+    Failure, Guest, GuestKind, GuestState, Phase, Seconds, SwapReport, SwapRequest, SwapRun,
+};
+use vmbeam_wire::FrameList;
+
+/// Pairs that one dry-run call is given, so that there is progress to show.
+const PREPARE_CHUNK: usize = 64 << 10;
+/// The same for the swap; larger, because calls cost time there: 1 GiB.
+const COMMIT_CHUNK: usize = 256 << 10;
+/// How many refused frames are listed for each reason.
+const EXAMPLES: usize = 4;
+/// Most runs that are listed: they must fit into one message.
+const MAX_RUN_LIST: usize = 32 << 10;
+
+/// How a swap failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct SwapError {
+    /// How badly.
+    pub failure: Failure,
+    /// The same for a person.
+    pub message: String,
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "made for map_err()")]
+fn refused(message: impl ToString) -> SwapError {
+    SwapError {
+        failure: Failure::Refused,
+        message: message.to_string(),
+    }
+}
+
+/// Progress of a swap: phase, pages done, pages to do.
+pub type Progress<'a> = &'a (dyn Fn(Phase, u64, u64) + Sync);
+
+/// One of the two guests.
+struct Party<'a> {
+    agent: AgentGuard<'a>,
+    guest: Guest,
+    /// Paused by this job, and not yet let go.
+    paused_by_us: bool,
+}
+
+impl Party<'_> {
+    fn find<'a>(
+        mut agent: AgentGuard<'a>,
+        name: &str,
+    ) -> Result<(AgentGuard<'a>, Guest), SwapError> {
+        agent.greet().map_err(refused)?;
+        let guests = agent.with(|l| l.guests()).map_err(refused)?;
+        let mut named = guests.into_iter().filter(|g| g.name == name);
+        let host_vm = agent.name().to_owned();
+        let Some(guest) = named.next() else {
+            return Err(refused(format!(
+                "host VM {host_vm} has no guest named {name}"
+            )));
+        };
+        if named.next().is_some() {
+            return Err(refused(format!(
+                "host VM {host_vm} has several guests named {name}"
+            )));
+        }
+        if guest.kind != GuestKind::Pv {
+            return Err(refused(format!(
+                "guest {host_vm}/{name} is not a PV guest; only PV guests can be swapped so far"
+            )));
+        }
+        if matches!(guest.state, GuestState::Dying | GuestState::Shutdown) {
+            return Err(refused(format!("guest {host_vm}/{name} is not alive")));
+        }
+        Ok((agent, guest))
+    }
+
+    fn pause(&mut self) -> Result<(), SwapError> {
+        let domid = self.guest.domid;
+        let was_paused = self.agent.with(|l| l.pause(domid)).map_err(refused)?;
+        self.paused_by_us = !was_paused;
+        Ok(())
+    }
+
+    fn unpause(&mut self) -> Result<(), String> {
+        let domid = self.guest.domid;
+        self.agent.with(|l| l.unpause(domid))
+    }
+
+    /// Back to how it was found.
+    fn restore(&mut self) {
+        if self.paused_by_us {
+            self.paused_by_us = false;
+            if let Err(e) = self.unpause() {
+                warn!(
+                    "guest {}/{} stays paused: {e}",
+                    self.agent.name(),
+                    self.guest.name
+                );
+            }
+        }
+    }
+}
+
+/// Run two things at once and wait for both.
+fn both<A: Send, B: Send>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B) {
+    std::thread::scope(|s| {
+        let other = s.spawn(b);
+        let a = a();
+        match other.join() {
+            Ok(b) => (a, b),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+/// Sums the progress of two sides that go on at once.
+struct Sum<'a> {
+    phase: Phase,
+    total: u64,
+    done: Mutex<[u64; 2]>,
+    progress: Progress<'a>,
+}
+
+impl<'a> Sum<'a> {
+    fn new(phase: Phase, total: u64, progress: Progress<'a>) -> Self {
+        progress(phase, 0, total);
+        Self {
+            phase,
+            total,
+            done: Mutex::new([0; 2]),
+            progress,
+        }
+    }
+
+    fn side(&self, side: usize) -> impl FnMut(u64) + '_ {
+        move |pages| {
+            let mut done = self
+                .done
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            done[side] = pages;
+            (self.progress)(
+                self.phase,
+                done[0] + done[1],
+                self.total.max(done[0] + done[1]),
+            );
+        }
+    }
+}
+
+/// A job in progress.
+struct Job<'a> {
+    from: Party<'a>,
+    to: Party<'a>,
+    progress: Progress<'a>,
+    seconds: Seconds,
+}
+
+impl Job<'_> {
+    fn lists(&mut self) -> Result<(FrameList, FrameList), SwapError> {
+        let started = Instant::now();
+        let sum = Sum::new(
+            Phase::Lists,
+            self.from.guest.pages + self.to.guest.pages,
+            self.progress,
+        );
+        let list = |party: &mut Party<'_>, side| {
+            let domid = party.guest.domid;
+            let list = party.agent.with(|l| l.frames(domid, sum.side(side)));
+            (list, started.elapsed().as_secs_f64())
+        };
+        let (a, b) = both(|| list(&mut self.from, 0), || list(&mut self.to, 1));
+        self.seconds.list_from = a.1;
+        self.seconds.list_to = b.1;
+        self.seconds.lists = started.elapsed().as_secs_f64();
+        Ok((a.0.map_err(refused)?, b.0.map_err(refused)?))
+    }
+
+    fn digests(
+        &mut self,
+        phase: Phase,
+        from: &FrameList,
+        to: &FrameList,
+    ) -> Result<Snapshot, String> {
+        let started = Instant::now();
+        let runs = (comparable(from), comparable(to));
+        let pages =
+            |runs: &[vmbeam_wire::PfnRun]| runs.iter().map(|r| u64::from(r.nr)).sum::<u64>();
+        let sum = Sum::new(phase, pages(&runs.0) + pages(&runs.1), self.progress);
+        let digest = |party: &mut Party<'_>, side, runs: &[_]| {
+            let domid = party.guest.domid;
+            party.agent.with(|l| l.digests(domid, runs, sum.side(side)))
+        };
+        let (a, b) = both(
+            || digest(&mut self.from, 0, &runs.0),
+            || digest(&mut self.to, 1, &runs.1),
+        );
+        self.seconds.digests += started.elapsed().as_secs_f64();
+        Ok(Snapshot {
+            from: a?.into_iter().collect(),
+            to: b?.into_iter().collect(),
+        })
+    }
+
+    /// Hand the runs to the driver.
+    fn add(
+        &mut self,
+        session: &mut dyn DriverSession,
+        runs: &[JoinedRun],
+    ) -> Result<(), SwapError> {
+        (self.progress)(Phase::Add, 0, 0);
+        let raw: Vec<Run> = runs.iter().map(Run::from).collect();
+        let started = Instant::now();
+        let added = session.add(&raw);
+        self.seconds.add = started.elapsed().as_secs_f64();
+        added.map_err(|e| {
+            let which = e.run.and_then(|i| runs.get(i)).map_or(String::new(), |r| {
+                format!(
+                    ": page {:#x}, frames {:#x} and {:#x}, {} pages",
+                    r.pfn, r.gfn_a, r.gfn_b, r.nr
+                )
+            });
+            refused(format!("{e}{which}"))
+        })
+    }
+
+    fn prepare(
+        &mut self,
+        session: &dyn DriverSession,
+        status: &mut [i32],
+    ) -> Result<(), SwapError> {
+        let total = status.len() as u64;
+        let started = Instant::now();
+        let mut done = 0;
+        while done < status.len() {
+            (self.progress)(Phase::Prepare, done as u64, total);
+            let end = (done + PREPARE_CHUNK).min(status.len());
+            match session.prepare(done as u64, &mut status[done..end]) {
+                Ok(p) if p.done > 0 => done += (p.done as usize).min(end - done),
+                Ok(_)
+                | Err(vmbeam_uapi::Error {
+                    errno: Errno::EINTR,
+                    ..
+                }) => {}
+                Err(e) => return Err(refused(e)),
+            }
+        }
+        (self.progress)(Phase::Prepare, total, total);
+        self.seconds.prepare = started.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    /// Swap. If that fails half way, swap back.
+    fn commit(
+        &mut self,
+        session: &mut dyn DriverSession,
+        status: &mut [i32],
+    ) -> Result<(), SwapError> {
+        let total = status.len() as u64;
+        let mut done = 0;
+        status.fill(NOT_ATTEMPTED);
+        (self.progress)(Phase::Commit, 0, total);
+        while done < status.len() {
+            let end = (done + COMMIT_CHUNK).min(status.len());
+            let part = &mut status[done..end];
+            let started = Instant::now();
+            let step = session.commit(part);
+            self.seconds.commit += started.elapsed().as_secs_f64();
+            match step {
+                Ok(step) if step.cursor > done as u64 && step.cursor <= end as u64 => {
+                    done = step.cursor as usize;
+                }
+                Ok(step) => {
+                    let message = format!(
+                        "the driver's cursor went from {done} to {}, which is impossible",
+                        step.cursor
+                    );
+                    return Err(self.roll_back(session, &message));
+                }
+                Err(vmbeam_uapi::Error {
+                    errno: Errno::EINTR,
+                    ..
+                }) => {}
+                Err(e) if done == 0 => return Err(refused(e)),
+                Err(e) => return Err(self.roll_back(session, &e.to_string())),
+            }
+            (self.progress)(Phase::Commit, done as u64, total);
+        }
+        Ok(())
+    }
+
+    fn roll_back(&self, session: &mut dyn DriverSession, why: &str) -> SwapError {
+        error!("the swap failed half way and is rolled back: {why}");
+        loop {
+            match session.rollback() {
+                Ok(step) if step.cursor == 0 => break,
+                Ok(step) => (self.progress)(Phase::Rollback, step.cursor, 0),
+                Err(e) if e.errno == Errno::EINTR => {}
+                Err(e) => {
+                    let left = session
+                        .status()
+                        .map_or("an unknown number of".into(), |s| s.swapped.to_string());
+                    return SwapError {
+                        failure: Failure::Failed,
+                        message: format!(
+                            "{why}; swapping back failed as well ({e}), {left} pages remain swapped: destroy both guests"
+                        ),
+                    };
+                }
+            }
+        }
+        SwapError {
+            failure: Failure::RolledBack,
+            message: format!("{why}; everything was swapped back"),
+        }
+    }
+
+    fn run(
+        &mut self,
+        request: &SwapRequest,
+        mut session: Box<dyn DriverSession>,
+    ) -> Result<SwapReport, SwapError> {
+        if !request.dry_run {
+            self.from.pause()?;
+            self.to.pause()?;
+        }
+        let (list_from, list_to) = self.lists()?;
+
+        let started = Instant::now();
+        let joined = join(&list_from, &list_to);
+        self.seconds.join = started.elapsed().as_secs_f64();
+        if joined.pages == 0 {
+            return Err(refused(
+                "the two guests have no page in common that may move",
+            ));
+        }
+        info!(
+            pages = joined.pages,
+            runs = joined.runs.len(),
+            "joined the frame lists"
+        );
+
+        let before = if request.verify && !request.dry_run {
+            Some(
+                self.digests(Phase::DigestsBefore, &list_from, &list_to)
+                    .map_err(refused)?,
+            )
+        } else {
+            None
+        };
+
+        self.add(&mut *session, &joined.runs)?;
+        let mut status = vec![NOT_ATTEMPTED; joined.pages as usize];
+        self.prepare(&*session, &mut status)?;
+        if status.iter().all(|s| *s < 0) {
+            let r = Refusals::collect(&joined.runs, &status);
+            return Err(refused(format!(
+                "the hypervisor would refuse every page: {r}"
+            )));
+        }
+        if !request.dry_run {
+            self.commit(&mut *session, &mut status)?;
+        }
+
+        // From here on the swap has happened, whatever else goes wrong.
+        let refusals = Refusals::collect(&joined.runs, &status);
+        let mut pages_refused = joined.kept.clone();
+        for (reason, nr) in &refusals.counts {
+            *pages_refused.entry((*reason).to_owned()).or_default() += nr;
+        }
+        let driver = session.status().map_err(|e| SwapError {
+            failure: Failure::Failed,
+            message: format!("the pages were swapped, but {e}"),
+        })?;
+        let mut report = SwapReport {
+            from: request.from.clone(),
+            to: request.to.clone(),
+            dry_run: request.dry_run,
+            guest_mib: self.from.guest.pages / 256,
+            pages_listed: joined.pages + joined.kept.values().sum::<u64>(),
+            pages_swapped: status.iter().filter(|s| **s == 0).count() as u64,
+            pages_refused,
+            refused_examples: refusals.examples,
+            pages_verified: 0,
+            unmoved_verified: 0,
+            mismatches: 0,
+            mismatch_examples: Vec::new(),
+            runs: joined.runs.len() as u64,
+            run_list: Vec::new(),
+            seconds: Seconds::default(),
+            hypercalls: driver.hypercalls,
+            tlb_flushes: driver.tlb_flushes,
+            wire_bytes: 0,
+        };
+        if request.list_runs && request.dry_run {
+            report.run_list = run_list(&joined.runs, &status)?;
+        }
+        if let Some(before) = before {
+            let after = self
+                .digests(Phase::DigestsAfter, &list_from, &list_to)
+                .map_err(|e| SwapError {
+                    failure: Failure::Failed,
+                    message: format!("the pages were swapped, but could not be verified: {e}"),
+                })?;
+            let swapped: HashSet<u64> = pairs(&joined.runs, &status)
+                .filter(|p| p.3 == 0)
+                .map(|p| p.0)
+                .collect();
+            let verdict = compare(&before, &after, |pfn| swapped.contains(&pfn));
+            report.pages_verified = verdict.verified;
+            report.unmoved_verified = verdict.unmoved_verified;
+            report.mismatches = verdict.mismatches;
+            report.mismatch_examples = verdict.examples;
+        }
+        Ok(report)
+    }
+}
+
+/// Every pair with its status: pfn, gfn in A, gfn in B, status.
+fn pairs<'a>(
+    runs: &'a [JoinedRun],
+    status: &'a [i32],
+) -> impl Iterator<Item = (u64, u64, u64, i32)> + 'a {
+    runs.iter()
+        .flat_map(|r| (0..u64::from(r.nr)).map(|i| (r.pfn + i, r.gfn_a + i, r.gfn_b + i)))
+        .zip(status)
+        .map(|((pfn, a, b), s)| (pfn, a, b, *s))
+}
+
+/// The pairs that can be swapped, as runs.
+fn run_list(runs: &[JoinedRun], status: &[i32]) -> Result<Vec<SwapRun>, SwapError> {
+    let mut list: Vec<SwapRun> = Vec::new();
+    for (pfn, gfn_a, gfn_b, _) in pairs(runs, status).filter(|p| p.3 == 0) {
+        match list.last_mut() {
+            Some(last)
+                if last.pfn + u64::from(last.nr) == pfn
+                    && last.gfn_a + u64::from(last.nr) == gfn_a
+                    && last.gfn_b + u64::from(last.nr) == gfn_b =>
+            {
+                last.nr += 1;
+            }
+            _ => list.push(SwapRun {
+                pfn,
+                gfn_a,
+                gfn_b,
+                nr: 1,
+            }),
+        }
+    }
+    if list.len() > MAX_RUN_LIST {
+        return Err(refused(format!(
+            "there are {} runs, and at most {MAX_RUN_LIST} can be listed; leave the listing out",
+            list.len()
+        )));
+    }
+    Ok(list)
+}
+
+/// Pairs that the hypervisor refuses.
+#[derive(Default)]
+struct Refusals {
+    counts: BTreeMap<&'static str, u64>,
+    examples: Vec<(String, u64, u64)>,
+}
+
+impl Refusals {
+    fn collect(runs: &[JoinedRun], status: &[i32]) -> Self {
+        let mut all = Self::default();
+        for (_, a, b, s) in pairs(runs, status) {
+            if s == 0 {
+                continue;
+            }
+            let reason = if s == NOT_ATTEMPTED {
+                "not_attempted"
+            } else {
+                refusal_reason(s)
+            };
+            let count = all.counts.entry(reason).or_default();
+            *count += 1;
+            if *count <= EXAMPLES as u64 {
+                all.examples.push((reason.into(), a, b));
+            }
+        }
+        all
+    }
+}
+
+impl std::fmt::Display for Refusals {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (i, (reason, nr)) in self.counts.iter().enumerate() {
+            write!(f, "{}{nr} {reason}", if i == 0 { "" } else { ", " })?;
+        }
+        if let Some((_, a, b)) = self.examples.first() {
+            write!(f, " (for example frames {a:#x} and {b:#x})")?;
+        }
+        Ok(())
+    }
+}
+
+/// Swap two guests. The pair of host VMs has been found to be allowed.
+///
+/// Both guests are paused. After a success they stay so: their page tables and
+/// their vCPUs have not moved, so neither may run before it is swapped back. After
+/// a failure they are as they were.
+///
+/// A paused guest's backends and event channels are still there, and can write
+/// to pages that look ordinary. A swap that is to be relied on wants guests
+/// without backends, or suspended ones; `verify` finds what went wrong.
+pub fn swap(
+    driver: &dyn Driver,
+    host_vms: (&HostVm, &HostVm),
+    request: &SwapRequest,
+    progress: Progress<'_>,
+) -> Result<SwapReport, SwapError> {
+    let started = Instant::now();
+    let agent_from = host_vms.0.agent().map_err(refused)?;
+    let agent_to = host_vms.1.agent().map_err(refused)?;
+    let bytes_before = agent_from.bytes() + agent_to.bytes();
+
+    // What can be refused without the agents is.
+    let domids = (
+        agent_from.domid().map_err(refused)?,
+        agent_to.domid().map_err(refused)?,
+    );
+    let session = driver.open(domids.0, domids.1).map_err(refused)?;
+
+    let (agent_from, guest_from) = Party::find(agent_from, &request.from.guest)?;
+    let (agent_to, guest_to) = Party::find(agent_to, &request.to.guest)?;
+    let mut job = Job {
+        from: Party {
+            agent: agent_from,
+            guest: guest_from,
+            paused_by_us: false,
+        },
+        to: Party {
+            agent: agent_to,
+            guest: guest_to,
+            paused_by_us: false,
+        },
+        progress,
+        seconds: Seconds::default(),
+    };
+    match job.run(request, session) {
+        Ok(mut report) => {
+            job.seconds.total = started.elapsed().as_secs_f64();
+            report.seconds = job.seconds;
+            report.wire_bytes =
+                (job.from.agent.bytes() + job.to.agent.bytes()).saturating_sub(bytes_before);
+            Ok(report)
+        }
+        Err(e) => {
+            if e.failure != Failure::Failed {
+                job.from.restore();
+                job.to.restore();
+            }
+            Err(e)
+        }
+    }
+}

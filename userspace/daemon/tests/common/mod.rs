@@ -1,0 +1,545 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Two host VMs made of nothing: agents with guests in ordinary memory, a
+//! driver that swaps it, and peers that misbehave.
+
+#![allow(dead_code, reason = "every test file uses a part of it")]
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+use vmbeam_agent::{Agent, HvError, Hypervisor};
+use vmbeam_uapi::sys::FEATURE_SWAP;
+use vmbeam_uapi::{AddFailed, Errno, Error, Info, Op, Prepared, Run, Status, Step};
+use vmbeam_wire::message::{
+    AgentErrorCode, FromDaemon, Guest, GuestKind, GuestRef, GuestState, SwapRequest, ToDaemon,
+};
+use vmbeam_wire::{encode, Decoder};
+use vmbeam_xen::{GuestPage, Page, PageKind};
+use vmbeamd::driver::{Driver, DriverSession};
+use vmbeamd::{Config, Daemon};
+
+/// Frames that each fake host VM has.
+pub const MEMORY_END: u64 = 4096;
+
+/// A guest of a fake host VM.
+#[derive(Clone, Debug)]
+pub struct FakeGuest {
+    pub name: String,
+    pub pages: Vec<GuestPage>,
+    pub paused: bool,
+}
+
+/// A fake host VM: what is in its frames, and its guests by domid.
+#[derive(Debug, Default)]
+pub struct FakeHost {
+    pub memory: HashMap<u64, u64>,
+    pub guests: HashMap<u32, FakeGuest>,
+}
+
+pub type Host = Arc<Mutex<FakeHost>>;
+
+pub fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap()
+}
+
+/// A host VM with one guest, named `guest`, of `pages` pages. Page tables at
+/// every 16th page from `tables` on, the rings at 8 and 9. Each frame's content
+/// is its number, plus `seed`.
+pub fn host(seed: u64, pages: u64, tables: u64) -> Host {
+    let mut host = FakeHost::default();
+    for gfn in 0..MEMORY_END {
+        host.memory.insert(gfn, seed + gfn);
+    }
+    let page = |pfn: u64| GuestPage {
+        pfn,
+        // Runs of 32 frames in an order of their own.
+        gfn: MEMORY_END - 32 * (pfn / 32 + 1) + pfn % 32 - seed % 32,
+        kind: match pfn {
+            8 => PageKind::XenstoreRing,
+            9 => PageKind::ConsoleRing,
+            _ if pfn % 16 == tables => PageKind::PageTable,
+            _ => PageKind::Ordinary,
+        },
+    };
+    host.guests.insert(
+        1,
+        FakeGuest {
+            name: "guest".into(),
+            pages: (0..pages).map(page).collect(),
+            paused: false,
+        },
+    );
+    Arc::new(Mutex::new(host))
+}
+
+#[derive(Debug)]
+struct FakeHypervisor(Host);
+
+fn no_guest(guest: u32) -> HvError {
+    HvError {
+        code: AgentErrorCode::NoGuest,
+        message: format!("no guest {guest}"),
+    }
+}
+
+impl Hypervisor for FakeHypervisor {
+    fn version(&self) -> String {
+        "Fake 1.0".into()
+    }
+
+    fn memory_end(&self) -> Result<u64, HvError> {
+        Ok(MEMORY_END)
+    }
+
+    fn guests(&self) -> Result<Vec<Guest>, HvError> {
+        let host = lock(&self.0);
+        Ok(host
+            .guests
+            .iter()
+            .map(|(domid, g)| Guest {
+                name: g.name.clone(),
+                domid: *domid,
+                state: if g.paused {
+                    GuestState::Paused
+                } else {
+                    GuestState::Running
+                },
+                pages: g.pages.len() as u64,
+                kind: GuestKind::Pv,
+            })
+            .collect())
+    }
+
+    fn pause(&self, guest: u32) -> Result<bool, HvError> {
+        let mut host = lock(&self.0);
+        let g = host.guests.get_mut(&guest).ok_or_else(|| no_guest(guest))?;
+        Ok(std::mem::replace(&mut g.paused, true))
+    }
+
+    fn unpause(&self, guest: u32) -> Result<(), HvError> {
+        let mut host = lock(&self.0);
+        host.guests
+            .get_mut(&guest)
+            .ok_or_else(|| no_guest(guest))?
+            .paused = false;
+        Ok(())
+    }
+
+    fn pages(&self, guest: u32) -> Result<Vec<GuestPage>, HvError> {
+        let host = lock(&self.0);
+        Ok(host
+            .guests
+            .get(&guest)
+            .ok_or_else(|| no_guest(guest))?
+            .pages
+            .clone())
+    }
+
+    fn read(
+        &self,
+        _: u32,
+        gfns: &[u64],
+        seen: &mut dyn FnMut(usize, &Page),
+    ) -> Result<(), HvError> {
+        let host = lock(&self.0);
+        for (i, gfn) in gfns.iter().enumerate() {
+            let mut page = [0; 4096];
+            page[..8].copy_from_slice(&host.memory[gfn].to_le_bytes());
+            seen(i, &page);
+        }
+        Ok(())
+    }
+}
+
+/// Run a real agent on a socket, one conversation after the other.
+pub fn agent(socket: &Path, host: Host) {
+    let listener = UnixListener::bind(socket).unwrap();
+    std::thread::spawn(move || {
+        let mut agent = Agent::new(FakeHypervisor(host));
+        for stream in listener.incoming() {
+            let _ = agent.serve(&mut stream.unwrap());
+        }
+    });
+}
+
+/// Run something else on a socket: `talk` gets each connection.
+pub fn impostor(
+    socket: &Path,
+    talk: impl Fn(&mut UnixStream) + Send + 'static,
+) -> std::thread::JoinHandle<()> {
+    let listener = UnixListener::bind(socket).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            stream
+                .set_read_timeout(Some(Duration::from_secs(20)))
+                .unwrap();
+            talk(&mut stream);
+        }
+    })
+}
+
+/// What the fake driver is to do wrong.
+#[derive(Clone, Debug, Default)]
+pub struct Faults {
+    /// Refuse to open a session.
+    pub open: Option<Errno>,
+    /// Refuse the pair with this frame in A with this status.
+    pub refuse: HashMap<u64, i32>,
+    /// Fail the commit once the cursor is here.
+    pub fail_at: Option<u64>,
+    /// Swap at most this many pairs a call.
+    pub step: Option<u64>,
+    /// Swap the wrong way at this frame in A.
+    pub spoil: Option<u64>,
+    /// Interrupt every other call.
+    pub interrupt: bool,
+}
+
+/// A driver that swaps the memory of fake host VMs.
+#[derive(Debug)]
+pub struct FakeDriver {
+    pub hosts: HashMap<u32, Host>,
+    pub faults: Mutex<Faults>,
+}
+
+struct FakeSession {
+    a: Host,
+    b: Host,
+    domids: (u32, u32),
+    faults: Faults,
+    pairs: Vec<(u64, u64)>,
+    refused: Vec<bool>,
+    cursor: u64,
+    calls: u64,
+}
+
+impl Driver for FakeDriver {
+    fn info(&self) -> Result<Info, Error> {
+        Ok(Info {
+            size: 40,
+            features: FEATURE_SWAP,
+            max_add_runs: 1000,
+            batch_pairs: 512,
+            max_runs: 1 << 20,
+            max_pairs: 1 << 24,
+            ..Default::default()
+        })
+    }
+
+    fn open(&self, domid_a: u32, domid_b: u32) -> Result<Box<dyn DriverSession>, Error> {
+        let faults = lock(&self.faults).clone();
+        if let Some(errno) = faults.open {
+            return Err(Error {
+                op: Op::Open,
+                errno,
+            });
+        }
+        let find = |d| {
+            self.hosts.get(&d).cloned().ok_or(Error {
+                op: Op::Open,
+                errno: Errno::ESRCH,
+            })
+        };
+        Ok(Box::new(FakeSession {
+            a: find(domid_a)?,
+            b: find(domid_b)?,
+            domids: (domid_a, domid_b),
+            faults,
+            pairs: Vec::new(),
+            refused: Vec::new(),
+            cursor: 0,
+            calls: 0,
+        }))
+    }
+}
+
+impl FakeSession {
+    fn status_of(&self, pair: usize) -> i32 {
+        let (a, b) = self.pairs[pair];
+        if !lock(&self.a).memory.contains_key(&a) || !lock(&self.b).memory.contains_key(&b) {
+            return -(Errno::ENOENT as i32);
+        }
+        self.faults.refuse.get(&a).copied().unwrap_or(0)
+    }
+
+    fn exchange(&self, pair: usize) {
+        let (a, b) = self.pairs[pair];
+        let (mut host_a, mut host_b) = (lock(&self.a), lock(&self.b));
+        let (old_a, old_b) = (host_a.memory[&a], host_b.memory[&b]);
+        let new_b = if self.faults.spoil == Some(a) {
+            old_a + 1
+        } else {
+            old_a
+        };
+        host_a.memory.insert(a, old_b);
+        host_b.memory.insert(b, new_b);
+    }
+
+    fn interrupted(&mut self) -> bool {
+        self.calls += 1;
+        self.faults.interrupt && self.calls % 2 == 1
+    }
+}
+
+impl DriverSession for FakeSession {
+    fn add(&mut self, runs: &[Run]) -> Result<(), AddFailed> {
+        for r in runs {
+            let nr = u64::from(r.nr);
+            self.pairs
+                .extend((r.gfn_a..r.gfn_a + nr).zip(r.gfn_b..r.gfn_b + nr));
+        }
+        self.refused.resize(self.pairs.len(), false);
+        Ok(())
+    }
+
+    fn prepare(&self, first: u64, status: &mut [i32]) -> Result<Prepared, Error> {
+        let mut refused = 0;
+        for (i, s) in status.iter_mut().enumerate() {
+            *s = self.status_of(first as usize + i);
+            refused += u64::from(*s < 0);
+        }
+        Ok(Prepared {
+            done: status.len() as u64,
+            refused,
+        })
+    }
+
+    fn commit(&mut self, status: &mut [i32]) -> Result<Step, Error> {
+        if self.interrupted() {
+            return Err(Error {
+                op: Op::Commit,
+                errno: Errno::EINTR,
+            });
+        }
+        let most = self
+            .faults
+            .step
+            .unwrap_or(u64::MAX)
+            .min(status.len() as u64);
+        let mut step = Step {
+            cursor: self.cursor,
+            ..Default::default()
+        };
+        for s in status.iter_mut().take(most as usize) {
+            if self.faults.fail_at == Some(self.cursor) {
+                if step.cursor == self.cursor && step.swapped + step.refused == 0 {
+                    return Err(Error {
+                        op: Op::Commit,
+                        errno: Errno::ESRCH,
+                    });
+                }
+                break;
+            }
+            *s = self.status_of(self.cursor as usize);
+            if *s == 0 {
+                self.exchange(self.cursor as usize);
+                step.swapped += 1;
+            } else {
+                self.refused[self.cursor as usize] = true;
+                step.refused += 1;
+            }
+            self.cursor += 1;
+        }
+        step.cursor = self.cursor;
+        Ok(step)
+    }
+
+    fn status(&self) -> Result<Status, Error> {
+        Ok(Status {
+            domid_a: self.domids.0,
+            domid_b: self.domids.1,
+            pairs: self.pairs.len() as u64,
+            cursor: self.cursor,
+            hypercalls: self.calls,
+            tlb_flushes: 2 * self.calls,
+            ..Default::default()
+        })
+    }
+
+    fn rollback(&mut self) -> Result<Step, Error> {
+        if self.interrupted() {
+            return Err(Error {
+                op: Op::Rollback,
+                errno: Errno::EINTR,
+            });
+        }
+        let most = self.faults.step.unwrap_or(u64::MAX);
+        let mut step = Step::default();
+        while self.cursor > 0 && step.swapped < most {
+            self.cursor -= 1;
+            if !self.refused[self.cursor as usize] {
+                self.exchange(self.cursor as usize);
+                step.swapped += 1;
+            }
+        }
+        step.cursor = self.cursor;
+        Ok(step)
+    }
+}
+
+/// A daemon with its sockets in a directory of its own.
+pub struct World {
+    pub dir: tempfile::TempDir,
+    pub driver: Arc<FakeDriver>,
+    pub hosts: HashMap<String, Host>,
+    /// How long an agent may be silent, in seconds.
+    pub timeout: u64,
+    daemon: Option<Daemon>,
+}
+
+impl World {
+    /// Host VMs A, B, C and D with a guest each, none of them connected. A may
+    /// swap with B, and C with D.
+    pub fn new() -> Self {
+        let hosts: HashMap<String, Host> = [
+            ("A", 0, 3),
+            ("B", 1 << 32, 5),
+            ("C", 1 << 33, 3),
+            ("D", 1 << 34, 3),
+        ]
+        .into_iter()
+        .map(|(name, seed, tables)| (name.into(), host(seed, 1024, tables)))
+        .collect();
+        let driver = FakeDriver {
+            hosts: ["A", "B", "C", "D"]
+                .iter()
+                .zip(1..)
+                .map(|(name, domid)| (domid, hosts[*name].clone()))
+                .collect(),
+            faults: Mutex::default(),
+        };
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            driver: Arc::new(driver),
+            hosts,
+            timeout: 60,
+            daemon: None,
+        }
+    }
+
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.dir.path().join(format!("{name}.sock"))
+    }
+
+    /// Run real agents for these host VMs.
+    pub fn agents(&self, names: &[&str]) {
+        for name in names {
+            agent(&self.socket(name), self.hosts[*name].clone());
+        }
+    }
+
+    pub fn control(&self) -> PathBuf {
+        self.dir.path().join("control.sock")
+    }
+
+    /// Start the daemon.
+    pub fn start(&mut self) {
+        let dir = self.dir.path().display();
+        let mut text = format!(
+            "[daemon]\ncontrol_socket = \"{dir}/control.sock\"\nagent_timeout_seconds = {}\n",
+            self.timeout
+        );
+        for (name, domid) in ["A", "B", "C", "D"].iter().zip(1..) {
+            text.push_str(&format!(
+                "[[host_vm]]\nname = \"{name}\"\nsocket = \"{dir}/{name}.sock\"\ndomid = {domid}\n"
+            ));
+        }
+        text.push_str("[[pair]]\nbetween = [\"A\", \"B\"]\n[[pair]]\nbetween = [\"C\", \"D\"]\n");
+        let config = Config::parse(Path::new("test.toml"), &text).unwrap();
+        self.daemon = Some(Daemon::start(config, self.driver.clone()).unwrap());
+    }
+
+    pub fn stop(&mut self) {
+        self.daemon.take().unwrap().stop();
+    }
+
+    /// Ask the daemon, as the command line does.
+    pub fn ask(&self, request: &ToDaemon) -> FromDaemon {
+        let mut stream = UnixStream::connect(self.control()).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .unwrap();
+        stream.write_all(&encode(1, 1, request).unwrap()).unwrap();
+        let mut decoder = Decoder::strict();
+        loop {
+            while let Some(frame) = decoder.next_frame().unwrap() {
+                let answer: FromDaemon = frame.decode().unwrap();
+                if answer.is_last() {
+                    return answer;
+                }
+            }
+            assert_ne!(decoder.fill(&mut stream).unwrap(), 0, "the daemon hung up");
+        }
+    }
+
+    /// Wait until an agent is connected, or is not and the problem mentions
+    /// something.
+    pub fn wait_agent(&self, name: &str, problem: Option<&str>) -> String {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let FromDaemon::Check(report) = self.ask(&ToDaemon::Check) else {
+                panic!()
+            };
+            let agent = report
+                .agents
+                .into_iter()
+                .find(|a| a.host_vm == name)
+                .unwrap();
+            match (problem, &agent.connected, &agent.problem) {
+                (None, Some(_), _) => return String::new(),
+                (Some(expected), None, Some(p)) if p.contains(expected) => return p.clone(),
+                _ => assert!(Instant::now() < deadline, "{agent:?}"),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn swap(&self, from: &str, to: &str) -> FromDaemon {
+        self.ask(&ToDaemon::Swap(request(from, to)))
+    }
+
+    /// What is in every frame of all host VMs.
+    pub fn memory(&self) -> HashMap<String, HashMap<u64, u64>> {
+        self.hosts
+            .iter()
+            .map(|(name, h)| (name.clone(), lock(h).memory.clone()))
+            .collect()
+    }
+
+    pub fn paused(&self, name: &str) -> bool {
+        lock(&self.hosts[name]).guests[&1].paused
+    }
+}
+
+pub fn request(from: &str, to: &str) -> SwapRequest {
+    let guest = |vm: &str| GuestRef {
+        host_vm: vm.into(),
+        guest: "guest".into(),
+    };
+    SwapRequest {
+        from: guest(from),
+        to: guest(to),
+        verify: true,
+        dry_run: false,
+        list_runs: false,
+    }
+}
+
+/// The header fields that an answer must repeat.
+pub fn read_request(stream: &mut UnixStream) -> Option<(u32, u64, Vec<u8>)> {
+    let mut header = [0u8; 28];
+    stream.read_exact(&mut header).ok()?;
+    let length = u32::from_le_bytes(header[8..12].try_into().unwrap()) as usize;
+    let mut payload = vec![0; length];
+    stream.read_exact(&mut payload).ok()?;
+    Some((
+        u32::from_le_bytes(header[12..16].try_into().unwrap()),
+        u64::from_le_bytes(header[16..24].try_into().unwrap()),
+        payload,
+    ))
+}

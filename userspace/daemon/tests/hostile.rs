@@ -1,0 +1,548 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Peers that break the protocol, on purpose or not, against a real daemon and
+//! a real agent: a clear error, and nobody else is affected.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use common::{impostor, read_request, World, MEMORY_END};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+use vmbeam_wire::message::{
+    AgentErrorCode, Failure, FromAgent, FromDaemon, Guest, GuestKind, GuestState, ToAgent, ToDaemon,
+};
+use vmbeam_wire::{encode, Decoder, Excluded, FrameRun, Reason};
+
+/// Set the CRC of a frame that was tampered with, so that what was tampered
+/// with is what is found.
+fn reseal(frame: &mut [u8]) {
+    let mut crc = crc32(&frame[..24], 0);
+    crc = crc32(&frame[28..], crc);
+    frame[24..28].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// CRC-32, the slow way, independent of the code under test.
+fn crc32(bytes: &[u8], start: u32) -> u32 {
+    let mut crc = !start;
+    for b in bytes {
+        crc ^= u32::from(*b);
+        for _ in 0..8 {
+            crc = (crc >> 1) ^ (0xedb8_8320 & 0u32.wrapping_sub(crc & 1));
+        }
+    }
+    !crc
+}
+
+fn hello() -> FromAgent {
+    FromAgent::Hello {
+        agent_version: "0".into(),
+        hypervisor: "Impostor".into(),
+        memory_end: MEMORY_END,
+    }
+}
+
+fn guests() -> FromAgent {
+    FromAgent::Guests(vec![Guest {
+        name: "guest".into(),
+        domid: 1,
+        state: GuestState::Running,
+        pages: 100,
+        kind: GuestKind::Pv,
+    }])
+}
+
+/// Behave until the frame list is asked for, then write `raw(request, session)`
+/// and hang up if it says so.
+fn well_behaved_until_frames(
+    stream: &mut UnixStream,
+    raw: &dyn Fn(u32, u64) -> Vec<u8>,
+    hang_up: bool,
+) {
+    while let Some((request, session, payload)) = read_request(stream) {
+        let answer = match vmbeam_wire_decode(&payload) {
+            Some(ToAgent::Hello { .. }) => hello(),
+            Some(ToAgent::ListGuests) => guests(),
+            Some(ToAgent::Pause { .. }) => FromAgent::Paused { was_paused: true },
+            Some(ToAgent::Frames { .. }) => {
+                let _ = stream.write_all(&raw(request, session));
+                if hang_up {
+                    return;
+                }
+                continue;
+            }
+            _ => FromAgent::Done,
+        };
+        if stream
+            .write_all(&encode(request, session, &answer).unwrap())
+            .is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// Decode a request's payload through the real decoder.
+fn vmbeam_wire_decode(payload: &[u8]) -> Option<ToAgent> {
+    vmbeam_wire::Frame {
+        kind: 1,
+        request: 0,
+        session: 0,
+        payload: payload.to_vec(),
+    }
+    .decode()
+    .ok()
+}
+
+fn chunk(request: u32, session: u64, runs: &[(u64, u64, u32)], excluded: &[(u64, u32)]) -> Vec<u8> {
+    let runs = runs.iter().map(|(pfn, gfn, nr)| FrameRun {
+        pfn: *pfn,
+        gfn: *gfn,
+        nr: *nr,
+    });
+    let excluded = excluded.iter().map(|(pfn, nr)| Excluded {
+        pfn: *pfn,
+        nr: *nr,
+        reason: Reason::PageTable,
+    });
+    let m = FromAgent::FramesChunk {
+        runs: runs.collect(),
+        excluded: excluded.collect(),
+    };
+    encode(request, session, &m).unwrap()
+}
+
+fn end(request: u32, session: u64, pages: u64) -> Vec<u8> {
+    encode(request, session, &FromAgent::FramesEnd { pages }).unwrap()
+}
+
+/// Host VM B is an impostor; what does a swap between A and B say, and does one
+/// between C and D still work?
+fn refused(raw: impl Fn(u32, u64) -> Vec<u8> + Send + 'static, hang_up: bool) -> String {
+    refused_within(60, raw, hang_up)
+}
+
+fn refused_within(
+    timeout: u64,
+    raw: impl Fn(u32, u64) -> Vec<u8> + Send + 'static,
+    hang_up: bool,
+) -> String {
+    let mut w = World::new();
+    w.timeout = timeout;
+    w.agents(&["A", "C", "D"]);
+    impostor(&w.socket("B"), move |stream| {
+        well_behaved_until_frames(stream, &raw, hang_up)
+    });
+    w.start();
+    for name in ["A", "B", "C", "D"] {
+        w.wait_agent(name, None);
+    }
+    let before = w.memory();
+    let (answer, other) = std::thread::scope(|s| {
+        let other = s.spawn(|| w.swap("C", "D"));
+        (w.swap("A", "B"), other.join().unwrap())
+    });
+    let FromDaemon::Swapped(other) = other else {
+        panic!("{other:?}")
+    };
+    assert_eq!((other.pages_swapped > 0, other.mismatches), (true, 0));
+    let FromDaemon::Error { failure, message } = answer else {
+        panic!("{answer:?}")
+    };
+    assert_eq!(failure, Failure::Refused, "{message}");
+    assert!(message.contains("agent of host VM B"), "{message}");
+    let after = w.memory();
+    assert_eq!((&before["A"], &before["B"]), (&after["A"], &after["B"]));
+    assert!(!w.paused("A"));
+    // The impostor may come back, and be found out again.
+    w.wait_agent("B", None);
+    assert!(matches!(w.swap("A", "B"), FromDaemon::Error { .. }));
+    message
+}
+
+#[track_caller]
+fn assert_says(message: &str, expected: &str) {
+    assert!(message.contains(expected), "{message}");
+}
+
+#[test]
+fn truncated_message() {
+    let m = refused(|r, s| chunk(r, s, &[(0, 0, 10)], &[])[..30].to_vec(), true);
+    assert_says(&m, "in the middle of a message");
+}
+
+#[test]
+fn closed_without_an_answer() {
+    assert_says(&refused(|_, _| Vec::new(), true), "port was closed");
+}
+
+#[test]
+fn silent() {
+    assert_says(
+        &refused_within(3, |_, _| Vec::new(), false),
+        "did not answer within 3 s",
+    );
+}
+
+#[test]
+fn oversized_message() {
+    let m = refused(
+        |r, s| {
+            let mut f = end(r, s, 0);
+            f[8..12].copy_from_slice(&(2u32 << 20).to_le_bytes());
+            f
+        },
+        false,
+    );
+    assert_says(&m, "a message of 2097152 bytes");
+}
+
+#[test]
+fn wrong_version() {
+    let m = refused(
+        |r, s| {
+            let mut f = end(r, s, 0);
+            f[4] = 77;
+            reseal(&mut f);
+            f
+        },
+        false,
+    );
+    assert_says(&m, "speaks version 77");
+}
+
+#[test]
+fn wrong_checksum() {
+    let m = refused(
+        |r, s| {
+            let mut f = end(r, s, 0);
+            f[24] ^= 1;
+            f
+        },
+        false,
+    );
+    assert_says(&m, "checksum");
+}
+
+#[test]
+fn garbage() {
+    let m = refused(|_, _| (0..=255).cycle().take(100_000).collect(), false);
+    assert_says(&m, "not a VMBeam frame");
+}
+
+#[test]
+fn undecodable_payload() {
+    let m = refused(
+        |r, s| {
+            let mut f = end(r, s, 1 << 20);
+            f[28] = 200;
+            reseal(&mut f);
+            f
+        },
+        false,
+    );
+    assert_says(&m, "cannot be decoded");
+}
+
+#[test]
+fn wrong_session() {
+    assert_says(
+        &refused(|r, s| end(r, s ^ 1, 0), false),
+        "an answer in session",
+    );
+}
+
+#[test]
+fn wrong_request() {
+    assert_says(
+        &refused(|r, s| end(r + 5, s, 0), false),
+        "an answer to request",
+    );
+}
+
+#[test]
+fn answer_to_another_question() {
+    assert_says(
+        &refused(|r, s| encode(r, s, &guests()).unwrap(), false),
+        "Guests is not an answer to this request",
+    );
+}
+
+#[test]
+fn overlapping_runs() {
+    let m = refused(|r, s| chunk(r, s, &[(0, 0, 10), (5, 20, 10)], &[]), false);
+    assert_says(&m, "overlap or are out of order at pfn 0x5");
+    let m = refused(
+        |r, s| [chunk(r, s, &[(0, 0, 10)], &[(9, 1)]), end(r, s, 11)].concat(),
+        false,
+    );
+    assert_says(&m, "overlap or are out of order at pfn 0x9");
+}
+
+#[test]
+fn one_frame_behind_two_pages() {
+    let m = refused(
+        |r, s| [chunk(r, s, &[(0, 50, 10), (20, 59, 1)], &[]), end(r, s, 11)].concat(),
+        false,
+    );
+    assert_says(&m, "frame 0x3b is behind two pages");
+}
+
+#[test]
+fn empty_and_overflowing_runs() {
+    assert_says(
+        &refused(|r, s| chunk(r, s, &[(7, 0, 0)], &[]), false),
+        "an empty run at pfn 0x7",
+    );
+    let m = refused(|r, s| chunk(r, s, &[(u64::MAX - 3, 0, 10)], &[]), false);
+    assert_says(&m, "beyond the last possible frame");
+    let m = refused(|r, s| chunk(r, s, &[], &[]), false);
+    assert_says(&m, "without runs");
+}
+
+#[test]
+fn frames_beyond_the_host_vms_memory() {
+    let m = refused(|r, s| chunk(r, s, &[(0, MEMORY_END - 5, 10)], &[]), false);
+    assert_says(&m, "beyond the host VM's memory, which ends at 0x1000");
+}
+
+#[test]
+fn count_that_does_not_fit() {
+    let m = refused(
+        |r, s| [chunk(r, s, &[(0, 0, 10)], &[]), end(r, s, 11)].concat(),
+        false,
+    );
+    assert_says(&m, "10 pages were sent, 11 announced");
+    assert_says(&refused(|r, s| end(r, s, u64::MAX), false), "the most is");
+}
+
+#[test]
+fn endless_list() {
+    let m = refused(
+        |r, s| {
+            let mut all = Vec::new();
+            for i in 0..130u64 {
+                let runs: Vec<_> = (0..8192)
+                    .map(|n| ((i * 8192 + n) * 2, (n * 2) % 4000, 1))
+                    .collect();
+                all.extend(chunk(r, s, &runs, &[]));
+            }
+            all
+        },
+        false,
+    );
+    assert_says(&m, "more than 1048576 runs");
+}
+
+#[test]
+fn an_error_is_passed_on() {
+    let m = refused(
+        |r, s| {
+            let code = AgentErrorCode::Hypervisor;
+            encode(
+                r,
+                s,
+                &FromAgent::Error {
+                    code,
+                    message: "xc_map_m2p failed".into(),
+                },
+            )
+            .unwrap()
+        },
+        false,
+    );
+    assert_says(&m, "agent of host VM B: xc_map_m2p failed");
+}
+
+/// An agent that never gets as far as a hello is reported, and does not hold up
+/// anybody; when a good one takes its place, it is used.
+#[test]
+fn bad_greetings() {
+    let greetings: [(&str, &[u8]); 2] = [
+        ("no VMBeam frame", &[b'z'; 5 << 20]),
+        ("port was closed", b""),
+    ];
+    for (expected, greeting) in greetings {
+        let mut w = World::new();
+        w.agents(&["A", "C", "D"]);
+        impostor(&w.socket("B"), move |stream| {
+            let _ = read_request(stream);
+            let _ = stream.write_all(greeting);
+        });
+        w.start();
+        w.wait_agent("C", None);
+        w.wait_agent("D", None);
+        w.wait_agent("B", Some(expected));
+        assert!(matches!(w.swap("C", "D"), FromDaemon::Swapped(_)));
+        std::fs::remove_file(w.socket("B")).unwrap();
+        w.agents(&["B"]);
+        w.wait_agent("B", None);
+        assert!(matches!(w.swap("A", "B"), FromDaemon::Swapped(_)));
+    }
+}
+
+/// The rest of an earlier conversation in the port is passed over.
+#[test]
+fn stale_answers_before_the_hello() {
+    let mut w = World::new();
+    w.agents(&["A"]);
+    impostor(&w.socket("B"), |stream| {
+        while let Some((request, session, _)) = read_request(stream) {
+            let old = chunk(request, session ^ 99, &[(0, 0, 10)], &[]);
+            let _ = stream.write_all(&old[10..]);
+            let _ = stream.write_all(&old);
+            let _ = stream.write_all(&old[..20]);
+            let _ = stream.write_all(&encode(request, session ^ 99, &FromAgent::Done).unwrap());
+            let _ = stream.write_all(&encode(request, session, &hello()).unwrap());
+        }
+    });
+    w.start();
+    w.wait_agent("B", None);
+}
+
+// The agent's side.
+
+fn agent_socket() -> (tempfile::TempDir, UnixStream) {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("agent.sock");
+    common::agent(&socket, common::host(0, 64, 3));
+    let stream = UnixStream::connect(&socket).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    (dir, stream)
+}
+
+fn ask(stream: &mut UnixStream, raw: &[u8]) -> Option<FromAgent> {
+    stream.write_all(raw).unwrap();
+    let mut decoder = Decoder::strict();
+    loop {
+        if let Some(frame) = decoder.next_frame().unwrap() {
+            return Some(frame.decode().unwrap());
+        }
+        if decoder.fill(stream).unwrap() == 0 {
+            return None;
+        }
+    }
+}
+
+#[test]
+fn the_agent_refuses_what_makes_no_sense() {
+    let (_dir, mut s) = agent_socket();
+    let code = |answer| match answer {
+        Some(FromAgent::Error { code, .. }) => code,
+        other => panic!("{other:?}"),
+    };
+    let list = encode(1, 5, &ToAgent::ListGuests).unwrap();
+    assert_eq!(code(ask(&mut s, &list)), AgentErrorCode::NoSession);
+    let hello = encode(
+        2,
+        5,
+        &ToAgent::Hello {
+            daemon_version: "1".into(),
+        },
+    )
+    .unwrap();
+    assert!(matches!(ask(&mut s, &hello), Some(FromAgent::Hello { .. })));
+    // Another session than the one that was opened.
+    let other = encode(3, 6, &ToAgent::Frames { guest: 1 }).unwrap();
+    assert_eq!(code(ask(&mut s, &other)), AgentErrorCode::NoSession);
+    let none = encode(4, 5, &ToAgent::Frames { guest: 77 }).unwrap();
+    assert_eq!(code(ask(&mut s, &none)), AgentErrorCode::NoGuest);
+    for runs in [
+        vec![(0, 0)],
+        vec![(5, 2), (6, 2)],
+        vec![(0, u32::MAX)],
+        vec![(60, 10)],
+    ] {
+        let runs = runs
+            .into_iter()
+            .map(|(pfn, nr)| vmbeam_wire::PfnRun { pfn, nr })
+            .collect();
+        let digest = encode(5, 5, &ToAgent::Digest { guest: 1, runs }).unwrap();
+        assert_eq!(code(ask(&mut s, &digest)), AgentErrorCode::BadRequest);
+    }
+    // A message of the wrong set, whole: the agent says so and goes on.
+    let wrong = encode(6, 5, &ToDaemon::Check).unwrap();
+    assert_eq!(code(ask(&mut s, &wrong)), AgentErrorCode::BadRequest);
+    assert!(matches!(ask(&mut s, &list), Some(FromAgent::Guests(_))));
+}
+
+#[test]
+fn the_agent_hangs_up_on_garbage_and_serves_the_next() {
+    let (dir, mut s) = agent_socket();
+    let hello = encode(
+        2,
+        5,
+        &ToAgent::Hello {
+            daemon_version: "1".into(),
+        },
+    )
+    .unwrap();
+    assert!(ask(&mut s, &hello).is_some());
+    assert_eq!(ask(&mut s, b"GET / HTTP/1.0\r\n\r\n"), None);
+    // The next one cuts off in the middle of a message.
+    let mut s = UnixStream::connect(dir.path().join("agent.sock")).unwrap();
+    s.write_all(&hello[..20]).unwrap();
+    drop(s);
+    let mut s = UnixStream::connect(dir.path().join("agent.sock")).unwrap();
+    // Leftovers of an earlier conversation come first.
+    let raw = [&hello[10..], &hello[..]].concat();
+    assert!(matches!(ask(&mut s, &raw), Some(FromAgent::Hello { .. })));
+}
+
+// The control socket.
+
+#[test]
+fn hostile_clients_of_the_control_socket() {
+    let mut w = World::new();
+    w.agents(&["A", "B"]);
+    w.start();
+    w.wait_agent("A", None);
+    w.wait_agent("B", None);
+    let good = encode(1, 1, &ToDaemon::Check).unwrap();
+    let mut version = good.clone();
+    version[4] = 9;
+    reseal(&mut version);
+    let mut length = good.clone();
+    length[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
+    let kind = encode(1, 1, &ToAgent::ListGuests).unwrap();
+    for (raw, expected) in [
+        (&b"hello there"[..], "not a VMBeam frame"),
+        (&version, "version 9"),
+        (&length, "the most is"),
+        (&kind, "kind 1, expected kind 3"),
+    ] {
+        let mut s = UnixStream::connect(w.control()).unwrap();
+        s.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        s.write_all(raw).unwrap();
+        let mut answer = Vec::new();
+        let _ = s.read_to_end(&mut answer);
+        let mut d = Decoder::strict();
+        d.push(&answer);
+        let answer = d
+            .next_frame()
+            .unwrap()
+            .unwrap()
+            .decode::<FromDaemon>()
+            .unwrap();
+        let FromDaemon::Error {
+            failure: Failure::Failed,
+            message,
+        } = answer
+        else {
+            panic!("{answer:?}")
+        };
+        assert_says(&message, expected);
+    }
+    // One that says half a word and stays must not keep others out.
+    let mut slow: Vec<_> = (0..5)
+        .map(|_| UnixStream::connect(w.control()).unwrap())
+        .collect();
+    for s in &mut slow {
+        s.write_all(&good[..7]).unwrap();
+    }
+    assert!(matches!(w.swap("A", "B"), FromDaemon::Swapped(_)));
+}

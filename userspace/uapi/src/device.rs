@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Safe use of the device.
+
+use crate::error::{Errno, Error, Op};
+use crate::{raw, sys};
+use std::fs::{File, OpenOptions};
+use std::path::Path;
+
+/// What the driver can do, from [`Device::info`].
+pub type Info = sys::Info;
+
+/// An open `/dev/vmbeam` that is not bound to host VMs yet.
+#[derive(Debug)]
+pub struct Device {
+    file: File,
+}
+
+/// A session: one pair of host VMs, a list of frames, and how far it is.
+///
+/// Dropping a session that never committed leaves no trace. Dropping one after
+/// a commit leaves the frames where they are.
+#[derive(Debug)]
+pub struct Session {
+    file: File,
+    info: Info,
+    pairs: u64,
+    cursor: u64,
+}
+
+/// Result of a dry run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Prepared {
+    /// Pairs that were looked at.
+    pub done: u64,
+    /// Those of them that a commit would refuse now.
+    pub refused: u64,
+}
+
+/// Result of one step of a commit or a rollback.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Step {
+    /// The first pair that has not been dealt with; for a rollback, how many
+    /// remain to be put back.
+    pub cursor: u64,
+    /// Pairs swapped or put back by this step.
+    pub swapped: u64,
+    /// Pairs refused by this step.
+    pub refused: u64,
+}
+
+/// Why runs were not taken, and which one was to blame if one was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{error}{}", .run.map_or(String::new(), |r| format!(", run {r}")))]
+pub struct AddFailed {
+    /// The error.
+    pub error: Error,
+    /// Index of the run in the slice given to [`Session::add`].
+    pub run: Option<usize>,
+}
+
+fn fail(op: Op) -> impl Fn(Errno) -> Error {
+    move |errno| Error { op, errno }
+}
+
+fn size_of<T>() -> u32 {
+    std::mem::size_of::<T>() as u32
+}
+
+impl Device {
+    /// Open the device file.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .map_err(|e| Error {
+                op: Op::OpenFile,
+                errno: Errno::from_raw(e.raw_os_error().unwrap_or_default()),
+            })?;
+        Ok(Self { file })
+    }
+
+    /// Limits and features of the driver and the hypervisor.
+    pub fn info(&self) -> Result<Info, Error> {
+        let mut arg = sys::Info {
+            size: size_of::<sys::Info>(),
+            ..Default::default()
+        };
+        raw::info(&self.file, &mut arg).map_err(fail(Op::Info))?;
+        Ok(arg)
+    }
+
+    /// Bind the file to two host VMs, for good.
+    pub fn session(self, domid_a: u32, domid_b: u32) -> Result<Session, Error> {
+        let info = self.info()?;
+        let mut arg = sys::Open {
+            size: size_of::<sys::Open>(),
+            domid_a,
+            domid_b,
+            ..Default::default()
+        };
+        raw::open(&self.file, &mut arg).map_err(fail(Op::Open))?;
+        Ok(Session {
+            file: self.file,
+            info,
+            pairs: 0,
+            cursor: 0,
+        })
+    }
+}
+
+impl Session {
+    /// Pairs in the session.
+    pub fn pairs(&self) -> u64 {
+        self.pairs
+    }
+
+    /// Append runs, in as many calls as the driver's limit makes necessary.
+    ///
+    /// A failure may leave the runs of earlier calls in the session; it cannot
+    /// be committed by mistake because the caller sees the error.
+    pub fn add(&mut self, runs: &[sys::Run]) -> Result<(), AddFailed> {
+        let most = (self.info.max_add_runs as usize).max(1);
+        for (nr, part) in runs.chunks(most).enumerate() {
+            let mut arg = sys::Add {
+                size: size_of::<sys::Add>(),
+                bad_run: u32::MAX,
+                ..Default::default()
+            };
+            raw::add(&self.file, &mut arg, part).map_err(|errno| {
+                let bad = arg.bad_run as usize;
+                AddFailed {
+                    error: Error { op: Op::Add, errno },
+                    run: (bad < part.len()).then_some(nr * most + bad),
+                }
+            })?;
+            self.pairs = arg.total_pairs;
+        }
+        Ok(())
+    }
+
+    /// Dry run over `status.len()` pairs from `first` on, in one call of the
+    /// driver, which may stop early when a signal comes.
+    pub fn prepare(&self, first: u64, status: &mut [i32]) -> Result<Prepared, Error> {
+        let mut arg = sys::Prepare {
+            size: size_of::<sys::Prepare>(),
+            first,
+            ..Default::default()
+        };
+        raw::prepare(&self.file, &mut arg, status).map_err(fail(Op::Prepare))?;
+        Ok(Prepared {
+            done: arg.done,
+            refused: arg.refused,
+        })
+    }
+
+    /// Swap up to `status.len()` pairs from the cursor on, in one call of the
+    /// driver. Returns as soon as it got anywhere: call again until the cursor
+    /// is where it should be.
+    pub fn commit(&mut self, status: &mut [i32]) -> Result<Step, Error> {
+        let mut arg = sys::Commit {
+            size: size_of::<sys::Commit>(),
+            expected: self.cursor,
+            cursor: self.cursor,
+            ..Default::default()
+        };
+        raw::commit(&self.file, &mut arg, status).map_err(fail(Op::Commit))?;
+        self.cursor = arg.cursor;
+        Ok(Step {
+            cursor: arg.cursor,
+            swapped: arg.swapped,
+            refused: arg.refused,
+        })
+    }
+
+    /// Where the session stands.
+    pub fn status(&self) -> Result<sys::Status, Error> {
+        let mut arg = sys::Status {
+            size: size_of::<sys::Status>(),
+            ..Default::default()
+        };
+        raw::status(&self.file, &mut arg).map_err(fail(Op::Status))?;
+        Ok(arg)
+    }
+
+    /// Put pairs before the cursor back, from the last to the first. Returns as
+    /// soon as it got anywhere: call again until the cursor is 0.
+    pub fn rollback(&mut self) -> Result<Step, Error> {
+        // A commit that failed may have moved the cursor: ask, do not assume.
+        self.cursor = self.status()?.cursor;
+        let mut arg = sys::Rollback {
+            size: size_of::<sys::Rollback>(),
+            expected: self.cursor,
+            cursor: self.cursor,
+            ..Default::default()
+        };
+        raw::rollback(&self.file, &mut arg).map_err(fail(Op::Rollback))?;
+        self.cursor = arg.cursor;
+        Ok(Step {
+            cursor: arg.cursor,
+            swapped: arg.swapped,
+            refused: 0,
+        })
+    }
+}

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The kernel interface of `/dev/vmbeam`, as `include/uapi/linux/vmbeam.h`
+//! defines it, and a safe wrapper around it.
+//!
+//! [`sys`] mirrors the header field by field; a test compiles the header and
+//! compares. [`Device`] and [`Session`] are what programs use.
+
+mod device;
+mod error;
+mod raw;
+pub mod sys;
+
+pub use device::{AddFailed, Device, Info, Prepared, Session, Step};
+pub use error::{refusal_reason, Errno, Error, Op};
+pub use sys::{Run, State, Status, NOT_ATTEMPTED};
+
+/// Where the driver's device normally is.
+pub const DEVICE_PATH: &str = "/dev/vmbeam";

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The mirror in `sys` against the header itself, through a C compiler.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::mem::{offset_of, size_of};
+use std::path::Path;
+use std::process::Command;
+use vmbeam_uapi::sys;
+
+/// What the Rust side believes, keyed by the C expression for it.
+fn expected() -> BTreeMap<String, u64> {
+    let mut m = BTreeMap::new();
+    macro_rules! layout {
+        ($c:literal, $ty:ty: $($field:ident)*) => {
+            m.insert(format!("sizeof(struct {})", $c), size_of::<$ty>() as u64);
+            $(m.insert(
+                format!("offsetof(struct {}, {})", $c, stringify!($field)),
+                offset_of!($ty, $field) as u64,
+            );)*
+        };
+    }
+    layout!("vmbeam_info", sys::Info: size flags features max_add_runs batch_pairs max_runs max_pairs);
+    layout!("vmbeam_open", sys::Open: size flags domid_a domid_b);
+    layout!("vmbeam_run", sys::Run: gfn_a gfn_b nr reserved);
+    layout!("vmbeam_add", sys::Add: size flags runs nr_runs bad_run total_runs total_pairs);
+    layout!("vmbeam_prepare", sys::Prepare: size flags first nr status done refused);
+    layout!("vmbeam_commit", sys::Commit: size flags expected nr status cursor swapped refused);
+    layout!("vmbeam_status", sys::Status: size flags state domid_a domid_b reserved runs pairs
+        cursor swapped refused hypercalls tlb_flushes);
+    layout!("vmbeam_rollback", sys::Rollback: size flags expected cursor swapped);
+    for (name, value) in [
+        ("VMBEAM_IOCTL_INFO", sys::IOCTL_INFO),
+        ("VMBEAM_IOCTL_OPEN", sys::IOCTL_OPEN),
+        ("VMBEAM_IOCTL_ADD", sys::IOCTL_ADD),
+        ("VMBEAM_IOCTL_PREPARE", sys::IOCTL_PREPARE),
+        ("VMBEAM_IOCTL_COMMIT", sys::IOCTL_COMMIT),
+        ("VMBEAM_IOCTL_STATUS", sys::IOCTL_STATUS),
+        ("VMBEAM_IOCTL_ROLLBACK", sys::IOCTL_ROLLBACK),
+        ("VMBEAM_IOC_TYPE", sys::IOC_TYPE),
+        ("VMBEAM_NOT_ATTEMPTED", sys::NOT_ATTEMPTED as u32),
+        ("VMBEAM_FEATURE_SWAP", sys::FEATURE_SWAP as u32),
+    ] {
+        m.insert(name.into(), value.into());
+    }
+    for (name, value) in [
+        ("UNBOUND", sys::State::Unbound),
+        ("EMPTY", sys::State::Empty),
+        ("LOADED", sys::State::Loaded),
+        ("COMMITTING", sys::State::Committing),
+        ("COMMITTED", sys::State::Committed),
+        ("ROLLING_BACK", sys::State::RollingBack),
+        ("ROLLED_BACK", sys::State::RolledBack),
+    ] {
+        m.insert(format!("VMBEAM_STATE_{name}"), value as u64);
+        assert_eq!(sys::State::from_raw(value as u32), Some(value));
+    }
+    m
+}
+
+#[test]
+fn mirrors_the_header() {
+    let include = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../drivers/vmbeam/include/uapi");
+    let dir = tempfile::tempdir().unwrap();
+    let mut source = String::from(
+        "#include <stddef.h>\n#include <stdio.h>\n#include <linux/vmbeam.h>\nint main(void) {\n",
+    );
+    let expected = expected();
+    for expr in expected.keys() {
+        writeln!(
+            source,
+            "printf(\"%llu %s\\n\", (unsigned long long)({expr}), \"{expr}\");"
+        )
+        .unwrap();
+    }
+    source.push_str("return 0; }\n");
+    let (c, exe) = (dir.path().join("uapi.c"), dir.path().join("uapi"));
+    std::fs::write(&c, source).unwrap();
+    let status = Command::new(std::env::var("CC").unwrap_or_else(|_| "cc".into()))
+        .args(["-Wall", "-Werror", "-I"])
+        .arg(&include)
+        .arg("-o")
+        .arg(&exe)
+        .arg(&c)
+        .status()
+        .unwrap();
+    assert!(status.success(), "the header does not compile");
+    let out = Command::new(&exe).output().unwrap();
+    let actual: BTreeMap<String, u64> = String::from_utf8(out.stdout)
+        .unwrap()
+        .lines()
+        .map(|l| l.split_once(' ').unwrap())
+        .map(|(v, k)| (k.to_owned(), v.parse().unwrap()))
+        .collect();
+    assert_eq!(actual, expected);
+}
+
+#[test]
+fn missing_device_is_explained() {
+    let e = vmbeam_uapi::Device::open(Path::new("/nonexistent/vmbeam")).unwrap_err();
+    assert_eq!(e.errno, vmbeam_uapi::Errno::ENOENT);
+    assert!(e.to_string().contains("insmod"), "{e}");
+}
+
+#[test]
+fn another_device_is_explained() {
+    let d = vmbeam_uapi::Device::open(Path::new("/dev/null")).unwrap();
+    let e = d.info().unwrap_err();
+    assert_eq!(e.errno, vmbeam_uapi::Errno::ENOTTY, "{e}");
+}

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! How `vmbeamd` talks to agents and to the command line.
+//!
+//! Everything travels in frames: a fixed header with magic, version, length,
+//! request, session and CRC-32, then a payload of at most
+//! [`MAX_PAYLOAD`] bytes. See [`frame`] for the layout, [`message`] for what
+//! the payloads say, and [`list`] for frame lists, which are run-length coded.
+//!
+//! Nothing that a peer sends is trusted: lengths are checked before anything is
+//! buffered, counts before anything is summed, and a frame list is only handed
+//! out once it is known to be free of overlaps.
+
+pub mod frame;
+pub mod list;
+pub mod message;
+
+pub use frame::{encode, Decoder, Frame, FrameError, MAX_PAYLOAD, VERSION};
+pub use list::{Excluded, FrameList, FrameListBuilder, FrameRun, ListError, PfnRun, Reason};
+pub use message::Message;

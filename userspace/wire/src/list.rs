@@ -1,0 +1,433 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Frame lists: which frame of its host VM is behind each page of a guest.
+
+use serde::{Deserialize, Serialize};
+
+/// Most pages of one guest: 64 GiB.
+pub const MAX_PAGES: u64 = 1 << 24;
+/// Most runs of one guest's list, of either sort.
+pub const MAX_RUNS: usize = 1 << 20;
+/// Most runs of either sort in one message; keeps it well below the limit.
+pub const RUNS_PER_CHUNK: usize = 16 << 10;
+/// No frame number reaches this: physical addresses have at most 52 bits.
+pub const FRAME_LIMIT: u64 = 1 << 40;
+
+/// Pages that follow each other in the guest and in its host VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrameRun {
+    /// First page, in the guest's own numbering.
+    pub pfn: u64,
+    /// First frame, in the host VM's numbering.
+    pub gfn: u64,
+    /// How many, at least 1.
+    pub nr: u32,
+}
+
+/// Pages that follow each other in the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PfnRun {
+    /// First page.
+    pub pfn: u64,
+    /// How many, at least 1.
+    pub nr: u32,
+}
+
+/// Why a page of a guest may not move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Reason {
+    /// A page table: it holds frame numbers of this host VM.
+    PageTable,
+    /// The ring shared with xenstored.
+    XenstoreRing,
+    /// The ring shared with the console daemon.
+    ConsoleRing,
+    /// The page with the start information; it holds frame numbers.
+    StartInfo,
+    /// A page that the guest hypervisor itself uses: descriptor tables.
+    Descriptors,
+    /// No frame of the guest's own behind it.
+    NotPresent,
+    /// Two frames claim to be this page, or the frame is faulty.
+    Broken,
+}
+
+impl Reason {
+    /// A short, stable key for reports.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::PageTable => "page_table",
+            Self::XenstoreRing => "xenstore_ring",
+            Self::ConsoleRing => "console_ring",
+            Self::StartInfo => "start_info",
+            Self::Descriptors => "descriptors",
+            Self::NotPresent => "not_present",
+            Self::Broken => "broken",
+        }
+    }
+
+    /// Whether daemons of the management VM may write to the page while the
+    /// guest is paused.
+    pub fn is_shared(self) -> bool {
+        matches!(self, Self::XenstoreRing | Self::ConsoleRing)
+    }
+
+    /// Whether the guest has a page there at all.
+    pub fn is_present(self) -> bool {
+        !matches!(self, Self::NotPresent | Self::Broken)
+    }
+}
+
+/// Pages that may not move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Excluded {
+    /// First page.
+    pub pfn: u64,
+    /// How many, at least 1.
+    pub nr: u32,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// A guest's complete list, in ascending order, without overlaps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FrameList {
+    runs: Vec<FrameRun>,
+    excluded: Vec<Excluded>,
+}
+
+/// Why a frame list is not acceptable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ListError {
+    /// A run of no pages.
+    #[error("an empty run at pfn {0:#x}")]
+    Empty(u64),
+    /// A run that ends beyond the last possible number.
+    #[error("a run at pfn {0:#x} that ends beyond the last possible frame")]
+    Overflow(u64),
+    /// Not in ascending order, or overlapping.
+    #[error("the runs overlap or are out of order at pfn {0:#x}")]
+    Order(u64),
+    /// The same frame behind two pages.
+    #[error("frame {0:#x} is behind two pages")]
+    SharedFrame(u64),
+    /// A frame that the host VM does not have.
+    #[error("frame {gfn:#x} is beyond the host VM's memory, which ends at {end:#x}")]
+    BeyondMemory {
+        /// The offending frame.
+        gfn: u64,
+        /// First frame number that the host VM does not have.
+        end: u64,
+    },
+    /// More pages than [`MAX_PAGES`].
+    #[error("more than {MAX_PAGES} pages")]
+    TooManyPages,
+    /// More runs than [`MAX_RUNS`].
+    #[error("more than {MAX_RUNS} runs")]
+    TooManyRuns,
+    /// The final count does not fit what was sent.
+    #[error("{got} pages were sent, {announced} announced")]
+    Count {
+        /// Pages received.
+        got: u64,
+        /// Pages that the end message speaks of.
+        announced: u64,
+    },
+}
+
+impl FrameList {
+    /// Pages that may move.
+    pub fn runs(&self) -> &[FrameRun] {
+        &self.runs
+    }
+
+    /// Pages that may not.
+    pub fn excluded(&self) -> &[Excluded] {
+        &self.excluded
+    }
+
+    /// Pages of both sorts that the list speaks of.
+    pub fn pages(&self) -> u64 {
+        total(self.runs.iter().map(|r| r.nr)) + total(self.excluded.iter().map(|e| e.nr))
+    }
+
+    /// Pages that may move.
+    pub fn movable(&self) -> u64 {
+        total(self.runs.iter().map(|r| r.nr))
+    }
+
+    /// Split into the chunks that fit messages.
+    pub fn chunks(&self) -> impl Iterator<Item = (&[FrameRun], &[Excluded])> {
+        let runs = self.runs.chunks(RUNS_PER_CHUNK).map(|r| (r, &[][..]));
+        let excluded = self.excluded.chunks(RUNS_PER_CHUNK).map(|e| (&[][..], e));
+        runs.chain(excluded)
+    }
+}
+
+fn total(nr: impl Iterator<Item = u32>) -> u64 {
+    nr.map(u64::from).sum()
+}
+
+/// End of a run, if it is not empty and within what frame numbers can be.
+fn end(pfn: u64, first: u64, nr: u32) -> Result<u64, ListError> {
+    if nr == 0 {
+        return Err(ListError::Empty(pfn));
+    }
+    match first.checked_add(u64::from(nr)) {
+        Some(end) if end <= FRAME_LIMIT => Ok(end),
+        _ => Err(ListError::Overflow(pfn)),
+    }
+}
+
+/// Puts a list together from pieces of unknown quality, or from single pages.
+#[derive(Clone, Debug, Default)]
+pub struct FrameListBuilder {
+    list: FrameList,
+    pages: u64,
+    memory_end: Option<u64>,
+}
+
+impl FrameListBuilder {
+    /// A builder that accepts every possible frame number.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A builder that only accepts frames below `end`.
+    pub fn within(end: u64) -> Self {
+        Self {
+            memory_end: Some(end),
+            ..Self::default()
+        }
+    }
+
+    /// Pages received so far.
+    pub fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    fn count(&mut self, nr: u32) -> Result<(), ListError> {
+        self.pages += u64::from(nr);
+        if self.pages > MAX_PAGES {
+            return Err(ListError::TooManyPages);
+        }
+        if self.list.runs.len().max(self.list.excluded.len()) >= MAX_RUNS {
+            return Err(ListError::TooManyRuns);
+        }
+        Ok(())
+    }
+
+    /// Append pages that may move. They must come in ascending order of pfn;
+    /// what continues the run before is merged with it.
+    pub fn push_run(&mut self, run: FrameRun) -> Result<(), ListError> {
+        end(run.pfn, run.pfn, run.nr)?;
+        let gfn_end = end(run.pfn, run.gfn, run.nr)?;
+        if let Some(end) = self.memory_end.filter(|end| gfn_end > *end) {
+            return Err(ListError::BeyondMemory {
+                gfn: gfn_end - 1,
+                end,
+            });
+        }
+        let in_order = self
+            .list
+            .runs
+            .last()
+            .is_none_or(|last| run.pfn >= last.pfn + u64::from(last.nr));
+        if !in_order {
+            return Err(ListError::Order(run.pfn));
+        }
+        self.count(run.nr)?;
+        if let Some(last) = self.list.runs.last_mut() {
+            let nr = u64::from(last.nr);
+            if run.pfn == last.pfn + nr && run.gfn == last.gfn + nr {
+                // The sum is at most MAX_PAGES, which `count` has checked.
+                last.nr += run.nr;
+                return Ok(());
+            }
+        }
+        self.list.runs.push(run);
+        Ok(())
+    }
+
+    /// Append pages that may not move, under the same rules.
+    pub fn push_excluded(&mut self, run: Excluded) -> Result<(), ListError> {
+        end(run.pfn, run.pfn, run.nr)?;
+        let in_order = self
+            .list
+            .excluded
+            .last()
+            .is_none_or(|last| run.pfn >= last.pfn + u64::from(last.nr));
+        if !in_order {
+            return Err(ListError::Order(run.pfn));
+        }
+        self.count(run.nr)?;
+        if let Some(last) = self.list.excluded.last_mut() {
+            let nr = u64::from(last.nr);
+            if run.pfn == last.pfn + nr && run.reason == last.reason {
+                last.nr += run.nr;
+                return Ok(());
+            }
+        }
+        self.list.excluded.push(run);
+        Ok(())
+    }
+
+    /// The list, if no page and no frame appears twice in it and it has as many
+    /// pages as announced.
+    pub fn finish(self, announced: u64) -> Result<FrameList, ListError> {
+        if self.pages != announced {
+            return Err(ListError::Count {
+                got: self.pages,
+                announced,
+            });
+        }
+        let pfns = self.list.runs.iter().map(|r| (r.pfn, r.nr));
+        let mut spans: Vec<_> = pfns
+            .chain(self.list.excluded.iter().map(|e| (e.pfn, e.nr)))
+            .collect();
+        if let Some(pfn) = overlap(&mut spans) {
+            return Err(ListError::Order(pfn));
+        }
+        let mut spans: Vec<_> = self.list.runs.iter().map(|r| (r.gfn, r.nr)).collect();
+        if let Some(gfn) = overlap(&mut spans) {
+            return Err(ListError::SharedFrame(gfn));
+        }
+        Ok(self.list)
+    }
+}
+
+/// The first number that two spans have in common.
+fn overlap(spans: &mut [(u64, u32)]) -> Option<u64> {
+    spans.sort_unstable();
+    spans
+        .windows(2)
+        .find(|w| w[1].0 < w[0].0 + u64::from(w[0].1))
+        .map(|w| w[1].0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn run(pfn: u64, gfn: u64, nr: u32) -> FrameRun {
+        FrameRun { pfn, gfn, nr }
+    }
+
+    #[test]
+    fn merges_neighbours() {
+        let mut b = FrameListBuilder::new();
+        for pfn in 0..10 {
+            b.push_run(run(pfn, pfn + 100, 1)).unwrap();
+        }
+        b.push_run(run(10, 5, 1)).unwrap();
+        let reason = Reason::PageTable;
+        for pfn in 11..14 {
+            b.push_excluded(Excluded { pfn, nr: 1, reason }).unwrap();
+        }
+        let list = b.finish(14).unwrap();
+        assert_eq!(list.runs(), [run(0, 100, 10), run(10, 5, 1)]);
+        assert_eq!(
+            list.excluded(),
+            [Excluded {
+                pfn: 11,
+                nr: 3,
+                reason
+            }]
+        );
+        assert_eq!((list.pages(), list.movable()), (14, 11));
+    }
+
+    #[test]
+    fn refuses_bad_runs() {
+        let mut b = FrameListBuilder::within(1000);
+        assert_eq!(b.push_run(run(1, 1, 0)), Err(ListError::Empty(1)));
+        assert_eq!(
+            b.push_run(run(u64::MAX, 1, 1)),
+            Err(ListError::Overflow(u64::MAX))
+        );
+        assert_eq!(
+            b.push_run(run(1, u64::MAX - 1, u32::MAX)),
+            Err(ListError::Overflow(1))
+        );
+        assert_eq!(
+            b.push_run(run(1, FRAME_LIMIT, 1)),
+            Err(ListError::Overflow(1))
+        );
+        let e = ListError::BeyondMemory {
+            gfn: 1000,
+            end: 1000,
+        };
+        assert_eq!(b.push_run(run(1, 990, 11)), Err(e));
+        b.push_run(run(1, 990, 10)).unwrap();
+        assert_eq!(b.push_run(run(10, 1, 1)), Err(ListError::Order(10)));
+        let mut c = b.clone();
+        c.push_run(run(11, 999, 1)).unwrap();
+        assert_eq!(c.finish(11), Err(ListError::SharedFrame(999)));
+        let mut c = b.clone();
+        c.push_excluded(Excluded {
+            pfn: 5,
+            nr: 1,
+            reason: Reason::Broken,
+        })
+        .unwrap();
+        assert_eq!(c.finish(11), Err(ListError::Order(5)));
+        assert_eq!(
+            b.finish(11),
+            Err(ListError::Count {
+                got: 10,
+                announced: 11
+            })
+        );
+    }
+
+    #[test]
+    fn totals_are_bounded() {
+        let mut b = FrameListBuilder::new();
+        b.push_run(run(0, 0, MAX_PAGES as u32)).unwrap();
+        let pfn = MAX_PAGES;
+        assert_eq!(b.push_run(run(pfn, pfn, 1)), Err(ListError::TooManyPages));
+        let mut b = FrameListBuilder::new();
+        for i in 0..MAX_RUNS as u64 {
+            b.push_run(run(2 * i, 2 * i, 1)).unwrap();
+        }
+        let pfn = 2 * MAX_RUNS as u64;
+        assert_eq!(b.push_run(run(pfn, pfn, 1)), Err(ListError::TooManyRuns));
+    }
+
+    proptest! {
+        /// Whatever comes in, what comes out is in order, disjoint and bounded.
+        #[test]
+        fn finished_lists_are_sound(
+            runs in proptest::collection::vec((0u64..300, 0u64..300, 0u32..20), 0..40),
+            excluded in proptest::collection::vec((0u64..300, 0u32..20), 0..10),
+            end in 0u64..400,
+        ) {
+            let mut b = FrameListBuilder::within(end);
+            for (pfn, gfn, nr) in runs {
+                let _ = b.push_run(run(pfn, gfn, nr));
+            }
+            for (pfn, nr) in excluded {
+                let _ = b.push_excluded(Excluded { pfn, nr, reason: Reason::PageTable });
+            }
+            let pages = b.pages();
+            if let Ok(list) = b.finish(pages) {
+                let mut pfns = std::collections::HashSet::new();
+                let mut gfns = std::collections::HashSet::new();
+                for r in list.runs() {
+                    for i in 0..u64::from(r.nr) {
+                        prop_assert!(pfns.insert(r.pfn + i));
+                        prop_assert!(gfns.insert(r.gfn + i));
+                        prop_assert!(r.gfn + i < end);
+                    }
+                }
+                for e in list.excluded() {
+                    for i in 0..u64::from(e.nr) {
+                        prop_assert!(pfns.insert(e.pfn + i));
+                    }
+                }
+                prop_assert_eq!(pfns.len() as u64, list.pages());
+            }
+        }
+    }
+}

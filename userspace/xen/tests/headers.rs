@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The mirror in `sys` against the installed Xen headers, if there are any.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::mem::{offset_of, size_of};
+use std::path::Path;
+use std::process::Command;
+use vmbeam_xen::sys;
+
+#[test]
+fn mirrors_the_headers() {
+    if !Path::new("/usr/include/xenctrl.h").exists() {
+        eprintln!("skipped: libxen-dev is not installed");
+        return;
+    }
+    let expected = [
+        ("sizeof(xc_domaininfo_t)", size_of::<sys::DomainInfo>()),
+        (
+            "offsetof(xc_domaininfo_t, flags)",
+            offset_of!(sys::DomainInfo, flags),
+        ),
+        (
+            "offsetof(xc_domaininfo_t, tot_pages)",
+            offset_of!(sys::DomainInfo, tot_pages),
+        ),
+        (
+            "offsetof(xc_domaininfo_t, shared_info_frame)",
+            offset_of!(sys::DomainInfo, shared_info_frame),
+        ),
+        (
+            "offsetof(xc_domaininfo_t, max_vcpu_id)",
+            offset_of!(sys::DomainInfo, max_vcpu_id),
+        ),
+        ("XEN_DOMINF_dying", sys::DOMINF_DYING as usize),
+        ("XEN_DOMINF_hvm_guest", sys::DOMINF_HVM_GUEST as usize),
+        ("XEN_DOMINF_shutdown", sys::DOMINF_SHUTDOWN as usize),
+        ("XEN_DOMINF_paused", sys::DOMINF_PAUSED as usize),
+        (
+            "XEN_DOMCTL_PFINFO_LTAB_MASK",
+            sys::PFINFO_LTAB_MASK as usize,
+        ),
+        (
+            "XEN_DOMCTL_PFINFO_LTABTYPE_MASK",
+            sys::PFINFO_LTABTYPE_MASK as usize,
+        ),
+        ("XEN_DOMCTL_PFINFO_XTAB", sys::PFINFO_XTAB as usize),
+        ("XEN_DOMCTL_PFINFO_BROKEN", sys::PFINFO_BROKEN as usize),
+        ("sizeof(vcpu_guest_context_any_t)", sys::VCPU_CONTEXT_SIZE),
+        (
+            "offsetof(vcpu_guest_context_t, gdt_frames)",
+            sys::VCPU_CONTEXT_GDT_FRAMES,
+        ),
+        (
+            "offsetof(vcpu_guest_context_t, gdt_ents)",
+            sys::VCPU_CONTEXT_GDT_ENTS,
+        ),
+        (
+            "offsetof(start_info_t, shared_info)",
+            sys::START_INFO_SHARED_INFO,
+        ),
+        ("XENVER_version", sys::XENVER_VERSION as usize),
+        ("XENVER_extraversion", sys::XENVER_EXTRAVERSION as usize),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let (c, exe) = (dir.path().join("xen.c"), dir.path().join("xen"));
+    let mut source =
+        String::from("#include <stddef.h>\n#include <stdio.h>\n#include <xenctrl.h>\n");
+    source.push_str("#include <xenguest.h>\nint main(void) {\n");
+    for (expr, _) in &expected {
+        source.push_str(&format!(
+            "printf(\"%llu\\n\", (unsigned long long)({expr}));\n"
+        ));
+    }
+    source.push_str("return 0; }\n");
+    std::fs::write(&c, source).unwrap();
+    let cc = std::env::var("CC").unwrap_or_else(|_| "cc".into());
+    assert!(Command::new(cc)
+        .arg("-o")
+        .arg(&exe)
+        .arg(&c)
+        .status()
+        .unwrap()
+        .success());
+    let out = String::from_utf8(Command::new(&exe).output().unwrap().stdout).unwrap();
+    let actual: Vec<usize> = out.lines().map(|l| l.parse().unwrap()).collect();
+    for ((expr, expected), actual) in expected.iter().zip(actual) {
+        assert_eq!(actual, *expected, "{expr}");
+    }
+}
+
+#[test]
+fn without_xen_the_error_says_what_is_missing() {
+    if Path::new("/dev/xen/privcmd").exists() {
+        eprintln!("skipped: this machine runs Xen");
+        return;
+    }
+    let e = vmbeam_xen::Xen::open().unwrap_err().to_string();
+    assert!(e.contains("install xen-utils"), "{e}");
+}
