@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The workload of a guest VM.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::bail;
+use anyhow::Context;
+use anyhow::Result;
+
+/// Words of a page.
+const WORDS: usize = 512;
+
+/// The word of the pattern at an index: SplitMix64, so that any word can be checked alone.
+fn pattern(seed: u64, index: u64) -> u64 {
+    let mut z = seed.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// Fill most of the free memory, then check it for ever.
+pub fn fill(seed: u64) -> Result<()> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo")?;
+    let available: usize = meminfo
+        .lines()
+        .find_map(|l| l.strip_prefix("MemAvailable:"))
+        .and_then(|l| l.trim().split(' ').next())
+        .and_then(|kib| kib.parse().ok())
+        .context("no MemAvailable in /proc/meminfo")?;
+    // Leave the guest's kernel some room to breathe.
+    let pages = (available / 4).saturating_sub(6 * 1024);
+    if pages == 0 {
+        bail!("only {available} KiB are free: give the guest VM more memory");
+    }
+    let memory: Vec<u64> = (0..(pages * WORDS) as u64)
+        .map(|i| pattern(seed, i))
+        .collect();
+    println!("FILLED pages={pages} seed={seed}");
+
+    for round in 1u64.. {
+        let bad: Vec<usize> = memory
+            .chunks(WORDS)
+            .enumerate()
+            .filter(|(page, words)| {
+                words
+                    .iter()
+                    .enumerate()
+                    .any(|(i, w)| *w != pattern(seed, (page * WORDS + i) as u64))
+            })
+            .map(|(page, _)| page)
+            .collect();
+        match bad.first() {
+            None => println!("CHECK {round} ok pages={pages}"),
+            Some(first) => println!("CHECK {round} BAD pages={} first={first}", bad.len()),
+        }
+        thread::sleep(Duration::from_secs(1));
+    }
+    Ok(())
+}

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Did a swap change anything that was not on its lists?
+//!
+//! Two independent looks, from the host management VM:
+//!
+//! * the host hypervisor's whole M2P table: an entry may change only from one
+//!   gfn of a listed pair to the other;
+//! * the contents of a sample of frames of both host VMs that are not on the
+//!   lists, each neighbour of a listed frame among them. The host VMs run on, so
+//!   their kernels write to some of these frames. A frame counts as changed when
+//!   it took over contents that only the other host VM had before, which is
+//!   what a misplaced frame would look like.
+
+use std::collections::BTreeSet;
+use std::collections::HashMap;
+use std::collections::HashSet;
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use anyhow::Result;
+use serde::Deserialize;
+use serde::Serialize;
+use serde_json::json;
+use vmbeam_xen::Xen;
+use vmbeam_xen::PAGE_SIZE;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Besides the neighbours of moved frames, every so-manieth frame is looked at.
+const STRIDE: u64 = 8;
+
+#[derive(clap::Args, Debug)]
+pub struct Arguments {
+    /// Domid of host VM A.
+    #[arg(long)]
+    a: u32,
+    /// Domid of host VM B.
+    #[arg(long)]
+    b: u32,
+    /// The runs that move, as `vmbeam swap --dry-run --runs` writes them.
+    #[arg(long)]
+    runs: PathBuf,
+    /// File that holds what was seen before.
+    #[arg(long)]
+    state: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct Run {
+    gfn_a: u64,
+    gfn_b: u64,
+    nr: u64,
+}
+
+#[derive(Deserialize, Serialize)]
+struct State {
+    m2p: Vec<u64>,
+    a: Seen,
+    b: Seen,
+}
+
+/// Hashes of a host VM's frames by gfn.
+#[derive(Deserialize, Serialize)]
+struct Seen {
+    moved: HashMap<u64, u64>,
+    others: HashMap<u64, u64>,
+}
+
+/// Remember how things are.
+pub fn save(arguments: &Arguments) -> Result<()> {
+    let xen = Xen::open()?;
+    let runs = runs(arguments)?;
+    let state = State {
+        a: look(&xen, arguments.a, &gfns(&runs, |r| r.gfn_a))?,
+        b: look(&xen, arguments.b, &gfns(&runs, |r| r.gfn_b))?,
+        m2p: xen.machine_to_physical()?,
+    };
+    fs::write(&arguments.state, serde_json::to_vec(&state)?)
+        .with_context(|| format!("cannot write {}", arguments.state.display()))
+}
+
+/// Compare with what was remembered; prints counts as JSON.
+pub fn compare(arguments: &Arguments) -> Result<()> {
+    let xen = Xen::open()?;
+    let pairs: HashSet<(u64, u64)> = runs(arguments)?
+        .iter()
+        .flat_map(|r| (0..r.nr).map(|i| (r.gfn_a + i, r.gfn_b + i)))
+        .collect();
+    let before: State = serde_json::from_slice(&fs::read(&arguments.state)?)?;
+
+    let m2p = xen.machine_to_physical()?;
+    let unexpected: Vec<_> = before
+        .m2p
+        .iter()
+        .zip(&m2p)
+        .enumerate()
+        .filter(|(_, (old, new))| {
+            old != new && !pairs.contains(&(**old, **new)) && !pairs.contains(&(**new, **old))
+        })
+        .map(|(mfn, (old, new))| json!({ "mfn": mfn, "before": old, "after": new }))
+        .collect();
+
+    let mut checked = 0;
+    let mut busy = 0;
+    let mut changed = Vec::new();
+    for (domid, own, other) in [
+        (arguments.a, &before.a, &before.b),
+        (arguments.b, &before.b, &before.a),
+    ] {
+        let known: HashSet<u64> = own.all().collect();
+        let foreign: HashSet<u64> = other.all().filter(|hash| !known.contains(hash)).collect();
+        let list: Vec<u64> = own.others.keys().copied().collect();
+        for (gfn, hash) in hashes(&xen, domid, &list)? {
+            checked += 1;
+            if own.others.get(&gfn) == Some(&hash) {
+                continue;
+            }
+            if foreign.contains(&hash) {
+                changed.push(json!({ "domid": domid, "gfn": gfn }));
+            } else {
+                busy += 1;
+            }
+        }
+    }
+    println!(
+        "{}",
+        json!({
+            "m2p_checked": m2p.len(),
+            "m2p_unexpected": unexpected.len(),
+            "m2p_examples": unexpected.iter().take(8).collect::<Vec<_>>(),
+            "frames_checked": checked,
+            "frames_changed": changed.len(),
+            "frames_examples": changed.iter().take(8).collect::<Vec<_>>(),
+            "frames_written_by_their_owner": busy,
+        })
+    );
+    Ok(())
+}
+
+impl Seen {
+    fn all(&self) -> impl Iterator<Item = u64> + '_ {
+        self.moved.values().chain(self.others.values()).copied()
+    }
+}
+
+fn runs(arguments: &Arguments) -> Result<Vec<Run>> {
+    let text = fs::read(&arguments.runs)
+        .with_context(|| format!("cannot read {}", arguments.runs.display()))?;
+    Ok(serde_json::from_slice(&text)?)
+}
+
+fn gfns(runs: &[Run], first: impl Fn(&Run) -> u64) -> BTreeSet<u64> {
+    runs.iter()
+        .flat_map(|r| first(r)..first(r) + r.nr)
+        .collect()
+}
+
+fn look(xen: &Xen, domid: u32, moved: &BTreeSet<u64>) -> Result<Seen> {
+    let end = xen.domain(domid)?.pages;
+    let sample: BTreeSet<u64> = moved
+        .iter()
+        .flat_map(|gfn| [gfn.wrapping_sub(1), gfn + 1])
+        .chain((0..end).step_by(STRIDE as usize))
+        .filter(|gfn| *gfn < end && !moved.contains(gfn))
+        .collect();
+    let moved: Vec<u64> = moved.iter().copied().collect();
+    let sample: Vec<u64> = sample.into_iter().collect();
+    Ok(Seen {
+        moved: hashes(xen, domid, &moved)?,
+        others: hashes(xen, domid, &sample)?,
+    })
+}
+
+/// Hashes of the frames that are there. Nothing stays mapped.
+fn hashes(xen: &Xen, domid: u32, gfns: &[u64]) -> Result<HashMap<u64, u64>> {
+    let mut hashes = HashMap::with_capacity(gfns.len());
+    xen.read_present_pages(domid, gfns, |i, page: &[u8; PAGE_SIZE]| {
+        hashes.insert(gfns[i], xxh3_64(page));
+    })?;
+    Ok(hashes)
+}

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What the lab needs inside its machines, in one program.
+
+mod exec;
+mod fill;
+mod frames;
+mod net;
+
+use anyhow::Result;
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(about = "The lab's helper inside its machines")]
+enum Tool {
+    /// Run commands that arrive as JSON lines on a virtio-serial port.
+    Exec {
+        /// Name of this machine, told to the harness.
+        #[arg(long)]
+        name: String,
+        /// Name of the virtio-serial port.
+        #[arg(long)]
+        port: String,
+    },
+    /// Fill memory with a pattern and check it for ever.
+    Fill {
+        /// Seed of the pattern.
+        #[arg(long)]
+        seed: u64,
+    },
+    /// Send bytes to `net-recv` and print the seconds that it took.
+    NetSend {
+        /// Where `net-recv` listens.
+        address: String,
+        /// How many bytes.
+        bytes: u64,
+    },
+    /// Receive one transfer of `net-send`.
+    NetRecv {
+        /// Address to listen on.
+        address: String,
+    },
+    /// Remember the host's M2P table and frames of both host VMs.
+    FramesSave(frames::Arguments),
+    /// Compare with what `frames-save` remembered.
+    FramesCompare(frames::Arguments),
+}
+
+fn main() -> Result<()> {
+    match Tool::parse() {
+        Tool::Exec { name, port } => exec::exec(&name, &port),
+        Tool::Fill { seed } => fill::fill(seed),
+        Tool::NetSend { address, bytes } => net::send(&address, bytes),
+        Tool::NetRecv { address } => net::receive(&address),
+        Tool::FramesSave(arguments) => frames::save(&arguments),
+        Tool::FramesCompare(arguments) => frames::compare(&arguments),
+    }
+}

@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! `make check`: every test, in groups, one tally.
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::ensure;
+use anyhow::Result;
+
+use crate::channel::Channel;
+use crate::demo;
+use crate::paths;
+use crate::product;
+use crate::progress::Progress;
+use crate::tally::Tally;
+use crate::topology::Sizes;
+use crate::topology::Topology;
+use crate::topology::GUEST;
+use crate::topology::SHORT;
+
+const TESTS: Duration = Duration::from_secs(600);
+
+/// A part of `make check`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Group {
+    /// Formatting, lints, documentation of the code.
+    Style,
+    /// The patch series applies, each patch builds.
+    Hypervisor,
+    /// Unit and property tests on this machine.
+    Unit,
+    /// Tests in the host management VM, on bare domains.
+    Host,
+    /// The demonstration and bad input, on the whole topology.
+    Nested,
+    /// The driver on a hypervisor that lacks the hypercall.
+    Stock,
+}
+
+const ALL: [Group; 6] = [
+    Group::Style,
+    Group::Hypervisor,
+    Group::Unit,
+    Group::Host,
+    Group::Nested,
+    Group::Stock,
+];
+
+/// Run the groups, all of them if none is named; true if nothing failed.
+pub fn run(groups: &[Group], sizes: Sizes, progress: &Progress) -> Result<bool> {
+    let wanted = |group| groups.is_empty() || groups.contains(&group);
+    let mut tally = Tally::default();
+    for group in ALL.into_iter().filter(|g| wanted(*g)) {
+        match group {
+            Group::Style => tally.program("style", &mut Command::new("scripts/style.sh")),
+            Group::Hypervisor => {
+                tally.program("hypervisor", &mut Command::new("scripts/hv-check.sh"));
+            }
+            Group::Unit => tally.program(
+                "unit",
+                Command::new("cargo").args([
+                    "test",
+                    "--quiet",
+                    "--manifest-path",
+                    "userspace/Cargo.toml",
+                    "--workspace",
+                    "--",
+                    "--format=pretty",
+                ]),
+            ),
+            // Both groups use one boot.
+            Group::Host => patched(&mut tally, wanted(Group::Nested), sizes, progress),
+            Group::Nested if wanted(Group::Host) => {}
+            Group::Nested => nested_only(&mut tally, sizes, progress),
+            Group::Stock => stock(&mut tally, sizes, progress),
+        }
+    }
+    Ok(tally.close())
+}
+
+fn patched(tally: &mut Tally, nested: bool, sizes: Sizes, progress: &Progress) {
+    match Topology::boot_host(sizes, &paths::xen(), progress) {
+        Ok((topology, _)) => {
+            tally.enter("host", "the patched hypervisor boots", Ok(()));
+            guest_tests(tally, "mem-swap", &topology.machine.host, "test-mem-swap");
+            tally.case("host", "load the driver, start the daemon", || {
+                product::start(&topology)
+            });
+            guest_tests(tally, "kselftest", &topology.machine.host, "vmbeam_test");
+            if nested {
+                self::nested(tally, &topology, progress);
+            }
+        }
+        Err(e) => tally.enter("host", "the patched hypervisor boots", Err(e)),
+    }
+}
+
+fn nested_only(tally: &mut Tally, sizes: Sizes, progress: &Progress) {
+    match Topology::boot_host(sizes, &paths::xen(), progress) {
+        Ok((topology, _)) => {
+            tally.case("host", "load the driver, start the daemon", || {
+                product::start(&topology)
+            });
+            nested(tally, &topology, progress);
+        }
+        Err(e) => tally.enter("host", "the patched hypervisor boots", Err(e)),
+    }
+}
+
+/// Run a test program inside a machine; its output also goes to `build/logs/`.
+fn guest_tests(tally: &mut Tally, group: &str, machine: &Channel, program: &str) {
+    match machine.run(&format!("/usr/lib/vmbeam/tests/{program}"), TESTS) {
+        Ok(output) => {
+            let _ = fs::write(paths::logs().join(format!("{program}.tap")), &output.text);
+            for line in output.text.lines().filter(|l| !l.starts_with("ok ")) {
+                println!("    {line}");
+            }
+            tally.lines(group, &output.text);
+            tally.case(group, "exit status", || {
+                ensure!(output.code == 0, "{program} exited with {}", output.code);
+                Ok(())
+            });
+        }
+        Err(e) => tally.enter(group, program, Err(e)),
+    }
+}
+
+fn nested(tally: &mut Tally, topology: &Topology, progress: &Progress) {
+    let mut up = false;
+    tally.case(
+        "nested",
+        "both guest hypervisors and the guest VMs come up",
+        || {
+            topology.start_host_vms(progress)?;
+            product::wait_for_agents(topology)?;
+            topology.start_guests(progress)?;
+            up = true;
+            Ok(())
+        },
+    );
+    if !up {
+        return;
+    }
+    refusals(tally, topology);
+    tally.case(
+        "nested",
+        "a guest VM's memory moves, is verified, and moves back",
+        || {
+            let report = demo::run(topology, progress)?;
+            report.write()?;
+            report.print();
+            report.verdict()
+        },
+    );
+    agent_loss(tally, topology);
+}
+
+/// Exit status of `vmbeam` when nothing was changed because of what was asked for.
+const REFUSED: i64 = 3;
+
+/// What a person can ask for that must be refused, and a word of the answer.
+fn refusals(tally: &mut Tally, topology: &Topology) {
+    let swap = |from: &str, to: &str| format!("vmbeam swap --from {from} --to {to}");
+    let cases = [
+        ("an unknown host VM", swap("C/guest", "B/guest"), "C"),
+        ("an unknown guest VM", swap("A/nobody", "B/guest"), "nobody"),
+        ("the same host VM twice", swap("A/guest", "A/guest"), "A"),
+    ];
+    for (name, command, word) in cases {
+        tally.case("nested", &format!("refused: {name}"), || {
+            let output = topology.machine.host.run(&command, SHORT)?;
+            ensure!(
+                output.code == REFUSED && output.text.contains(word),
+                "exit status {}, printed: {}",
+                output.code,
+                output.text.trim()
+            );
+            Ok(())
+        });
+    }
+}
+
+/// The daemon does without an agent, says so, and takes it back.
+fn agent_loss(tally: &mut Tally, topology: &Topology) {
+    let host = &topology.machine.host;
+    tally.case(
+        "nested",
+        "an agent that is gone is named, and comes back",
+        || {
+            topology.machine.b.sh("killall -9 vmbeam-agent", SHORT)?;
+            let output = host.run(
+                &format!("vmbeam swap --from A/{GUEST} --to B/{GUEST}"),
+                TESTS,
+            )?;
+            ensure!(
+                output.code == REFUSED && output.text.contains('B'),
+                "without B's agent: exit status {}, printed: {}",
+                output.code,
+                output.text.trim()
+            );
+            topology.machine.b.sh(
+                "setsid vmbeam-agent </dev/null >/var/log/vmbeam-agent.log 2>&1 &",
+                SHORT,
+            )?;
+            product::wait_for_agents(topology)
+        },
+    );
+}
+
+/// Debian's own hypervisor under the host: the driver loads and says what is missing.
+fn stock(tally: &mut Tally, sizes: Sizes, progress: &Progress) {
+    match Topology::boot_host(sizes, &paths::stock_xen(), progress) {
+        Ok((topology, _)) => {
+            let host = &topology.machine.host;
+            tally.case("stock", "the driver loads without the hypercall", || {
+                host.sh(
+                    "insmod /lib/modules/vmbeam.ko && test -c /dev/vmbeam",
+                    SHORT,
+                )?;
+                Ok(())
+            });
+            guest_tests(tally, "stock", host, "vmbeam_test");
+            tally.case(
+                "stock",
+                "`vmbeam check` says what is missing and what to do",
+                || {
+                    let output = host.run("vmbeam check", SHORT)?;
+                    ensure!(
+                        output.code != 0
+                            && output.text.contains("hypercall")
+                            && output.text.contains("hypervisor-patches"),
+                        "exit status {}, printed: {}",
+                        output.code,
+                        output.text.trim()
+                    );
+                    Ok(())
+                },
+            );
+        }
+        Err(e) => tally.enter("stock", "Debian's hypervisor boots", Err(e)),
+    }
+}

@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The demonstration: a guest VM's memory changes places between two nested
+//! virtualization systems, is verified, goes back and is verified again.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::Duration;
+use std::time::Instant;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
+
+use anyhow::bail;
+use anyhow::ensure;
+use anyhow::Context;
+use anyhow::Result;
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::machine::Accelerator;
+use crate::outside::Outside;
+use crate::paths;
+use crate::progress::Progress;
+use crate::topology;
+use crate::topology::Topology;
+use crate::topology::GUEST;
+use crate::topology::SHORT;
+
+const SWAP: Duration = Duration::from_secs(600);
+const NETWORK: Duration = Duration::from_secs(900);
+
+/// What `vmbeam swap --json` prints, as far as the demonstration uses it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct SwapResult {
+    pages_listed: u64,
+    pages_swapped: u64,
+    pages_refused: BTreeMap<String, u64>,
+    pages_verified: u64,
+    unmoved_verified: u64,
+    mismatches: u64,
+    seconds: BTreeMap<String, f64>,
+    hypercalls: u64,
+    tlb_flushes: u64,
+    wire_bytes: u64,
+}
+
+/// `build/report/demo.json`.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    accelerator: &'static str,
+    xen_version: String,
+    kernel_release: String,
+    guest_mib: u32,
+    pages_listed: u64,
+    pages_swapped: u64,
+    pages_refused: BTreeMap<String, u64>,
+    pages_verified: u64,
+    mismatches: u64,
+    outside_frames_checked: u64,
+    outside_frames_changed: u64,
+    m2p_entries_checked: u64,
+    m2p_entries_unexpected: u64,
+    hypercalls: u64,
+    tlb_flushes: u64,
+    swap_seconds: f64,
+    network_bytes: u64,
+    network_seconds: f64,
+    network_over_swap: f64,
+    there: SwapResult,
+    back: SwapResult,
+    guest_check: String,
+    setup_seconds: f64,
+    total_seconds: f64,
+}
+
+/// Run the demonstration on a topology whose guests are up.
+pub fn run(topology: &Topology, progress: &Progress) -> Result<Report> {
+    let setup_seconds = since_start();
+    let host = &topology.machine.host;
+
+    let stage = progress.stage("look at the frames outside the lists, before");
+    let mut outside = Outside::before(topology)?;
+    stage.done();
+
+    let stage = progress.stage("swap the guest VMs' memory and verify every page");
+    let there = swap(topology)?;
+    stage.done();
+    let stage = progress.stage("verify that nothing outside the lists changed");
+    outside.compare(topology)?;
+    stage.done();
+
+    let stage = progress.stage("swap back and verify again");
+    let back = swap(topology)?;
+    topology
+        .machine
+        .a
+        .sh(&format!("xl unpause {GUEST}"), SHORT)?;
+    let guest_check = topology::wait_for_check(&topology.machine.a, SWAP)?;
+    stage.done();
+
+    let network_bytes = there.pages_swapped * 4096;
+    let stage = progress.stage(&format!(
+        "send the same {} MiB over the virtual network, from A to B",
+        network_bytes >> 20
+    ));
+    topology.machine.a.sh(&format!("xl pause {GUEST}"), SHORT)?;
+    let network_seconds = network(topology, network_bytes)?;
+    topology
+        .machine
+        .a
+        .sh(&format!("xl unpause {GUEST}"), SHORT)?;
+    stage.done();
+
+    let swap_seconds = *there.seconds.get("commit").context("no seconds.commit")?;
+    let xen_version = host.sh("xl info xen_version", SHORT)?.trim().to_owned();
+    Ok(Report {
+        accelerator: Accelerator::detect().name(),
+        xen_version,
+        kernel_release: topology::kernel_release()?,
+        guest_mib: topology.sizes.guest_mib,
+        pages_listed: there.pages_listed,
+        pages_swapped: there.pages_swapped,
+        pages_refused: there.pages_refused.clone(),
+        pages_verified: there.pages_verified + back.pages_verified,
+        mismatches: there.mismatches + back.mismatches,
+        outside_frames_checked: outside.frames_checked,
+        outside_frames_changed: outside.frames_changed,
+        m2p_entries_checked: outside.m2p_checked,
+        m2p_entries_unexpected: outside.m2p_unexpected,
+        hypercalls: there.hypercalls,
+        tlb_flushes: there.tlb_flushes,
+        swap_seconds,
+        network_bytes,
+        network_seconds,
+        network_over_swap: network_seconds / swap_seconds,
+        there,
+        back,
+        guest_check,
+        setup_seconds,
+        total_seconds: since_start(),
+    })
+}
+
+fn swap(topology: &Topology) -> Result<SwapResult> {
+    let text = topology.machine.host.sh(
+        &format!(
+            "vmbeam swap --from A/{GUEST} --to B/{GUEST} --verify --json 2>/run/lab/swap.err || \
+             {{ code=$?; cat /run/lab/swap.err; exit $code; }}"
+        ),
+        SWAP,
+    )?;
+    serde_json::from_str(&text).with_context(|| format!("vmbeam swap printed: {text}"))
+}
+
+fn network(topology: &Topology, bytes: u64) -> Result<f64> {
+    let (a, b) = (&topology.machine.a, &topology.machine.b);
+    // The receiver says when it listens; only then does the sender start.
+    b.sh(
+        "labtool net-recv 10.77.0.2:5001 >/run/net-recv.log 2>&1 & \
+         until grep -q LISTENING /run/net-recv.log; do usleep 20000; done",
+        SHORT,
+    )?;
+    let text = a.sh(&format!("labtool net-send 10.77.0.2:5001 {bytes}"), NETWORK)?;
+    let line = text.lines().last().unwrap_or_default();
+    let value: serde_json::Value =
+        serde_json::from_str(line).with_context(|| format!("labtool net-send printed: {text}"))?;
+    value["seconds"]
+        .as_f64()
+        .context("labtool net-send printed no seconds")
+}
+
+/// Seconds since `make` began; since the start of this process if that is unknown.
+fn since_start() -> f64 {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0.0, |d| d.as_secs_f64());
+    let begun = std::env::var("VMBEAM_STARTED")
+        .ok()
+        .and_then(|t| t.parse::<f64>().ok());
+    begun.map_or_else(
+        || process_start().elapsed().as_secs_f64(),
+        |begun| now - begun,
+    )
+}
+
+fn process_start() -> Instant {
+    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    *START.get_or_init(Instant::now)
+}
+
+impl Report {
+    /// Write `build/report/demo.json`.
+    pub fn write(&self) -> Result<()> {
+        fs::create_dir_all(paths::reports())?;
+        let path = paths::reports().join("demo.json");
+        fs::write(&path, serde_json::to_string_pretty(self)? + "\n")
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// An error unless everything verified.
+    pub fn verdict(&self) -> Result<()> {
+        ensure!(self.pages_swapped > 0, "no page was swapped");
+        ensure!(
+            self.mismatches == 0,
+            "{} pages have the wrong contents",
+            self.mismatches
+        );
+        ensure!(
+            self.pages_verified == self.pages_swapped + self.back.pages_swapped,
+            "{} of {} moved pages were verified on both sides",
+            self.pages_verified,
+            self.pages_swapped + self.back.pages_swapped
+        );
+        ensure!(
+            self.pages_swapped == self.back.pages_swapped,
+            "{} pages went and {} came back",
+            self.pages_swapped,
+            self.back.pages_swapped
+        );
+        ensure!(
+            self.outside_frames_checked > 0 && self.outside_frames_changed == 0,
+            "{} of {} frames outside the lists changed",
+            self.outside_frames_changed,
+            self.outside_frames_checked
+        );
+        ensure!(
+            self.m2p_entries_unexpected == 0,
+            "{} M2P entries changed that should not have",
+            self.m2p_entries_unexpected
+        );
+        if !self.guest_check.contains(" ok ") {
+            bail!("the guest VM's own check: {}", self.guest_check);
+        }
+        Ok(())
+    }
+
+    /// Print the table.
+    pub fn print(&self) {
+        let row = |name: &str, value: String| println!("  {name:<44} {value:>24}");
+        println!();
+        println!(
+            "Guest VM of {} MiB, A to B and back ({})",
+            self.guest_mib, self.accelerator
+        );
+        println!();
+        row("pages listed by both agents", self.pages_listed.to_string());
+        row("pages moved", self.pages_swapped.to_string());
+        for (reason, count) in &self.pages_refused {
+            row(&format!("pages not moved: {reason}"), count.to_string());
+        }
+        row(
+            "pages verified, there and back",
+            self.pages_verified.to_string(),
+        );
+        row("pages with wrong contents", self.mismatches.to_string());
+        row(
+            "frames outside the lists compared",
+            self.outside_frames_checked.to_string(),
+        );
+        row("  of them changed", self.outside_frames_changed.to_string());
+        row(
+            "M2P entries of the host compared",
+            self.m2p_entries_checked.to_string(),
+        );
+        row(
+            "  of them changed without reason",
+            self.m2p_entries_unexpected.to_string(),
+        );
+        row("hypercalls", self.hypercalls.to_string());
+        row(
+            "TLB flushes (domains x batches)",
+            self.tlb_flushes.to_string(),
+        );
+        row(
+            "swap (all COMMIT ioctls)",
+            format!("{:.3} s", self.swap_seconds),
+        );
+        row(
+            &format!("virtual network, the same {} MiB", self.network_bytes >> 20),
+            format!("{:.3} s", self.network_seconds),
+        );
+        row(
+            "network over swap",
+            format!("{:.1} x", self.network_over_swap),
+        );
+        row("guest VM's own check afterwards", self.guest_check.clone());
+        row("set-up", format!("{:.0} s", self.setup_seconds));
+        row("total", format!("{:.0} s", self.total_seconds));
+        println!();
+    }
+}

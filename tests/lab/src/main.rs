@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! VMBeam's lab: the whole nested topology on one machine, and what runs in it.
+
+mod channel;
+mod check;
+mod demo;
+mod images;
+mod machine;
+mod open;
+mod outside;
+mod paths;
+mod product;
+mod progress;
+mod soak;
+mod tally;
+mod topology;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use anyhow::Result;
+use clap::Parser;
+
+use crate::progress::Progress;
+use crate::topology::Sizes;
+use crate::topology::Topology;
+
+#[derive(Parser)]
+#[command(
+    about = "Boot and drive VMBeam's nested lab",
+    disable_help_subcommand = true
+)]
+enum Lab {
+    /// Build the images of the lab's machines.
+    Images,
+    /// Swap a guest VM's memory between two nested systems, verify it, time it.
+    Demo,
+    /// Run every test.
+    Check {
+        /// Only these groups: style, hypervisor, unit, host, nested, stock.
+        groups: Vec<check::Group>,
+    },
+    /// Boot the topology and leave it open to a person.
+    Open,
+    /// Boot the topology again and again and count the failures.
+    Soak {
+        /// How often.
+        boots: u32,
+    },
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            eprintln!("lab: error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<bool> {
+    let progress = Progress::new();
+    let guest_mib = match std::env::var("GUEST_MIB") {
+        Ok(text) if !text.is_empty() => text
+            .parse()
+            .with_context(|| format!("GUEST_MIB={text} is not a number"))?,
+        _ => 256,
+    };
+    let sizes = Sizes::new(guest_mib)?;
+    match Lab::parse() {
+        Lab::Images => images::build().map(|()| true),
+        Lab::Demo => {
+            let (topology, _) = Topology::boot(sizes, &progress)?;
+            let report = demo::run(&topology, &progress)?;
+            report.write()?;
+            report.print();
+            let verdict = report.verdict();
+            match &verdict {
+                Ok(()) => println!("demo: everything verified; see build/report/demo.json"),
+                Err(e) => println!("demo: FAILED: {e:#}"),
+            }
+            Ok(verdict.is_ok())
+        }
+        Lab::Check { groups } => check::run(&groups, sizes, &progress),
+        Lab::Open => open::run(sizes, &progress).map(|()| true),
+        Lab::Soak { boots } => soak::run(boots, sizes, &progress),
+    }
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Where things are. The harness runs in the sysroot with the project at `/src`.
+
+use std::path::PathBuf;
+
+/// A file under `build/`.
+pub fn build(name: &str) -> PathBuf {
+    PathBuf::from("/src/build").join(name)
+}
+
+/// Directory of the images.
+pub fn images() -> PathBuf {
+    build("images")
+}
+
+/// One image.
+pub fn image(name: &str) -> PathBuf {
+    images().join(format!("{name}.cpio"))
+}
+
+/// A program of the Cargo workspace.
+pub fn target(name: &str) -> PathBuf {
+    build("target/release").join(name)
+}
+
+/// A file that goes into an image as it is.
+pub fn lab_sources(name: &str) -> PathBuf {
+    PathBuf::from("/src/tests/lab/images").join(name)
+}
+
+/// Debian's kernel, uncompressed.
+pub fn vmlinux() -> PathBuf {
+    build("kernel/vmlinux")
+}
+
+/// Modules of Debian's kernel.
+pub fn modules() -> PathBuf {
+    build("kernel/modules")
+}
+
+/// The patched host hypervisor.
+pub fn xen() -> PathBuf {
+    build("xen/out/xen")
+}
+
+/// Debian's hypervisor, which lacks the hypercall.
+pub fn stock_xen() -> PathBuf {
+    images().join("xen-stock")
+}
+
+/// The hypervisor series' own test.
+pub fn mem_swap_test() -> PathBuf {
+    build("xen/out/test-mem-swap")
+}
+
+/// The driver.
+pub fn driver() -> PathBuf {
+    build("driver/vmbeam.ko")
+}
+
+/// The driver's selftest.
+pub fn kselftest() -> PathBuf {
+    build("kselftest/vmbeam_test")
+}
+
+/// Directory of the logs.
+pub fn logs() -> PathBuf {
+    build("logs")
+}
+
+/// Directory of the sockets of a running lab.
+pub fn run() -> PathBuf {
+    build("run")
+}
+
+/// Directory of the reports.
+pub fn reports() -> PathBuf {
+    build("report")
+}

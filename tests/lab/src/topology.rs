@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Bringing the whole topology up: host, two host VMs, a guest VM in each.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+use std::time::Instant;
+
+use anyhow::bail;
+use anyhow::Context;
+use anyhow::Result;
+
+use crate::channel::last_lines;
+use crate::channel::Channel;
+use crate::machine::Accelerator;
+use crate::machine::Config;
+use crate::machine::Machine;
+use crate::paths;
+use crate::product;
+use crate::progress::Progress;
+
+/// Names of the host VMs.
+pub const HOST_VMS: [&str; 2] = ["A", "B"];
+
+/// Name of the guest VM in each of them.
+pub const GUEST: &str = "guest";
+
+/// Seed of the pattern in the guest VM of A.
+pub const SEED: u64 = 20_151_019;
+
+/// A short command.
+pub const SHORT: Duration = Duration::from_secs(60);
+
+const BOOT_HOST: Duration = Duration::from_secs(180);
+const BOOT_HOST_VM: Duration = Duration::from_secs(900);
+const START_GUEST: Duration = Duration::from_secs(300);
+
+/// Words in a console's log that mean that a machine will not come up any more.
+const DEATHS: &[&str] = &[
+    "Triple fault",
+    "Panic on CPU",
+    "Kernel panic",
+    "Domain 0 crashed",
+];
+
+/// Sizes that follow from the guest VM's.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Memory of a guest VM in MiB.
+    pub guest_mib: u32,
+    /// Memory of a guest management VM in MiB.
+    pub management_mib: u32,
+    /// Memory of a host VM in MiB.
+    pub host_vm_mib: u32,
+    /// Memory of the host management VM in MiB.
+    pub dom0_mib: u32,
+    /// Memory of the machine in MiB.
+    pub machine_mib: u32,
+}
+
+impl Sizes {
+    /// Sizes for guest VMs of this many MiB.
+    pub fn new(guest_mib: u32) -> Result<Self> {
+        if !(256..=1024).contains(&guest_mib) {
+            bail!("GUEST_MIB={guest_mib} is out of range: choose 256 to 1024");
+        }
+        let management_mib = 640;
+        let host_vm_mib = guest_mib + management_mib + 192;
+        let dom0_mib = 2048;
+        Ok(Sizes {
+            guest_mib,
+            management_mib,
+            host_vm_mib,
+            dom0_mib,
+            machine_mib: dom0_mib + 2 * host_vm_mib + 512,
+        })
+    }
+}
+
+/// The booted topology.
+#[derive(Debug)]
+pub struct Topology {
+    /// The machine that it runs on.
+    pub machine: Machine,
+    /// Its sizes.
+    pub sizes: Sizes,
+}
+
+/// Seconds that the parts of the start took.
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+pub struct BootTimes {
+    /// QEMU's start to the host management VM's shell.
+    pub host: f64,
+    /// From there until both guest management VMs answer.
+    pub host_vms: f64,
+    /// From there until the guest VM in A has filled its memory.
+    pub guests: f64,
+}
+
+impl Topology {
+    /// Boot everything, VMBeam included, up to guest VMs that can be swapped.
+    pub fn boot(sizes: Sizes, progress: &Progress) -> Result<(Self, BootTimes)> {
+        let (topology, host) = Self::boot_host(sizes, &paths::xen(), progress)?;
+        product::start(&topology)?;
+        let host_vms = topology.start_host_vms(progress)?;
+        product::wait_for_agents(&topology)?;
+        let guests = topology.start_guests(progress)?;
+        Ok((
+            topology,
+            BootTimes {
+                host,
+                host_vms,
+                guests,
+            },
+        ))
+    }
+
+    /// Boot the host only, with this hypervisor; also tells the seconds.
+    pub fn boot_host(sizes: Sizes, xen: &Path, progress: &Progress) -> Result<(Self, f64)> {
+        let accelerator = Accelerator::detect();
+        let stage = progress.stage(&format!(
+            "boot the host: {} and Debian's kernel ({})",
+            if xen == paths::xen() {
+                "patched Xen"
+            } else {
+                "Debian's Xen"
+            },
+            accelerator.name()
+        ));
+        let config = Config {
+            xen: xen.to_owned(),
+            accelerator,
+            memory_mib: sizes.machine_mib,
+            dom0_mib: sizes.dom0_mib,
+        };
+        let machine = Machine::start(&config)?;
+        wait_ready(
+            &machine.host,
+            BOOT_HOST,
+            "host management VM",
+            &["host.log"],
+        )?;
+        let seconds = stage.done();
+        Ok((Topology { machine, sizes }, seconds))
+    }
+
+    /// Start both host VMs and wait for their management VMs.
+    pub fn start_host_vms(&self, progress: &Progress) -> Result<f64> {
+        let stage = progress.stage("start host VMs A and B: Debian's Xen and kernel in each");
+        for (index, name) in HOST_VMS.iter().enumerate() {
+            self.create_host_vm(name, index + 1)?;
+        }
+        for name in HOST_VMS {
+            let log = format!("host-vm-{name}.log");
+            wait_ready(
+                self.machine.vm(name),
+                BOOT_HOST_VM,
+                &format!("host VM {name}"),
+                &[&log, "host.log"],
+            )?;
+        }
+        Ok(stage.done())
+    }
+
+    fn create_host_vm(&self, name: &str, number: usize) -> Result<()> {
+        let config = self.host_vm_config(name, number);
+        self.machine.host.sh(
+            &format!(
+                "/usr/bin/ip tuntap add tap{name} mode tap && /usr/bin/ip link set tap{name} master br0 up && \
+                 cat >/etc/xen/{name}.cfg <<'EOF'\n{config}\nEOF\nxl create /etc/xen/{name}.cfg || \
+                 {{ tail -n 20 /var/log/xen/qemu-dm-{name}.log; false; }}"
+            ),
+            SHORT,
+        )?;
+        Ok(())
+    }
+
+    fn host_vm_config(&self, name: &str, number: usize) -> String {
+        let Sizes {
+            host_vm_mib,
+            management_mib,
+            ..
+        } = self.sizes;
+        let kernel = format!(
+            "console=hvc0 quiet mitigations=off clocksource=xen tsc=nowatchdog \
+             vmbeam.name={name} vmbeam.ip=10.77.0.{number}"
+        );
+        let device_model = [
+            "-device",
+            // Few ports and no ioeventfd: every file descriptor that the device model
+            // waits for is paid for at each event, and dom0's CPU is the slowest part.
+            "virtio-serial-pci,max_ports=4,ioeventfd=off",
+            "-chardev",
+            &format!("socket,id=lab,path=/run/lab/{name}.sock,server=on,wait=off"),
+            "-device",
+            "virtserialport,chardev=lab,name=org.vmbeam.lab.0",
+            "-chardev",
+            &format!("socket,id=agent,path=/run/vmbeam/agents/{name}.sock,server=on,wait=off"),
+            "-device",
+            "virtserialport,chardev=agent,name=org.vmbeam.agent.0",
+            "-netdev",
+            &format!("tap,id=net,ifname=tap{name},script=no,downscript=no"),
+            "-device",
+            &format!("virtio-net-pci,netdev=net,ioeventfd=off,romfile=,mac=52:54:00:77:00:0{number}"),
+        ]
+        .map(|a| format!("\"{a}\""))
+        .join(", ");
+        // Each host VM has a physical CPU of its own: see Documentation/lab.rst.
+        format!(
+            "name=\"{name}\"\n\
+             type=\"hvm\"\n\
+             memory={host_vm_mib}\n\
+             vcpus=1\n\
+             cpus=\"{number}\"\n\
+             tsc_mode=\"native\"\n\
+             kernel=\"/boot/xen\"\n\
+             ramdisk=\"/boot/vmlinux {kernel},/boot/mgmt.cpio\"\n\
+             cmdline=\"console=com1 loglvl=error guest_loglvl=error flask=disabled \
+             spec-ctrl=no,eager-fpu dom0_mem={management_mib}M,max:{management_mib}M dom0_max_vcpus=1\"\n\
+             serial=\"unix:/run/lab/{name}-console.sock,server=on,wait=off,\
+             logfile=/dev/virtio-ports/log.{name}\"\n\
+             vga=\"none\"\n\
+             vnc=0\n\
+             sdl=0\n\
+             usb=0\n\
+             on_crash=\"destroy\"\n\
+             on_reboot=\"destroy\"\n\
+             device_model_args=[{device_model}]"
+        )
+    }
+
+    /// Start the guest VM in A and wait until it has filled its memory; create an
+    /// empty guest VM of the same shape, paused, in B.
+    pub fn start_guests(&self, progress: &Progress) -> Result<f64> {
+        let stage = progress.stage(&format!(
+            "start a guest VM of {} MiB in A, an empty one in B",
+            self.sizes.guest_mib
+        ));
+        for name in HOST_VMS {
+            let paused = if name == "B" { "-p" } else { "" };
+            let vm = self.machine.vm(name);
+            vm.sh(
+                &format!(
+                    "cat >/etc/xen/{GUEST}.cfg <<'EOF'\n{}\nEOF\nxl create {paused} /etc/xen/{GUEST}.cfg",
+                    self.guest_config()
+                ),
+                START_GUEST,
+            )?;
+            vm.follow(
+                &format!("tail -n +1 -F /var/log/xen/console/guest-{GUEST}.log"),
+                &paths::logs().join(format!("guest-{name}.log")),
+            )?;
+        }
+        wait_for_check(&self.machine.a, START_GUEST)?;
+        Ok(stage.done())
+    }
+
+    fn guest_config(&self) -> String {
+        let mib = self.sizes.guest_mib;
+        format!(
+            "name=\"{GUEST}\"\n\
+             type=\"pv\"\n\
+             memory={mib}\n\
+             vcpus=1\n\
+             kernel=\"/boot/vmlinux\"\n\
+             ramdisk=\"/boot/guest.cpio\"\n\
+             cmdline=\"console=hvc0 quiet mitigations=off clocksource=xen tsc=nowatchdog \
+             vmbeam.seed={SEED}\"\n\
+             on_crash=\"preserve\""
+        )
+    }
+}
+
+/// Wait for a line of the guest VM that says that its memory is as it wrote it, and
+/// that was printed after this call.
+pub fn wait_for_check(vm: &Channel, limit: Duration) -> Result<String> {
+    let log = format!("/var/log/xen/console/guest-{GUEST}.log");
+    let text = vm.sh(
+        &format!(
+            "touch {log}; tail -n 0 -F {log} 2>/dev/null | \
+             sed -n -e '/CHECK/{{p;q}}' -e '/panic/{{p;q}}'"
+        ),
+        limit,
+    )?;
+    let line = text.lines().next().unwrap_or_default().trim().to_owned();
+    if !line.contains(" ok ") {
+        bail!("the guest VM's own check in {} failed: {line}", vm.name());
+    }
+    Ok(line)
+}
+
+/// Wait until a machine reports that it is up; on failure say which layer it was.
+fn wait_ready(channel: &Channel, limit: Duration, layer: &str, logs: &[&str]) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        let ready = channel.ready(Duration::from_millis(500));
+        if matches!(ready, Ok(true)) {
+            return Ok(());
+        }
+        let death = logs.iter().find_map(|log| death_in(log));
+        if ready.is_err() || death.is_some() || start.elapsed() > limit {
+            let why = match (&ready, death) {
+                (Err(e), _) => format!("{e:#}"),
+                (_, Some(line)) => line,
+                _ => format!("nothing after {} s", limit.as_secs()),
+            };
+            return Err(describe(layer, &why, logs));
+        }
+    }
+}
+
+fn death_in(log: &str) -> Option<String> {
+    let text = fs::read(paths::logs().join(log)).ok()?;
+    String::from_utf8_lossy(&text)
+        .lines()
+        .find(|line| DEATHS.iter().any(|d| line.contains(d)))
+        .map(str::to_owned)
+}
+
+fn describe(layer: &str, why: &str, logs: &[&str]) -> anyhow::Error {
+    let mut message = format!("{layer} did not come up: {why}");
+    for log in logs {
+        let text = fs::read(paths::logs().join(log)).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let reached = if text.contains("Linux version") || text.contains("Run /init") {
+            "reached the management VM's kernel"
+        } else if text.contains("Xen version") {
+            "reached the hypervisor"
+        } else {
+            "the hypervisor printed nothing"
+        };
+        message.push_str(&format!(
+            "\n--- last lines of build/logs/{log} ({reached}):\n{}",
+            last_lines(&text, 20)
+        ));
+    }
+    anyhow::anyhow!(message)
+}
+
+/// Read a file of the build that the report names.
+pub fn kernel_release() -> Result<String> {
+    Ok(fs::read_to_string(paths::build("kernel/release"))
+        .context("build/kernel/release is missing: run make kernel")?
+        .trim()
+        .to_owned())
+}
