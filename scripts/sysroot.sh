@@ -40,6 +40,7 @@ need mmdebstrap debian-archive-keyring ca-certificates
 
 # Use the mirror that this machine already uses, so that a local mirror or a
 # proxy configured for apt is honoured.
+# shellcheck disable=SC2016  # apt expands these
 mirror=$(apt-get indextargets \
 	--format '$(ORIGIN)|$(LABEL)|$(REPO_URI)' 'Created-By: Packages' |
 	awk -F'|' '$1 == "Debian" && $2 == "Debian" { print $3; exit }')

@@ -1,0 +1,129 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# The style gates, as TAP. To be run in the sysroot: `make style`.
+
+# shellcheck disable=SC2317  # the gates are called by name
+
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+
+number=0
+failed=0
+
+# gate NAME COMMAND...: run it; show what it printed only if it failed.
+gate() {
+	local name=$1 text
+	shift
+	number=$((number + 1))
+	if text=$("$@" 2>&1); then
+		echo "ok $number - $name"
+	else
+		printf '%s\n' "$text" | tail -n 40
+		echo "not ok $number - $name"
+		failed=1
+	fi
+}
+
+kdir=build/kernel/kdir
+mapfile -t files < <(git -c safe.directory='*' ls-files --cached --others --exclude-standard)
+
+matching() {
+	printf '%s\n' "${files[@]}" | grep -E "$1"
+}
+
+format_userspace() {
+	cargo fmt --manifest-path userspace/Cargo.toml --all --check
+}
+
+format_driver() {
+	matching '^(drivers|rust)/.*\.rs$' |
+		xargs rustfmt --edition 2021 --config-path "$kdir/.rustfmt.toml" --check
+}
+
+clippy_userspace() {
+	cargo clippy --quiet --locked --manifest-path userspace/Cargo.toml \
+		--workspace --all-targets -- -D warnings
+}
+
+doc_userspace() {
+	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --locked --no-deps \
+		--document-private-items --workspace --manifest-path userspace/Cargo.toml
+}
+
+# The kernel's own lints and warnings; any output is a failure.
+lint_driver() {
+	local text
+	rm -rf build/driver/obj-lint
+	mkdir -p build/driver/obj-lint
+	text=$(make -s -C "$kdir" M=/src MO=/src/build/driver/obj-lint CLIPPY=1 W=1 \
+		CONFIG_DEBUG_INFO_BTF_MODULES= modules 2>&1) || return 1
+	echo "$text"
+	[ -z "$text" ]
+}
+
+small_driver_files() {
+	matching '^(drivers|rust)/.*\.(rs|c)$' | xargs wc -l |
+		awk '$2 != "total" && $1 > 400 { print $2 ": " $1 " lines"; bad = 1 } END { exit bad }'
+}
+
+unsafe_in_one_module() {
+	! matching '^(drivers|rust)/.*\.rs$' | grep -v '^rust/kernel/xen\.rs$' |
+		xargs grep -nE '\bunsafe\b *(\{|fn|impl)'
+}
+
+no_panics_in_driver() {
+	! matching '^(drivers/.*|rust/(kernel|core/src)/.*)\.rs$' |
+		xargs grep -nE '\.unwrap\(\)|\.expect\(|\b(panic|todo|unimplemented|unreachable)!'
+}
+
+shell_scripts() {
+	{
+		matching '\.sh$'
+		printf '%s\n' .ci/run
+		matching '^tests/lab/images/'
+	} | xargs shellcheck -x
+}
+
+checkpatch() {
+	matching '^(drivers|tests/kselftest)/.*\.[ch]$' | xargs "$kdir/scripts/checkpatch.pl" \
+		--root="$kdir" --no-tree --quiet --terse --file --strict --ignore SPDX_LICENSE_TAG
+}
+
+spdx() {
+	local bad=0 file
+	for file in "${files[@]}"; do
+		case $file in
+		LICENSES/* | *.patch | *.lock | *.json | *.svg | *.png | hypervisor-patches/series | hypervisor-patches/UPSTREAM | */.gitignore | .gitignore) continue ;;
+		esac
+		head -n 5 "$file" | grep -q SPDX-License-Identifier || {
+			echo "$file: no SPDX line"
+			bad=1
+		}
+	done
+	return "$bad"
+}
+
+spelling() {
+	matching '\.(rst|md|rs|c|h|sh)$' | xargs codespell --ignore-words-list=crate,fo
+}
+
+nothing_built_is_tracked() {
+	! matching '\.(ko|o|rmeta|rlib|deb|cmd|mod\.c)$'
+}
+
+gate 'rustfmt: userspace and lab' format_userspace
+gate 'rustfmt: driver, in the style of the kernel' format_driver
+gate 'clippy: userspace and lab, warnings denied' clippy_userspace
+gate 'rustdoc: userspace and lab, warnings denied' doc_userspace
+gate 'driver: lints and warnings of the kernel, W=1 and CLIPPY=1' lint_driver
+gate 'driver: no file over 400 lines' small_driver_files
+gate 'driver: unsafe code only in rust/kernel/xen.rs' unsafe_in_one_module
+gate 'driver: no call that panics' no_panics_in_driver
+gate 'shellcheck' shell_scripts
+gate 'checkpatch --strict' checkpatch
+gate 'SPDX line in every file' spdx
+gate 'codespell' spelling
+gate 'nothing that was built is tracked' nothing_built_is_tracked
+echo "1..$number"
+exit $failed
