@@ -183,7 +183,8 @@ fn since_start() -> f64 {
     )
 }
 
-fn process_start() -> Instant {
+/// When this process started, if this is called first thing.
+pub fn process_start() -> Instant {
     static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     *START.get_or_init(Instant::now)
 }

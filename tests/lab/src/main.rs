@@ -62,6 +62,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<bool> {
+    demo::process_start();
     let progress = Progress::new();
     let guest_mib = match std::env::var("GUEST_MIB") {
         Ok(text) if !text.is_empty() => text

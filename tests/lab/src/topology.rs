@@ -167,7 +167,8 @@ impl Topology {
         let config = self.host_vm_config(name, number);
         self.machine.host.sh(
             &format!(
-                "/usr/bin/ip tuntap add tap{name} mode tap && /usr/bin/ip link set tap{name} master br0 up && \
+                "/usr/bin/ip tuntap add tap{name} mode tap && \
+                 /usr/bin/ip link set tap{name} mtu 65000 master br0 up && \
                  cat >/etc/xen/{name}.cfg <<'EOF'\n{config}\nEOF\nxl create /etc/xen/{name}.cfg || \
                  {{ tail -n 20 /var/log/xen/qemu-dm-{name}.log; false; }}"
             ),
@@ -202,7 +203,9 @@ impl Topology {
             "-netdev",
             &format!("tap,id=net,ifname=tap{name},script=no,downscript=no"),
             "-device",
-            &format!("virtio-net-pci,netdev=net,ioeventfd=off,romfile=,mac=52:54:00:77:00:0{number}"),
+            &format!(
+                "virtio-net-pci,netdev=net,ioeventfd=off,romfile=,mac=52:54:00:77:00:0{number}"
+            ),
         ]
         .map(|a| format!("\"{a}\""))
         .join(", ");
@@ -237,23 +240,29 @@ impl Topology {
             "start a guest VM of {} MiB in A, an empty one in B",
             self.sizes.guest_mib
         ));
-        for name in HOST_VMS {
-            let paused = if name == "B" { "-p" } else { "" };
-            let vm = self.machine.vm(name);
-            vm.sh(
-                &format!(
-                    "cat >/etc/xen/{GUEST}.cfg <<'EOF'\n{}\nEOF\nxl create {paused} /etc/xen/{GUEST}.cfg",
-                    self.guest_config()
-                ),
-                START_GUEST,
-            )?;
-            vm.follow(
-                &format!("tail -n +1 -F /var/log/xen/console/guest-{GUEST}.log"),
-                &paths::logs().join(format!("guest-{name}.log")),
-            )?;
-        }
+        std::thread::scope(|scope| {
+            let b = scope.spawn(|| self.start_guest("B", "-p"));
+            self.start_guest("A", "")?;
+            b.join()
+                .map_err(|_| anyhow::anyhow!("a thread of the harness panicked"))?
+        })?;
         wait_for_check(&self.machine.a, START_GUEST)?;
         Ok(stage.done())
+    }
+
+    fn start_guest(&self, name: &str, options: &str) -> Result<()> {
+        let vm = self.machine.vm(name);
+        vm.sh(
+            &format!(
+                "cat >/etc/xen/{GUEST}.cfg <<'EOF'\n{}\nEOF\nxl create {options} /etc/xen/{GUEST}.cfg",
+                self.guest_config()
+            ),
+            START_GUEST,
+        )?;
+        vm.follow(
+            &format!("tail -n +1 -F /var/log/xen/console/guest-{GUEST}.log"),
+            &paths::logs().join(format!("guest-{name}.log")),
+        )
     }
 
     fn guest_config(&self) -> String {
