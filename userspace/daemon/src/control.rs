@@ -299,6 +299,12 @@ impl Shared {
     fn swap(&self, request: &SwapRequest, client: &Client) -> Result<SwapReport, SwapError> {
         let (a, b) = (&request.from.host_vm, &request.to.host_vm);
         let host_vms = (self.host_vm(a)?, self.host_vm(b)?);
+        if a == b {
+            return Err(SwapError {
+                failure: Failure::Refused,
+                message: format!("both guests are in host VM {a}; name guests of two host VMs"),
+            });
+        }
         if !self.config.allows(a, b) {
             return Err(SwapError {
                 failure: Failure::Refused,
