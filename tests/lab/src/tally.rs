@@ -137,8 +137,15 @@ impl Tally {
     }
 }
 
+/// The description behind the number of a result, if it has one.
 fn clean(name: &str) -> &str {
-    name.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ' || c == '-')
+    let (number, rest) = name.split_once(' ').unwrap_or(("", name));
+    let rest = if number.bytes().all(|b| b.is_ascii_digit()) || number == "-" {
+        rest
+    } else {
+        name
+    };
+    rest.trim_start_matches("- ")
 }
 
 /// Run a command; its output, with standard error, and whether it succeeded.
@@ -163,4 +170,41 @@ fn stream(command: &mut Command) -> Result<(String, bool)> {
         text.push('\n');
     }
     Ok((text, child.wait()?.success()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn count(text: &str) -> (u32, usize, usize) {
+        let mut tally = Tally::default();
+        tally.lines("group", text);
+        (tally.passed, tally.failures.len(), tally.skips.len())
+    }
+
+    #[test]
+    fn results_are_counted() {
+        assert_eq!(
+            count("1..3\nok 1 - a\nok 2 b # SKIP why\nnot ok 3 - c\n"),
+            (1, 1, 1)
+        );
+        assert_eq!(
+            count("test a ... ok\ntest b ... FAILED\ntest c ... ignored\n"),
+            (1, 1, 1)
+        );
+    }
+
+    #[test]
+    fn silence_and_missing_results_are_failures() {
+        assert_eq!(count("something else\n"), (0, 1, 0));
+        assert_eq!(count("1..2\nok 1 - a\n"), (1, 1, 0));
+    }
+
+    #[test]
+    fn numbers_are_taken_off() {
+        for line in ["1 - name", "- name", "12 name", "name"] {
+            assert_eq!(clean(line), "name");
+        }
+        assert_eq!(clean("- 0001-x.patch: applies"), "0001-x.patch: applies");
+    }
 }
