@@ -184,7 +184,7 @@ impl Topology {
             ..
         } = self.sizes;
         let kernel = format!(
-            "console=hvc0 quiet mitigations=off clocksource=xen tsc=nowatchdog swiotlb=force \
+            "console=hvc0 quiet mitigations=off clocksource=xen tsc=nowatchdog \
              vmbeam.name={name} vmbeam.ip=10.77.0.{number}"
         );
         let device_model = [
