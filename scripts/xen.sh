@@ -1,9 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-only
 #
-# Build the host hypervisor: the Xen source that belongs to the Xen installed
-# in the sysroot, with hypervisor-patches/ applied, and the test program that
-# comes with the patches.
+# Build the host hypervisor: the Xen source that scripts/xen-source.sh fetches,
+# with hypervisor-patches/ applied, and the test program that comes with the
+# patches.
 #
 # Results, in build/xen/out (build/xen/out-debug with XEN_DEBUG=y):
 #   xen            the hypervisor, for a multiboot loader or `qemu -kernel`
@@ -23,44 +23,6 @@ base=build/xen
 patches=hypervisor-patches
 
 # Everything below up to the main part runs inside the sysroot.
-
-# download VERSION: the archives that make up the source package. apt knows
-# their hashes from the signed index; the .dsc itself is not needed.
-download() {
-	local url file size hash got=0
-
-	mkdir -p "$base/dl"
-	while read -r url file size hash; do
-		url=${url//\'/}
-		case $file in
-		*.orig.tar.*) got=1 ;;
-		*) continue ;;
-		esac
-		if [ "$(stat -c %s "$base/dl/$file" 2>/dev/null)" = "$size" ] &&
-			echo "${hash#SHA256:}  $base/dl/$file" |
-			sha256sum --check --status; then
-			continue
-		fi
-		/usr/lib/apt/apt-helper -q -o APT::Sandbox::User=root \
-			-o Acquire::Retries=5 \
-			download-file "$url" "$base/dl/$file" "$hash" >/dev/null
-		echo "${hash#SHA256:}  $base/dl/$file" |
-			sha256sum --check --status || die "$file: wrong hash"
-	done < <(apt-get source --print-uris "xen=$1" 2>/dev/null |
-		grep "^'" || true)
-	[ $got = 1 ] || die "the package index has no source of Xen $1"
-}
-
-# unpack VERSION DIR: the pristine source. Debian's own patches are left out:
-# they move paths of the tools and change the banner, not the hypervisor.
-unpack() {
-	local orig=${1%-*}
-
-	rm -rf "$2" "$2.tmp"
-	mkdir -p "$2.tmp"
-	tar -C "$2.tmp" --strip-components=1 -xf "$base/dl/xen_$orig.orig.tar.xz"
-	mv "$2.tmp" "$2"
-}
 
 # The few settings that the libraries need. The full configure script asks for
 # everything that any of the tools could want.
@@ -119,7 +81,7 @@ hypervisor_key() {
 
 	{
 		echo "$1 $2"
-		declare -f unpack build_hypervisor
+		declare -f build_hypervisor
 		while read -r p; do
 			case $p in '' | '#'*) continue ;; esac
 			grep -q '^+++ b/xen/' "$patches/$p" || continue
@@ -136,8 +98,7 @@ inside() {
 	key=$(hypervisor_key "$1" "$2")
 
 	step "Xen $1: source"
-	download "$1"
-	unpack "$1" "$src"
+	scripts/xen-source.sh unpack "$src"
 	while read -r p; do
 		case $p in '' | '#'*) continue ;; esac
 		patch -d "$src" -p1 --no-backup-if-mismatch -s \
@@ -183,14 +144,8 @@ case ${1:-} in
 	inside "$@"
 	exit 0
 	;;
---source)
-	# For hv-check.sh: the pristine source in a directory of its choice,
-	# and the test from there.
-	download "$2"
-	unpack "$2" "$3"
-	exit 0
-	;;
 --test)
+	# For hv-check.sh, which has a source of its own.
 	build_test "$2"
 	exit 0
 	;;
@@ -203,12 +158,11 @@ y) out=$base/out-debug ;;
 *) die "XEN_DEBUG is y or n" ;;
 esac
 
-version=$(dpkg-query --root=build/sysroot -W -f '${Version}' xen-hypervisor-4.20-amd64)
-[ -n "$version" ] || die "no Xen in the sysroot; run scripts/sysroot.sh"
+version=$(scripts/xen-source.sh version)
 
 key=$({
 	echo "$version $debug"
-	cat scripts/xen.sh "$patches/series"
+	cat scripts/xen.sh scripts/xen-source.sh "$patches/series"
 	while read -r p; do
 		case $p in '' | '#'*) continue ;; esac
 		cat "$patches/$p"
