@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the harness (Rust) and the shim (C) agree on. src/ffi.rs has the other
+ * half.
+ */
+#ifndef VMBEAM_SHIM_H
+#define VMBEAM_SHIM_H
+
+/* Something that Xen's code does or asks for. The answer's meaning depends. */
+enum shim_event {
+	EV_PRINT,		/* a: text */
+	EV_BUG,			/* a: text, b: file, c: line; doesn't return */
+	EV_ALLOC,		/* a: size, b: alignment -> address or 0 */
+	EV_FREE,		/* a: address */
+	EV_PTP_ALLOC,		/* a: domid -> non-zero: fail */
+	EV_PTP_FREE,		/* a: domid, b: mfn */
+	EV_COPY_IN,		/* a: address, b: length -> non-zero: fault */
+	EV_COPY_OUT,		/* a: address, b: length -> non-zero: fault */
+	EV_PREEMPT,		/* -> non-zero: yes */
+	EV_CONTINUE,		/* a continuation was made */
+	EV_FLUSH_DOMAIN,	/* a: domid: translations of this P2M */
+	EV_FLUSH_CPUS,		/* a: mask: guests' translations there (EPT) */
+	EV_FLUSH_LINEAR,	/* a: mask: linear translations of these CPUs */
+	EV_FLUSH_NESTED,	/* a: domid: one nested P2M */
+	EV_WRITE,		/* a: domid, b: gfn, c: mfn, d: order | type << 8 */
+	EV_LOCK,		/* a: address */
+	EV_UNLOCK,		/* a: address */
+	EV_FRAME_FREED,		/* a: mfn: the last reference was dropped */
+	EV_CRASH,		/* a: domid */
+};
+
+/* What a gfn leads to, and the state of the frame there. */
+struct shim_entry {
+	uint64_t mfn;
+	uint32_t type, order, access, pad;
+};
+
+struct shim_frame {
+	uint64_t count_info, type_info, gpfn;
+	uint32_t owner, pad;
+};
+
+/* Fixed facts of this build. */
+struct shim_layout {
+	uint64_t frames, frames_size;
+	uint64_t m2p, m2p_size;
+	uint64_t direct_map, direct_map_size;
+	uint64_t traps, traps_size;
+	uint64_t sizeof_page_info, count_info_mask, count_offset;
+	uint64_t list_offset, owner_offset, page_allocated;
+	/* of struct xen_mem_swap_frames; version 0: there is no such field */
+	uint64_t args_size, version, done_offset, swapped_offset;
+	uint64_t flushes_offset, batches_offset;
+	/* 0 if there is no such counter */
+	uint64_t writes_offset, superpages_offset, nested_offset;
+	uint64_t splits_2m_offset, splits_1g_offset, dirtied_offset;
+};
+
+#define SHIM_NO_DOMAIN 0xffffffffu
+
+/* shim_domain_create() */
+#define SHIM_NESTED (1u << 0)
+#define SHIM_PRIVILEGED (1u << 1)
+#define SHIM_PV (1u << 2)
+
+/* Locks of a domain */
+struct shim_locks {
+	uint64_t domain, page_alloc, paging, nested_p2m;
+};
+
+#endif /* VMBEAM_SHIM_H */

@@ -1,0 +1,279 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The surroundings of Xen's memory management: what its files that the harness
+ * compiles call in files that it doesn't. Allocation, copies from and to the
+ * caller, flushes and preemption are put to the harness, which counts them,
+ * and lets them fail. What isn't here and is called nevertheless is a trap.
+ */
+#include <xen/cpumask.h>
+#include <xen/event.h>
+#include <xen/guest_access.h>
+#include <xen/hypercall.h>
+#include <xen/iommu.h>
+#include <xen/irq_cpustat.h>
+#include <xen/mm.h>
+#include <xen/rangeset.h>
+#include <xen/sched.h>
+#include <xen/trace.h>
+
+#include <asm/flushtlb.h>
+#include <asm/hvm/guest_access.h>
+#include <asm/hvm/hvm.h>
+#include <asm/hvm/nestedhvm.h>
+#include <asm/hvm/vmx/vmcs.h>
+#include <asm/mtrr.h>
+#include <asm/p2m.h>
+
+#include "shim.h"
+#include "internal.h"
+
+irq_cpustat_t irq_stat[NR_CPUS];
+unsigned long __per_cpu_offset[NR_CPUS];
+DEFINE_PER_CPU(unsigned int, __preempt_count);
+DEFINE_PER_CPU(unsigned int, rcu_lock_cnt);
+DEFINE_PER_CPU(u32, tlbflush_time);
+DEFINE_PER_CPU(bool, iommu_dont_flush_iotlb);
+
+cpumask_t cpu_online_map;
+unsigned int nr_cpu_ids = NR_CPUS;
+struct cpuinfo_x86 boot_cpu_data;
+struct hvm_function_table hvm_funcs;
+unsigned long max_page;
+unsigned long xen_phys_start;
+u32 tlbflush_clock = 1;
+bool tlb_clk_enabled = true;
+bool tb_init_done;
+bool iommu_snoop, iommu_non_coherent;
+enum system_state system_state = SYS_STATE_active;
+struct domain *hardware_domain, *domain_list;
+struct domain *dom_xen, *dom_io;
+u64 vmx_ept_vpid_cap, vmx_tertiary_exec_control;
+u32 vmx_secondary_exec_control;
+int8_t opt_pv32 = 1;
+
+/* ---- Text ------------------------------------------------------------- */
+
+void printk(const char *fmt, ...)
+{
+    static char text[256];
+    va_list args;
+
+    va_start(args, fmt);
+    vsnprintf(text, sizeof(text), fmt, args);
+    va_end(args);
+    shim_event(EV_PRINT, _u(text), 0, 0, 0);
+}
+
+void panic(const char *fmt, ...)
+{
+    static char text[256];
+    va_list args;
+
+    va_start(args, fmt);
+    vsnprintf(text, sizeof(text), fmt, args);
+    va_end(args);
+    shim_bug(text, "panic", 0);
+}
+
+void shim_bug(const char *what, const char *file, int line)
+{
+    for ( ; ; )
+        shim_event(EV_BUG, _u(what), _u(file), line, 0);
+}
+
+void __domain_crash(struct domain *d)
+{
+    shim_event(EV_CRASH, d->domain_id, 0, 0, 0);
+}
+
+/* ---- Memory ----------------------------------------------------------- */
+
+void *memset(void *s, int c, size_t n)
+{
+    void *d = s;
+
+    asm volatile ( "rep stosb" : "+D" (d), "+c" (n) : "a" (c) : "memory" );
+
+    return s;
+}
+
+void *memcpy(void *dest, const void *src, size_t n)
+{
+    void *d = dest;
+
+    asm volatile ( "rep movsb" : "+D" (d), "+S" (src), "+c" (n) :: "memory" );
+
+    return dest;
+}
+
+void clear_page_sse2(void *p)
+{
+    memset(p, 0, PAGE_SIZE);
+}
+
+void *_xmalloc(unsigned long size, unsigned long align)
+{
+    return (void *)shim_event(EV_ALLOC, size, align, 0, 0);
+}
+
+void *_xzalloc(unsigned long size, unsigned long align)
+{
+    void *p = _xmalloc(size, align);
+
+    return p ? memset(p, 0, size) : NULL;
+}
+
+void xfree(void *p)
+{
+    if ( p )
+        shim_event(EV_FREE, _u(p), 0, 0, 0);
+}
+
+/* Frames for Xen itself, from the end of memory downwards, and never back. */
+static unsigned long next_frame;
+
+struct page_info *alloc_domheap_pages(struct domain *d, unsigned int order,
+                                      unsigned int memflags)
+{
+    struct page_info *pg;
+
+    /* The only owned pages are those which the harness hands out itself. */
+    BUG_ON(d && !(memflags & MEMF_no_owner));
+
+    if ( !next_frame )
+        next_frame = max_page;
+    next_frame = (next_frame - (1UL << order)) & ~((1UL << order) - 1);
+    pg = mfn_to_page(_mfn(next_frame));
+    memset(page_to_virt(pg), 0, PAGE_SIZE << order);
+
+    return pg;
+}
+
+void free_domheap_pages(struct page_info *pg, unsigned int order)
+{
+    shim_event(EV_FRAME_FREED, mfn_x(page_to_mfn(pg)), 0, 0, 0);
+}
+
+void *alloc_xenheap_pages(unsigned int order, unsigned int memflags)
+{
+    return page_to_virt(alloc_domheap_pages(NULL, order, memflags));
+}
+
+/* As domain_page.c does where all memory is in the direct map. */
+#undef map_domain_page
+#undef unmap_domain_page
+void *map_domain_page(mfn_t mfn)
+{
+    return mfn_to_virt(mfn_x(mfn));
+}
+
+void unmap_domain_page(const void *ptr)
+{
+}
+
+void clear_domain_page(mfn_t mfn)
+{
+    memset(mfn_to_virt(mfn_x(mfn)), 0, PAGE_SIZE);
+}
+
+/* ---- The caller ------------------------------------------------------- */
+
+unsigned int copy_from_user_hvm(void *to, const void *from, unsigned int len)
+{
+    if ( shim_event(EV_COPY_IN, _u(from), len, 0, 0) )
+        return len;
+    memcpy(to, from, len);
+
+    return 0;
+}
+
+unsigned int copy_to_user_hvm(void *to, const void *from, unsigned int len)
+{
+    if ( shim_event(EV_COPY_OUT, _u(to), len, 0, 0) )
+        return len;
+    memcpy(to, from, len);
+
+    return 0;
+}
+
+int hvm_local_events_need_delivery(struct vcpu *v)
+{
+    return shim_event(EV_PREEMPT, 0, 0, 0, 0);
+}
+
+unsigned long hypercall_create_continuation(unsigned int op,
+                                            const char *format, ...)
+{
+    shim_event(EV_CONTINUE, op, 0, 0, 0);
+
+    return -ERESTART;
+}
+
+/* ---- Domains ---------------------------------------------------------- */
+
+struct domain *rcu_lock_domain_by_id(domid_t dom)
+{
+    struct domain *d = dom < SHIM_DOMAINS ? shim_domains[dom] : NULL;
+
+    if ( d )
+        rcu_lock_domain(d);
+
+    return d;
+}
+
+void domain_pause(struct domain *d)
+{
+    atomic_inc(&d->pause_count);
+}
+
+void domain_unpause(struct domain *d)
+{
+    atomic_dec(&d->pause_count);
+}
+
+/* No populate-on-demand: p2m-pod.c isn't here, its lock is initialised. */
+void p2m_pod_init(struct p2m_domain *p2m)
+{
+    INIT_PAGE_LIST_HEAD(&p2m->pod.super);
+    INIT_PAGE_LIST_HEAD(&p2m->pod.single);
+}
+
+int hvm_get_mem_pinned_cacheattr(struct domain *d, gfn_t gfn,
+                                 unsigned int order)
+{
+    return -ENXIO;
+}
+
+/* ---- Flushes ---------------------------------------------------------- */
+
+void guest_flush_tlb_mask(const struct domain *d, const cpumask_t *mask)
+{
+    shim_event(EV_FLUSH_DOMAIN, d->domain_id, 0, 0, 0);
+}
+
+void on_selected_cpus(const cpumask_t *selected, void (*func)(void *info),
+                      void *info, int wait)
+{
+    shim_event(EV_FLUSH_CPUS, cpumask_bits(selected)[0], 0, 0, 0);
+}
+
+void flush_area_mask(const cpumask_t *mask, const void *va, unsigned int flags)
+{
+    unsigned int cpu;
+
+    tlbflush_clock++;
+    for_each_cpu ( cpu, mask )
+        per_cpu(tlbflush_time, cpu) = tlbflush_clock;
+
+    shim_event(EV_FLUSH_LINEAR, cpumask_bits(mask)[0], 0, 0, 0);
+}
+
+void nestedhvm_vmcx_flushtlb(struct p2m_domain *p2m)
+{
+    shim_event(EV_FLUSH_NESTED, p2m->domain->domain_id, 0, 0, 0);
+}
+
+void cf_check nestedp2m_write_p2m_entry_post(struct p2m_domain *p2m,
+                                             unsigned int oflags)
+{
+}

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The quick form: every configuration, and proof that defects are found.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::process::Output;
+
+use anyhow::ensure;
+use anyhow::Context;
+use anyhow::Result;
+
+/// Operations of each configuration: a million together.
+const OPS: u64 = 260_000;
+/// Operations in which a defect must be found.
+const MUTANT_OPS: u64 = 5_000;
+
+fn property(arguments: &[&str], library: &str, seed: u64, ops: u64) -> Result<Output> {
+    Command::new(std::env::current_exe()?)
+        .arg("property")
+        .args(arguments)
+        .args(["--library", library])
+        .args(["--seed", &seed.to_string(), "--ops", &ops.to_string()])
+        .output()
+        .context("cannot run myself")
+}
+
+/// Report an access to what the harness leaves out, rather than die silently.
+pub fn catch_faults() -> Result<()> {
+    extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        // SAFETY: the kernel passes a valid structure.
+        let address = unsafe { (*info).si_addr() } as u64;
+        println!("# signal {signal} at address {address:#x}");
+        std::process::exit(2);
+    }
+    let stack = Box::leak(vec![0u8; 1 << 16].into_boxed_slice());
+    // SAFETY: plain structures, filled in below.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = handler as *const () as usize;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    let alternative = libc::stack_t {
+        ss_sp: stack.as_mut_ptr().cast(),
+        ss_flags: 0,
+        ss_size: stack.len(),
+    };
+    for signal in [libc::SIGSEGV, libc::SIGILL, libc::SIGBUS, libc::SIGTRAP] {
+        // SAFETY: the stack lives for ever; the handler has the type that SA_SIGINFO asks for.
+        let rc = unsafe {
+            libc::sigaltstack(&alternative, std::ptr::null_mut())
+                | libc::sigaction(signal, &action, std::ptr::null_mut())
+        };
+        ensure!(rc == 0, "cannot set the handler of signal {signal}");
+    }
+    Ok(())
+}
+
+/// All configurations and all mutants, as TAP.
+pub fn run() -> Result<()> {
+    let library = "build/harness/tested.so";
+    let configurations: [(&str, &[&str]); 4] = [
+        ("NPT", &[]),
+        ("EPT", &["--ept"]),
+        ("NPT, another seed", &[]),
+        ("EPT, another seed", &["--ept"]),
+    ];
+    let mut number = 0;
+    let mut failed = false;
+    let mut report = |ok: bool, name: &str| {
+        number += 1;
+        failed |= !ok;
+        println!("{}ok {number} - {name}", if ok { "" } else { "not " });
+    };
+    for (i, (name, arguments)) in configurations.iter().enumerate() {
+        let output = property(arguments, library, i as u64 + 1, OPS)?;
+        print!("{}", String::from_utf8_lossy(&output.stdout));
+        report(
+            output.status.success(),
+            &format!("property test, {name}: {OPS} operations"),
+        );
+    }
+    for line in fs::read_to_string("tests/hypervisor/mutants.txt")?.lines() {
+        let Some((name, _)) = line.split_once('\t') else {
+            continue;
+        };
+        let mutant = format!("build/harness/mutants/{name}.so");
+        if !Path::new(&mutant).exists() {
+            report(
+                true,
+                &format!("defect {name} # SKIP mem-swap.c has no such line"),
+            );
+            continue;
+        }
+        let output = property(&[], &mutant, 1, MUTANT_OPS)?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        println!("{}", text.lines().next().unwrap_or("# no text"));
+        report(!output.status.success(), &format!("defect found: {name}"));
+    }
+    println!("1..{number}");
+    ensure!(!failed, "there were failures");
+    Ok(())
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The hypervisor's swap in user space: tested on random sequences of operations, and
+//! timed on the real CPU. See Documentation/hypervisor-harness.rst.
+
+mod bench;
+mod check;
+mod property;
+mod world;
+mod xen;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Parser;
+
+/// Tests and times the hypervisor's swap in user space.
+#[derive(Debug, Parser)]
+enum Command {
+    /// Run one sequence of random operations.
+    Property {
+        /// EPT instead of NPT.
+        #[arg(long)]
+        ept: bool,
+        /// Domains with nested virtualization enabled.
+        #[arg(long)]
+        nested: bool,
+        /// Seed of the sequence.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Number of operations.
+        #[arg(long, default_value_t = 100_000)]
+        ops: u64,
+        /// The library to test.
+        #[arg(long, default_value = "build/harness/tested.so")]
+        library: PathBuf,
+    },
+    /// Everything that `make check` runs, as TAP.
+    Check,
+    /// Time it, print a table and write build/report/bench-hv.json.
+    Bench,
+}
+
+/// Leave at once: the state of Xen's code cannot be trusted any more.
+pub fn die(reproduce: &str) -> ! {
+    if !reproduce.is_empty() {
+        println!("# to reproduce: {reproduce}");
+    }
+    std::process::exit(1)
+}
+
+fn main() -> Result<()> {
+    match Command::parse() {
+        Command::Property {
+            ept,
+            nested,
+            seed,
+            ops,
+            library,
+        } => {
+            let options = property::Options {
+                ept,
+                nested,
+                seed,
+                ops,
+            };
+            check::catch_faults()?;
+            let how = format!(
+                "make hv-property SEED={seed} OPS={ops} ARGS='{}{}'",
+                if ept { "--ept " } else { "" },
+                if nested { "--nested" } else { "" }
+            );
+            world::with(|w| w.reproduce.clone_from(&how));
+            match property::run(&library, &options) {
+                Ok((swapped, refused)) => {
+                    println!("# {ops} operations, {swapped} pairs swapped, {refused} refused");
+                }
+                Err(e) => {
+                    println!("# {e:#}");
+                    die(&how);
+                }
+            }
+            Ok(())
+        }
+        Command::Check => check::run(),
+        Command::Bench => bench::run(),
+    }
+}

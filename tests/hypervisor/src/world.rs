@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What surrounds Xen's code while it is tested: the events that it causes, faults that
+//! are injected, and a model of TLBs that are stale until they are flushed.
+
+use std::alloc::Layout;
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use crate::xen::event;
+use crate::xen::text;
+
+/// Domains of the test have the ids 1 to this.
+pub const DOMAINS: usize = 4;
+/// gfns of a domain that are used.
+pub const GFNS: usize = 2048;
+/// No frame.
+pub const NONE: u64 = u64::MAX;
+/// Bit of a CPU that has mapped a frame for a third domain.
+const THIRD: u8 = 1 << 7;
+
+/// Which of the next chances to fail is taken; `None`: none.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Faults {
+    /// Number of the allocation that fails.
+    pub alloc: Option<u32>,
+    /// Number of the page table that cannot be allocated.
+    pub table: Option<u32>,
+    /// Number of the copy that faults.
+    pub copy: Option<u32>,
+    /// Preempt at each chance whose bit is set.
+    pub preempt: u64,
+    /// One of the above has happened.
+    pub fired: bool,
+    /// A copy has failed.
+    pub copy_fired: bool,
+}
+
+/// Counts of one call.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Counts {
+    /// Flushes of each domain.
+    pub flushes: [u64; DOMAINS + 1],
+    /// Flushes of linear translations.
+    pub linear: u64,
+    /// Entries written.
+    pub writes: u64,
+    /// Continuations.
+    pub continued: u64,
+    /// Nested P2Ms flushed.
+    pub nested: u64,
+}
+
+/// State of the surroundings.
+#[derive(Debug, Default)]
+pub struct World {
+    /// The first thing that went wrong.
+    pub violation: Option<String>,
+    /// What is to fail.
+    pub faults: Faults,
+    /// What was counted.
+    pub counts: Counts,
+    /// Printed with a failure.
+    pub reproduce: String,
+    /// Watch P2M writes; off while domains are made.
+    pub watch: bool,
+    /// What each domain's entries lead to, from the writes.
+    pub shadow: Vec<Vec<u64>>,
+    mapped_by: Vec<u8>,
+    stale: Vec<u8>,
+    stale_list: Vec<u64>,
+    held: Vec<u64>,
+    /// Addresses of locks, by their use: domain and page list of each.
+    pub lock_names: HashMap<u64, String>,
+    chances: [u32; 4],
+    blocks: HashMap<u64, Layout>,
+}
+
+thread_local! {
+    /// The one world.
+    pub static WORLD: RefCell<World> = RefCell::default();
+}
+
+/// Use the world for a moment.
+pub fn with<T>(f: impl FnOnce(&mut World) -> T) -> T {
+    WORLD.with(|w| f(&mut w.borrow_mut()))
+}
+
+impl World {
+    /// Note that something is wrong.
+    pub fn fail(&mut self, what: String) {
+        self.violation.get_or_insert(what);
+    }
+
+    /// Begin to watch a machine of so many frames.
+    pub fn start(&mut self, frames: usize) {
+        self.shadow = vec![vec![NONE; GFNS]; DOMAINS + 1];
+        self.mapped_by = vec![0; frames];
+        self.stale = vec![0; frames];
+        self.watch = true;
+    }
+
+    /// Begin a call.
+    pub fn begin(&mut self, faults: Faults) {
+        self.faults = faults;
+        self.counts = Counts::default();
+        self.chances = [0; 4];
+    }
+
+    /// The state at the end of a call that must hold.
+    pub fn end(&mut self) {
+        if !self.held.is_empty() {
+            self.fail(format!("locks are held at the end: {:x?}", self.held));
+        }
+        let late: Vec<_> = self.stale_list.drain(..).collect();
+        for mfn in late {
+            // A flush may come when the P2M lock is dropped, but not later.
+            if self.stale[mfn as usize] & !THIRD != 0 {
+                self.fail(format!(
+                    "frame {mfn:#x} is left in a TLB: {:#x}",
+                    self.stale[mfn as usize]
+                ));
+            }
+            self.stale[mfn as usize] = 0;
+        }
+    }
+
+    fn chance(&mut self, kind: usize, wanted: Option<u32>) -> bool {
+        self.chances[kind] += 1;
+        let hit = wanted == Some(self.chances[kind] - 1);
+        self.faults.fired |= hit;
+        hit
+    }
+
+    /// Enter what is mapped before the first call.
+    pub fn seed(&mut self, id: usize, gfn: u64, mfn: u64) {
+        self.shadow[id][gfn as usize] = mfn;
+        self.mapped_by[mfn as usize] = id as u8;
+    }
+
+    fn write(&mut self, id: usize, gfn: u64, mfn: u64, order: u32) {
+        self.counts.writes += 1;
+        for i in 0..1u64 << order {
+            let new = if mfn == NONE { NONE } else { mfn + i };
+            let Some(slot) = self.shadow[id].get_mut((gfn + i) as usize) else {
+                continue;
+            };
+            let old = std::mem::replace(slot, new);
+            if old == new {
+                continue;
+            }
+            if old != NONE {
+                self.stale[old as usize] |= (1 << id) | THIRD;
+                self.stale_list.push(old);
+                if self.mapped_by[old as usize] == id as u8 {
+                    self.mapped_by[old as usize] = 0;
+                }
+            }
+            if new != NONE {
+                let others = self.stale[new as usize] & !(1 << id);
+                if others & !THIRD != 0 {
+                    self.fail(format!(
+                        "frame {new:#x} given to d{id} while in other TLBs ({others:#x})"
+                    ));
+                } else if others != 0 && self.stale[new as usize] & !(1 << id) == THIRD {
+                    self.fail(format!(
+                        "frame {new:#x} given to d{id} without flushing third parties"
+                    ));
+                }
+                let by = self.mapped_by[new as usize];
+                if by != 0 && usize::from(by) != id {
+                    self.fail(format!("frame {new:#x} mapped by d{by} and d{id} at once"));
+                }
+                self.mapped_by[new as usize] = id as u8;
+            }
+        }
+    }
+
+    fn flush(&mut self, domains: u8) {
+        for id in 1..=DOMAINS {
+            if domains & (1 << id) != 0 {
+                self.counts.flushes[id] += 1;
+            }
+        }
+        for mfn in &self.stale_list {
+            self.stale[*mfn as usize] &= !domains;
+        }
+    }
+
+    fn locked(&mut self, lock: u64) {
+        if self.held.contains(&lock) && !self.lock_names.contains_key(&lock) {
+            return;
+        }
+        if let Some(name) = self.lock_names.get(&lock) {
+            if self.held.contains(&lock) {
+                let name = format!("{name} is taken twice");
+                return self.fail(name);
+            }
+            // Both of a kind are taken in the order of the domids.
+            let later = self
+                .held
+                .iter()
+                .filter_map(|l| self.lock_names.get(l))
+                .find(|held| held[2..] == name[2..] && held[..2] > name[..2]);
+            if let Some(held) = later {
+                let what = format!("{name} is taken after {held}");
+                self.fail(what);
+            }
+        }
+        self.held.push(lock);
+    }
+
+    fn unlocked(&mut self, lock: u64) {
+        match self.held.iter().rposition(|l| *l == lock) {
+            Some(i) => {
+                self.held.remove(i);
+            }
+            None => self.fail(format!("lock {lock:#x} dropped, but not held")),
+        }
+    }
+
+    fn allocate(&mut self, size: u64, align: u64) -> u64 {
+        if self.chance(0, self.faults.alloc) {
+            return 0;
+        }
+        let Ok(layout) = Layout::from_size_align(size.max(1) as usize, align.max(16) as usize)
+        else {
+            return 0;
+        };
+        // SAFETY: the size isn't zero.
+        let p = unsafe { std::alloc::alloc(layout) } as u64;
+        self.blocks.insert(p, layout);
+        p
+    }
+
+    fn free(&mut self, p: u64) {
+        match self.blocks.remove(&p) {
+            // SAFETY: allocated above with this layout.
+            Some(layout) => unsafe { std::alloc::dealloc(p as *mut u8, layout) },
+            None => self.fail(format!("{p:#x} freed, but not allocated")),
+        }
+    }
+
+    /// Memory that Xen's code has and did not free.
+    pub fn allocated(&self) -> usize {
+        self.blocks.len()
+    }
+}
+
+/// The shim's events. Copies and flushes count, faults are injected.
+pub extern "C" fn handle(kind: u32, a: u64, b: u64, c: u64, d: u64) -> u64 {
+    if kind == event::BUG {
+        let how = WORLD.with(|w| {
+            w.try_borrow()
+                .map(|w| w.reproduce.clone())
+                .unwrap_or_default()
+        });
+        println!("# {} at {}:{c}", text(a), text(b));
+        crate::die(&how);
+    }
+    with(|w| {
+        match kind {
+            event::ALLOC => return w.allocate(a, b),
+            event::FREE => w.free(a),
+            event::PTP_ALLOC => return w.chance(1, w.faults.table).into(),
+            event::COPY_IN | event::COPY_OUT => {
+                let hit = w.chance(2, w.faults.copy);
+                w.faults.copy_fired |= hit;
+                return hit.into();
+            }
+            event::PREEMPT => {
+                let n = w.chances[3];
+                w.chances[3] += 1;
+                return (w.faults.preempt >> (n % 64)) & 1;
+            }
+            event::CONTINUE => w.counts.continued += 1,
+            event::FLUSH_DOMAIN => w.flush(1 << a),
+            event::FLUSH_CPUS => w.flush(a as u8 & !THIRD),
+            event::FLUSH_LINEAR => {
+                w.counts.linear += 1;
+                for mfn in &w.stale_list {
+                    w.stale[*mfn as usize] &= !THIRD;
+                }
+            }
+            event::FLUSH_NESTED => w.counts.nested += 1,
+            event::WRITE if w.watch => w.write(a as usize, b, c, d as u32 & 0xff),
+            event::LOCK if w.watch => w.locked(a),
+            event::UNLOCK if w.watch => w.unlocked(a),
+            event::FRAME_FREED => w.fail(format!("frame {a:#x} was freed")),
+            event::CRASH => w.fail(format!("d{a} was crashed")),
+            _ => {}
+        }
+        0
+    })
+}
+
+/// For the bench: memory only.
+pub extern "C" fn handle_little(kind: u32, a: u64, b: u64, _c: u64, _d: u64) -> u64 {
+    match kind {
+        event::ALLOC => with(|w| w.allocate(a, b)),
+        event::FREE => with(|w| {
+            w.free(a);
+            0
+        }),
+        event::BUG => {
+            println!("# {} at {}", text(a), text(b));
+            crate::die("")
+        }
+        _ => 0,
+    }
+}
