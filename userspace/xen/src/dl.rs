@@ -24,6 +24,8 @@ const DIRECTORIES: [&str; 6] = [
 /// Where Debian puts the private ones of a version.
 const VERSIONED: &str = "/usr/lib";
 
+/// Frames that are mapped at once.
+const MAP_BATCH: usize = 1024;
 /// `XBT_NULL`: no transaction.
 const XBT_NULL: u32 = 0;
 
@@ -536,19 +538,38 @@ impl Xen {
         })
     }
 
+    /// Write frames of a guest, in order; `fill` gets the index into `gfns` and
+    /// an empty page. The guest must not run meanwhile.
+    pub fn write_pages(
+        &self,
+        domid: u32,
+        gfns: &[u64],
+        mut fill: impl FnMut(usize, &mut Page) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut page = [0u8; PAGE_SIZE];
+        for (nr, part) in gfns.chunks(MAP_BATCH).enumerate() {
+            let mut mapping = Mapping::new(self, domid, part, libc::PROT_READ | libc::PROT_WRITE)?;
+            for i in 0..part.len() {
+                page.fill(0);
+                fill(nr * MAP_BATCH + i, &mut page)?;
+                mapping.write(i, &page)?;
+            }
+        }
+        Ok(())
+    }
+
     fn visit_pages(
         &self,
         domid: u32,
         gfns: &[u64],
         mut seen: impl FnMut(usize, Result<&Page, Error>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        const BATCH: usize = 1024;
         let mut page = [0u8; PAGE_SIZE];
-        for (nr, part) in gfns.chunks(BATCH).enumerate() {
-            let mapping = Mapping::new(self, domid, part)?;
+        for (nr, part) in gfns.chunks(MAP_BATCH).enumerate() {
+            let mapping = Mapping::new(self, domid, part, libc::PROT_READ)?;
             for i in 0..part.len() {
                 let copied = mapping.copy(i, &mut page);
-                seen(nr * BATCH + i, copied.map(|()| &page))?;
+                seen(nr * MAP_BATCH + i, copied.map(|()| &page))?;
             }
         }
         Ok(())
@@ -622,7 +643,7 @@ impl Drop for M2p {
     }
 }
 
-/// Frames of a guest, mapped read-only.
+/// Frames of a guest, mapped.
 struct Mapping<'a> {
     xen: &'a Xen,
     address: NonNull<c_void>,
@@ -631,14 +652,14 @@ struct Mapping<'a> {
 }
 
 impl<'a> Mapping<'a> {
-    fn new(xen: &'a Xen, domid: u32, gfns: &[u64]) -> Result<Self, Error> {
+    fn new(xen: &'a Xen, domid: u32, gfns: &[u64], access: c_int) -> Result<Self, Error> {
         let mut errors = vec![0 as c_int; gfns.len()];
         // SAFETY: both arrays have as many elements as the count says.
         let address = unsafe {
             (xen.foreign.xenforeignmemory_map)(
                 xen.fmem.as_ptr(),
                 domid,
-                libc::PROT_READ,
+                access,
                 gfns.len(),
                 gfns.as_ptr(),
                 errors.as_mut_ptr(),
@@ -654,15 +675,32 @@ impl<'a> Mapping<'a> {
         })
     }
 
-    fn copy(&self, index: usize, page: &mut Page) -> Result<(), Error> {
-        // A page that failed is a hole in the mapping: never touch it.
-        if let Some(e) = self.errors.get(index).copied().filter(|e| *e != 0) {
-            return Err(Error::Call {
+    /// A page that failed is a hole in the mapping: never touch it.
+    fn check(&self, index: usize) -> Result<(), Error> {
+        assert!(index < self.errors.len());
+        match self.errors[index] {
+            0 => Ok(()),
+            e => Err(Error::Call {
                 call: "xenforeignmemory_map",
                 errno: Errno::from_raw(e.abs()),
-            });
+            }),
         }
-        assert!(index < self.errors.len());
+    }
+
+    /// Only for a mapping that was made with write access.
+    fn write(&mut self, index: usize, page: &Page) -> Result<(), Error> {
+        self.check(index)?;
+        // SAFETY: the destination is within the mapping, the page is there and
+        // writable, and no reference to it exists.
+        unsafe {
+            let to = self.address.as_ptr().cast::<u8>().add(index * PAGE_SIZE);
+            std::ptr::copy_nonoverlapping(page.as_ptr(), to, PAGE_SIZE);
+        }
+        Ok(())
+    }
+
+    fn copy(&self, index: usize, page: &mut Page) -> Result<(), Error> {
+        self.check(index)?;
         // SAFETY: the source is within the mapping and the page is there; the
         // guest may write to it meanwhile, which changes what is copied but
         // breaks nothing, because no reference to it is made.

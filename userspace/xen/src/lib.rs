@@ -20,6 +20,7 @@
 
 mod dl;
 pub mod pages;
+pub mod stream;
 pub mod sys;
 
 pub use dl::Xen;
