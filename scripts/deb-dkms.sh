@@ -1,0 +1,77 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# deb-dkms.sh [test]: build vmbeam-dkms_*.deb into build/deb/, and look at it with
+# lintian. With `test` also install it as a user would, on a copy of the sysroot
+# with the lab's kernel, and leave the module that DKMS built in build/deb/.
+#
+# What this needs beyond the sysroot (debhelper, dkms, lintian, the kernel's
+# packages) goes into an overlay on it, which is kept in build/deb/.
+
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/lib.sh
+. scripts/lib.sh
+
+out=$PWD/build/deb
+stage=$out/stage
+version=$(sed -n 's/^vmbeam-dkms (\(.*\)).*/\1/p' packaging/dkms/debian/changelog | head -n1)
+release=$(cat build/kernel/release)
+
+# over COMMAND...: run it in the overlay, with build/deb at /deb.
+over() {
+	mkdir -p "$out/upper" "$out/work" "$out/root"
+	# shellcheck disable=SC2016  # expanded by the inner shell
+	unshare --mount --pid --fork --kill-child -- /bin/bash -c '
+		set -euo pipefail
+		top=$1 out=$2
+		shift 2
+		mount --make-rprivate /
+		mount -t overlay overlay -o \
+			"lowerdir=$top/build/sysroot,upperdir=$out/upper,workdir=$out/work" "$out/root"
+		mount --rbind /dev "$out/root/dev"
+		mount -t proc proc "$out/root/proc"
+		mount -t tmpfs tmpfs "$out/root/tmp"
+		mkdir -p "$out/root/deb"
+		mount --bind "$out" "$out/root/deb"
+		mount --bind /etc/resolv.conf "$out/root/etc/resolv.conf"
+		exec chroot "$out/root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+			HOME=/root LANG=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@"
+	' over "$PWD" "$out" "$@"
+}
+
+step "vmbeam-dkms: $version"
+rm -rf "$stage"
+mkdir -p "$stage/scripts" "$stage/packaging/dkms"
+cp -r Kbuild drivers rust packaging/dkms/debian packaging/dkms/modules-load.conf "$stage/"
+cp scripts/rust-metadata.sh "$stage/scripts/"
+cp packaging/dkms/dkms.conf packaging/dkms/prepare "$stage/packaging/dkms/"
+if ! [ -e "$out/tools" ]; then
+	over sh -c 'apt-get -qq update && exec apt-get -qq install -y --no-install-recommends \
+		debhelper dh-dkms dkms lintian systemd-standalone-sysusers' >"$out/tools.log" 2>&1 ||
+		{ tail -n 20 "$out/tools.log"; die "cannot install debhelper, dkms, lintian"; }
+	touch "$out/tools"
+fi
+over sh -c 'cd /deb/stage && exec dpkg-buildpackage -us -uc -b' >"$out/build.log" 2>&1 ||
+	{ tail -n 20 "$out/build.log"; die "dpkg-buildpackage failed"; }
+step_done
+over lintian --allow-root --fail-on error,warning "/deb/vmbeam-dkms_${version}_all.deb"
+[ "${1:-}" = test ] || exit 0
+
+step "vmbeam-dkms: apt install, with the packages of $release"
+# shellcheck disable=SC2016  # expanded by the inner shell
+over sh -c 'printf "#!/bin/sh\nexit 101\n" >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d
+	apt-get -qq install -y --no-install-recommends -t trixie-backports \
+		"linux-headers-$1" "linux-source-$2" linux-headers-amd64 linux-source &&
+	exec apt-get -qq install -y --no-install-recommends "/deb/vmbeam-dkms_$3_all.deb"' sh \
+	"$release" "$(echo "$release" | cut -d. -f1,2)" "$version" >"$out/install.log" 2>&1 ||
+	{ tail -n 40 "$out/install.log"; die "the package could not be installed"; }
+over dkms status -m vmbeam -v "$version" -k "$release" | grep -q installed ||
+	die "DKMS did not install the module, see $out/install.log"
+built=$(find "$out/upper/usr/lib/modules" "$out/upper/lib/modules" -name 'vmbeam.ko*' 2>/dev/null | head -n1)
+[ -n "$built" ] || die "DKMS left no module"
+case $built in
+*.xz) xz -dc "$built" >"$out/vmbeam.ko" ;;
+*) cp "$built" "$out/vmbeam.ko" ;;
+esac
+step_done

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Tests of the driver that run beside it, in the host management VM: a fuzzer
+//! with a model that knows the answers, loading and unloading, 32-bit callers.
+//! Results are printed as TAP.
+
+mod arena;
+mod bare;
+mod compat;
+mod fuzz;
+mod model;
+mod race;
+mod reload;
+mod watch;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(about = "Tests of the driver that run beside it")]
+enum Tests {
+    /// Random sequences of ioctls, checked against a model.
+    Fuzz(fuzz::Arguments),
+    /// Load and unload the module again and again.
+    Reload {
+        /// The module.
+        module: PathBuf,
+        /// How often.
+        times: u32,
+    },
+    /// Run the same caller as a 64-bit and as a 32-bit program and compare.
+    Compat {
+        /// The 64-bit program.
+        program64: PathBuf,
+        /// The 32-bit program.
+        program32: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let result: Result<()> = match Tests::parse() {
+        Tests::Fuzz(arguments) => fuzz::run(&arguments),
+        Tests::Reload { module, times } => reload::run(&module, times),
+        Tests::Compat {
+            program64,
+            program32,
+        } => compat::run(&program64, &program32),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            println!("Bail out! {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Print one result in TAP; gives back whether it is good.
+fn report(number: u32, name: &str, result: &Result<()>) -> bool {
+    match result {
+        Ok(()) => println!("ok {number} - {name}"),
+        Err(e) => {
+            for line in format!("{e:#}").lines() {
+                println!("# {line}");
+            }
+            println!("not ok {number} - {name}");
+        }
+    }
+    result.is_ok()
+}

@@ -1,0 +1,436 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What the driver should answer, worked out in the simplest way: a list of
+//! pairs with a mark each. Written from the documentation, not from the driver.
+
+use nix::errno::Errno;
+use vmbeam_uapi::sys;
+
+/// Domains that sessions are bound to.
+pub const DOMAINS: usize = 3;
+/// Frames of each.
+pub const FRAMES: u64 = 48;
+/// A frame of each domain that is mapped all the time.
+pub const HELD: u64 = 5;
+/// Limits that the documentation states.
+pub const MAX_ADD_RUNS: u32 = 65536;
+/// Whether the driver ends a half move by itself when the file is closed.
+const FINISHES: bool = true;
+const MAX_PAIRS: u64 = 1 << 28;
+const GFN_LIMIT: u64 = 1 << 52;
+
+/// What has become of a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    Home,
+    Swapped,
+    Refused,
+    Back,
+}
+
+/// What is behind the frames: `frames[domain][gfn]` names where the contents were
+/// at first.
+#[derive(Clone, Debug)]
+pub struct World {
+    /// Numbers of the domains.
+    pub domids: [u32; DOMAINS],
+    /// Contents.
+    pub frames: [Vec<u64>; DOMAINS],
+}
+
+/// The contents of a frame before anything moved.
+pub fn tag(domain: usize, gfn: u64) -> u64 {
+    0x7a00_0000_0000_0000 | ((domain as u64) << 32) | gfn
+}
+
+impl World {
+    /// Nothing has moved.
+    pub fn new(domids: [u32; DOMAINS]) -> Self {
+        Self {
+            domids,
+            frames: std::array::from_fn(|d| (0..FRAMES).map(|g| tag(d, g)).collect()),
+        }
+    }
+
+    fn index(&self, domid: u32) -> Option<usize> {
+        self.domids.iter().position(|d| *d == domid)
+    }
+
+    /// Status that the hypervisor gives to a pair.
+    fn status(&self, pair: (u64, u64)) -> i32 {
+        // The first domain's frame is looked at first.
+        for gfn in [pair.0, pair.1] {
+            if gfn >= FRAMES {
+                return -(Errno::ENOENT as i32);
+            }
+            if gfn == HELD {
+                return -(Errno::EBUSY as i32);
+            }
+        }
+        0
+    }
+
+    fn swap(&mut self, (a, b): (usize, usize), pair: (u64, u64)) {
+        let (x, y) = (pair.0 as usize, pair.1 as usize);
+        let old = self.frames[a][x];
+        self.frames[a][x] = self.frames[b][y];
+        self.frames[b][y] = old;
+    }
+}
+
+/// One open file.
+#[derive(Clone, Debug, Default)]
+pub struct Session {
+    bound: Option<(u32, u32)>,
+    runs: Vec<sys::Run>,
+    marks: Vec<Mark>,
+    merged: u64,
+    cursor: usize,
+    committing: bool,
+    rolling_back: bool,
+}
+
+/// What a call should do: an error or none, and the fields that it writes.
+#[derive(Debug)]
+pub struct Answer<T> {
+    /// `Ok`, or what the call fails with.
+    pub result: Result<(), Errno>,
+    /// The structure afterwards.
+    pub out: T,
+    /// The array of statuses afterwards, as far as it is written.
+    pub status: Vec<i32>,
+}
+
+impl<T> Answer<T> {
+    fn fail(errno: Errno, out: T) -> Self {
+        Self {
+            result: Err(errno),
+            out,
+            status: Vec::new(),
+        }
+    }
+}
+
+/// Where the caller's arrays can be read or written, in elements.
+#[derive(Clone, Copy, Debug)]
+pub struct Access {
+    /// The structure can be written.
+    pub structure: bool,
+    /// Elements of the array that can be accessed.
+    pub elements: u64,
+}
+
+impl Session {
+    fn domains(&self, world: &World) -> Option<(usize, usize)> {
+        let (a, b) = self.bound?;
+        Some((world.index(a)?, world.index(b)?))
+    }
+
+    fn pair(&self, number: usize) -> (u64, u64) {
+        let mut left = number as u64;
+        for run in &self.runs {
+            if left < u64::from(run.nr) {
+                return (run.gfn_a + left, run.gfn_b + left);
+            }
+            left -= u64::from(run.nr);
+        }
+        (u64::MAX, u64::MAX)
+    }
+
+    /// Pairs in the session.
+    pub fn pairs(&self) -> u64 {
+        self.marks.len() as u64
+    }
+
+    /// The cursor.
+    pub fn cursor(&self) -> u64 {
+        self.cursor as u64
+    }
+
+    fn count(&self, mark: Mark) -> u64 {
+        self.marks.iter().filter(|m| **m == mark).count() as u64
+    }
+
+    /// `sys::State` as a number.
+    pub fn state(&self) -> u32 {
+        let (all, none) = (self.cursor == self.marks.len(), self.cursor == 0);
+        match (self.bound, self.committing, self.rolling_back) {
+            (None, _, _) => 0,
+            (_, false, false) if self.marks.is_empty() => 1,
+            (_, false, false) => 2,
+            (_, true, false) if !all => 3,
+            (_, true, false) => 4,
+            (_, _, true) if !none => 5,
+            (_, _, true) => 6,
+        }
+    }
+
+    /// `OPEN`
+    pub fn open(&mut self, world: &World, arg: sys::Open) -> Answer<sys::Open> {
+        let known = |domid| world.index(domid).is_some();
+        let result = if arg.domid_a >= 0x7ff0 || arg.domid_b >= 0x7ff0 || arg.domid_a == arg.domid_b
+        {
+            Err(Errno::EINVAL)
+        } else if self.bound.is_some() {
+            Err(Errno::EBADFD)
+        } else if arg.domid_a == 0 || arg.domid_b == 0 {
+            Err(Errno::EPERM)
+        } else if !known(arg.domid_a) || !known(arg.domid_b) {
+            Err(Errno::ESRCH)
+        } else {
+            self.bound = Some((arg.domid_a, arg.domid_b));
+            Ok(())
+        };
+        Answer {
+            result,
+            out: arg,
+            status: Vec::new(),
+        }
+    }
+
+    /// `ADD`; `runs` are those that can be read.
+    pub fn add(
+        &mut self,
+        arg: sys::Add,
+        runs: Option<&[sys::Run]>,
+        access: Access,
+    ) -> Answer<sys::Add> {
+        let result = self.take(arg.nr_runs, runs);
+        let mut out = arg;
+        if access.structure {
+            out.bad_run = match result {
+                Err((_, Some(index))) => index,
+                _ => arg.nr_runs,
+            };
+            out.total_runs = self.merged;
+            out.total_pairs = self.pairs();
+        }
+        let result = match result {
+            Err((errno, _)) => Err(errno),
+            Ok(()) if !access.structure => Err(Errno::EFAULT),
+            Ok(()) => Ok(()),
+        };
+        Answer {
+            result,
+            out,
+            status: Vec::new(),
+        }
+    }
+
+    fn take(&mut self, nr: u32, runs: Option<&[sys::Run]>) -> Result<(), (Errno, Option<u32>)> {
+        if nr == 0 {
+            return Err((Errno::EINVAL, None));
+        }
+        if nr > MAX_ADD_RUNS {
+            return Err((Errno::E2BIG, None));
+        }
+        if self.bound.is_none() || self.committing || self.rolling_back {
+            return Err((Errno::EBADFD, None));
+        }
+        let new = runs.ok_or((Errno::EFAULT, None))?;
+        for (index, run) in (0u32..).zip(new) {
+            if run.nr == 0 || run.reserved != 0 {
+                return Err((Errno::EINVAL, Some(index)));
+            }
+            let beyond = |gfn: u64| {
+                gfn.checked_add(u64::from(run.nr))
+                    .is_none_or(|end| end > GFN_LIMIT)
+            };
+            if beyond(run.gfn_a) || beyond(run.gfn_b) {
+                return Err((Errno::EOVERFLOW, Some(index)));
+            }
+        }
+        let overlap =
+            |x: u64, nx: u32, y: u64, ny: u32| x < y + u64::from(ny) && y < x + u64::from(nx);
+        for (index, run) in new.iter().enumerate() {
+            let taken = self.runs.iter().chain(&new[..index]).any(|old| {
+                overlap(run.gfn_a, run.nr, old.gfn_a, old.nr)
+                    || overlap(run.gfn_b, run.nr, old.gfn_b, old.nr)
+            });
+            if taken {
+                return Err((Errno::EEXIST, Some(index as u32)));
+            }
+        }
+        let more: u64 = new.iter().map(|run| u64::from(run.nr)).sum();
+        if self.pairs() + more > MAX_PAIRS {
+            return Err((Errno::ENOSPC, None));
+        }
+        for run in new {
+            let follows = self.runs.last().is_some_and(|last| {
+                last.gfn_a + u64::from(last.nr) == run.gfn_a
+                    && last.gfn_b + u64::from(last.nr) == run.gfn_b
+            });
+            self.merged += u64::from(!follows);
+            self.runs.push(*run);
+        }
+        self.marks
+            .resize(self.marks.len() + more as usize, Mark::Home);
+        Ok(())
+    }
+
+    /// `PREPARE`
+    pub fn prepare(
+        &self,
+        world: &World,
+        arg: sys::Prepare,
+        access: Access,
+    ) -> Answer<sys::Prepare> {
+        let pairs = self.pairs();
+        if pairs == 0 {
+            return Answer::fail(Errno::EBADFD, arg);
+        }
+        let Some(nr) = stretch(arg.first, arg.nr, pairs).filter(|nr| *nr > 0) else {
+            return Answer::fail(Errno::EINVAL, arg);
+        };
+        let status: Vec<i32> = (arg.first..arg.first + nr)
+            .map(|i| world.status(self.pair(i as usize)))
+            .collect();
+        if (arg.status != 0 && access.elements < nr) || !access.structure {
+            return Answer::fail(Errno::EFAULT, arg);
+        }
+        let refused = status.iter().filter(|s| **s != 0).count() as u64;
+        Answer {
+            result: Ok(()),
+            out: sys::Prepare {
+                done: nr,
+                refused,
+                ..arg
+            },
+            status,
+        }
+    }
+
+    /// `COMMIT`
+    pub fn commit(
+        &mut self,
+        world: &mut World,
+        arg: sys::Commit,
+        access: Access,
+    ) -> Answer<sys::Commit> {
+        if !matches!(self.state(), 2 | 3) {
+            return Answer::fail(Errno::EBADFD, arg);
+        }
+        if arg.expected != self.cursor() {
+            return self.stale(arg, access.structure, |arg, cursor| arg.cursor = cursor);
+        }
+        let Some(nr) = stretch(self.cursor(), arg.nr, self.pairs()) else {
+            return Answer::fail(Errno::EINVAL, arg);
+        };
+        if !access.structure || (arg.status != 0 && access.elements < nr) {
+            return Answer::fail(Errno::EFAULT, arg);
+        }
+        let Some(domains) = self.domains(world) else {
+            return Answer::fail(Errno::ESRCH, arg);
+        };
+        let mut status = Vec::new();
+        for _ in 0..nr {
+            let pair = self.pair(self.cursor);
+            let result = world.status(pair);
+            if result == 0 {
+                world.swap(domains, pair);
+            }
+            self.marks[self.cursor] = if result == 0 {
+                Mark::Swapped
+            } else {
+                Mark::Refused
+            };
+            self.cursor += 1;
+            status.push(result);
+        }
+        self.committing = true;
+        let swapped = status.iter().filter(|s| **s == 0).count() as u64;
+        Answer {
+            result: Ok(()),
+            out: sys::Commit {
+                cursor: self.cursor(),
+                swapped,
+                refused: nr - swapped,
+                ..arg
+            },
+            status,
+        }
+    }
+
+    /// `ROLLBACK`
+    pub fn rollback(
+        &mut self,
+        world: &mut World,
+        arg: sys::Rollback,
+        access: Access,
+    ) -> Answer<sys::Rollback> {
+        if !matches!(self.state(), 3..=5) {
+            return Answer::fail(Errno::EBADFD, arg);
+        }
+        if arg.expected != self.cursor() {
+            return self.stale(arg, access.structure, |arg, cursor| arg.cursor = cursor);
+        }
+        if !access.structure {
+            return Answer::fail(Errno::EFAULT, arg);
+        }
+        let swapped = self.put_back(world);
+        Answer {
+            result: Ok(()),
+            out: sys::Rollback {
+                cursor: 0,
+                swapped,
+                ..arg
+            },
+            status: Vec::new(),
+        }
+    }
+
+    fn put_back(&mut self, world: &mut World) -> u64 {
+        let mut swapped = 0;
+        if let Some(domains) = self.domains(world) {
+            for number in (0..self.cursor).rev() {
+                if self.marks[number] == Mark::Swapped {
+                    world.swap(domains, self.pair(number));
+                    swapped += 1;
+                }
+                self.marks[number] = Mark::Back;
+            }
+        }
+        self.cursor = 0;
+        self.rolling_back = true;
+        swapped
+    }
+
+    fn stale<T>(&self, mut arg: T, writable: bool, set: impl Fn(&mut T, u64)) -> Answer<T> {
+        if !writable {
+            return Answer::fail(Errno::EFAULT, arg);
+        }
+        set(&mut arg, self.cursor());
+        Answer::fail(Errno::ESTALE, arg)
+    }
+
+    /// `STATUS`, without the counts of hypercalls and flushes.
+    pub fn status(&self, arg: sys::Status) -> sys::Status {
+        let (domid_a, domid_b) = self.bound.unwrap_or_default();
+        let refused = self.count(Mark::Refused);
+        sys::Status {
+            state: self.state(),
+            domid_a,
+            domid_b,
+            runs: self.merged,
+            pairs: self.pairs(),
+            cursor: self.cursor(),
+            swapped: self.count(Mark::Swapped),
+            refused,
+            ..arg
+        }
+    }
+
+    /// The file is closed for good.
+    pub fn close(mut self, world: &mut World) {
+        if FINISHES && matches!(self.state(), 3 | 5) {
+            self.put_back(world);
+        }
+    }
+}
+
+/// Pairs from `first` on that were asked for, 0 meaning all.
+fn stretch(first: u64, nr: u64, pairs: u64) -> Option<u64> {
+    let left = pairs.checked_sub(first)?;
+    let nr = if nr == 0 { left } else { nr };
+    (nr <= left).then_some(nr)
+}

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Races, latency and fuzzing of `XENMEM_swap_frames`, on domains of its own, in
+//! the host management VM of a real hypervisor. Prints TAP; the exit status is 0
+//! if all passed. Documentation/hypervisor-tests.rst says what each test does.
+
+mod control;
+mod domain;
+mod fuzz;
+mod latency;
+mod mailbox;
+mod races;
+mod swap;
+mod world;
+mod xen;
+
+use std::process::ExitCode;
+use std::time::Duration;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::Parser;
+
+use crate::races::Options;
+
+#[derive(Parser)]
+#[command(about = "Stress the hypervisor's swap of frames")]
+struct Arguments {
+    /// Seed of everything that is random; each test prints its own.
+    #[arg(long, default_value_t = 1, value_parser = clap_num)]
+    seed: u64,
+    /// Seconds of each race.
+    #[arg(long, default_value_t = 5)]
+    seconds: u64,
+    /// Hypercalls of each fuzzer.
+    #[arg(long, default_value_t = 100_000)]
+    calls: u64,
+    /// MiB that are swapped to measure latency.
+    #[arg(long, default_value_t = 1024)]
+    mib: u64,
+    /// Only tests whose names contain this.
+    #[arg(long, default_value = "")]
+    only: String,
+}
+
+fn clap_num(text: &str) -> Result<u64, std::num::ParseIntError> {
+    match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => text.parse(),
+    }
+}
+
+type Test<'a> = (&'a str, Box<dyn Fn(u64) -> Result<String> + 'a>);
+
+/// A test must give back all memory that it took.
+fn without_leak(test: &dyn Fn(u64) -> Result<String>, seed: u64) -> Result<String> {
+    let before = control::host()?.free;
+    let text = test(seed)?;
+    control::wait_free(before)?;
+    Ok(text)
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let time = Duration::from_secs(arguments.seconds);
+    let mut tests: Vec<Test<'_>> = Vec::new();
+    for (name, race) in races::RACES {
+        tests.push((name, Box::new(move |seed| race(Options { seed, time }))));
+    }
+    let (calls, mib) = (arguments.calls, arguments.mib);
+    tests.push((
+        "fuzz: refused calls from dom0",
+        Box::new(move |seed| fuzz::refused(seed, calls)),
+    ));
+    tests.push((
+        "fuzz: mutated calls from dom0",
+        Box::new(move |seed| fuzz::mutated(seed, calls)),
+    ));
+    tests.push((
+        "fuzz: calls from unprivileged domains",
+        Box::new(move |seed| fuzz::unprivileged(seed, calls)),
+    ));
+    tests.push((
+        "latency: no vCPU stalls longer than a batch",
+        Box::new(move |_| latency::run(mib)),
+    ));
+    tests.retain(|(name, _)| name.contains(&arguments.only));
+
+    println!("1..{}", tests.len());
+    let mut failed = false;
+    for (i, (name, test)) in tests.iter().enumerate() {
+        let seed = arguments
+            .seed
+            .wrapping_mul(1_000_003)
+            .wrapping_add(i as u64);
+        let start = Instant::now();
+        let result = without_leak(test.as_ref(), seed);
+        let seconds = start.elapsed().as_secs_f64();
+        let number = i + 1;
+        match result {
+            Ok(text) => {
+                println!("# {text}");
+                println!("ok {number} - {name} (seed {seed:#x}, {seconds:.1} s)");
+            }
+            Err(e) => {
+                println!("# {e:#}");
+                println!("not ok {number} - {name} (seed {seed:#x}, {seconds:.1} s)");
+                failed = true;
+            }
+        }
+    }
+    ExitCode::from(u8::from(failed))
+}

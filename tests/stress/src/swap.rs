@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! `XENMEM_swap_frames` as the tests call it, without the driver.
+
+use anyhow::ensure;
+use anyhow::Result;
+
+use crate::control;
+use crate::control::MEMORY_OP;
+use crate::xen;
+use crate::xen::Buffer;
+use crate::xen::PAGE;
+
+/// `XENMEM_swap_frames`
+pub const SWAP_FRAMES: u64 = 48;
+/// `XENMEM_SWAP_check`
+pub const CHECK: u32 = 1;
+/// Most runs of a call.
+pub const MAX_RUNS: usize = 1024;
+/// Bytes of the structure: with room for fields that are added to it.
+pub const STRUCTURE: usize = 160;
+const RUNS: usize = PAGE;
+
+/// One run.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    /// First gfn of the first domain.
+    pub a: u64,
+    /// First gfn of the second domain.
+    pub b: u64,
+    /// Pairs.
+    pub nr: u32,
+}
+
+/// What came of a call.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Result.
+    pub rc: i64,
+    /// Pairs that were swapped.
+    pub swapped: u64,
+    /// Status of each pair.
+    pub status: Vec<i32>,
+}
+
+/// Memory for calls of up to so many pairs.
+#[derive(Debug)]
+pub struct Swapper {
+    /// The structure, runs from the second page on, statuses behind them.
+    pub buffer: Buffer,
+    statuses: usize,
+    version: u32,
+}
+
+impl Swapper {
+    /// For calls of up to so many pairs.
+    pub fn new(pairs: usize) -> Result<Self> {
+        let statuses = RUNS + (MAX_RUNS * 24).next_multiple_of(PAGE);
+        let mut swapper = Self {
+            buffer: Buffer::new((statuses + pairs * 4).div_ceil(PAGE))?,
+            statuses,
+            version: 0,
+        };
+        // Two domains of which one cannot be: only the version that is understood
+        // comes as far as to look for them.
+        for version in [2, 0] {
+            swapper.version = version;
+            swapper.fill(0x7ff4, 0, CHECK, &[], 0);
+            let rc = swapper.issue()?;
+            if rc == -3 {
+                return Ok(swapper);
+            }
+        }
+        anyhow::bail!("this hypervisor has no XENMEM_swap_frames that is known here")
+    }
+
+    /// The version that this hypervisor understands.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// Address of the statuses.
+    pub fn statuses(&self) -> u64 {
+        self.buffer.address() + self.statuses as u64
+    }
+
+    /// Fill the structure and the runs in.
+    pub fn fill(&self, a: u16, b: u16, flags: u32, runs: &[Run], pairs: u64) {
+        let mut bytes = [0u8; STRUCTURE];
+        bytes[..2].copy_from_slice(&a.to_le_bytes());
+        bytes[2..4].copy_from_slice(&b.to_le_bytes());
+        bytes[4..8].copy_from_slice(&flags.to_le_bytes());
+        bytes[8..12].copy_from_slice(&(runs.len() as u32).to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.version.to_le_bytes());
+        bytes[16..24].copy_from_slice(&(self.buffer.address() + RUNS as u64).to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.statuses().to_le_bytes());
+        bytes[32..40].copy_from_slice(&pairs.to_le_bytes());
+        self.buffer.put(0, &bytes);
+        for (i, run) in runs.iter().enumerate() {
+            let mut bytes = [0u8; 24];
+            bytes[..8].copy_from_slice(&run.a.to_le_bytes());
+            bytes[8..16].copy_from_slice(&run.b.to_le_bytes());
+            bytes[16..20].copy_from_slice(&run.nr.to_le_bytes());
+            self.buffer.put(RUNS + i * 24, &bytes);
+        }
+    }
+
+    /// Issue the call that was filled in.
+    pub fn issue(&self) -> Result<i64> {
+        // SAFETY: the structure and what it points to are in the buffer.
+        unsafe { xen::hypercall(MEMORY_OP, [SWAP_FRAMES, self.buffer.address(), 0, 0, 0]) }
+    }
+
+    /// A 64-bit field of the structure.
+    pub fn field(&self, offset: usize) -> u64 {
+        let mut bytes = [0; 8];
+        self.buffer.get(offset, &mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+
+    /// Pairs that were dealt with, and pairs swapped.
+    pub fn progress(&self) -> (u64, u64) {
+        (self.field(40), self.field(48))
+    }
+
+    /// A whole call.
+    pub fn call(&self, a: u16, b: u16, flags: u32, runs: &[Run]) -> Result<Outcome> {
+        let pairs = runs.iter().map(|r| u64::from(r.nr)).sum();
+        self.fill(a, b, flags, runs, pairs);
+        let rc = self.issue()?;
+        let (done, swapped) = self.progress();
+        ensure!(
+            done <= pairs && swapped <= done,
+            "done is {done} and swapped {swapped} of {pairs} pairs"
+        );
+        let mut status = vec![0; done as usize];
+        for (i, s) in status.iter_mut().enumerate() {
+            let mut bytes = [0; 4];
+            self.buffer.get(self.statuses + i * 4, &mut bytes);
+            *s = i32::from_le_bytes(bytes);
+        }
+        let zero = status.iter().filter(|s| **s == 0).count() as u64;
+        ensure!(
+            flags & CHECK != 0 || zero == swapped,
+            "{swapped} pairs swapped, {zero} statuses say so"
+        );
+        ensure!(
+            rc < 0 || done == pairs,
+            "result {} after {done} of {pairs} pairs",
+            control::error(rc)
+        );
+        Ok(Outcome {
+            rc,
+            swapped,
+            status,
+        })
+    }
+}
