@@ -12,7 +12,6 @@ use kernel::{
 };
 use zerocopy::{
     FromBytes,
-    Immutable,
     IntoBytes, //
 };
 
@@ -25,7 +24,9 @@ const MAX_SIZE: usize = 4096;
 /// A request structure: our copy, and where it came from.
 pub(crate) struct Arg<T> {
     ptr: UserPtr,
-    /// Read from the caller once; never read again.
+    /// How much of it the caller has, which may be an older version.
+    len: usize,
+    /// Read from the caller once; never read again. 0 beyond `len`.
     pub(crate) value: T,
 }
 
@@ -42,33 +43,36 @@ impl<T: Request> Arg<T> {
         let size: u32 = UserSlice::new(ptr, size_of::<u32>()).reader().read()?;
         let size = usize::try_from(size)?;
 
-        // So far there is one version of each structure.
-        if size < size_of::<T>() {
+        if size < T::FIRST_SIZE {
             return Err(EINVAL);
         }
         if size > MAX_SIZE {
             return Err(E2BIG);
         }
 
+        let len = size.min(size_of::<T>());
         let mut reader = UserSlice::new(ptr, size).reader();
         let mut value = T::new_zeroed();
-        reader.read_slice(value.as_mut_bytes())?;
+        reader.read_slice(value.as_mut_bytes().get_mut(..len).ok_or(EINVAL)?)?;
         require_zero(reader)?;
         if value.flags() != 0 {
             return Err(EOPNOTSUPP);
         }
-        Ok(Self { ptr, value })
+        Ok(Self { ptr, len, value })
     }
 
-    /// Copy the structure back out. A tail that we do not know stays as it is.
+    /// Copy the structure back out, as much of it as the caller has. A tail that we
+    /// do not know stays as it is.
     ///
     /// # Errors
     ///
     /// [`EFAULT`]: it cannot be written.
     pub(crate) fn write(&self) -> Result {
-        UserSlice::new(self.ptr, size_of::<T>())
+        let bytes = self.value.as_bytes().get(..self.len).ok_or(EINVAL)?;
+
+        UserSlice::new(self.ptr, bytes.len())
             .writer()
-            .write_slice(self.value.as_bytes())
+            .write_slice(bytes)
     }
 }
 
@@ -132,17 +136,19 @@ impl StatusArray {
         if !self.wanted() {
             return Ok(());
         }
-        write_array(self.addr, first, status)
+        let offset = usize::try_from(first)?
+            .checked_mul(size_of::<i32>())
+            .ok_or(EFAULT)?;
+        write_bytes(self.addr, offset, status.as_bytes())
     }
 }
 
-/// Write `values` to the elements from `first` on of the array at `addr`.
-fn write_array<T: IntoBytes + Immutable>(addr: u64, first: u32, values: &[T]) -> Result {
-    let offset = usize::try_from(first)?
-        .checked_mul(size_of::<T>())
-        .ok_or(EFAULT)?;
-    let bytes = values.as_bytes();
-
+/// Write `bytes` at `offset` from the address `addr`.
+///
+/// # Errors
+///
+/// [`EFAULT`]: they cannot be written.
+pub(crate) fn write_bytes(addr: u64, offset: usize, bytes: &[u8]) -> Result {
     UserSlice::new(user_ptr(addr)?.wrapping_byte_add(offset), bytes.len())
         .writer()
         .write_slice(bytes)

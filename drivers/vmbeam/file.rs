@@ -3,6 +3,7 @@
 //! An open file: the ioctls by number, and who works on the session when.
 
 use kernel::{
+    current,
     fs::File,
     ioctl::{
         _IOC_NR,
@@ -13,6 +14,8 @@ use kernel::{
         MiscDeviceRegistration, //
     },
     prelude::*,
+    seq_file::SeqFile,
+    seq_print,
     sync::{
         CondVar,
         Mutex, //
@@ -21,7 +24,11 @@ use kernel::{
 };
 
 use crate::{
+    alloc,
     args::Arg,
+    glue,
+    names,
+    records,
     session::{
         self,
         Session, //
@@ -29,24 +36,36 @@ use crate::{
     uapi, //
 };
 
+/// What threads that share a file share.
+struct Shared {
+    /// The session, or `None` while a thread works on it.
+    session: Option<KBox<Session>>,
+    /// What the session looked like when it was put back, or when the thread that
+    /// works on it last looked up.
+    view: uapi::Status,
+    /// Somebody wants the thread that works on the session to stop.
+    cancel: bool,
+}
+
 /// An open `/dev/vmbeam`.
 ///
 /// # Locking
 ///
 /// At most one thread works on the session at a time. It takes the session out
-/// of `slot` and works without holding the lock, because a commit can last long
-/// and a thread that waits for its turn must be killable. `slot` is never held
-/// while user memory is accessed or a hypercall is made.
+/// of `shared` and works without holding the lock, because a commit can last long
+/// and a thread that waits for its turn must be killable. After each hypercall it
+/// leaves a copy of the counts in `shared`, so that others can watch. `shared` is
+/// never held while user memory is accessed or a hypercall is made.
 ///
 /// # Lifetime
 ///
-/// The session, and all that it holds, lives until the file is released. Nothing
-/// of it is kept in the hypervisor.
+/// The session, and all that it holds, lives until the file is released, and
+/// beyond that only as a record, see [`records`]. Nothing of it is kept in the
+/// hypervisor.
 #[pin_data]
 pub(crate) struct Vmbeam {
-    /// The session, or `None` while a thread works on it.
     #[pin]
-    slot: Mutex<Option<KBox<Session>>>,
+    shared: Mutex<Shared>,
     /// Notified when the session is put back.
     #[pin]
     idle: CondVar,
@@ -57,42 +76,85 @@ impl MiscDevice for Vmbeam {
     type Ptr = Pin<KBox<Self>>;
 
     fn open(_file: &File, _misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
-        let session = KBox::new(Session::default(), GFP_KERNEL_ACCOUNT)?;
+        let session = alloc::boxed(Session::default())?;
+        let shared = Shared {
+            view: session.view(),
+            session: Some(session),
+            cancel: false,
+        };
 
+        alloc::may_fail()?;
         KBox::try_pin_init(
             try_pin_init!(Self {
-                slot <- kernel::new_mutex!(Some(session)),
+                shared <- kernel::new_mutex!(shared),
                 idle <- kernel::new_condvar!(),
             }),
             GFP_KERNEL_ACCOUNT,
         )
     }
 
+    fn release(me: Self::Ptr, _file: &File) {
+        let session = me.shared.lock().session.take();
+
+        if let Some(session) = session {
+            records::settle(session);
+        }
+    }
+
     // The layouts are the same for 32-bit callers, so the default of `compat_ioctl`, which only
     // converts the pointer, is right.
     fn ioctl(me: Pin<&Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
-        let arg = UserPtr::from_addr(arg);
+        let ptr = UserPtr::from_addr(arg);
 
+        #[cfg(vmbeam_debug)]
+        if _IOC_TYPE(cmd) == crate::debug::IOC_TYPE {
+            return crate::debug::ioctl(arg);
+        }
         // The size in `cmd` is left alone: structures can grow, and carry their size themselves.
         if _IOC_TYPE(cmd) != uapi::IOC_TYPE {
             return Err(ENOTTY);
         }
-        match _IOC_NR(cmd) {
-            uapi::NR_INFO => session::info(Arg::read(arg)?)?,
-            uapi::NR_OPEN => me.run(arg, Session::open)?,
-            uapi::NR_ADD => me.run(arg, Session::add)?,
-            uapi::NR_PREPARE => me.run(arg, Session::prepare)?,
-            uapi::NR_COMMIT => me.run(arg, Session::commit)?,
-            uapi::NR_STATUS => me.run(arg, Session::status)?,
-            uapi::NR_ROLLBACK => me.run(arg, Session::rollback)?,
+        let nr = _IOC_NR(cmd);
+        match nr {
+            // These do not wait for the session.
+            uapi::NR_INFO => session::info(Arg::read(ptr)?)?,
+            uapi::NR_STATUS => me.status(Arg::read(ptr)?)?,
+            uapi::NR_CANCEL => me.cancel(Arg::read(ptr)?)?,
+            uapi::NR_RECORDS => records::list(Arg::read(ptr)?)?,
+            uapi::NR_FORGET => records::forget(Arg::read(ptr)?)?,
+            // These take turns.
+            uapi::NR_OPEN => me.run(nr, ptr, |s, arg, _| s.open(arg))?,
+            uapi::NR_ADD => me.run(nr, ptr, |s, arg, _| s.add(arg))?,
+            uapi::NR_PREPARE => me.run(nr, ptr, |s, arg, watch| s.prepare(arg, watch))?,
+            uapi::NR_COMMIT => me.run(nr, ptr, |s, arg, watch| s.commit(arg, watch))?,
+            uapi::NR_ROLLBACK => me.run(nr, ptr, |s, arg, watch| s.rollback(arg, watch))?,
+            uapi::NR_ADOPT => me.run(nr, ptr, |s, arg, _| records::adopt(s, arg))?,
             _ => return Err(ENOTTY),
         }
         Ok(0)
     }
+
+    fn show_fdinfo(me: Pin<&Self>, m: &SeqFile, _file: &File) {
+        let view = me.shared.lock().view;
+
+        seq_print!(m, "vmbeam-state:\t{}\n", names::state(view.state));
+        if view.state != uapi::STATE_UNBOUND {
+            seq_print!(m, "vmbeam-domains:\t{} {}\n", view.domid_a, view.domid_b);
+        }
+        seq_print!(m, "vmbeam-activity:\t{}\n", names::activity(view.activity));
+        seq_print!(m, "vmbeam-runs:\t{}\n", view.runs);
+        seq_print!(m, "vmbeam-pairs:\t{}\n", view.pairs);
+        seq_print!(m, "vmbeam-cursor:\t{}\n", view.cursor);
+        seq_print!(m, "vmbeam-swapped:\t{}\n", view.swapped);
+        seq_print!(m, "vmbeam-refused:\t{}\n", view.refused);
+        seq_print!(m, "vmbeam-hypercalls:\t{}\n", view.hypercalls);
+        seq_print!(m, "vmbeam-tlb-flushes:\t{}\n", view.tlb_flushes);
+        seq_print!(m, "vmbeam-batches:\t{}\n", view.batches);
+    }
 }
 
 impl Vmbeam {
-    /// Read the request at `arg` and do `what` with it when the session is free.
+    /// Read the request at `ptr` and do `what` with it when the session is free.
     ///
     /// # Errors
     ///
@@ -100,32 +162,104 @@ impl Vmbeam {
     /// thread had the session.
     fn run<T: uapi::Request>(
         &self,
-        arg: UserPtr,
-        what: fn(&mut Session, Arg<T>) -> Result,
+        nr: u32,
+        ptr: UserPtr,
+        what: impl FnOnce(&mut KBox<Session>, Arg<T>, Watch<'_>) -> Result,
     ) -> Result {
-        let arg = Arg::read(arg)?;
-        let mut session = self.take()?;
-        let result = what(&mut session, arg);
+        let arg = Arg::read(ptr)?;
+        let mut session = self.take(nr)?;
+        let result = what(&mut session, arg, Watch(Some(self)));
 
-        *self.slot.lock() = Some(session);
+        let mut shared = self.shared.lock();
+        shared.view = session.view();
+        shared.session = Some(session);
+        drop(shared);
         self.idle.notify_one();
         result
     }
 
-    fn take(&self) -> Result<KBox<Session>> {
-        let mut slot = self.slot.lock();
+    fn take(&self, nr: u32) -> Result<KBox<Session>> {
+        let mut shared = self.shared.lock();
         let mut interrupted = false;
 
         loop {
             // First, so that a thread which was notified and interrupted takes its turn: nobody
             // else was notified.
-            if let Some(session) = slot.take() {
+            if let Some(session) = shared.session.take() {
+                shared.view.activity = nr;
+                shared.cancel = false;
                 return Ok(session);
             }
             if interrupted {
                 return Err(EINTR);
             }
-            interrupted = self.idle.wait_interruptible(&mut slot);
+            interrupted = self.idle.wait_interruptible(&mut shared);
         }
+    }
+
+    /// IOCTL: `STATUS`: where the session stands.
+    ///
+    /// # Errors
+    ///
+    /// [`EFAULT`].
+    fn status(&self, mut arg: Arg<uapi::Status>) -> Result {
+        arg.value = uapi::Status {
+            size: arg.value.size,
+            flags: arg.value.flags,
+            ..self.shared.lock().view
+        };
+        arg.write()
+    }
+
+    /// IOCTL: `CANCEL`: end what works on the session.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOENT`]: there is nothing that can be ended.
+    fn cancel(&self, _arg: Arg<uapi::Cancel>) -> Result {
+        let mut shared = self.shared.lock();
+
+        match shared.view.activity {
+            uapi::NR_PREPARE | uapi::NR_COMMIT | uapi::NR_ROLLBACK => shared.cancel = true,
+            _ => return Err(ENOENT),
+        }
+        Ok(())
+    }
+}
+
+/// Who watches a thread that works on a session.
+#[derive(Clone, Copy)]
+pub(crate) struct Watch<'a>(Option<&'a Vmbeam>);
+
+impl Watch<'_> {
+    /// Nobody: the file is gone, and no signal is a reason to stop.
+    pub(crate) const NOBODY: Self = Self(None);
+
+    /// To be called before each hypercall: let others run, let them see how far the
+    /// session is, and find out whether to stop.
+    ///
+    /// # Errors
+    ///
+    /// [`ECANCELED`], and [`EINTR`] for a signal.
+    pub(crate) fn pause(self, session: &Session) -> Result {
+        glue::cond_resched();
+
+        let Some(file) = self.0 else {
+            return Ok(());
+        };
+        let mut shared = file.shared.lock();
+        shared.view = uapi::Status {
+            activity: shared.view.activity,
+            ..session.view()
+        };
+        if shared.cancel {
+            return Err(ECANCELED);
+        }
+        drop(shared);
+
+        if current!().signal_pending() {
+            return Err(EINTR);
+        }
+        Ok(())
     }
 }

@@ -5,6 +5,7 @@
 use kernel::prelude::*;
 
 use crate::{
+    alloc,
     args::{
         self,
         Arg, //
@@ -78,15 +79,16 @@ impl Session {
         if nr_runs > MAX_ADD_RUNS {
             return Err(E2BIG.into());
         }
-        if self.bound.is_none() || !self.progress.may_add() {
+        if !self.is_bound() || !self.progress.may_add() {
             return Err(EBADFD.into());
         }
 
         let nr_runs = usize::try_from(nr_runs).map_err(Error::from)?;
-        let mut new = KVVec::from_elem(uapi::Run::default(), nr_runs, GFP_KERNEL_ACCOUNT)?;
+        let mut new = alloc::list(uapi::Run::default(), nr_runs)?;
         args::read_array(addr, &mut new)?;
 
-        for (run, index) in new.iter().zip(0u32..) {
+        let mut index = 0u32;
+        for run in new.iter() {
             pairs::validate(run).map_err(|bad| {
                 let error = match bad {
                     BadRun::Invalid => EINVAL,
@@ -94,6 +96,7 @@ impl Session {
                 };
                 Refusal::of_run(error, index)
             })?;
+            index = index.saturating_add(1);
         }
 
         let [used_a, used_b] = &mut self.used;
@@ -115,19 +118,19 @@ impl Session {
 
         // All that can fail comes first.
         let nr_words = marks::words(nr_pairs);
-        self.runs.reserve(nr_runs, GFP_KERNEL_ACCOUNT)?;
-        used_a.reserve(nr_runs, GFP_KERNEL_ACCOUNT)?;
-        used_b.reserve(nr_runs, GFP_KERNEL_ACCOUNT)?;
-        self.refused.resize(nr_words, 0, GFP_KERNEL_ACCOUNT)?;
-        self.back.resize(nr_words, 0, GFP_KERNEL_ACCOUNT)?;
+        alloc::reserve(&mut self.runs, nr_runs)?;
+        alloc::reserve(used_a, nr_runs)?;
+        alloc::reserve(used_b, nr_runs)?;
+        alloc::resize(&mut self.refused, nr_words, 0)?;
+        alloc::resize(&mut self.back, nr_words, 0)?;
 
-        extend(&mut self.runs, nr_runs, |runs, len| {
+        alloc::extend(&mut self.runs, nr_runs, |runs, len| {
             pairs::append(runs, len, &new)
         })?;
-        extend(used_a, nr_runs, |used, len| {
+        alloc::extend(used_a, nr_runs, |used, len| {
             ranges::merge(used, len, &new_a)
         })?;
-        extend(used_b, nr_runs, |used, len| {
+        alloc::extend(used_b, nr_runs, |used, len| {
             ranges::merge(used, len, &new_b)
         })?;
         self.progress.loaded(nr_pairs);
@@ -136,23 +139,8 @@ impl Session {
 }
 
 fn sorted(runs: &[uapi::Run], side: Side) -> Result<KVVec<Candidate>> {
-    let mut out = KVVec::from_elem(Candidate::default(), runs.len(), GFP_KERNEL_ACCOUNT)?;
+    let mut out = alloc::list(Candidate::default(), runs.len())?;
 
     ranges::candidates(runs, side, &mut out);
     Ok(out)
-}
-
-/// Enlarge `list` by `more` elements, for which there is room, have `fill` put
-/// them to use, and drop those that it did not need.
-fn extend<T: Default + Clone>(
-    list: &mut KVVec<T>,
-    more: usize,
-    fill: impl FnOnce(&mut [T], usize) -> usize,
-) -> Result {
-    let len = list.len();
-
-    list.resize(len.saturating_add(more), T::default(), GFP_KERNEL_ACCOUNT)?;
-    let filled = fill(list, len);
-    list.truncate(filled);
-    Ok(())
 }

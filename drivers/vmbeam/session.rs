@@ -5,6 +5,7 @@
 use kernel::prelude::*;
 
 use crate::{
+    alloc,
     args::Arg,
     pairs::{
         Run,
@@ -12,12 +13,14 @@ use crate::{
     },
     progress::Progress,
     ranges::Range,
+    records::Place,
     uapi,
     xen::{
         self,
         DomId,
         Domains,
-        Mode, //
+        Mode,
+        Reply, //
     },
     xen_abi::SwapRun,
 };
@@ -49,9 +52,9 @@ pub(crate) struct Batch {
 impl Batch {
     fn new() -> Result<Self> {
         Ok(Self {
-            runs: KVVec::from_elem(SwapRun::default(), BATCH_RUNS, GFP_KERNEL_ACCOUNT)?,
-            firsts: KVVec::from_elem(0, BATCH_RUNS, GFP_KERNEL_ACCOUNT)?,
-            status: KVVec::from_elem(0, usize::try_from(BATCH_PAIRS)?, GFP_KERNEL_ACCOUNT)?,
+            runs: alloc::list(SwapRun::default(), BATCH_RUNS)?,
+            firsts: alloc::list(0, BATCH_RUNS)?,
+            status: alloc::list(0, usize::try_from(BATCH_PAIRS)?)?,
         })
     }
 }
@@ -62,6 +65,26 @@ pub(crate) struct Bound {
     pub(crate) domains: Domains,
     /// Buffers.
     pub(crate) batch: Batch,
+    /// Where the session can be kept.
+    _place: Place,
+}
+
+/// What hypercalls that swapped took.
+#[derive(Default)]
+pub(crate) struct Spent {
+    /// How many there were.
+    hypercalls: u64,
+    tlb_flushes: u64,
+    batches: u64,
+}
+
+impl Spent {
+    /// Count one.
+    pub(crate) fn add(&mut self, reply: &Reply) {
+        self.hypercalls = self.hypercalls.saturating_add(1);
+        self.tlb_flushes = self.tlb_flushes.saturating_add(reply.tlb_flushes);
+        self.batches = self.batches.saturating_add(reply.batches);
+    }
 }
 
 /// The state of one open file.
@@ -79,10 +102,8 @@ pub(crate) struct Session {
     pub(crate) back: KVVec<u64>,
     /// The cursor and the counts.
     pub(crate) progress: Progress,
-    /// Hypercalls issued to swap.
-    pub(crate) hypercalls: u64,
-    /// TLB flushes that they took.
-    pub(crate) tlb_flushes: u64,
+    /// What it took.
+    pub(crate) spent: Spent,
 }
 
 /// IOCTL: `INFO`: limits and features. Needs no session.
@@ -92,6 +113,10 @@ pub(crate) fn info(mut arg: Arg<uapi::Info>) -> Result {
     } else {
         0
     };
+    #[cfg(vmbeam_debug)]
+    {
+        arg.value.features |= crate::debug::features();
+    }
     arg.value.max_add_runs = MAX_ADD_RUNS;
     arg.value.batch_pairs = BATCH_PAIRS;
     arg.value.max_runs = u64::try_from(MAX_RUNS)?;
@@ -100,11 +125,17 @@ pub(crate) fn info(mut arg: Arg<uapi::Info>) -> Result {
 }
 
 impl Session {
+    /// Whether it has been given its domains.
+    pub(crate) fn is_bound(&self) -> bool {
+        self.bound.is_some()
+    }
+
     /// IOCTL: `OPEN`: bind the file to two domains.
     ///
     /// # Errors
     ///
-    /// [`EINVAL`], [`EBADFD`], [`ENOMEM`], and those of [`xen::swap_frames`].
+    /// [`EINVAL`], [`EBADFD`], [`ENOSPC`], [`ENOMEM`], and those of
+    /// [`xen::swap_frames`].
     pub(crate) fn open(&mut self, arg: Arg<uapi::Open>) -> Result {
         let domains = Domains {
             a: DomId::new(arg.value.domid_a)?,
@@ -114,25 +145,23 @@ impl Session {
         if domains.a == domains.b {
             return Err(EINVAL);
         }
-        if self.bound.is_some() {
+        if self.is_bound() {
             return Err(EBADFD);
         }
 
-        let batch = Batch::new()?;
+        let bound = Bound {
+            domains,
+            batch: Batch::new()?,
+            _place: Place::reserve()?,
+        };
         xen::swap_frames(domains, Mode::Check, &[], &mut []).result?;
-        self.bound = Some(Bound { domains, batch });
+        self.bound = Some(bound);
         Ok(())
     }
 
-    /// IOCTL: `STATUS`: where the session stands.
-    ///
-    /// # Errors
-    ///
-    /// [`EFAULT`].
-    pub(crate) fn status(&mut self, mut arg: Arg<uapi::Status>) -> Result {
-        let out = &mut arg.value;
-
-        (out.state, out.domid_a, out.domid_b) = match &self.bound {
+    /// Where the session stands, for others to see.
+    pub(crate) fn view(&self) -> uapi::Status {
+        let (state, domid_a, domid_b) = match &self.bound {
             None => (uapi::STATE_UNBOUND, 0, 0),
             Some(bound) => (
                 self.progress.state(),
@@ -140,14 +169,20 @@ impl Session {
                 bound.domains.b.into(),
             ),
         };
-        out.reserved = 0;
-        out.runs = u64::try_from(self.runs.len())?;
-        out.pairs = self.progress.pairs().into();
-        out.cursor = self.progress.cursor().into();
-        out.swapped = self.progress.swapped().into();
-        out.refused = self.progress.refused().into();
-        out.hypercalls = self.hypercalls;
-        out.tlb_flushes = self.tlb_flushes;
-        arg.write()
+
+        uapi::Status {
+            state,
+            domid_a,
+            domid_b,
+            runs: u64::try_from(self.runs.len()).unwrap_or(u64::MAX),
+            pairs: self.progress.pairs().into(),
+            cursor: self.progress.cursor().into(),
+            swapped: self.progress.swapped().into(),
+            refused: self.progress.refused().into(),
+            hypercalls: self.spent.hypercalls,
+            tlb_flushes: self.spent.tlb_flushes,
+            batches: self.spent.batches,
+            ..uapi::Status::default()
+        }
     }
 }

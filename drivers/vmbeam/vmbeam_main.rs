@@ -19,8 +19,12 @@
 //!
 //! - `file`: an open file; who may work on its session when; ioctl numbers.
 //! - `args`: request structures and arrays in user memory.
-//! - `session`: what the requests do. `load`, `swap`: its larger parts.
-//! - `xen`: the hypercall; all `unsafe` code.
+//! - `session`: what the requests do. `load`, `swap`, `back`: its larger parts.
+//! - `records`: what becomes of sessions whose file is gone half way.
+//! - `alloc`: allocations.
+//! - `xen`: the hypercall. `glue`: the rest of what the kernel crate lacks. All
+//!   `unsafe` code is in these two.
+//! - `debug`: in a debug build, a model of a hypervisor, and faults on request.
 //! - [`pairs`], [`ranges`], [`marks`], [`progress`]: logic that knows neither a
 //!   kernel nor a hypervisor. `cargo test` in `rust/core` runs the same files.
 //!
@@ -40,17 +44,26 @@ use kernel::{
     prelude::*,
 };
 
+mod alloc;
 mod args;
+mod back;
+#[cfg(vmbeam_debug)]
+mod debug;
 mod file;
 mod load;
+mod records;
 mod session;
 mod swap;
 
+#[path = "../../rust/kernel/glue.rs"]
+mod glue;
 #[path = "../../rust/kernel/xen.rs"]
 mod xen;
 
 #[path = "../../rust/core/src/marks.rs"]
 pub mod marks;
+#[path = "../../rust/core/src/names.rs"]
+pub mod names;
 #[path = "../../rust/core/src/pairs.rs"]
 pub mod pairs;
 #[path = "../../rust/core/src/progress.rs"]
@@ -79,6 +92,8 @@ struct VmbeamModule {
 
 impl kernel::InPlaceModule for VmbeamModule {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        glue::init();
+
         // Not a reason to fail: a program can ask, and explain what is missing.
         if !xen::implemented() {
             pr_info!("this hypervisor does not implement the swap of frames\n");

@@ -2,8 +2,8 @@
 
 //! The swap of frames, as a safe function.
 //!
-//! All `unsafe` code of the driver is in this file. It belongs into the kernel
-//! crate; until then the driver compiles it as a module of its own.
+//! All `unsafe` code of the driver is in this file and in `glue.rs`. It belongs
+//! into the kernel crate; until then the driver compiles it as modules of its own.
 
 use core::ffi::{
     c_int,
@@ -18,12 +18,12 @@ use crate::xen_abi::{
     SwapRun,
     LAST_DOMID,
     SWAP_CHECK,
+    SWAP_VERSION,
     XENMEM_SWAP_FRAMES, //
 };
 
 extern "C" {
     fn vmbeam_memory_op(cmd: c_uint, arg: *mut c_void) -> c_int;
-    fn vmbeam_cond_resched();
 }
 
 /// The number of an ordinary domain.
@@ -80,6 +80,8 @@ pub(crate) struct Reply {
     pub(crate) done: usize,
     /// TLB flushes that it took.
     pub(crate) tlb_flushes: u64,
+    /// Batches that the hypervisor made of it.
+    pub(crate) batches: u64,
     /// Whether the hypervisor did all that was asked.
     pub(crate) result: Result,
 }
@@ -98,21 +100,7 @@ pub(crate) fn swap_frames(
     runs: &[SwapRun],
     status: &mut [i32],
 ) -> Reply {
-    let nothing = |error| Reply {
-        done: 0,
-        tlb_flushes: 0,
-        result: Err(error),
-    };
-    let pairs = runs
-        .iter()
-        .fold(0u64, |sum, run| sum.saturating_add(u64::from(run.nr)));
-    let (Ok(nr_runs), Ok(room)) = (u32::try_from(runs.len()), u64::try_from(status.len())) else {
-        return nothing(EINVAL);
-    };
-    if pairs > room {
-        return nothing(EINVAL);
-    }
-
+    let pairs = total(runs);
     let mut request = SwapFrames {
         domid_a: domains.a.0,
         domid_b: domains.b.0,
@@ -120,31 +108,18 @@ pub(crate) fn swap_frames(
             Mode::Check => SWAP_CHECK,
             Mode::Swap => 0,
         },
-        nr_runs,
-        // CAST: Handles are addresses in 64 bits.
-        runs: runs.as_ptr() as u64,
-        status: status.as_mut_ptr() as u64,
-        nr_pairs: pairs,
+        version: SWAP_VERSION,
         ..SwapFrames::default()
     };
-    // SAFETY:
-    // - `request` is the argument that this sub-operation expects, and is ours for the call.
-    // - `runs` names `nr_runs` initialised structures, which the hypervisor only reads.
-    // - `status` names at least `nr_pairs` elements, as checked above, which are exclusively
-    //   ours and valid with any value. The hypervisor writes no more than `nr_pairs` of them,
-    //   and keeps neither address beyond the call.
-    // - Neither frame list can name a frame of this kernel: the hypervisor refuses the domain
-    //   that it runs in.
-    let ret = unsafe {
-        vmbeam_memory_op(
-            XENMEM_SWAP_FRAMES,
-            core::ptr::from_mut(&mut request).cast::<c_void>(),
-        )
-    };
+    #[cfg(not(vmbeam_debug))]
+    let ret = memory_op(&mut request, runs, status);
+    #[cfg(vmbeam_debug)]
+    let ret = crate::debug::memory_op(&mut request, runs, status);
 
     Reply {
         done: usize::try_from(request.done.min(pairs)).unwrap_or(0),
-        tlb_flushes: request.tlb_flushes,
+        tlb_flushes: request.stats.tlb_flushes,
+        batches: request.stats.batches,
         result: match ret {
             0 if request.done == pairs => Ok(()),
             0.. => Err(EIO),
@@ -153,12 +128,53 @@ pub(crate) fn swap_frames(
     }
 }
 
+/// Issue the hypercall. What `request` says about the arrays is replaced.
+pub(crate) fn memory_op(request: &mut SwapFrames, runs: &[SwapRun], status: &mut [i32]) -> c_int {
+    let pairs = total(runs);
+    let (Ok(nr_runs), Ok(room)) = (u32::try_from(runs.len()), u64::try_from(status.len())) else {
+        return EINVAL.to_errno();
+    };
+    if pairs > room {
+        return EINVAL.to_errno();
+    }
+    request.nr_runs = nr_runs;
+    request.nr_pairs = pairs;
+    // CAST: Handles are addresses in 64 bits.
+    request.runs = runs.as_ptr() as u64;
+    request.status = status.as_mut_ptr() as u64;
+
+    // SAFETY:
+    // - `request` is the argument that this sub-operation expects, and is ours for the call.
+    // - `runs` names `nr_runs` initialised structures, which the hypervisor only reads.
+    // - `status` names at least `nr_pairs` elements, as checked above, which are exclusively
+    //   ours and valid with any value. The hypervisor writes no more than `nr_pairs` of them,
+    //   and keeps neither address beyond the call.
+    // - Neither frame list can name a frame of this kernel: the hypervisor refuses the domain
+    //   that it runs in.
+    unsafe {
+        vmbeam_memory_op(
+            XENMEM_SWAP_FRAMES,
+            core::ptr::from_mut(request).cast::<c_void>(),
+        )
+    }
+}
+
+/// Pairs in `runs`.
+fn total(runs: &[SwapRun]) -> u64 {
+    runs.iter()
+        .fold(0u64, |sum, run| sum.saturating_add(u64::from(run.nr)))
+}
+
 /// Make the answer of the hypervisor one that the uAPI header documents.
 fn translate(ret: c_int) -> Error {
-    let error = Error::from_errno(ret);
+    let error = pair_error(ret);
 
-    if error == ENOSYS {
+    if [ENOSYS, ENOEXEC].contains(&error) {
+        // No such operation, or one with another interface than ours.
         EOPNOTSUPP
+    } else if [EADDRINUSE, EMLINK, EAGAIN].contains(&error) {
+        // A mode of the domain: altp2m, memory sharing, paging.
+        EBUSY
     } else if error == EACCES {
         // This is how a security module of the hypervisor says no.
         EPERM
@@ -168,6 +184,19 @@ fn translate(ret: c_int) -> Error {
         EIO
     }
 }
+
+/// The error that the hypervisor means with the status of a pair, which is not 0.
+pub(crate) fn pair_error(status: c_int) -> Error {
+    // The kernel would log a number that cannot be an errno, each time.
+    if (-MAX_ERRNO..0).contains(&status) {
+        Error::from_errno(status)
+    } else {
+        EIO
+    }
+}
+
+/// The largest errno there can be, as in `linux/err.h`.
+const MAX_ERRNO: c_int = 4095;
 
 /// Whether there is a hypervisor that implements the swap of frames.
 pub(crate) fn implemented() -> bool {
@@ -180,9 +209,14 @@ pub(crate) fn implemented() -> bool {
     reply.result != Err(EOPNOTSUPP)
 }
 
-/// Let others run, between two requests.
-pub(crate) fn cond_resched() {
-    // SAFETY: May be called by any code that may sleep. It is only called by ioctl handlers,
-    // which hold no spin lock.
-    unsafe { vmbeam_cond_resched() };
+/// The same, past all that a debug build puts before the hypervisor.
+#[cfg(vmbeam_debug)]
+pub(crate) fn hypervisor_implements() -> bool {
+    let mut request = SwapFrames {
+        flags: SWAP_CHECK,
+        ..SwapFrames::default()
+    };
+    let ret = memory_op(&mut request, &[], &mut []);
+
+    translate(ret) != EOPNOTSUPP
 }

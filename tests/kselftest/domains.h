@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Bare domains for the selftest: memory and no guest kernel.
+ * Bare domains for the selftest: memory and no guest kernel. They are those of
+ * the Xen that we run on, or of the model in a debug driver.
  */
 #ifndef VMBEAM_TEST_DOMAINS_H
 #define VMBEAM_TEST_DOMAINS_H
@@ -11,7 +12,7 @@
 
 #include <linux/types.h>
 
-/* Not a domain: no_domain() or a failed domain_create(). */
+/* Not a domain: a failed create(). */
 #define NO_DOMAIN UINT32_MAX
 
 enum domain_kind {
@@ -19,35 +20,68 @@ enum domain_kind {
 	DOMAIN_PV,
 };
 
-/* 0, or -1 with errno set. */
-int xen_open(void);
-void xen_close(void);
+struct domain_ops {
+	/* 0, or -1 with errno set. */
+	int (*open)(__u64 features);
+	void (*close)(void);
 
-/* A paused domain with @frames frames from gfn 0 on, or NO_DOMAIN. */
-__u32 domain_create(enum domain_kind kind, unsigned long frames);
+	/* A paused domain with @frames frames from gfn 0 on, or NO_DOMAIN. */
+	__u32 (*create)(enum domain_kind kind, unsigned long frames);
+	void (*destroy)(__u32 domid);
+	bool (*dying)(__u32 domid);
+	long (*pages)(__u32 domid);
+	int (*log_dirty)(__u32 domid);
+
+	/*
+	 * Write contents that name the domain (@tag) and the frame into @nr
+	 * frames from @first on, or compare them with it. check() returns how
+	 * many frames differ, or -1.
+	 */
+	int (*fill)(__u32 domid, __u32 tag, unsigned long first, unsigned long nr);
+	long (*check)(__u32 domid, __u32 tag, unsigned long first,
+		      unsigned long nr, unsigned long gfn);
+
+	/* Map one frame and keep it mapped. */
+	void *(*hold)(__u32 domid, unsigned long gfn);
+	void (*release)(void *page);
+
+	/* Have the domain grant a frame to us, and map that grant. */
+	void *(*grant)(__u32 domid, unsigned long gfn);
+	void (*ungrant)(void *page);
+
+	/* Put a page that belongs to the hypervisor at @gfn. */
+	int (*add_xen_page)(__u32 domid, unsigned long gfn);
+
+	/*
+	 * Let each hypercall take @msec longer, so that a signal meets one. A
+	 * real one is long enough by itself.
+	 */
+	int (*slow)(unsigned int msec);
+};
+
+extern const struct domain_ops xen_ops, mock_ops;
+
+/* The operations to use; set by domains_open(). */
+extern const struct domain_ops *domains;
+
+/* Choose by vmbeam_info.features. 0, or -1 with errno set. */
+int domains_open(__u64 features);
+void domains_close(void);
+
+#define domain_create(...)	domains->create(__VA_ARGS__)
+#define domain_dying(...)	domains->dying(__VA_ARGS__)
+#define domain_pages(...)	domains->pages(__VA_ARGS__)
+#define domain_log_dirty(...)	domains->log_dirty(__VA_ARGS__)
+#define domain_fill(...)	domains->fill(__VA_ARGS__)
+#define domain_check(...)	domains->check(__VA_ARGS__)
+#define domain_hold(...)	domains->hold(__VA_ARGS__)
+#define domain_release(...)	domains->release(__VA_ARGS__)
+#define domain_grant(...)	domains->grant(__VA_ARGS__)
+#define domain_ungrant(...)	domains->ungrant(__VA_ARGS__)
+#define domain_add_xen_page(...) domains->add_xen_page(__VA_ARGS__)
+#define domains_slow(...)	domains->slow(__VA_ARGS__)
+
+/* Nothing if there is no such domain. */
 void domain_destroy(__u32 domid);
-bool domain_dying(__u32 domid);
-long domain_pages(__u32 domid);
-int domain_log_dirty(__u32 domid);
-
-/*
- * Write contents that name the domain (@tag) and the frame into @nr frames from
- * @first on, or compare them with it. domain_check() returns how many frames
- * differ, or -1.
- */
-int domain_fill(__u32 domid, __u32 tag, unsigned long first, unsigned long nr);
-long domain_check(__u32 domid, __u32 tag, unsigned long first,
-		  unsigned long nr, unsigned long gfn);
-
-/* Map one frame and keep it mapped. */
-void *domain_hold(__u32 domid, unsigned long gfn);
-void domain_release(void *page);
-
-/* Have the domain grant a frame to us, and map that grant. */
-void *domain_grant(__u32 domid, unsigned long gfn);
-void domain_ungrant(void *page);
-
-/* Put a page that belongs to Xen at @gfn. */
-int domain_add_xen_page(__u32 domid, unsigned long gfn);
 
 #endif /* VMBEAM_TEST_DOMAINS_H */

@@ -14,6 +14,7 @@
 extern crate std;
 
 pub mod marks;
+pub mod names;
 pub mod pairs;
 pub mod progress;
 pub mod ranges;

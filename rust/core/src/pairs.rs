@@ -7,6 +7,7 @@
 //! by number by construction, so a pair is found by bisection.
 
 use super::{
+    ranges,
     uapi,
     xen_abi::SwapRun, //
 };
@@ -157,10 +158,10 @@ pub struct Filled {
 /// batch's `i`th.
 pub fn fill(runs: &[Run], from: u32, to: u32, max_pairs: u32, out: &mut [SwapRun]) -> Filled {
     let to = to.min(from.saturating_add(max_pairs));
-    let start = runs.partition_point(|run| run.end() <= from);
+    let start = ranges::count_before(runs, |run| run.end() <= from);
     let mut filled = Filled::default();
 
-    for (run, slot) in runs.iter().skip(start).zip(out) {
+    for (run, slot) in runs.get(start..).unwrap_or(&[]).iter().zip(out) {
         let first = run.first.max(from);
         let end = run.end().min(to);
         if first >= end {
@@ -187,15 +188,16 @@ pub fn fill_back(
 ) -> Filled {
     let mut filled = Filled::default();
     let mut slots = out.iter_mut().zip(firsts);
-    let after = runs.partition_point(|run| run.first < to);
+    let after = ranges::count_before(runs, |run| run.first < to);
 
-    for run in runs.iter().take(after).rev() {
+    for run in runs.get(..after).unwrap_or(&[]).iter().rev() {
         let floor = run.first.max(from);
         let mut end = run.end().min(to);
 
         while end > floor {
-            if skip(end - 1) {
-                end -= 1;
+            let last = end.saturating_sub(1);
+            if skip(last) {
+                end = last;
                 continue;
             }
             let left = max_pairs.saturating_sub(filled.pairs);
@@ -206,9 +208,9 @@ pub fn fill_back(
                 return filled;
             };
             let floor = floor.max(end.saturating_sub(left));
-            let mut start = end - 1;
-            while start > floor && !skip(start - 1) {
-                start -= 1;
+            let mut start = last;
+            while start > floor && !skip(start.saturating_sub(1)) {
+                start = start.saturating_sub(1);
             }
             *slot = run.cut(start, end);
             *first = start;

@@ -153,7 +153,7 @@ impl Progress {
             }
             self.cursor = pair;
             self.phase = Phase::RollingBack;
-            moved += 1;
+            moved = u32::saturating_add(moved, 1);
         }
         moved
     }

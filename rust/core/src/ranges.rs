@@ -56,7 +56,9 @@ pub enum Side {
 /// Put the frames of `runs` on one side into `out`, which must be as long, in
 /// ascending order.
 pub fn candidates(runs: &[uapi::Run], side: Side, out: &mut [Candidate]) {
-    for ((run, index), slot) in runs.iter().zip(0u32..).zip(out.iter_mut()) {
+    let mut index = 0u32;
+
+    for (run, slot) in runs.iter().zip(out.iter_mut()) {
         *slot = Candidate {
             start: match side {
                 Side::A => run.gfn_a,
@@ -65,6 +67,7 @@ pub fn candidates(runs: &[uapi::Run], side: Side, out: &mut [Candidate]) {
             nr: run.nr,
             index,
         };
+        index = index.saturating_add(1);
     }
     sort(out);
 }
@@ -80,7 +83,7 @@ fn sort(list: &mut [Candidate]) {
         sift_down(list, root);
     }
     for end in (1..list.len()).rev() {
-        list.swap(0, end);
+        exchange(list, 0, end);
         if let Some(heap) = list.get_mut(..end) {
             sift_down(heap, 0);
         }
@@ -103,9 +106,34 @@ fn sift_down(heap: &mut [Candidate], mut root: usize) {
         if start(heap, child) <= start(heap, root) {
             return;
         }
-        heap.swap(root, child);
+        exchange(heap, root, child);
         root = child;
     }
+}
+
+/// Exchange the elements at `low` and `high`, which must follow it.
+fn exchange(list: &mut [Candidate], low: usize, high: usize) {
+    if let Some((front, back)) = list.split_at_mut_checked(high) {
+        if let (Some(a), Some(b)) = (front.get_mut(low), back.first_mut()) {
+            core::mem::swap(a, b);
+        }
+    }
+}
+
+/// How many elements, all at the beginning of `list`, are `before` something. Not
+/// the standard library's `partition_point()`: its arithmetic could panic in theory.
+pub(super) fn count_before<T>(list: &[T], before: impl Fn(&T) -> bool) -> usize {
+    let (mut low, mut high) = (0usize, list.len());
+
+    while low < high {
+        let middle = low.midpoint(high);
+        if list.get(middle).is_some_and(&before) {
+            low = middle.saturating_add(1);
+        } else {
+            high = middle;
+        }
+    }
+    low
 }
 
 /// Whether any of the runs before `limit` shares a frame with `used` or with
@@ -115,7 +143,7 @@ fn conflict_before(used: &[Range], sorted: &[Candidate], limit: u32) -> bool {
 
     for candidate in sorted.iter().filter(|c| c.index < limit) {
         let range = candidate.range();
-        let at = used.partition_point(|u| u.end() <= range.start);
+        let at = count_before(used, |u| u.end() <= range.start);
 
         if range.start < end || used.get(at).is_some_and(|u| u.overlaps(&range)) {
             return true;
@@ -137,8 +165,8 @@ pub fn first_conflict(used: &[Range], sorted: &[Candidate]) -> Option<u32> {
     // Bisect for the shortest beginning of the call that has a conflict: its
     // last run is the culprit. Only a failing call pays for it.
     let (mut good, mut bad) = (0, all);
-    while bad - good > 1 {
-        let middle = good + (bad - good) / 2;
+    while bad.saturating_sub(good) > 1 {
+        let middle = good.saturating_add(bad.saturating_sub(good) / 2);
         if conflict_before(used, sorted, middle) {
             bad = middle;
         } else {

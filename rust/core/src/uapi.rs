@@ -31,12 +31,24 @@ pub const NR_COMMIT: u32 = 4;
 pub const NR_STATUS: u32 = 5;
 /// Number of `VMBEAM_IOCTL_ROLLBACK`.
 pub const NR_ROLLBACK: u32 = 6;
+/// Number of `VMBEAM_IOCTL_CANCEL`.
+pub const NR_CANCEL: u32 = 7;
+/// Number of `VMBEAM_IOCTL_RECORDS`.
+pub const NR_RECORDS: u32 = 8;
+/// Number of `VMBEAM_IOCTL_ADOPT`.
+pub const NR_ADOPT: u32 = 9;
+/// Number of `VMBEAM_IOCTL_FORGET`.
+pub const NR_FORGET: u32 = 10;
 
 /// Status of a pair that has not been looked at.
 pub const NOT_ATTEMPTED: i32 = 1;
 
 /// `vmbeam_info.features`: the hypervisor implements the swap.
 pub const FEATURE_SWAP: u64 = 1 << 0;
+/// `vmbeam_info.features`: a driver with its debug options.
+pub const FEATURE_DEBUG: u64 = 1 << 1;
+/// `vmbeam_info.features`: a model of a hypervisor instead of one.
+pub const FEATURE_MOCK: u64 = 1 << 2;
 
 /// No `VMBEAM_IOCTL_OPEN` yet.
 pub const STATE_UNBOUND: u32 = 0;
@@ -188,8 +200,8 @@ abi_struct! {
         domid_a: u32,
         /// Out: second domain.
         domid_b: u32,
-        /// Out: 0.
-        reserved: u32,
+        /// Out: number of the ioctl that works on the session now, or 0.
+        activity: u32,
         /// Out: runs.
         runs: u64,
         /// Out: pairs.
@@ -204,6 +216,8 @@ abi_struct! {
         hypercalls: u64,
         /// Out: TLB flushes that they took.
         tlb_flushes: u64,
+        /// Out: batches that the hypervisor made of them.
+        batches: u64,
     }
 }
 
@@ -223,15 +237,100 @@ abi_struct! {
     }
 }
 
+abi_struct! {
+    /// `struct vmbeam_cancel`
+    Cancel {
+        /// Size of this structure.
+        size: u32,
+        /// Must be 0.
+        flags: u32,
+    }
+}
+
+abi_struct! {
+    /// `struct vmbeam_record`
+    Record {
+        /// What to call it.
+        id: u64,
+        /// First domain.
+        domid_a: u32,
+        /// Second domain.
+        domid_b: u32,
+        /// `STATE_*`.
+        state: u32,
+        /// Why it could not be rolled back.
+        error: i32,
+        /// Runs.
+        runs: u64,
+        /// Pairs.
+        pairs: u64,
+        /// Where the cursor is.
+        cursor: u64,
+        /// Pairs that are swapped still.
+        swapped: u64,
+        /// Pairs before the cursor that were refused.
+        refused: u64,
+    }
+}
+
+abi_struct! {
+    /// `struct vmbeam_records`
+    Records {
+        /// Size of this structure.
+        size: u32,
+        /// Must be 0.
+        flags: u32,
+        /// Address of the room for records.
+        records: u64,
+        /// In: room for how many; out: how many were written.
+        nr: u32,
+        /// Size of the caller's `struct vmbeam_record`.
+        record_size: u32,
+        /// Out: how many there are.
+        total: u32,
+        /// Must be 0.
+        reserved: u32,
+    }
+}
+
+abi_struct! {
+    /// `struct vmbeam_adopt`
+    Adopt {
+        /// Size of this structure.
+        size: u32,
+        /// Must be 0.
+        flags: u32,
+        /// Which record.
+        id: u64,
+    }
+}
+
+abi_struct! {
+    /// `struct vmbeam_forget`
+    Forget {
+        /// Size of this structure.
+        size: u32,
+        /// Must be 0.
+        flags: u32,
+        /// Which record.
+        id: u64,
+    }
+}
+
 /// What every request structure begins with.
 pub trait Request: zerocopy::FromBytes + zerocopy::IntoBytes + zerocopy::Immutable {
+    /// Size of the first version of the structure; callers may pass that.
+    const FIRST_SIZE: usize;
+
     /// The flags that the caller set; none is defined so far.
     fn flags(&self) -> u32;
 }
 
 macro_rules! request {
-    ($($name:ident)*) => {
+    ($($name:ident $first_size:expr,)*) => {
         $(impl Request for $name {
+            const FIRST_SIZE: usize = $first_size;
+
             fn flags(&self) -> u32 {
                 self.flags
             }
@@ -239,7 +338,19 @@ macro_rules! request {
     };
 }
 
-request!(Info Open Add Prepare Commit Status Rollback);
+request! {
+    Info core::mem::size_of::<Info>(),
+    Open core::mem::size_of::<Open>(),
+    Add core::mem::size_of::<Add>(),
+    Prepare core::mem::size_of::<Prepare>(),
+    Commit core::mem::size_of::<Commit>(),
+    Status core::mem::offset_of!(Status, batches),
+    Rollback core::mem::size_of::<Rollback>(),
+    Cancel core::mem::size_of::<Cancel>(),
+    Records core::mem::size_of::<Records>(),
+    Adopt core::mem::size_of::<Adopt>(),
+    Forget core::mem::size_of::<Forget>(),
+}
 
 macro_rules! assert_layout {
     ($name:ident, $size:literal, $($field:ident: $offset:literal),*) => {
@@ -257,6 +368,12 @@ assert_layout!(Run, 24, gfn_a: 0, gfn_b: 8, nr: 16, reserved: 20);
 assert_layout!(Add, 40, runs: 8, nr_runs: 16, bad_run: 20, total_runs: 24, total_pairs: 32);
 assert_layout!(Prepare, 48, first: 8, nr: 16, status: 24, done: 32, refused: 40);
 assert_layout!(Commit, 56, expected: 8, nr: 16, status: 24, cursor: 32, swapped: 40, refused: 48);
-assert_layout!(Status, 80, state: 8, domid_a: 12, domid_b: 16, reserved: 20, runs: 24, pairs: 32,
-    cursor: 40, swapped: 48, refused: 56, hypercalls: 64, tlb_flushes: 72);
+assert_layout!(Status, 88, state: 8, domid_a: 12, domid_b: 16, activity: 20, runs: 24, pairs: 32,
+    cursor: 40, swapped: 48, refused: 56, hypercalls: 64, tlb_flushes: 72, batches: 80);
 assert_layout!(Rollback, 32, expected: 8, cursor: 16, swapped: 24);
+assert_layout!(Cancel, 8, size: 0, flags: 4);
+assert_layout!(Record, 64, domid_a: 8, domid_b: 12, state: 16, error: 20, runs: 24, pairs: 32,
+    cursor: 40, swapped: 48, refused: 56);
+assert_layout!(Records, 32, records: 8, nr: 16, record_size: 20, total: 24, reserved: 28);
+assert_layout!(Adopt, 16, id: 8);
+assert_layout!(Forget, 16, id: 8);

@@ -6,6 +6,9 @@
 /// Number of the sub-operation.
 pub const XENMEM_SWAP_FRAMES: u32 = 48;
 
+/// The version of the interface that this file describes.
+pub const SWAP_VERSION: u32 = 2;
+
 /// Flag: report the statuses and change nothing.
 pub const SWAP_CHECK: u32 = 1;
 
@@ -32,6 +35,34 @@ pub struct SwapRun {
     pub pad: u32,
 }
 
+/// `xen_mem_swap_stats_t`: what a request took.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SwapStats {
+    /// Pairs swapped.
+    pub swapped: u64,
+    /// Batches.
+    pub batches: u64,
+    /// TLB flushes of one domain.
+    pub tlb_flushes: u64,
+    /// Flushes of the nested P2Ms of one domain.
+    pub nested_flushes: u64,
+    /// P2M entries removed or written.
+    pub p2m_writes: u64,
+    /// Pairs of 2 MiB entries exchanged whole.
+    pub superpages: u64,
+    /// 2 MiB entries split.
+    pub splits_2m: u64,
+    /// 1 GiB entries split.
+    pub splits_1g: u64,
+    /// Superpages put together.
+    pub merges: u64,
+    /// Frames marked as dirty.
+    pub dirtied: u64,
+    /// Continuations of the hypercall.
+    pub preempted: u64,
+}
+
 /// `xen_mem_swap_frames_t`: one request.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,8 +75,8 @@ pub struct SwapFrames {
     pub flags: u32,
     /// Number of runs; 0 only with [`SWAP_CHECK`]: check the domains only.
     pub nr_runs: u32,
-    /// Must be 0.
-    pub pad: u32,
+    /// [`SWAP_VERSION`].
+    pub version: u32,
     /// Address of the runs.
     pub runs: u64,
     /// Out: address of one `i32` a pair.
@@ -54,12 +85,8 @@ pub struct SwapFrames {
     pub nr_pairs: u64,
     /// In and out: pairs dealt with, in order.
     pub done: u64,
-    /// In and out: pairs swapped are added.
-    pub swapped: u64,
-    /// In and out: TLB flushes are added.
-    pub tlb_flushes: u64,
-    /// In and out: batches are added.
-    pub batches: u64,
+    /// In and out: what it took is added.
+    pub stats: SwapStats,
 }
 
 const _: () = {
@@ -73,16 +100,17 @@ const _: () = {
     assert!(offset_of!(SwapRun, gfn_b) == 8);
     assert!(offset_of!(SwapRun, nr) == 16);
     assert!(offset_of!(SwapRun, pad) == 20);
-    assert!(size_of::<SwapFrames>() == 72);
+    assert!(size_of::<SwapStats>() == 88);
+    assert!(offset_of!(SwapStats, tlb_flushes) == 16);
+    assert!(offset_of!(SwapStats, preempted) == 80);
+    assert!(size_of::<SwapFrames>() == 136);
     assert!(offset_of!(SwapFrames, domid_b) == 2);
     assert!(offset_of!(SwapFrames, flags) == 4);
     assert!(offset_of!(SwapFrames, nr_runs) == 8);
-    assert!(offset_of!(SwapFrames, pad) == 12);
+    assert!(offset_of!(SwapFrames, version) == 12);
     assert!(offset_of!(SwapFrames, runs) == 16);
     assert!(offset_of!(SwapFrames, status) == 24);
     assert!(offset_of!(SwapFrames, nr_pairs) == 32);
     assert!(offset_of!(SwapFrames, done) == 40);
-    assert!(offset_of!(SwapFrames, swapped) == 48);
-    assert!(offset_of!(SwapFrames, tlb_flushes) == 56);
-    assert!(offset_of!(SwapFrames, batches) == 64);
+    assert!(offset_of!(SwapFrames, stats) == 48);
 };

@@ -5,6 +5,7 @@
 mod check;
 mod client;
 mod list;
+mod records;
 mod swap;
 
 use clap::{Parser, Subcommand};
@@ -55,11 +56,39 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Show what the daemon is doing and has done
+    /// Show what the daemon is doing and has done, and half moves that are kept
     Status {
+        /// The driver's device
+        #[arg(long, value_name = "PATH", default_value = vmbeam_uapi::DEVICE_PATH)]
+        device: PathBuf,
         /// Print JSON
         #[arg(long)]
         json: bool,
+    },
+    /// List half moves that the driver could not put back when their program ended
+    Records {
+        /// The driver's device
+        #[arg(long, value_name = "PATH", default_value = vmbeam_uapi::DEVICE_PATH)]
+        device: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put the pages of a half move back
+    Recover {
+        /// The driver's device
+        #[arg(long, value_name = "PATH", default_value = vmbeam_uapi::DEVICE_PATH)]
+        device: PathBuf,
+        /// Number of the record
+        id: u64,
+    },
+    /// Drop the record of a half move that cannot be put back any more
+    Forget {
+        /// The driver's device
+        #[arg(long, value_name = "PATH", default_value = vmbeam_uapi::DEVICE_PATH)]
+        device: PathBuf,
+        /// Number of the record
+        id: u64,
     },
     /// Swap the memory of two guests
     ///
@@ -87,11 +116,28 @@ enum Command {
     },
 }
 
+/// The exit status of something that was asked of the driver itself.
+fn driver(result: Result<ExitCode, vmbeam_uapi::Error>) -> ExitCode {
+    result.unwrap_or_else(|e| {
+        eprintln!("vmbeam: {e}");
+        ExitCode::from(exit::FAILED)
+    })
+}
+
 fn run(args: Args) -> Result<ExitCode, ClientError> {
     match args.command {
         Command::Check { device, json } => check::run(&args.socket, &device, json),
         Command::List { json } => list::list(Client::connect(&args.socket)?, json),
-        Command::Status { json } => list::status(Client::connect(&args.socket)?, json),
+        Command::Status { device, json } => {
+            let code = list::status(Client::connect(&args.socket)?, json);
+            if !json {
+                driver(records::list(&device, false));
+            }
+            code
+        }
+        Command::Records { device, json } => Ok(driver(records::list(&device, json))),
+        Command::Recover { device, id } => Ok(driver(records::recover(&device, id))),
+        Command::Forget { device, id } => Ok(driver(records::forget(&device, id))),
         Command::Swap {
             from,
             to,

@@ -16,6 +16,7 @@ pub mod driver;
 pub mod host_vm;
 pub mod join;
 pub mod link;
+pub mod privilege;
 pub mod swap;
 mod verify;
 

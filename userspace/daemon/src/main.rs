@@ -8,7 +8,9 @@ use nix::sys::signal::{SigSet, Signal};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tracing::{info, warn};
+use vmbeamd::config::{Domid, HostVmConfig};
 use vmbeamd::driver::{DeviceDriver, Driver};
+use vmbeamd::privilege::{self, Filter};
 use vmbeamd::{Config, Daemon, CONFIG_PATH};
 
 /// Swaps the memory of guest VMs between host VMs.
@@ -24,6 +26,13 @@ struct Args {
     /// Check the configuration and exit
     #[arg(long)]
     check_config: bool,
+    /// Become this user when everything is set up; it must be in the group of the
+    /// device. Host VMs then need a domid in the configuration
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// What to do about system calls that the daemon does not need
+    #[arg(long, value_name = "ACTION", value_enum, default_value = "off")]
+    seccomp: Filter,
     /// Say more
     #[arg(short, long)]
     verbose: bool,
@@ -52,10 +61,17 @@ fn main() -> anyhow::Result<()> {
             args.config.display()
         );
     }
+    let by_command = |vm: &HostVmConfig| matches!(vm.domid, Domid::Command(_));
+    if args.seccomp != Filter::Off && config.host_vms.iter().any(by_command) {
+        anyhow::bail!("with --seccomp no program can be run: give each [[host_vm]] a domid");
+    }
     // Before any thread exists, so that all of them leave these to the wait below.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals.thread_block().context("cannot block signals")?;
 
+    if let Some(user) = &args.user {
+        privilege::become_user(user, &config.control_socket)?;
+    }
     let driver = DeviceDriver::new(config.device.clone());
     match driver.info() {
         Ok(info) => info!(?info, "driver"),
@@ -63,6 +79,7 @@ fn main() -> anyhow::Result<()> {
         Err(e) => warn!("{e}"),
     }
     let daemon = Daemon::start(config, Arc::new(driver))?;
+    privilege::restrict(args.seccomp)?;
     let signal = signals.wait().context("cannot wait for signals")?;
     info!("{signal}: stopping");
     daemon.stop();

@@ -18,8 +18,9 @@ pub struct Device {
 
 /// A session: one pair of host VMs, a list of frames, and how far it is.
 ///
-/// Dropping a session that never committed leaves no trace. Dropping one after
-/// a commit leaves the frames where they are.
+/// Dropping a session that never committed leaves no trace. Dropping one after a
+/// complete commit leaves the frames where they are. Dropping one half way makes
+/// the driver swap back, or keep a record: see [`Device::records`].
 #[derive(Debug)]
 pub struct Session {
     file: File,
@@ -89,6 +90,53 @@ impl Device {
         };
         raw::info(&self.file, &mut arg).map_err(fail(Op::Info))?;
         Ok(arg)
+    }
+
+    /// Half moves that the driver could not put back when their program ended.
+    pub fn records(&self) -> Result<Vec<sys::Record>, Error> {
+        let mut room = Vec::new();
+        loop {
+            let mut arg = sys::Records {
+                size: size_of::<sys::Records>(),
+                ..Default::default()
+            };
+            raw::records(&self.file, &mut arg, &mut room).map_err(fail(Op::Records))?;
+            if arg.total <= arg.nr {
+                room.truncate(arg.nr as usize);
+                return Ok(room);
+            }
+            room.resize(arg.total as usize, sys::Record::default());
+        }
+    }
+
+    /// Continue the session of a record.
+    pub fn adopt(self, id: u64) -> Result<Session, Error> {
+        let info = self.info()?;
+        let mut arg = sys::Adopt {
+            size: size_of::<sys::Adopt>(),
+            id,
+            ..Default::default()
+        };
+        raw::adopt(&self.file, &mut arg).map_err(fail(Op::Adopt))?;
+        let mut session = Session {
+            file: self.file,
+            info,
+            pairs: 0,
+            cursor: 0,
+        };
+        let status = session.status()?;
+        (session.pairs, session.cursor) = (status.pairs, status.cursor);
+        Ok(session)
+    }
+
+    /// Drop a record. Its frames stay as they are.
+    pub fn forget(&self, id: u64) -> Result<(), Error> {
+        let mut arg = sys::Forget {
+            size: size_of::<sys::Forget>(),
+            id,
+            ..Default::default()
+        };
+        raw::forget(&self.file, &mut arg).map_err(fail(Op::Forget))
     }
 
     /// Bind the file to two host VMs, for good.
@@ -176,12 +224,16 @@ impl Session {
 
     /// Where the session stands.
     pub fn status(&self) -> Result<sys::Status, Error> {
-        let mut arg = sys::Status {
-            size: size_of::<sys::Status>(),
-            ..Default::default()
-        };
-        raw::status(&self.file, &mut arg).map_err(fail(Op::Status))?;
-        Ok(arg)
+        status(&self.file)
+    }
+
+    /// A handle with which another thread can watch the session and end what it does.
+    pub fn canceller(&self) -> Result<Canceller, Error> {
+        let file = self.file.try_clone().map_err(|e| Error {
+            op: Op::OpenFile,
+            errno: Errno::from_raw(e.raw_os_error().unwrap_or_default()),
+        })?;
+        Ok(Canceller { file })
     }
 
     /// Put pairs before the cursor back, from the last to the first. Returns as
@@ -202,5 +254,38 @@ impl Session {
             swapped: arg.swapped,
             refused: 0,
         })
+    }
+}
+
+fn status(file: &File) -> Result<sys::Status, Error> {
+    let mut arg = sys::Status {
+        size: size_of::<sys::Status>(),
+        ..Default::default()
+    };
+    raw::status(file, &mut arg).map_err(fail(Op::Status))?;
+    Ok(arg)
+}
+
+/// Watches a session from outside of the thread that uses it. It keeps the file
+/// open: the driver swaps a half move back when both are gone.
+#[derive(Debug)]
+pub struct Canceller {
+    file: File,
+}
+
+impl Canceller {
+    /// Where the session stands, without waiting for what works on it.
+    pub fn status(&self) -> Result<sys::Status, Error> {
+        status(&self.file)
+    }
+
+    /// End the dry run, commit or rollback that works on the session now; that
+    /// fails with [`Errno::ECANCELED`]. With [`Errno::ENOENT`] there was none.
+    pub fn cancel(&self) -> Result<(), Error> {
+        let mut arg = sys::Cancel {
+            size: size_of::<sys::Cancel>(),
+            ..Default::default()
+        };
+        raw::cancel(&self.file, &mut arg).map_err(fail(Op::Cancel))
     }
 }

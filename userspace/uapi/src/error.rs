@@ -24,6 +24,14 @@ pub enum Op {
     Status,
     /// `VMBEAM_IOCTL_ROLLBACK`
     Rollback,
+    /// `VMBEAM_IOCTL_CANCEL`
+    Cancel,
+    /// `VMBEAM_IOCTL_RECORDS`
+    Records,
+    /// `VMBEAM_IOCTL_ADOPT`
+    Adopt,
+    /// `VMBEAM_IOCTL_FORGET`
+    Forget,
 }
 
 impl fmt::Display for Op {
@@ -37,6 +45,10 @@ impl fmt::Display for Op {
             Self::Commit => "the swap failed",
             Self::Status => "cannot read the session's status",
             Self::Rollback => "cannot swap back",
+            Self::Cancel => "cannot cancel",
+            Self::Records => "cannot list the records of half moves",
+            Self::Adopt => "cannot take the record over",
+            Self::Forget => "cannot drop the record",
         })
     }
 }
@@ -79,6 +91,9 @@ fn explain(op: Op, errno: Errno) -> &'static str {
         (Op::Add, Errno::EOVERFLOW) => "a run ends beyond the last possible frame; the frame list is damaged",
         (Op::Rollback, Errno::EEXIST) => "a frame to put back appears twice",
         (_, Errno::EEXIST) => "a frame is in the session already; the frame list overlaps itself",
+        (Op::Open, Errno::ENOSPC) => {
+            "the driver has as many sessions and records of half moves as it keeps; see `vmbeam status`"
+        }
         (_, Errno::ENOSPC) => "the session is full; swap the guest in several sessions",
         (_, Errno::ENOMEM) => "out of memory; free memory in the host management VM or the host hypervisor",
         (Op::Rollback, Errno::EXDEV) => "the next frame to put back belongs to another domain now",
@@ -98,6 +113,9 @@ fn explain(op: Op, errno: Errno) -> &'static str {
         }
         (_, Errno::EBADFD) => "the session is in a state that does not allow this",
         (_, Errno::ESTALE) => "this program and the driver disagree on how far the session is; ask for its status",
+        (Op::Cancel, Errno::ENOENT) => "nothing that could be cancelled is going on",
+        (Op::Adopt | Op::Forget, Errno::ENOENT) => "there is no such record; see `vmbeam status`",
+        (_, Errno::ECANCELED) => "cancelled",
         (_, Errno::EINTR) => "interrupted by a signal before anything was done",
         (_, Errno::EFAULT) => "bad address; this is a bug of this program",
         _ => "unexpected error; see the kernel log",
@@ -113,6 +131,12 @@ pub fn refusal_reason(status: i32) -> &'static str {
         Errno::EBUSY => "referenced",
         Errno::EOPNOTSUPP => "not_plain_ram",
         Errno::EXDEV => "wrong_owner",
+        Errno::ENODATA => "populate_on_demand",
+        Errno::EAGAIN => "paged",
+        Errno::EMLINK => "shared",
+        Errno::EACCES => "access_restricted",
+        Errno::EROFS => "read_only",
+        Errno::EPERM => "of_the_hypervisor",
         Errno::EEXIST => "duplicate",
         Errno::ENOMEM => "no_memory",
         _ => "other",

@@ -11,9 +11,9 @@ mod error;
 mod raw;
 pub mod sys;
 
-pub use device::{AddFailed, Device, Info, Prepared, Session, Step};
+pub use device::{AddFailed, Canceller, Device, Info, Prepared, Session, Step};
 pub use error::{refusal_reason, Errno, Error, Op};
-pub use sys::{Run, State, Status, NOT_ATTEMPTED};
+pub use sys::{Record, Run, State, Status, NOT_ATTEMPTED};
 
 /// Where the driver's device normally is.
 pub const DEVICE_PATH: &str = "/dev/vmbeam";

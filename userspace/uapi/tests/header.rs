@@ -29,9 +29,15 @@ fn expected() -> BTreeMap<String, u64> {
     layout!("vmbeam_add", sys::Add: size flags runs nr_runs bad_run total_runs total_pairs);
     layout!("vmbeam_prepare", sys::Prepare: size flags first nr status done refused);
     layout!("vmbeam_commit", sys::Commit: size flags expected nr status cursor swapped refused);
-    layout!("vmbeam_status", sys::Status: size flags state domid_a domid_b reserved runs pairs
-        cursor swapped refused hypercalls tlb_flushes);
+    layout!("vmbeam_status", sys::Status: size flags state domid_a domid_b activity runs pairs
+        cursor swapped refused hypercalls tlb_flushes batches);
     layout!("vmbeam_rollback", sys::Rollback: size flags expected cursor swapped);
+    layout!("vmbeam_cancel", sys::Cancel: size flags);
+    layout!("vmbeam_record", sys::Record: id domid_a domid_b state error runs pairs cursor swapped
+        refused);
+    layout!("vmbeam_records", sys::Records: size flags records nr record_size total reserved);
+    layout!("vmbeam_adopt", sys::Adopt: size flags id);
+    layout!("vmbeam_forget", sys::Forget: size flags id);
     for (name, value) in [
         ("VMBEAM_IOCTL_INFO", sys::IOCTL_INFO),
         ("VMBEAM_IOCTL_OPEN", sys::IOCTL_OPEN),
@@ -40,9 +46,15 @@ fn expected() -> BTreeMap<String, u64> {
         ("VMBEAM_IOCTL_COMMIT", sys::IOCTL_COMMIT),
         ("VMBEAM_IOCTL_STATUS", sys::IOCTL_STATUS),
         ("VMBEAM_IOCTL_ROLLBACK", sys::IOCTL_ROLLBACK),
+        ("VMBEAM_IOCTL_CANCEL", sys::IOCTL_CANCEL),
+        ("VMBEAM_IOCTL_RECORDS", sys::IOCTL_RECORDS),
+        ("VMBEAM_IOCTL_ADOPT", sys::IOCTL_ADOPT),
+        ("VMBEAM_IOCTL_FORGET", sys::IOCTL_FORGET),
         ("VMBEAM_IOC_TYPE", sys::IOC_TYPE),
         ("VMBEAM_NOT_ATTEMPTED", sys::NOT_ATTEMPTED as u32),
         ("VMBEAM_FEATURE_SWAP", sys::FEATURE_SWAP as u32),
+        ("VMBEAM_FEATURE_DEBUG", sys::FEATURE_DEBUG as u32),
+        ("VMBEAM_FEATURE_MOCK", sys::FEATURE_MOCK as u32),
     ] {
         m.insert(name.into(), value.into());
     }

@@ -3,13 +3,16 @@
  * VMBeam: exchange machine memory between two host VMs.
  *
  * Every structure starts with its size in bytes, has the same layout for
- * 32-bit and 64-bit callers and has no implicit padding. The ioctls share one
- * grammar of errors:
+ * 32-bit and 64-bit callers and has no implicit padding. Structures grow at
+ * their end: a caller may pass a smaller, older one, and a larger, newer one
+ * as long as the part that this kernel does not know is zero. The ioctls
+ * share one grammar of errors:
  *
  *  ENOTTY      unknown ioctl
  *  E2BIG       the structure is larger than the kernel's and the unknown tail
  *              is not zero, or it is larger than 4096 bytes
- *  EINVAL      a known field has an impossible value, or @size is too small
+ *  EINVAL      a known field has an impossible value, or @size is smaller than
+ *              the first version of the structure
  *  EOPNOTSUPP  a known field has a value that this kernel does not know (an
  *              unknown flag), or the hypervisor lacks the operation
  *  EFAULT      a pointer cannot be read or written
@@ -18,8 +21,9 @@
  *              thread was working on the session
  *  EIO         an answer of the hypervisor that makes no sense
  *
- * Several threads may use one open file: their ioctls take effect one after the
- * other, except for VMBEAM_IOCTL_INFO, which does not touch the session.
+ * Several threads and processes may use one open file. INFO, STATUS, CANCEL,
+ * RECORDS and FORGET are answered at once; the other ioctls work on the
+ * session one after the other.
  */
 #ifndef _UAPI_LINUX_VMBEAM_H
 #define _UAPI_LINUX_VMBEAM_H
@@ -56,6 +60,10 @@ enum vmbeam_state {
 
 /* The hypervisor implements the swap of frames. */
 #define VMBEAM_FEATURE_SWAP _BITULL(0)
+/* The driver was built with its debug options; not for production. */
+#define VMBEAM_FEATURE_DEBUG _BITULL(1)
+/* There is no hypervisor: what a debug driver swaps is a model of one. */
+#define VMBEAM_FEATURE_MOCK _BITULL(2)
 
 /**
  * struct vmbeam_info - ioctl(VMBEAM_IOCTL_INFO)
@@ -93,8 +101,9 @@ struct vmbeam_info {
  * domain), ENXIO (a domain without hardware-assisted paging: PV or shadow),
  * EBUSY (a mode that a swap does not handle is active: passed-through device,
  * log-dirty, altp2m, memory sharing or paging, nested HVM), EOPNOTSUPP (the
- * hypervisor lacks the operation), ENOMEM. What commits and rollbacks need is
- * allocated here and with the runs: they do not fail for lack of kernel memory.
+ * hypervisor lacks the operation), ENOSPC (too many sessions and records),
+ * ENOMEM. What commits and rollbacks need is allocated here and with the runs:
+ * they do not fail for lack of kernel memory.
  */
 struct vmbeam_open {
 	__u32 size;
@@ -155,7 +164,8 @@ struct vmbeam_add {
  * @first: number of the first pair to check
  * @nr: how many pairs to check; 0 for all from @first on
  * @status: pointer to one __s32 a pair checked, or 0
- * @done: out: pairs checked; less than asked for when a signal came
+ * @done: out: pairs checked; less than asked for when a signal or a
+ *	VMBEAM_IOCTL_CANCEL came
  * @refused: out: those of them that a commit would refuse now
  *
  * Dry run: ask the hypervisor about each pair and change nothing. A pair's
@@ -171,8 +181,9 @@ struct vmbeam_add {
  *  -ENOMEM      no memory to split a superpage
  *
  * Errors: EBADFD (nothing loaded), EINVAL (@first or @nr beyond the session's
- * pairs), EINTR (a signal before the first pair), ESRCH, EPERM, ENXIO and EBUSY
- * as for VMBEAM_IOCTL_OPEN.
+ * pairs), EINTR (a signal before the first pair), ECANCELED (the out fields
+ * are valid), ESRCH, EPERM, ENXIO, EBUSY and ENOMEM (of the hypervisor) as for
+ * VMBEAM_IOCTL_OPEN.
  */
 struct vmbeam_prepare {
 	__u32 size;
@@ -201,15 +212,16 @@ struct vmbeam_prepare {
  * cursor is kept by the kernel and a caller that is wrong about it changes
  * nothing. The call returns 0 as soon as it got anywhere, also when a signal or
  * an error ended it early: compare @cursor with what was asked for and call
- * again. Only a call that dealt with no pair fails, with one exception: EFAULT
- * when the caller's memory was taken away meanwhile, which VMBEAM_IOCTL_STATUS
- * then explains. Pointers that are bad from the start are found before anything
+ * again. Only a call that dealt with no pair fails, with two exceptions:
+ * ECANCELED after a VMBEAM_IOCTL_CANCEL, with valid out fields, and EFAULT when
+ * the caller's memory was taken away meanwhile, which VMBEAM_IOCTL_STATUS then
+ * explains. Pointers that are bad from the start are found before anything
  * moves.
  *
  * Errors: EBADFD (nothing loaded, already committed, or rolled back), ESTALE
  * (@expected is not the cursor, which is in @cursor), EINVAL (@nr beyond the
- * end), EINTR (a signal before the first pair), ESRCH, EPERM, ENXIO and EBUSY
- * as for VMBEAM_IOCTL_OPEN.
+ * end), EINTR (a signal before the first pair), ECANCELED, ESRCH, EPERM, ENXIO,
+ * EBUSY and ENOMEM (of the hypervisor) as for VMBEAM_IOCTL_OPEN.
  */
 struct vmbeam_commit {
 	__u32 size;
@@ -229,7 +241,8 @@ struct vmbeam_commit {
  * @state: out: enum vmbeam_state
  * @domid_a: out: first domain, valid unless the session is unbound
  * @domid_b: out: second domain, likewise
- * @reserved: out: 0
+ * @activity: out: number of the ioctl that works on the session now (the nr in
+ *	its _IOWR()), or 0
  * @runs: out: runs, after merging
  * @pairs: out: pairs
  * @cursor: out: number of the first pair that is not swapped or refused
@@ -237,6 +250,11 @@ struct vmbeam_commit {
  * @refused: out: pairs before the cursor that were refused
  * @hypercalls: out: hypercalls that this session has issued to swap
  * @tlb_flushes: out: TLB flushes that the hypervisor counted for them
+ * @batches: out: batches that the hypervisor made of them. Since the second
+ *	version; the first ends before it
+ *
+ * Never waits for another ioctl. While one swaps, the counts are those after
+ * its last hypercall.
  */
 struct vmbeam_status {
 	__u32 size;
@@ -244,7 +262,7 @@ struct vmbeam_status {
 	__u32 state;
 	__u32 domid_a;
 	__u32 domid_b;
-	__u32 reserved;
+	__u32 activity;
 	__aligned_u64 runs;
 	__aligned_u64 pairs;
 	__aligned_u64 cursor;
@@ -252,6 +270,7 @@ struct vmbeam_status {
 	__aligned_u64 refused;
 	__aligned_u64 hypercalls;
 	__aligned_u64 tlb_flushes;
+	__aligned_u64 batches;
 };
 
 /**
@@ -270,8 +289,9 @@ struct vmbeam_status {
  * back already; they are known and passed over later.
  *
  * Errors: EBADFD (nothing was committed), ESTALE (@expected is not the cursor,
- * which is in @cursor), EINTR (a signal before the first pair), ESRCH, EPERM,
- * ENXIO and EBUSY as for VMBEAM_IOCTL_OPEN, and the status of a pair that the
+ * which is in @cursor), EINTR (a signal before the first pair), ECANCELED (the
+ * out fields are valid), ESRCH, EPERM, ENXIO, EBUSY and ENOMEM (of the
+ * hypervisor) as for VMBEAM_IOCTL_OPEN, and the status of a pair that the
  * hypervisor will not swap back now, when it is the very next one.
  */
 struct vmbeam_rollback {
@@ -282,6 +302,114 @@ struct vmbeam_rollback {
 	__aligned_u64 swapped;
 };
 
+/**
+ * struct vmbeam_cancel - ioctl(VMBEAM_IOCTL_CANCEL)
+ * @size: sizeof(struct vmbeam_cancel)
+ * @flags: must be 0
+ *
+ * Have the VMBEAM_IOCTL_PREPARE, _COMMIT or _ROLLBACK that works on the session
+ * now end after its current hypercall. It then fails with ECANCELED and says in
+ * its out fields how far it came. If it was about to end it may still succeed.
+ * Does not wait for it. Calls that wait for their turn are not affected.
+ *
+ * Errors: ENOENT (none of the three works on the session).
+ */
+struct vmbeam_cancel {
+	__u32 size;
+	__u32 flags;
+};
+
+/**
+ * struct vmbeam_record - a half move that nobody holds open
+ * @id: what VMBEAM_IOCTL_ADOPT and VMBEAM_IOCTL_FORGET call it; never reused
+ * @domid_a: first domain
+ * @domid_b: second domain
+ * @state: enum vmbeam_state
+ * @error: why it could not be rolled back, a negative errno: that of the
+ *	hypercall, or the status of the pair right below @cursor
+ * @runs: runs, after merging
+ * @pairs: pairs
+ * @cursor: pairs at and after it are where they were at first
+ * @swapped: pairs that are swapped still
+ * @refused: pairs before the cursor that were refused by the commit
+ */
+struct vmbeam_record {
+	__aligned_u64 id;
+	__u32 domid_a;
+	__u32 domid_b;
+	__u32 state;
+	__s32 error;
+	__aligned_u64 runs;
+	__aligned_u64 pairs;
+	__aligned_u64 cursor;
+	__aligned_u64 swapped;
+	__aligned_u64 refused;
+};
+
+/**
+ * struct vmbeam_records - ioctl(VMBEAM_IOCTL_RECORDS)
+ * @size: sizeof(struct vmbeam_records)
+ * @flags: must be 0
+ * @records: pointer to room for @nr records of @record_size bytes each
+ * @nr: in: how many there is room for, may be 0; out: how many were written
+ * @record_size: sizeof(struct vmbeam_record); of larger ones the kernel leaves
+ *	the end alone
+ * @total: out: how many records there are
+ * @reserved: must be 0
+ *
+ * When the last reference to a file goes while some of its pairs are swapped
+ * and some are not, the driver rolls back by itself. If the hypervisor refuses,
+ * the session is kept as a record. Works on any open file. The records come in
+ * the order of their ids.
+ *
+ * Errors: EINVAL (@record_size too small, @reserved not 0), E2BIG (@record_size
+ * over 4096), ENOMEM.
+ */
+struct vmbeam_records {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 records;
+	__u32 nr;
+	__u32 record_size;
+	__u32 total;
+	__u32 reserved;
+};
+
+/**
+ * struct vmbeam_adopt - ioctl(VMBEAM_IOCTL_ADOPT)
+ * @size: sizeof(struct vmbeam_adopt)
+ * @flags: must be 0
+ * @id: vmbeam_record.id
+ *
+ * Take the session of a record into a file that is not bound yet. It is as if
+ * the file had been bound to the two domains from the start, and closing it
+ * tries a rollback again.
+ *
+ * Errors: EBADFD (already bound), ENOENT (no such record).
+ */
+struct vmbeam_adopt {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 id;
+};
+
+/**
+ * struct vmbeam_forget - ioctl(VMBEAM_IOCTL_FORGET)
+ * @size: sizeof(struct vmbeam_forget)
+ * @flags: must be 0
+ * @id: vmbeam_record.id
+ *
+ * Drop a record. Its pairs stay as they are, and nobody knows any more which
+ * are swapped: for when at least one of the two domains is gone.
+ *
+ * Errors: ENOENT (no such record).
+ */
+struct vmbeam_forget {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 id;
+};
+
 #define VMBEAM_IOCTL_INFO	_IOWR(VMBEAM_IOC_TYPE, 0, struct vmbeam_info)
 #define VMBEAM_IOCTL_OPEN	_IOWR(VMBEAM_IOC_TYPE, 1, struct vmbeam_open)
 #define VMBEAM_IOCTL_ADD	_IOWR(VMBEAM_IOC_TYPE, 2, struct vmbeam_add)
@@ -289,5 +417,9 @@ struct vmbeam_rollback {
 #define VMBEAM_IOCTL_COMMIT	_IOWR(VMBEAM_IOC_TYPE, 4, struct vmbeam_commit)
 #define VMBEAM_IOCTL_STATUS	_IOWR(VMBEAM_IOC_TYPE, 5, struct vmbeam_status)
 #define VMBEAM_IOCTL_ROLLBACK	_IOWR(VMBEAM_IOC_TYPE, 6, struct vmbeam_rollback)
+#define VMBEAM_IOCTL_CANCEL	_IOWR(VMBEAM_IOC_TYPE, 7, struct vmbeam_cancel)
+#define VMBEAM_IOCTL_RECORDS	_IOWR(VMBEAM_IOC_TYPE, 8, struct vmbeam_records)
+#define VMBEAM_IOCTL_ADOPT	_IOWR(VMBEAM_IOC_TYPE, 9, struct vmbeam_adopt)
+#define VMBEAM_IOCTL_FORGET	_IOWR(VMBEAM_IOC_TYPE, 10, struct vmbeam_forget)
 
 #endif /* _UAPI_LINUX_VMBEAM_H */

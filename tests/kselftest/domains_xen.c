@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Bare domains for the selftest: memory and no guest kernel.
+ * Domains of a real Xen.
  */
 
 #include <errno.h>
@@ -24,7 +24,7 @@ static xc_interface *xch;
 static xenforeignmemory_handle *fmem;
 static xengnttab_handle *gnttab;
 
-int xen_open(void)
+static int xen_open(__u64 features)
 {
 	xch = xc_interface_open(NULL, NULL, 0);
 	fmem = xenforeignmemory_open(NULL, 0);
@@ -33,7 +33,7 @@ int xen_open(void)
 	return xch && fmem && gnttab ? 0 : -1;
 }
 
-void xen_close(void)
+static void xen_close(void)
 {
 	if (gnttab)
 		xengnttab_close(gnttab);
@@ -59,7 +59,12 @@ static int populate(__u32 domid, unsigned long frames)
 	return 0;
 }
 
-__u32 domain_create(enum domain_kind kind, unsigned long frames)
+static void xen_destroy(__u32 domid)
+{
+	xc_domain_destroy(xch, domid);
+}
+
+static __u32 xen_create(enum domain_kind kind, unsigned long frames)
 {
 	struct xen_domctl_createdomain config = {
 		.max_vcpus = 1,
@@ -77,19 +82,13 @@ __u32 domain_create(enum domain_kind kind, unsigned long frames)
 	if (xc_domain_create(xch, &domid, &config))
 		return NO_DOMAIN;
 	if (xc_domain_setmaxmem(xch, domid, -1) || populate(domid, frames)) {
-		domain_destroy(domid);
+		xen_destroy(domid);
 		return NO_DOMAIN;
 	}
 	return domid;
 }
 
-void domain_destroy(__u32 domid)
-{
-	if (domid != NO_DOMAIN)
-		xc_domain_destroy(xch, domid);
-}
-
-bool domain_dying(__u32 domid)
+static bool xen_dying(__u32 domid)
 {
 	xc_domaininfo_t info;
 
@@ -97,14 +96,14 @@ bool domain_dying(__u32 domid)
 	       (info.flags & XEN_DOMINF_dying);
 }
 
-long domain_pages(__u32 domid)
+static long xen_pages(__u32 domid)
 {
 	xc_domaininfo_t info;
 
 	return xc_domain_getinfo_single(xch, domid, &info) ? -1 : (long)info.tot_pages;
 }
 
-int domain_log_dirty(__u32 domid)
+static int xen_log_dirty(__u32 domid)
 {
 	/* Xen does not do this to a domain without a CPU. */
 	if (xc_domain_max_vcpus(xch, domid, 1))
@@ -129,7 +128,7 @@ static __u64 *map(__u32 domid, unsigned long first, unsigned int nr)
 	return xenforeignmemory_map(fmem, domid, PROT_READ | PROT_WRITE, nr, gfns, NULL);
 }
 
-int domain_fill(__u32 domid, __u32 tag, unsigned long first, unsigned long nr)
+static int xen_fill(__u32 domid, __u32 tag, unsigned long first, unsigned long nr)
 {
 	unsigned long done = 0;
 	unsigned int i, now;
@@ -147,8 +146,8 @@ int domain_fill(__u32 domid, __u32 tag, unsigned long first, unsigned long nr)
 	return 0;
 }
 
-long domain_check(__u32 domid, __u32 tag, unsigned long first,
-		  unsigned long nr, unsigned long gfn)
+static long xen_check(__u32 domid, __u32 tag, unsigned long first,
+		      unsigned long nr, unsigned long gfn)
 {
 	unsigned long done = 0;
 	unsigned int i, now;
@@ -174,17 +173,17 @@ long domain_check(__u32 domid, __u32 tag, unsigned long first,
 	return different;
 }
 
-void *domain_hold(__u32 domid, unsigned long gfn)
+static void *xen_hold(__u32 domid, unsigned long gfn)
 {
 	return map(domid, gfn, 1);
 }
 
-void domain_release(void *page)
+static void xen_release(void *page)
 {
 	xenforeignmemory_unmap(fmem, page, 1);
 }
 
-void *domain_grant(__u32 domid, unsigned long gfn)
+static void *xen_grant(__u32 domid, unsigned long gfn)
 {
 	const unsigned int ref = GNTTAB_NR_RESERVED_ENTRIES;
 	xenforeignmemory_resource_handle *table;
@@ -204,12 +203,35 @@ void *domain_grant(__u32 domid, unsigned long gfn)
 	return xengnttab_map_grant_ref(gnttab, domid, ref, PROT_READ | PROT_WRITE);
 }
 
-void domain_ungrant(void *page)
+static void xen_ungrant(void *page)
 {
 	xengnttab_unmap(gnttab, page, 1);
 }
 
-int domain_add_xen_page(__u32 domid, unsigned long gfn)
+static int xen_add_xen_page(__u32 domid, unsigned long gfn)
 {
 	return xc_domain_add_to_physmap(xch, domid, XENMAPSPACE_shared_info, 0, gfn);
 }
+
+static int xen_slow(unsigned int msec)
+{
+	return 0;
+}
+
+const struct domain_ops xen_ops = {
+	.open = xen_open,
+	.close = xen_close,
+	.create = xen_create,
+	.destroy = xen_destroy,
+	.dying = xen_dying,
+	.pages = xen_pages,
+	.log_dirty = xen_log_dirty,
+	.fill = xen_fill,
+	.check = xen_check,
+	.hold = xen_hold,
+	.release = xen_release,
+	.grant = xen_grant,
+	.ungrant = xen_ungrant,
+	.add_xen_page = xen_add_xen_page,
+	.slow = xen_slow,
+};

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A debug build's extra ioctl, `debug/vmbeam_debug.h`: a model of a hypervisor
+//! where there is none, and faults on request everywhere.
+
+use core::ffi::c_int;
+
+use kernel::{
+    prelude::*,
+    uaccess::{
+        UserPtr,
+        UserSlice, //
+    },
+};
+use zerocopy::{
+    FromZeros,
+    IntoBytes, //
+};
+use zerocopy_derive::{
+    FromBytes,
+    Immutable,
+    IntoBytes, //
+};
+
+use crate::{
+    glue, uapi, xen,
+    xen_abi::{
+        SwapFrames,
+        SwapRun, //
+    },
+};
+
+pub(crate) mod inject;
+pub(crate) mod mock;
+
+/// Type byte of the ioctl.
+pub(crate) const IOC_TYPE: u32 = 0xbc;
+
+const OP_CREATE: u32 = 0;
+const OP_DESTROY: u32 = 1;
+const OP_REFUSE: u32 = 2;
+const OP_STATUS: u32 = 3;
+const OP_WRITE: u32 = 4;
+const OP_READ: u32 = 5;
+const OP_FAIL_ALLOC: u32 = 6;
+const OP_FAIL_CALL: u32 = 7;
+const OP_SIGNAL: u32 = 8;
+const OP_SLOW: u32 = 9;
+
+/// `struct vmbeam_debug`
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable)]
+struct Request {
+    op: u32,
+    domid: u32,
+    value: i32,
+    reserved: u32,
+    first: u64,
+    nr: u64,
+    ptr: u64,
+}
+
+/// For `INFO`.
+pub(crate) fn features() -> u64 {
+    let mock = if mock::active() {
+        uapi::FEATURE_MOCK
+    } else {
+        0
+    };
+
+    uapi::FEATURE_DEBUG | mock
+}
+
+/// The hypercall, or what stands for it.
+pub(crate) fn memory_op(request: &mut SwapFrames, runs: &[SwapRun], status: &mut [i32]) -> c_int {
+    inject::memory_op(request, runs, |request, runs| {
+        if mock::active() {
+            glue::MOCK.lock().memory_op(request, runs, status)
+        } else {
+            xen::memory_op(request, runs, status)
+        }
+    })
+}
+
+/// IOCTL: the one of this file.
+pub(crate) fn ioctl(addr: usize) -> Result<isize> {
+    let slice = || UserSlice::new(UserPtr::from_addr(addr), size_of::<Request>());
+    let mut arg = Request::new_zeroed();
+    slice().reader().read_slice(arg.as_mut_bytes())?;
+
+    if arg.reserved != 0 {
+        return Err(EINVAL);
+    }
+    if arg.op <= OP_READ && !mock::active() {
+        return Err(EOPNOTSUPP);
+    }
+    match arg.op {
+        OP_CREATE => arg.domid = glue::MOCK.lock().create(arg.nr, arg.value)?,
+        OP_DESTROY => glue::MOCK.lock().destroy(arg.domid)?,
+        OP_REFUSE => glue::MOCK.lock().refuse(arg.domid, arg.value)?,
+        OP_STATUS => {
+            glue::MOCK
+                .lock()
+                .set_status(arg.domid, arg.first, arg.nr, arg.value)?;
+        }
+        OP_WRITE => {
+            let mut contents = buffer(arg.nr)?;
+            crate::args::read_array(arg.ptr, &mut contents)?;
+            glue::MOCK.lock().write(arg.domid, arg.first, &contents)?;
+        }
+        OP_READ => {
+            let mut contents = buffer(arg.nr)?;
+            glue::MOCK
+                .lock()
+                .read(arg.domid, arg.first, &mut contents)?;
+            crate::args::write_bytes(arg.ptr, 0, contents.as_bytes())?;
+        }
+        OP_FAIL_ALLOC => arg.nr = inject::fail_allocation(arg.nr),
+        OP_FAIL_CALL => {
+            arg.nr = inject::fail_call(arg.nr, arg.first, arg.value, arg.domid != 0);
+        }
+        OP_SIGNAL => arg.nr = inject::signal(arg.nr, arg.value),
+        OP_SLOW => inject::slow(arg.nr),
+        _ => return Err(EINVAL),
+    }
+    slice().writer().write_slice(arg.as_bytes())?;
+    Ok(0)
+}
+
+/// Room for the contents of `nr` frames.
+fn buffer(nr: u64) -> Result<KVVec<u64>> {
+    if nr > mock::MAX_FRAMES {
+        return Err(EINVAL);
+    }
+    Ok(KVVec::from_elem(
+        0,
+        usize::try_from(nr)?,
+        GFP_KERNEL_ACCOUNT,
+    )?)
+}

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A model of the hypervisor and of its domains, for machines that have none.
+//!
+//! A frame is a number, its contents, and the status that a swap of it gets. The
+//! model keeps to the contract of `Documentation/hypercall.rst`.
+
+use core::ffi::c_int;
+
+use kernel::prelude::*;
+
+use crate::{
+    xen,
+    xen_abi::{
+        SwapFrames,
+        SwapRun,
+        LAST_DOMID,
+        SWAP_CHECK, //
+    },
+};
+
+/// Most frames in one domain, and of one request.
+pub(crate) const MAX_FRAMES: u64 = 1 << 21;
+
+/// Most domains at a time.
+const MAX_DOMAINS: usize = 64;
+
+#[derive(Clone, Copy, Default)]
+struct Frame {
+    contents: u64,
+    /// 0 for plain memory, or why a swap of it is refused.
+    status: i32,
+}
+
+struct Domain {
+    id: u32,
+    /// 0, or why all swaps with it fail.
+    refuse: i32,
+    frames: KVVec<Frame>,
+}
+
+impl Domain {
+    fn stretch(&mut self, first: u64, nr: u64) -> Result<&mut [Frame]> {
+        let first = usize::try_from(first)?;
+        let end = first.checked_add(usize::try_from(nr)?).ok_or(EINVAL)?;
+
+        self.frames.get_mut(first..end).ok_or(EINVAL)
+    }
+
+    fn frame(&self, gfn: u64) -> Option<Frame> {
+        self.frames.get(usize::try_from(gfn).ok()?).copied()
+    }
+
+    fn set_contents(&mut self, gfn: u64, contents: u64) {
+        let index = usize::try_from(gfn).unwrap_or(usize::MAX);
+        if let Some(frame) = self.frames.get_mut(index) {
+            frame.contents = contents;
+        }
+    }
+}
+
+/// All domains.
+pub(crate) struct Domains {
+    list: KVec<Domain>,
+    last_id: u32,
+}
+
+/// Whether the model is used: where no hypervisor has the hypercall.
+pub(crate) fn active() -> bool {
+    !xen::hypervisor_implements()
+}
+
+impl Domains {
+    /// None.
+    pub(crate) const fn new() -> Self {
+        Self {
+            list: KVec::new(),
+            last_id: 0,
+        }
+    }
+
+    fn find(&mut self, id: u32) -> Result<&mut Domain> {
+        self.list.iter_mut().find(|d| d.id == id).ok_or(ESRCH)
+    }
+
+    /// A new domain with `nr` frames.
+    pub(crate) fn create(&mut self, nr: u64, refuse: i32) -> Result<u32> {
+        if nr > MAX_FRAMES {
+            return Err(EINVAL);
+        }
+        if self.list.len() >= MAX_DOMAINS {
+            return Err(ENOSPC);
+        }
+        // Domids are reused late, as by Xen.
+        let mut id = self.last_id;
+        loop {
+            id = if id >= LAST_DOMID {
+                1
+            } else {
+                id.saturating_add(1)
+            };
+            if self.find(id).is_err() {
+                break;
+            }
+        }
+        let frames = KVVec::from_elem(Frame::default(), usize::try_from(nr)?, GFP_KERNEL)?;
+        self.list.push(Domain { id, refuse, frames }, GFP_KERNEL)?;
+        self.last_id = id;
+        Ok(id)
+    }
+
+    /// Take a domain away.
+    pub(crate) fn destroy(&mut self, id: u32) -> Result {
+        self.find(id)?;
+        self.list.retain(|domain| domain.id != id);
+        if self.list.is_empty() {
+            self.list = KVec::new();
+        }
+        Ok(())
+    }
+
+    /// Why swaps with the domain fail.
+    pub(crate) fn refuse(&mut self, id: u32, status: i32) -> Result {
+        self.find(id)?.refuse = status;
+        Ok(())
+    }
+
+    /// Why swaps of some of its frames are refused.
+    pub(crate) fn set_status(&mut self, id: u32, first: u64, nr: u64, status: i32) -> Result {
+        for frame in self.find(id)?.stretch(first, nr)? {
+            frame.status = status;
+        }
+        Ok(())
+    }
+
+    /// Write frames.
+    pub(crate) fn write(&mut self, id: u32, first: u64, contents: &[u64]) -> Result {
+        let frames = self
+            .find(id)?
+            .stretch(first, u64::try_from(contents.len())?)?;
+
+        for (frame, contents) in frames.iter_mut().zip(contents) {
+            frame.contents = *contents;
+        }
+        Ok(())
+    }
+
+    /// Read frames.
+    pub(crate) fn read(&mut self, id: u32, first: u64, contents: &mut [u64]) -> Result {
+        let frames = self
+            .find(id)?
+            .stretch(first, u64::try_from(contents.len())?)?;
+
+        for (frame, contents) in frames.iter().zip(contents) {
+            *contents = frame.contents;
+        }
+        Ok(())
+    }
+
+    /// The hypercall.
+    pub(crate) fn memory_op(
+        &mut self,
+        request: &mut SwapFrames,
+        runs: &[SwapRun],
+        status: &mut [i32],
+    ) -> c_int {
+        match self.swap(request, runs, status) {
+            Ok(()) => 0,
+            Err(error) => error.to_errno(),
+        }
+    }
+
+    fn swap(&mut self, request: &mut SwapFrames, runs: &[SwapRun], status: &mut [i32]) -> Result {
+        let (a, b) = (u32::from(request.domid_a), u32::from(request.domid_b));
+        let check = request.flags & SWAP_CHECK != 0;
+
+        if a == b || (runs.is_empty() && !check) {
+            return Err(EINVAL);
+        }
+        for id in [a, b] {
+            if id == 0 {
+                return Err(EPERM);
+            }
+            match self.find(id)?.refuse {
+                0 => (),
+                error => return Err(Error::from_errno(error)),
+            }
+        }
+
+        let mut status = status.iter_mut();
+        for run in runs {
+            for i in 0..u64::from(run.nr) {
+                let slot = status.next().ok_or(EFAULT)?;
+                *slot = self.swap_pair((a, run.gfn_a + i), (b, run.gfn_b + i), check)?;
+                request.done = request.done.saturating_add(1);
+                if *slot == 0 && !check {
+                    request.stats.swapped = request.stats.swapped.saturating_add(1);
+                }
+            }
+        }
+        if request.stats.swapped > 0 {
+            request.stats.batches = request.stats.batches.saturating_add(1);
+            request.stats.tlb_flushes = request.stats.tlb_flushes.saturating_add(2);
+        }
+        Ok(())
+    }
+
+    fn swap_pair(&mut self, a: (u32, u64), b: (u32, u64), check: bool) -> Result<i32> {
+        let frame_a = self.find(a.0)?.frame(a.1);
+        let frame_b = self.find(b.0)?.frame(b.1);
+
+        let (Some(frame_a), Some(frame_b)) = (frame_a, frame_b) else {
+            return Ok(ENOENT.to_errno());
+        };
+        for frame in [frame_a, frame_b] {
+            if frame.status != 0 {
+                return Ok(frame.status);
+            }
+        }
+        if !check {
+            self.find(a.0)?.set_contents(a.1, frame_b.contents);
+            self.find(b.0)?.set_contents(b.1, frame_a.contents);
+        }
+        Ok(0)
+    }
+}

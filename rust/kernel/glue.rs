@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What the kernel crate has no safe function for, apart from the hypercall:
+//! tracepoints, references to the module, a lock that is not in a structure.
+//!
+//! Like [`xen`](super::xen) it holds `unsafe` code so that the driver has none.
+
+use core::ffi::{
+    c_int,
+    c_uint, //
+};
+
+use kernel::{
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    },
+};
+
+use crate::{
+    pairs::Filled,
+    records::Table,
+    uapi,
+    xen::{
+        Domains,
+        Mode,
+        Reply, //
+    },
+    xen_abi::SwapRun,
+};
+
+extern "C" {
+    fn vmbeam_cond_resched();
+    fn vmbeam_pin_module();
+    fn vmbeam_unpin_module();
+    fn vmbeam_trace_begin(a: c_uint, b: c_uint, check: bool, cursor: u64, runs: u32, pairs: u32);
+    fn vmbeam_trace_end(
+        a: c_uint,
+        b: c_uint,
+        check: bool,
+        cursor: u64,
+        done: u64,
+        tlb_flushes: u64,
+        ret: c_int,
+    );
+    fn vmbeam_trace_refused_enabled() -> bool;
+    fn vmbeam_trace_refused(a: c_uint, b: c_uint, check: bool, gfn_a: u64, gfn_b: u64, why: c_int);
+    fn vmbeam_record_kept(id: u64, a: c_uint, b: c_uint, swapped: u64, why: c_int);
+}
+
+kernel::sync::global_lock! {
+    // SAFETY: `init()` is called before the device exists, and nothing else leads here.
+    pub(crate) unsafe(uninit) static RECORDS: Mutex<Table> = Table::new();
+}
+
+/// To be called by the module's `init` before anything else of the driver.
+pub(crate) fn init() {
+    static DONE: Atomic<i32> = Atomic::new(0);
+
+    if DONE.xchg(1, Relaxed) == 0 {
+        // SAFETY: Once, because of `DONE`.
+        unsafe { RECORDS.init() };
+        #[cfg(vmbeam_debug)]
+        // SAFETY: As above.
+        unsafe {
+            MOCK.init()
+        };
+    }
+}
+
+/// Let others run, between two requests.
+pub(crate) fn cond_resched() {
+    // SAFETY: May be called by any code that may sleep. It is only called by file operations,
+    // which hold no spin lock.
+    unsafe { vmbeam_cond_resched() };
+}
+
+/// Keep the module from being unloaded.
+pub(crate) fn pin_module() {
+    // SAFETY: Called by file operations: the open file holds a reference to the module already.
+    unsafe { vmbeam_pin_module() };
+}
+
+/// The opposite of [`pin_module`], of which it must follow one.
+pub(crate) fn unpin_module() {
+    // SAFETY: Called by file operations, so that this is not the last reference.
+    unsafe { vmbeam_unpin_module() };
+}
+
+/// A hypercall begins.
+pub(crate) fn trace_begin(domains: Domains, mode: Mode, cursor: u32, filled: Filled) {
+    // SAFETY: Numbers only, and any will do.
+    unsafe {
+        vmbeam_trace_begin(
+            domains.a.into(),
+            domains.b.into(),
+            mode == Mode::Check,
+            cursor.into(),
+            u32::try_from(filled.runs).unwrap_or(u32::MAX),
+            filled.pairs,
+        )
+    };
+}
+
+/// A hypercall for `runs` has ended with these `status`.
+pub(crate) fn trace_end(
+    domains: Domains,
+    mode: Mode,
+    cursor: u32,
+    reply: &Reply,
+    runs: &[SwapRun],
+    status: &[i32],
+) {
+    let (a, b, check) = (domains.a.into(), domains.b.into(), mode == Mode::Check);
+
+    // SAFETY: Numbers only, and any will do.
+    unsafe {
+        vmbeam_trace_end(
+            a,
+            b,
+            check,
+            cursor.into(),
+            u64::try_from(reply.done).unwrap_or(u64::MAX),
+            reply.tlb_flushes,
+            reply.result.err().map_or(0, Error::to_errno),
+        )
+    };
+    // SAFETY: It takes nothing and only reads a static key.
+    if !unsafe { vmbeam_trace_refused_enabled() } {
+        return;
+    }
+
+    let mut status = status.iter();
+    for run in runs {
+        for i in 0..u64::from(run.nr) {
+            let Some(why) = status.next() else {
+                return;
+            };
+            if *why != 0 {
+                let (gfn_a, gfn_b) = (run.gfn_a.wrapping_add(i), run.gfn_b.wrapping_add(i));
+                // SAFETY: Numbers only, and any will do.
+                unsafe { vmbeam_trace_refused(a, b, check, gfn_a, gfn_b, *why) };
+            }
+        }
+    }
+}
+
+/// Half a move was kept as record `id`: trace it and, at a limited rate, log it.
+pub(crate) fn record_kept(id: u64, left: &uapi::Status, why: Error) {
+    // SAFETY: Numbers only, and any will do.
+    unsafe { vmbeam_record_kept(id, left.domid_a, left.domid_b, left.swapped, why.to_errno()) };
+}
+
+#[cfg(vmbeam_debug)]
+mod debug {
+    use super::*;
+
+    extern "C" {
+        fn vmbeam_debug_raise(signal: c_int);
+        fn vmbeam_debug_sleep(msecs: c_uint);
+    }
+
+    kernel::sync::global_lock! {
+        // SAFETY: As for `RECORDS`.
+        pub(crate) unsafe(uninit) static MOCK: Mutex<crate::debug::mock::Domains> =
+            crate::debug::mock::Domains::new();
+    }
+
+    /// Send a signal to the current thread.
+    pub(crate) fn raise(signal: i32) {
+        // SAFETY: The C function checks the number.
+        unsafe { vmbeam_debug_raise(signal) };
+    }
+
+    /// Sleep; no signal ends it.
+    pub(crate) fn sleep(msecs: u32) {
+        // SAFETY: May be called by any code that may sleep, as for `cond_resched()`.
+        unsafe { vmbeam_debug_sleep(msecs) };
+    }
+}
+#[cfg(vmbeam_debug)]
+pub(crate) use debug::{
+    raise,
+    sleep,
+    MOCK, //
+};

@@ -1,0 +1,645 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Selftest of /dev/vmbeam: faults. Needs a debug driver (VMBEAM_DEBUG=y), which
+ * lets any allocation and any hypercall fail on request.
+ */
+
+#include "vmbeam_test.h"
+
+#include "vmbeam_debug.h"
+
+#define MANY 3000
+/* Runs in one hypercall: see BATCH_RUNS in the driver. */
+#define BATCH 512
+
+/* More than any test has allocations or hypercalls. */
+#define ENOUGH 1000
+
+static int debug_device = -1;
+
+/* Returns what was left of the previous request of the same kind. */
+static __u64 inject(__u32 op, __u64 nr, __u64 runs, __s32 value, bool exaggerate)
+{
+	struct vmbeam_debug arg = {
+		.op = op,
+		.nr = nr,
+		.first = runs,
+		.value = value,
+		.domid = exaggerate,
+	};
+
+	return ioctl(debug_device, VMBEAM_IOCTL_DEBUG, &arg) ? UINT64_MAX : arg.nr;
+}
+
+static void fail_alloc(__u64 nr)
+{
+	inject(VMBEAM_DEBUG_FAIL_ALLOC, nr, 0, 0, false);
+}
+
+static void fail_call(__u64 nr, __u64 runs, int error)
+{
+	inject(VMBEAM_DEBUG_FAIL_CALL, nr, runs, error, false);
+}
+
+/* Whether the fault that was asked for has happened; and no more faults. */
+static bool happened(__u32 op)
+{
+	return inject(op, 0, 0, 0, false) == 0;
+}
+
+static void no_faults(void)
+{
+	inject(VMBEAM_DEBUG_FAIL_ALLOC, 0, 0, 0, false);
+	inject(VMBEAM_DEBUG_FAIL_CALL, 0, 0, 0, false);
+	inject(VMBEAM_DEBUG_SIGNAL, 0, 0, 0, false);
+	inject(VMBEAM_DEBUG_SLOW, 0, 0, 0, false);
+}
+
+FIXTURE(fault) {
+	int fd;
+	__u32 a, b;
+};
+
+FIXTURE_SETUP(fault)
+{
+	self->a = NO_DOMAIN;
+	self->b = NO_DOMAIN;
+	self->fd = open(DEVICE, O_RDWR | O_CLOEXEC);
+	ASSERT_LE(0, self->fd);
+	if (!(features(self->fd) & VMBEAM_FEATURE_DEBUG))
+		SKIP(return, "not a debug driver");
+	debug_device = open(DEVICE, O_RDWR | O_CLOEXEC);
+	ASSERT_LE(0, debug_device);
+	ASSERT_EQ(0, domains_open(features(self->fd)));
+	ASSERT_EQ(0, do_records(self->fd, NULL, 0));
+	self->a = domain_create(DOMAIN_HAP, MANY);
+	self->b = domain_create(DOMAIN_HAP, MANY);
+	ASSERT_NE(NO_DOMAIN, self->a);
+	ASSERT_NE(NO_DOMAIN, self->b);
+	ASSERT_EQ(0, domain_fill(self->a, TAG_A, 0, MANY));
+	ASSERT_EQ(0, domain_fill(self->b, TAG_B, 0, MANY));
+}
+
+FIXTURE_TEARDOWN(fault)
+{
+	no_faults();
+	close(self->fd);
+	forget_records();
+	domain_destroy(self->a);
+	domain_destroy(self->b);
+	domains_close();
+	close(debug_device);
+}
+
+#define REOPEN() do {						\
+	close(self->fd);					\
+	self->fd = open(DEVICE, O_RDWR | O_CLOEXEC);		\
+	ASSERT_LE(0, self->fd);					\
+} while (0)
+
+/* ---- Every allocation ---- */
+
+TEST_F(fault, alloc_open_file)
+{
+	unsigned int nth;
+
+	for (nth = 1; nth < ENOUGH; nth++) {
+		int fd;
+
+		fail_alloc(nth);
+		fd = open(DEVICE, O_RDWR | O_CLOEXEC);
+		if (!happened(VMBEAM_DEBUG_FAIL_ALLOC)) {
+			EXPECT_LE(0, fd);
+			close(fd);
+			break;
+		}
+		EXPECT_EQ(-1, fd);
+		EXPECT_EQ(ENOMEM, errno);
+	}
+	EXPECT_LT(2, nth);
+	EXPECT_GT(ENOUGH, nth);
+}
+
+TEST_F(fault, alloc_open)
+{
+	unsigned int nth;
+
+	for (nth = 1; nth < ENOUGH; nth++) {
+		int ret;
+
+		fail_alloc(nth);
+		ret = do_open(self->fd, self->a, self->b);
+		if (!happened(VMBEAM_DEBUG_FAIL_ALLOC)) {
+			EXPECT_EQ(0, ret);
+			break;
+		}
+		EXPECT_EQ(-1, ret);
+		EXPECT_EQ(ENOMEM, errno);
+		EXPECT_EQ(VMBEAM_STATE_UNBOUND, get_status(self->fd).state);
+	}
+	EXPECT_LT(3, nth);
+	EXPECT_GT(ENOUGH, nth);
+}
+
+TEST_F(fault, alloc_add)
+{
+	struct vmbeam_run runs[3] = { { 0, 0, 1, 0 }, { 5, 9, 3, 0 }, { 20, 1, 2, 0 } };
+	struct vmbeam_add add;
+	unsigned int nth;
+
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	for (nth = 1; nth < ENOUGH; nth++) {
+		int ret;
+
+		fail_alloc(nth);
+		ret = do_add(self->fd, runs, 3, &add);
+		if (!happened(VMBEAM_DEBUG_FAIL_ALLOC)) {
+			EXPECT_EQ(0, ret);
+			EXPECT_EQ(3, add.total_runs);
+			EXPECT_EQ(6, add.total_pairs);
+			break;
+		}
+		EXPECT_EQ(-1, ret);
+		EXPECT_EQ(ENOMEM, errno);
+		/* No run is to blame, and none was taken. */
+		EXPECT_EQ(3, add.bad_run);
+		EXPECT_EQ(0, add.total_runs);
+		EXPECT_EQ(0, add.total_pairs);
+		EXPECT_EQ(VMBEAM_STATE_EMPTY, get_status(self->fd).state);
+	}
+	EXPECT_LT(6, nth);
+	EXPECT_GT(ENOUGH, nth);
+	/* And what failed left nothing that would be in the way. */
+	EXPECT_EQ(0, do_commit(self->fd, 0, 0, NULL, NULL));
+	EXPECT_EQ(6, get_status(self->fd).swapped);
+}
+
+TEST_F(fault, alloc_records)
+{
+	unsigned int nth;
+
+	for (nth = 1; nth < ENOUGH; nth++) {
+		int ret;
+
+		fail_alloc(nth);
+		ret = do_records(self->fd, NULL, 0);
+		if (!happened(VMBEAM_DEBUG_FAIL_ALLOC)) {
+			EXPECT_EQ(0, ret);
+			break;
+		}
+		EXPECT_EQ(-1, ret);
+		EXPECT_EQ(ENOMEM, errno);
+	}
+	EXPECT_EQ(2, nth);
+}
+
+/* What commits, rollbacks and the end of a file need was allocated before. */
+TEST_F(fault, no_alloc_once_loaded)
+{
+	ASSERT_EQ(0, load_backwards(self->fd, self->a, self->b, MANY));
+	fail_alloc(1);
+	EXPECT_EQ(0, do_prepare(self->fd, 0, 0, NULL, NULL));
+	EXPECT_EQ(0, do_commit(self->fd, 0, 0, NULL, NULL));
+	EXPECT_EQ(0, do_rollback(self->fd, MANY, NULL));
+	EXPECT_FALSE(happened(VMBEAM_DEBUG_FAIL_ALLOC));
+	REOPEN();
+	ASSERT_EQ(0, load_backwards(self->fd, self->a, self->b, MANY));
+	ASSERT_EQ(0, do_commit(self->fd, 0, MANY / 2, NULL, NULL));
+	fail_alloc(1);
+	close(self->fd);
+	EXPECT_FALSE(happened(VMBEAM_DEBUG_FAIL_ALLOC));
+	EXPECT_HOME(0, MANY);
+	self->fd = open(DEVICE, O_RDWR | O_CLOEXEC);
+}
+
+/* ---- Every hypercall, every error ---- */
+
+static const struct {
+	int returns;
+	int expected;
+} errors[] = {
+	{ -ESRCH, ESRCH },
+	{ -EPERM, EPERM },
+	{ -EACCES, EPERM },		/* a security module */
+	{ -ENXIO, ENXIO },
+	{ -EBUSY, EBUSY },
+	{ -ENOMEM, ENOMEM },
+	{ -EOPNOTSUPP, EOPNOTSUPP },
+	{ -ENOSYS, EOPNOTSUPP },
+	{ -EFAULT, EIO },
+	{ -EINVAL, EIO },
+	{ -EINTR, EIO },
+	{ -9999, EIO },
+	{ 1, EIO },
+};
+
+TEST_F(fault, call_errors_before_the_first_pair)
+{
+	struct vmbeam_status status;
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(errors); i++) {
+		fail_call(1, 0, errors[i].returns);
+		if (errors[i].returns < 0) {
+			EXPECT_FAIL(errors[i].expected, do_open(self->fd, self->a, self->b));
+			EXPECT_TRUE(happened(VMBEAM_DEBUG_FAIL_CALL));
+		}
+		no_faults();
+	}
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, add_one(self->fd, 0, 0, 8));
+	for (i = 0; i < ARRAY_SIZE(errors); i++) {
+		fail_call(1, 0, errors[i].returns);
+		EXPECT_FAIL(errors[i].expected, do_prepare(self->fd, 0, 0, NULL, NULL));
+		fail_call(1, 0, errors[i].returns);
+		EXPECT_FAIL(errors[i].expected, do_commit(self->fd, 0, 0, NULL, NULL));
+		EXPECT_TRUE(happened(VMBEAM_DEBUG_FAIL_CALL));
+		EXPECT_EQ(0, get_status(self->fd).cursor);
+	}
+	EXPECT_HOME(0, 8);
+	ASSERT_EQ(0, do_commit(self->fd, 0, 4, NULL, NULL));
+	for (i = 0; i < ARRAY_SIZE(errors); i++) {
+		/* The check before a swap back, and the swap itself. */
+		fail_call(1, 0, errors[i].returns);
+		EXPECT_FAIL(errors[i].expected, do_rollback(self->fd, 4, NULL));
+		fail_call(2, 0, errors[i].returns);
+		EXPECT_FAIL(errors[i].expected, do_rollback(self->fd, 4, NULL));
+		EXPECT_TRUE(happened(VMBEAM_DEBUG_FAIL_CALL));
+		status = get_status(self->fd);
+		EXPECT_EQ(4, status.cursor);
+		EXPECT_EQ(4, status.swapped);
+	}
+	EXPECT_AWAY(0, 4);
+	ASSERT_EQ(0, do_rollback(self->fd, 4, NULL));
+	EXPECT_HOME(0, 8);
+}
+
+/* A hypercall that claims to have succeeded and has not done it all. */
+TEST_F(fault, call_that_lies)
+{
+	struct vmbeam_commit commit;
+
+	ASSERT_EQ(0, load_backwards(self->fd, self->a, self->b, 600));
+	/* Nothing done, and no error. */
+	fail_call(1, 0, 0);
+	EXPECT_FAIL(EIO, do_commit(self->fd, 0, 0, NULL, NULL));
+	EXPECT_EQ(0, get_status(self->fd).cursor);
+	/* A part done, and no error: the cursor says how much. */
+	fail_call(1, 100, 0);
+	EXPECT_EQ(0, do_commit(self->fd, 0, 0, NULL, &commit));
+	EXPECT_EQ(100, commit.cursor);
+	EXPECT_AWAY(500, 100);
+	EXPECT_HOME(0, 500);
+	/* More than it was asked for is not believed. */
+	inject(VMBEAM_DEBUG_FAIL_CALL, 1, BATCH, 0, true);
+	EXPECT_EQ(0, do_commit(self->fd, 100, 0, NULL, &commit));
+	EXPECT_EQ(600, commit.cursor);
+}
+
+/* The error comes at every hypercall of a commit in turn, after part of it. */
+TEST_F(fault, call_errors_in_the_middle)
+{
+	static __s32 status[MANY];
+	struct vmbeam_commit commit;
+	unsigned int nth, i;
+
+	for (nth = 1; nth < ENOUGH; nth++) {
+		unsigned int expected = (nth - 1) * BATCH + 100;
+
+		ASSERT_EQ(0, load_backwards(self->fd, self->a, self->b, MANY));
+		fail_call(nth, 100, -EBUSY);
+		memset(status, 0xcc, sizeof(status));
+		ASSERT_EQ(0, do_commit(self->fd, 0, 0, status, &commit));
+		if (!happened(VMBEAM_DEBUG_FAIL_CALL)) {
+			EXPECT_EQ(MANY, commit.cursor);
+			break;
+		}
+		if (expected > MANY)
+			expected = MANY;
+		ASSERT_EQ(expected, commit.cursor);
+		ASSERT_EQ(expected, commit.swapped);
+		ASSERT_EQ(expected, get_status(self->fd).cursor);
+		for (i = 0; i < MANY; i++)
+			ASSERT_EQ(i < expected ? 0 : VMBEAM_NOT_ATTEMPTED, status[i]);
+		EXPECT_AWAY(MANY - expected, expected);
+		EXPECT_HOME(0, MANY - expected);
+		/* Closed half way: back by itself. */
+		REOPEN();
+		EXPECT_HOME(0, MANY);
+	}
+	EXPECT_LT(5, nth);
+	EXPECT_GT(ENOUGH, nth);
+}
+
+/* The rollback of a closed file fails at every hypercall in turn. */
+TEST_F(fault, call_errors_when_closed)
+{
+	struct vmbeam_record record;
+	unsigned int nth, records = 0;
+
+	for (nth = 1; nth < ENOUGH; nth++) {
+		ASSERT_EQ(0, load_backwards(self->fd, self->a, self->b, MANY));
+		ASSERT_EQ(0, do_commit(self->fd, 0, MANY - 100, NULL, NULL));
+		fail_call(nth, 10, -ENOMEM);
+		REOPEN();
+		if (!happened(VMBEAM_DEBUG_FAIL_CALL)) {
+			EXPECT_EQ(0, do_records(self->fd, NULL, 0));
+			EXPECT_HOME(0, MANY);
+			break;
+		}
+		ASSERT_EQ(1, do_records(self->fd, &record, 1));
+		ASSERT_EQ(-ENOMEM, record.error);
+		ASSERT_EQ(record.cursor, record.swapped);
+		EXPECT_AWAY(MANY - record.cursor, record.cursor);
+		EXPECT_HOME(0, MANY - record.cursor);
+		records++;
+		/* What an operator would do. */
+		ASSERT_EQ(0, do_adopt(self->fd, record.id));
+		ASSERT_EQ(0, do_rollback(self->fd, record.cursor, NULL));
+		EXPECT_HOME(0, MANY);
+		REOPEN();
+	}
+	EXPECT_LT(10, records);
+	EXPECT_GT(ENOUGH, nth);
+}
+
+/* ---- Statuses that only the model can produce at will ---- */
+
+TEST_F(fault, statuses)
+{
+	static const int all[] = {
+		-ENOENT, -EBUSY, -EOPNOTSUPP, -EXDEV, -EEXIST, -ENOMEM,
+	};
+	__s32 status[2 * ARRAY_SIZE(all)];
+	struct vmbeam_prepare prepare;
+	struct vmbeam_commit commit;
+	unsigned int i;
+
+	if (!(features(self->fd) & VMBEAM_FEATURE_MOCK))
+		SKIP(return, "a real hypervisor");
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, add_one(self->fd, 0, 0, ARRAY_SIZE(status)));
+	for (i = 0; i < ARRAY_SIZE(all); i++) {
+		struct vmbeam_debug arg = {
+			.op = VMBEAM_DEBUG_STATUS,
+			.domid = i % 2 ? self->a : self->b,
+			.first = 2 * i,
+			.nr = 1,
+			.value = all[i],
+		};
+
+		ASSERT_EQ(0, ioctl(debug_device, VMBEAM_IOCTL_DEBUG, &arg));
+	}
+	memset(status, 0xcc, sizeof(status));
+	ASSERT_EQ(0, do_prepare(self->fd, 0, 0, status, &prepare));
+	EXPECT_EQ(ARRAY_SIZE(all), prepare.refused);
+	for (i = 0; i < ARRAY_SIZE(status); i++)
+		EXPECT_EQ(i % 2 ? 0 : all[i / 2], status[i]);
+	memset(status, 0xcc, sizeof(status));
+	ASSERT_EQ(0, do_commit(self->fd, 0, 0, status, &commit));
+	EXPECT_EQ(ARRAY_SIZE(all), commit.refused);
+	EXPECT_EQ(ARRAY_SIZE(all), commit.swapped);
+	for (i = 0; i < ARRAY_SIZE(status); i++)
+		EXPECT_EQ(i % 2 ? 0 : all[i / 2], status[i]);
+
+	/* Each of them as the error of a rollback that cannot get on. */
+	for (i = 0; i < ARRAY_SIZE(all); i++) {
+		struct vmbeam_debug arg = {
+			.op = VMBEAM_DEBUG_STATUS,
+			.domid = self->b,
+			.first = ARRAY_SIZE(status) - 1,
+			.nr = 1,
+			.value = all[i],
+		};
+
+		ASSERT_EQ(0, ioctl(debug_device, VMBEAM_IOCTL_DEBUG, &arg));
+		EXPECT_FAIL(-all[i], do_rollback(self->fd, ARRAY_SIZE(status), NULL));
+	}
+}
+
+/* The caller's memory is taken away in the middle. */
+struct unmapper {
+	int fd;
+	void *page;
+};
+
+static void *unmap_after_first_batch(void *arg)
+{
+	struct unmapper *unmapper = arg;
+
+	while (!get_status(unmapper->fd).cursor)
+		;
+	munmap(unmapper->page, 4096 * 4);
+	return NULL;
+}
+
+TEST_F(fault, efault_after_progress)
+{
+	struct unmapper unmapper = { .fd = self->fd };
+	struct vmbeam_status state;
+	pthread_t thread;
+
+	ASSERT_EQ(0, load_backwards(self->fd, self->a, self->b, MANY));
+	unmapper.page = mmap(NULL, 4096 * 4, PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, unmapper.page);
+	inject(VMBEAM_DEBUG_SLOW, 100, 0, 0, false);
+	ASSERT_EQ(0, pthread_create(&thread, NULL, unmap_after_first_batch, &unmapper));
+	EXPECT_FAIL(EFAULT, do_commit(self->fd, 0, 0, unmapper.page, NULL));
+	pthread_join(thread, NULL);
+	inject(VMBEAM_DEBUG_SLOW, 0, 0, 0, false);
+	/* STATUS tells what happened, to the pair. */
+	state = get_status(self->fd);
+	EXPECT_LT(0, state.cursor);
+	EXPECT_GT(MANY, state.cursor);
+	EXPECT_EQ(state.cursor, state.swapped);
+	EXPECT_AWAY(MANY - state.cursor, state.cursor);
+	EXPECT_HOME(0, MANY - state.cursor);
+}
+
+/* ---- Watching and cancelling ---- */
+
+struct worker {
+	pthread_t thread;
+	int fd, nr, ret, error;
+	struct vmbeam_commit commit;
+};
+
+static void *work(void *arg)
+{
+	struct worker *worker = arg;
+
+	errno = 0;
+	if (worker->nr == _IOC_NR(VMBEAM_IOCTL_COMMIT))
+		worker->ret = do_commit(worker->fd, 0, 0, NULL, &worker->commit);
+	else if (worker->nr == _IOC_NR(VMBEAM_IOCTL_PREPARE))
+		worker->ret = do_prepare(worker->fd, 0, 0, NULL, NULL);
+	else
+		worker->ret = do_rollback(worker->fd, get_status(worker->fd).cursor, NULL);
+	worker->error = errno;
+	return NULL;
+}
+
+TEST_F(fault, watch_and_cancel)
+{
+	struct worker worker = { .fd = self->fd, .nr = _IOC_NR(VMBEAM_IOCTL_COMMIT) };
+	struct vmbeam_status state;
+	unsigned int looks = 0;
+
+	ASSERT_EQ(0, load_backwards(self->fd, self->a, self->b, MANY));
+	inject(VMBEAM_DEBUG_SLOW, 300, 0, 0, false);
+	ASSERT_EQ(0, pthread_create(&worker.thread, NULL, work, &worker));
+	do {
+		state = get_status(self->fd);
+		looks++;
+	} while (!state.cursor);
+	/* It did not wait for the hypercall, let alone the commit. */
+	EXPECT_LT(2, looks);
+	EXPECT_EQ(VMBEAM_STATE_COMMITTING, state.state);
+	EXPECT_EQ(_IOC_NR(VMBEAM_IOCTL_COMMIT), state.activity);
+	EXPECT_EQ(BATCH, state.cursor);
+	EXPECT_EQ(0, do_cancel(self->fd));
+	pthread_join(worker.thread, NULL);
+	EXPECT_EQ(-1, worker.ret);
+	EXPECT_EQ(ECANCELED, worker.error);
+	/* The out fields of the cancelled call are valid. */
+	state = get_status(self->fd);
+	EXPECT_EQ(0, state.activity);
+	EXPECT_EQ(state.cursor, worker.commit.cursor);
+	EXPECT_EQ(state.swapped, worker.commit.swapped);
+	EXPECT_EQ(2 * BATCH, state.cursor);
+	EXPECT_FAIL(ENOENT, do_cancel(self->fd));
+
+	/* The same for a dry run and for a rollback. */
+	worker.nr = _IOC_NR(VMBEAM_IOCTL_PREPARE);
+	ASSERT_EQ(0, pthread_create(&worker.thread, NULL, work, &worker));
+	while (get_status(self->fd).activity != (__u32)worker.nr)
+		;
+	EXPECT_EQ(0, do_cancel(self->fd));
+	pthread_join(worker.thread, NULL);
+	EXPECT_EQ(ECANCELED, worker.error);
+	worker.nr = _IOC_NR(VMBEAM_IOCTL_ROLLBACK);
+	ASSERT_EQ(0, pthread_create(&worker.thread, NULL, work, &worker));
+	while (get_status(self->fd).activity != (__u32)worker.nr)
+		;
+	EXPECT_EQ(0, do_cancel(self->fd));
+	pthread_join(worker.thread, NULL);
+	EXPECT_EQ(ECANCELED, worker.error);
+	inject(VMBEAM_DEBUG_SLOW, 0, 0, 0, false);
+	state = get_status(self->fd);
+	EXPECT_AWAY(MANY - state.cursor, state.cursor);
+	ASSERT_EQ(0, do_rollback(self->fd, state.cursor, NULL));
+	EXPECT_HOME(0, MANY);
+}
+
+TEST_F(fault, interrupted_while_waiting)
+{
+	struct worker worker = { .fd = self->fd, .nr = _IOC_NR(VMBEAM_IOCTL_COMMIT) };
+	int wstatus;
+	pid_t pid;
+
+	ASSERT_EQ(0, load_backwards(self->fd, self->a, self->b, MANY));
+	inject(VMBEAM_DEBUG_SLOW, 300, 0, 0, false);
+	ASSERT_EQ(0, pthread_create(&worker.thread, NULL, work, &worker));
+	while (!get_status(self->fd).activity)
+		;
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		do_rollback(self->fd, 0, NULL);
+		_exit(0);
+	}
+	usleep(100000);
+	/* It waits for its turn, and can be killed while it does. */
+	kill(pid, SIGKILL);
+	ASSERT_EQ(pid, waitpid(pid, &wstatus, 0));
+	EXPECT_TRUE(WIFSIGNALED(wstatus));
+	EXPECT_NE(0, get_status(self->fd).activity);
+	inject(VMBEAM_DEBUG_SLOW, 0, 0, 0, false);
+	pthread_join(worker.thread, NULL);
+	EXPECT_EQ(0, worker.ret);
+	EXPECT_EQ(MANY, worker.commit.cursor);
+	EXPECT_AWAY(0, MANY);
+}
+
+/* ---- Killed at every batch ---- */
+
+/* The file survives: its cursor is exact, whoever has it can roll back. */
+TEST_F_TIMEOUT(fault, killed_at_every_batch_file_survives, 120)
+{
+	unsigned int nth;
+
+	for (nth = 1; nth < ENOUGH; nth++) {
+		struct vmbeam_status state;
+		int wstatus;
+		pid_t pid;
+
+		ASSERT_EQ(0, load_backwards(self->fd, self->a, self->b, MANY));
+		inject(VMBEAM_DEBUG_SIGNAL, nth, 0, SIGKILL, false);
+		pid = fork();
+		ASSERT_LE(0, pid);
+		if (!pid) {
+			do_commit(self->fd, 0, 0, NULL, NULL);
+			_exit(0);
+		}
+		ASSERT_EQ(pid, waitpid(pid, &wstatus, 0));
+		state = get_status(self->fd);
+		if (!happened(VMBEAM_DEBUG_SIGNAL)) {
+			EXPECT_TRUE(WIFEXITED(wstatus));
+			EXPECT_EQ(MANY, state.cursor);
+			break;
+		}
+		EXPECT_TRUE(WIFSIGNALED(wstatus));
+		ASSERT_EQ(nth * BATCH < MANY ? nth * BATCH : MANY, state.cursor);
+		ASSERT_EQ(state.cursor, state.swapped);
+		EXPECT_AWAY(MANY - state.cursor, state.cursor);
+		EXPECT_HOME(0, MANY - state.cursor);
+		ASSERT_EQ(0, do_rollback(self->fd, state.cursor, NULL));
+		EXPECT_HOME(0, MANY);
+		REOPEN();
+	}
+	EXPECT_LT(5, nth);
+	EXPECT_GT(ENOUGH, nth);
+}
+
+/* Nobody has the file any more: all or nothing. */
+TEST_F_TIMEOUT(fault, killed_at_every_batch_file_goes, 120)
+{
+	unsigned int nth;
+
+	close(self->fd);
+	for (nth = 1; nth < ENOUGH; nth++) {
+		int wstatus, fd;
+		pid_t pid;
+
+		inject(VMBEAM_DEBUG_SIGNAL, 0, 0, 0, false);
+		pid = fork();
+		ASSERT_LE(0, pid);
+		if (!pid) {
+			fd = open(DEVICE, O_RDWR | O_CLOEXEC);
+			if (load_backwards(fd, self->a, self->b, MANY))
+				_exit(1);
+			inject(VMBEAM_DEBUG_SIGNAL, nth, 0, SIGKILL, false);
+			do_commit(fd, 0, 0, NULL, NULL);
+			_exit(0);
+		}
+		ASSERT_EQ(pid, waitpid(pid, &wstatus, 0));
+		EXPECT_EQ(0, do_records(debug_device, NULL, 0));
+		if (!WIFSIGNALED(wstatus)) {
+			EXPECT_TRUE(WIFEXITED(wstatus) && !WEXITSTATUS(wstatus));
+			EXPECT_AWAY(0, MANY);
+			break;
+		}
+		EXPECT_EQ(0, nth * BATCH < MANY ?
+			  not_home(self->a, self->b, 0, MANY) :
+			  not_away(self->a, self->b, 0, MANY));
+		/* Home again for the next round, if this one was complete. */
+		ASSERT_EQ(0, domain_fill(self->a, TAG_A, 0, MANY));
+		ASSERT_EQ(0, domain_fill(self->b, TAG_B, 0, MANY));
+	}
+	EXPECT_LT(5, nth);
+	EXPECT_GT(ENOUGH, nth);
+	self->fd = open(DEVICE, O_RDWR | O_CLOEXEC);
+}
+
+TEST_HARNESS_MAIN

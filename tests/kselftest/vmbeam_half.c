@@ -1,0 +1,492 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Selftest of /dev/vmbeam: moves that end half way. Signals, threads that watch
+ * and cancel, files that are closed, what the driver keeps then.
+ */
+
+#include "vmbeam_test.h"
+
+#define MANY 6000
+
+FIXTURE(many) {
+	int fd;
+	__u32 a, b;
+};
+
+FIXTURE_SETUP(many)
+{
+	self->a = NO_DOMAIN;
+	self->b = NO_DOMAIN;
+	self->fd = open(DEVICE, O_RDWR | O_CLOEXEC);
+	ASSERT_LE(0, self->fd);
+	if (!has_swap(self->fd))
+		SKIP(return, "this hypervisor has no swap of frames");
+	ASSERT_EQ(0, domains_open(features(self->fd)));
+	self->a = domain_create(DOMAIN_HAP, MANY);
+	self->b = domain_create(DOMAIN_HAP, MANY);
+	ASSERT_NE(NO_DOMAIN, self->a);
+	ASSERT_NE(NO_DOMAIN, self->b);
+	ASSERT_EQ(0, domain_fill(self->a, TAG_A, 0, MANY));
+	ASSERT_EQ(0, domain_fill(self->b, TAG_B, 0, MANY));
+
+	ASSERT_EQ(0, load_backwards(self->fd, self->a, self->b, MANY));
+}
+
+FIXTURE_TEARDOWN(many)
+{
+	close(self->fd);
+	domain_destroy(self->a);
+	domain_destroy(self->b);
+	domains_close();
+}
+
+static void on_alarm(int sig)
+{
+}
+
+static void alarm_every(long usec)
+{
+	struct itimerval timer = {
+		.it_value.tv_usec = usec,
+		.it_interval.tv_usec = usec,
+	};
+	struct sigaction action = { .sa_handler = on_alarm, .sa_flags = SA_RESTART };
+
+	sigaction(SIGALRM, &action, NULL);
+	setitimer(ITIMER_REAL, &timer, NULL);
+}
+
+TEST_F_TIMEOUT(many, signals_end_a_commit_with_progress, 120)
+{
+	static __s32 status[MANY];
+	unsigned int calls = 0, empty = 0, i;
+	struct vmbeam_commit commit = { .cursor = 0 };
+	struct vmbeam_rollback rollback;
+	__u64 cursor = 0;
+
+	ASSERT_EQ(0, domains_slow(1));
+	alarm_every(2000);
+	while (cursor < MANY && empty < 10000) {
+		memset(status, 0xcc, sizeof(status));
+		if (do_commit(self->fd, cursor, 0, status, &commit)) {
+			/* A signal before the first pair. */
+			ASSERT_EQ(EINTR, errno);
+			ASSERT_EQ(cursor, get_status(self->fd).cursor);
+			empty++;
+			continue;
+		}
+		calls++;
+		ASSERT_LT(cursor, commit.cursor);
+		ASSERT_EQ(commit.cursor - cursor, commit.swapped);
+		for (i = 0; i < MANY - cursor; i++)
+			ASSERT_EQ(i < commit.swapped ? 0 : VMBEAM_NOT_ATTEMPTED, status[i]);
+		cursor = commit.cursor;
+	}
+	TH_LOG("%u calls with progress, %u without", calls, empty);
+	EXPECT_LT(1, calls);
+	EXPECT_EQ(MANY, cursor);
+	EXPECT_EQ(VMBEAM_STATE_COMMITTED, get_status(self->fd).state);
+	alarm_every(0);
+	EXPECT_AWAY(0, MANY);
+
+	/* And the way back. */
+	alarm_every(2000);
+	calls = 0;
+	while (cursor && empty < 20000) {
+		if (do_rollback(self->fd, cursor, &rollback)) {
+			ASSERT_EQ(EINTR, errno);
+			empty++;
+			continue;
+		}
+		calls++;
+		ASSERT_GT(cursor, rollback.cursor);
+		cursor = rollback.cursor;
+	}
+	alarm_every(0);
+	ASSERT_EQ(0, domains_slow(0));
+	EXPECT_EQ(0, cursor);
+	EXPECT_HOME(0, MANY);
+}
+
+TEST_F_TIMEOUT(many, killed_in_a_commit, 120)
+{
+	struct vmbeam_status state;
+	int wstatus;
+	pid_t pid;
+
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		for (;;)
+			do_commit(self->fd, get_status(self->fd).cursor, 0, NULL, NULL);
+	}
+	/* As soon as it has begun. */
+	do
+		state = get_status(self->fd);
+	while (state.cursor == 0);
+	kill(pid, SIGKILL);
+	ASSERT_EQ(pid, waitpid(pid, &wstatus, 0));
+	EXPECT_TRUE(WIFSIGNALED(wstatus));
+
+	/* The file is still open here, and knows exactly how far it came. */
+	state = get_status(self->fd);
+	EXPECT_EQ(state.cursor, state.swapped);
+	EXPECT_HOME(0, MANY - state.cursor);
+	EXPECT_AWAY(MANY - state.cursor, state.cursor);
+	ASSERT_EQ(0, do_rollback(self->fd, state.cursor, NULL));
+	EXPECT_HOME(0, MANY);
+}
+
+/* ---- The last reference goes ---- */
+
+FIXTURE(half) {
+	int fd;
+	__u32 a, b;
+};
+
+FIXTURE_SETUP(half)
+{
+	self->a = NO_DOMAIN;
+	self->b = NO_DOMAIN;
+	self->fd = open(DEVICE, O_RDWR | O_CLOEXEC);
+	ASSERT_LE(0, self->fd);
+	if (!has_swap(self->fd))
+		SKIP(return, "this hypervisor has no swap of frames");
+	ASSERT_EQ(0, domains_open(features(self->fd)));
+	ASSERT_EQ(0, do_records(self->fd, NULL, 0));
+	self->a = domain_create(DOMAIN_HAP, FRAMES);
+	self->b = domain_create(DOMAIN_HAP, FRAMES);
+	ASSERT_NE(NO_DOMAIN, self->a);
+	ASSERT_NE(NO_DOMAIN, self->b);
+	ASSERT_EQ(0, domain_fill(self->a, TAG_A, 0, FRAMES));
+	ASSERT_EQ(0, domain_fill(self->b, TAG_B, 0, FRAMES));
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, add_one(self->fd, 0, 0, FRAMES));
+}
+
+FIXTURE_TEARDOWN(half)
+{
+	close(self->fd);
+	forget_records();
+	domain_destroy(self->a);
+	domain_destroy(self->b);
+	domains_close();
+}
+
+/* Close the file and take another. */
+#define REOPEN() do {						\
+	close(self->fd);					\
+	self->fd = open(DEVICE, O_RDWR | O_CLOEXEC);		\
+	ASSERT_LE(0, self->fd);					\
+} while (0)
+
+TEST_F(half, closed_half_way)
+{
+	ASSERT_EQ(0, do_commit(self->fd, 0, FRAMES / 2, NULL, NULL));
+	EXPECT_AWAY(0, FRAMES / 2);
+	REOPEN();
+	/* Already when close() returns. */
+	EXPECT_HOME(0, FRAMES);
+	EXPECT_EQ(0, do_records(self->fd, NULL, 0));
+}
+
+TEST_F(half, closed_when_committed)
+{
+	ASSERT_EQ(0, do_commit(self->fd, 0, 0, NULL, NULL));
+	REOPEN();
+	EXPECT_AWAY(0, FRAMES);
+	EXPECT_EQ(0, do_records(self->fd, NULL, 0));
+}
+
+TEST_F(half, closed_in_a_rollback)
+{
+	void *held;
+
+	ASSERT_EQ(0, do_commit(self->fd, 0, 0, NULL, NULL));
+	held = domain_hold(self->a, 9);
+	ASSERT_NE(NULL, held);
+	ASSERT_EQ(0, do_rollback(self->fd, FRAMES, NULL));
+	EXPECT_EQ(VMBEAM_STATE_ROLLING_BACK, get_status(self->fd).state);
+	domain_release(held);
+	REOPEN();
+	EXPECT_HOME(0, FRAMES);
+	EXPECT_EQ(0, do_records(self->fd, NULL, 0));
+}
+
+TEST_F(half, one_of_two_references)
+{
+	int other;
+
+	ASSERT_EQ(0, do_commit(self->fd, 0, FRAMES / 2, NULL, NULL));
+	other = dup(self->fd);
+	ASSERT_LE(0, other);
+	close(self->fd);
+	EXPECT_AWAY(0, FRAMES / 2);
+	self->fd = other;
+	REOPEN();
+	EXPECT_HOME(0, FRAMES);
+}
+
+TEST_F(half, a_child_inherits_and_rolls_back)
+{
+	int wstatus;
+	pid_t pid;
+
+	ASSERT_EQ(0, do_commit(self->fd, 0, FRAMES / 2, NULL, NULL));
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid)
+		_exit(do_rollback(self->fd, FRAMES / 2, NULL) ? 1 : 0);
+	ASSERT_EQ(pid, waitpid(pid, &wstatus, 0));
+	EXPECT_TRUE(WIFEXITED(wstatus) && !WEXITSTATUS(wstatus));
+	EXPECT_EQ(VMBEAM_STATE_ROLLED_BACK, get_status(self->fd).state);
+	EXPECT_HOME(0, FRAMES);
+}
+
+TEST_F(half, record_and_adopt)
+{
+	struct vmbeam_record record;
+	struct vmbeam_status status;
+	void *held;
+
+	ASSERT_EQ(0, do_commit(self->fd, 0, FRAMES / 2, NULL, NULL));
+	held = domain_hold(self->b, 7);
+	ASSERT_NE(NULL, held);
+	REOPEN();
+	EXPECT_HOME(8, FRAMES - 8);
+	memset(&record, 0xcc, sizeof(record));
+	ASSERT_EQ(1, do_records(self->fd, &record, 1));
+	EXPECT_NE(0, record.id);
+	EXPECT_EQ(self->a, record.domid_a);
+	EXPECT_EQ(self->b, record.domid_b);
+	EXPECT_EQ(VMBEAM_STATE_ROLLING_BACK, record.state);
+	EXPECT_EQ(-EBUSY, record.error);
+	EXPECT_EQ(1, record.runs);
+	EXPECT_EQ(FRAMES, record.pairs);
+	EXPECT_EQ(8, record.cursor);
+	EXPECT_EQ(8, record.swapped);
+	EXPECT_EQ(0, record.refused);
+
+	/* As long as it is kept the module cannot go, even with no file open. */
+	close(self->fd);
+	EXPECT_EQ(-1, syscall(SYS_delete_module, "vmbeam", O_NONBLOCK));
+	EXPECT_TRUE(errno == EBUSY || errno == EWOULDBLOCK);
+	self->fd = open(DEVICE, O_RDWR | O_CLOEXEC);
+	ASSERT_LE(0, self->fd);
+
+	EXPECT_FAIL(ENOENT, do_adopt(self->fd, record.id + 1));
+	EXPECT_FAIL(ENOENT, do_adopt(self->fd, 0));
+	ASSERT_EQ(0, do_adopt(self->fd, record.id));
+	EXPECT_EQ(0, do_records(self->fd, NULL, 0));
+	status = get_status(self->fd);
+	EXPECT_EQ(VMBEAM_STATE_ROLLING_BACK, status.state);
+	EXPECT_EQ(self->a, status.domid_a);
+	EXPECT_EQ(8, status.cursor);
+	/* Bound now, to this pair. */
+	EXPECT_FAIL(EBADFD, do_open(self->fd, self->a, self->b));
+	EXPECT_FAIL(EBADFD, do_adopt(self->fd, record.id));
+	EXPECT_FAIL(EBUSY, do_rollback(self->fd, 8, NULL));
+
+	/* Closed again, kept again, under another number. */
+	REOPEN();
+	ASSERT_EQ(1, do_records(self->fd, &record, 1));
+	domain_release(held);
+	ASSERT_EQ(0, do_adopt(self->fd, record.id));
+	ASSERT_EQ(0, do_rollback(self->fd, 8, NULL));
+	EXPECT_HOME(0, FRAMES);
+}
+
+TEST_F(half, adopted_and_closed)
+{
+	struct vmbeam_record record;
+	void *held;
+
+	ASSERT_EQ(0, do_commit(self->fd, 0, FRAMES / 2, NULL, NULL));
+	held = domain_hold(self->a, 0);
+	ASSERT_NE(NULL, held);
+	REOPEN();
+	ASSERT_EQ(1, do_records(self->fd, &record, 1));
+	domain_release(held);
+	ASSERT_EQ(0, do_adopt(self->fd, record.id));
+	REOPEN();
+	EXPECT_HOME(0, FRAMES);
+	EXPECT_EQ(0, do_records(self->fd, NULL, 0));
+}
+
+TEST_F(half, domain_dies_and_forget)
+{
+	struct vmbeam_record record;
+
+	ASSERT_EQ(0, do_commit(self->fd, 0, FRAMES / 2, NULL, NULL));
+	domain_destroy(self->b);
+	self->b = NO_DOMAIN;
+	REOPEN();
+	ASSERT_EQ(1, do_records(self->fd, &record, 1));
+	EXPECT_EQ(-ESRCH, record.error);
+	EXPECT_EQ(VMBEAM_STATE_COMMITTING, record.state);
+	EXPECT_EQ(FRAMES / 2, record.cursor);
+	EXPECT_EQ(FRAMES / 2, record.swapped);
+	EXPECT_FAIL(ENOENT, do_forget(self->fd, record.id + 1));
+	EXPECT_EQ(0, do_forget(self->fd, record.id));
+	EXPECT_FAIL(ENOENT, do_forget(self->fd, record.id));
+	EXPECT_EQ(0, do_records(self->fd, NULL, 0));
+}
+
+TEST_F(half, records_bad_calls)
+{
+	struct {
+		struct vmbeam_record record;
+		__u64 more;
+	} room[2];
+	struct vmbeam_records arg;
+	char *page = page_before_hole();
+
+	ASSERT_NE(NULL, page);
+	ASSERT_EQ(0, do_commit(self->fd, 0, 1, NULL, NULL));
+	domain_destroy(self->b);
+	self->b = NO_DOMAIN;
+	REOPEN();
+
+	poison(&arg, sizeof(arg));
+	arg.records = PTR(room);
+	arg.nr = 2;
+	arg.record_size = sizeof(struct vmbeam_record) - 1;
+	arg.reserved = 0;
+	EXPECT_FAIL(EINVAL, ioctl(self->fd, VMBEAM_IOCTL_RECORDS, &arg));
+	arg.record_size = 4097;
+	EXPECT_FAIL(E2BIG, ioctl(self->fd, VMBEAM_IOCTL_RECORDS, &arg));
+	arg.record_size = sizeof(room[0]);
+	arg.reserved = 1;
+	EXPECT_FAIL(EINVAL, ioctl(self->fd, VMBEAM_IOCTL_RECORDS, &arg));
+	arg.reserved = 0;
+	arg.records = PTR(page + 4096);
+	EXPECT_FAIL(EFAULT, ioctl(self->fd, VMBEAM_IOCTL_RECORDS, &arg));
+
+	/* Larger records than the kernel's: their end is left alone. */
+	arg.records = PTR(room);
+	memset(room, 0xcc, sizeof(room));
+	ASSERT_EQ(0, ioctl(self->fd, VMBEAM_IOCTL_RECORDS, &arg));
+	EXPECT_EQ(1, arg.nr);
+	EXPECT_EQ(1, arg.total);
+	EXPECT_EQ(1, room[0].record.swapped);
+	EXPECT_EQ(0xccccccccccccccccULL, room[0].more);
+	EXPECT_EQ(0xccccccccccccccccULL, room[1].record.id);
+	/* No room: how many there are. */
+	arg.nr = 0;
+	ASSERT_EQ(0, ioctl(self->fd, VMBEAM_IOCTL_RECORDS, &arg));
+	EXPECT_EQ(0, arg.nr);
+	EXPECT_EQ(1, arg.total);
+}
+
+TEST_F(half, as_many_as_there_can_be)
+{
+	int fds[256], i, last;
+
+	/* One is bound already. */
+	for (i = 0; i < 255; i++) {
+		fds[i] = open(DEVICE, O_RDWR | O_CLOEXEC);
+		ASSERT_LE(0, fds[i]);
+		ASSERT_EQ(0, do_open(fds[i], self->a, self->b));
+	}
+	last = open(DEVICE, O_RDWR | O_CLOEXEC);
+	ASSERT_LE(0, last);
+	EXPECT_FAIL(ENOSPC, do_open(last, self->a, self->b));
+	close(fds[0]);
+	EXPECT_EQ(0, do_open(last, self->a, self->b));
+	for (i = 1; i < 255; i++)
+		close(fds[i]);
+	close(last);
+}
+
+TEST_F(half, nothing_to_cancel)
+{
+	EXPECT_FAIL(ENOENT, do_cancel(self->fd));
+	ASSERT_EQ(0, do_commit(self->fd, 0, 1, NULL, NULL));
+	EXPECT_FAIL(ENOENT, do_cancel(self->fd));
+}
+
+TEST_F(half, fdinfo)
+{
+	char path[64], text[4096];
+	FILE *file;
+	size_t len;
+
+	ASSERT_EQ(0, do_commit(self->fd, 0, 10, NULL, NULL));
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", self->fd);
+	file = fopen(path, "r");
+	ASSERT_NE(NULL, file);
+	len = fread(text, 1, sizeof(text) - 1, file);
+	fclose(file);
+	text[len] = '\0';
+	EXPECT_NE(NULL, strstr(text, "\nvmbeam-state:\tcommitting\n"));
+	EXPECT_NE(NULL, strstr(text, "\nvmbeam-activity:\tnone\n"));
+	EXPECT_NE(NULL, strstr(text, "\nvmbeam-runs:\t1\n"));
+	EXPECT_NE(NULL, strstr(text, "\nvmbeam-pairs:\t64\n"));
+	EXPECT_NE(NULL, strstr(text, "\nvmbeam-cursor:\t10\n"));
+	EXPECT_NE(NULL, strstr(text, "\nvmbeam-swapped:\t10\n"));
+	EXPECT_NE(NULL, strstr(text, "\nvmbeam-refused:\t0\n"));
+	EXPECT_NE(NULL, strstr(text, "\nvmbeam-hypercalls:\t1\n"));
+	snprintf(path, sizeof(path), "\nvmbeam-domains:\t%u %u\n", self->a, self->b);
+	EXPECT_NE(NULL, strstr(text, path));
+}
+
+/* ---- Trace events ---- */
+
+#define TRACING "/sys/kernel/tracing/"
+
+static int write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_TRUNC);
+	int ret = -1;
+
+	if (fd >= 0) {
+		ret = write(fd, text, strlen(text)) < 0 ? -1 : 0;
+		close(fd);
+	}
+	return ret;
+}
+
+TEST_F(half, trace_events)
+{
+	static char text[1 << 16];
+	char line[200];
+	FILE *file;
+	size_t len;
+	void *held;
+
+	/* Fails if it is mounted already. */
+	mount("tracefs", TRACING, "tracefs", 0, NULL);
+	ASSERT_EQ(0, write_file(TRACING "trace", ""));
+	ASSERT_EQ(0, write_file(TRACING "events/vmbeam/enable", "1"));
+	held = domain_hold(self->a, 3);
+	ASSERT_NE(NULL, held);
+	EXPECT_EQ(0, do_commit(self->fd, 0, 10, NULL, NULL));
+	domain_release(held);
+	held = domain_hold(self->b, 5);
+	ASSERT_NE(NULL, held);
+	REOPEN();
+	EXPECT_EQ(0, write_file(TRACING "events/vmbeam/enable", "0"));
+	domain_release(held);
+
+	file = fopen(TRACING "trace", "r");
+	ASSERT_NE(NULL, file);
+	len = fread(text, 1, sizeof(text) - 1, file);
+	fclose(file);
+	text[len] = '\0';
+#define EXPECT_TRACED(event, format, ...) do {					\
+	snprintf(line, sizeof(line), event "domid_a=%u domid_b=%u " format,	\
+		 self->a, self->b, ##__VA_ARGS__);				\
+	EXPECT_NE(NULL, strstr(text, line)) {					\
+		TH_LOG("not traced: %s", line);					\
+	}									\
+} while (0)
+	EXPECT_TRACED("vmbeam_batch_begin: ", "op=swap cursor=0 runs=1 pairs=10\n");
+	EXPECT_TRACED("vmbeam_batch_end: ", "op=swap cursor=0 done=10 ");
+	EXPECT_TRACED("vmbeam_refused: ", "op=swap gfn_a=0x3 gfn_b=0x3 status=%d\n",
+		      -EBUSY);
+	EXPECT_TRACED("vmbeam_refused: ", "op=check gfn_a=0x5 gfn_b=0x5 status=%d\n",
+		      -EBUSY);
+	EXPECT_TRACED(" ", "swapped=5 error=%d\n", -EBUSY);
+}
+
+TEST_HARNESS_MAIN

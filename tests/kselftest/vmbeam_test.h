@@ -1,0 +1,257 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the selftests of /dev/vmbeam share.
+ */
+#ifndef VMBEAM_TEST_H
+#define VMBEAM_TEST_H
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stddef.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+
+#include <linux/vmbeam.h>
+
+#include "kselftest_harness.h"
+
+#include "domains.h"
+
+#define DEVICE "/dev/vmbeam"
+#define FRAMES 64
+#define TAG_A 0xaaaa
+#define TAG_B 0xbbbb
+
+#define PTR(p) ((__u64)(uintptr_t)(p))
+
+#define EXPECT_FAIL(error, call) do {			\
+	errno = 0;					\
+	EXPECT_EQ(-1, (call));				\
+	EXPECT_EQ((error), errno);			\
+} while (0)
+
+/* The two fields that every request begins with. */
+struct head {
+	__u32 size;
+	__u32 flags;
+};
+
+/*
+ * Start a request: every byte is poison, so that a field which the kernel does
+ * not read or write as documented shows.
+ */
+static inline void poison(void *arg, __u32 size)
+{
+	struct head *head = arg;
+
+	memset(arg, 0xcc, size);
+	head->size = size;
+	head->flags = 0;
+}
+
+static inline int do_open(int fd, __u32 a, __u32 b)
+{
+	struct vmbeam_open arg;
+
+	poison(&arg, sizeof(arg));
+	arg.domid_a = a;
+	arg.domid_b = b;
+	return ioctl(fd, VMBEAM_IOCTL_OPEN, &arg);
+}
+
+static inline int do_add(int fd, const struct vmbeam_run *runs, __u32 nr,
+			 struct vmbeam_add *out)
+{
+	struct vmbeam_add arg;
+	int ret;
+
+	poison(&arg, sizeof(arg));
+	arg.runs = PTR(runs);
+	arg.nr_runs = nr;
+	ret = ioctl(fd, VMBEAM_IOCTL_ADD, &arg);
+	if (out)
+		*out = arg;
+	return ret;
+}
+
+static inline int add_one(int fd, __u64 gfn_a, __u64 gfn_b, __u32 nr)
+{
+	struct vmbeam_run run = { gfn_a, gfn_b, nr, 0 };
+
+	return do_add(fd, &run, 1, NULL);
+}
+
+static inline int do_prepare(int fd, __u64 first, __u64 nr, __s32 *status,
+			     struct vmbeam_prepare *out)
+{
+	struct vmbeam_prepare arg;
+	int ret;
+
+	poison(&arg, sizeof(arg));
+	arg.first = first;
+	arg.nr = nr;
+	arg.status = PTR(status);
+	ret = ioctl(fd, VMBEAM_IOCTL_PREPARE, &arg);
+	if (out)
+		*out = arg;
+	return ret;
+}
+
+static inline int do_commit(int fd, __u64 expected, __u64 nr, __s32 *status,
+			    struct vmbeam_commit *out)
+{
+	struct vmbeam_commit arg;
+	int ret;
+
+	poison(&arg, sizeof(arg));
+	arg.expected = expected;
+	arg.nr = nr;
+	arg.status = PTR(status);
+	ret = ioctl(fd, VMBEAM_IOCTL_COMMIT, &arg);
+	if (out)
+		*out = arg;
+	return ret;
+}
+
+static inline int do_rollback(int fd, __u64 expected, struct vmbeam_rollback *out)
+{
+	struct vmbeam_rollback arg;
+	int ret;
+
+	poison(&arg, sizeof(arg));
+	arg.expected = expected;
+	ret = ioctl(fd, VMBEAM_IOCTL_ROLLBACK, &arg);
+	if (out)
+		*out = arg;
+	return ret;
+}
+
+static inline struct vmbeam_status get_status(int fd)
+{
+	struct vmbeam_status arg;
+
+	poison(&arg, sizeof(arg));
+	if (ioctl(fd, VMBEAM_IOCTL_STATUS, &arg))
+		arg.state = UINT32_MAX;
+	return arg;
+}
+
+static inline int do_cancel(int fd)
+{
+	struct vmbeam_cancel arg;
+
+	poison(&arg, sizeof(arg));
+	return ioctl(fd, VMBEAM_IOCTL_CANCEL, &arg);
+}
+
+static inline int do_adopt(int fd, __u64 id)
+{
+	struct vmbeam_adopt arg;
+
+	poison(&arg, sizeof(arg));
+	arg.id = id;
+	return ioctl(fd, VMBEAM_IOCTL_ADOPT, &arg);
+}
+
+static inline int do_forget(int fd, __u64 id)
+{
+	struct vmbeam_forget arg;
+
+	poison(&arg, sizeof(arg));
+	arg.id = id;
+	return ioctl(fd, VMBEAM_IOCTL_FORGET, &arg);
+}
+
+/* How many records there are; up to @nr of them go into @records. */
+static inline int do_records(int fd, struct vmbeam_record *records, __u32 nr)
+{
+	struct vmbeam_records arg;
+
+	poison(&arg, sizeof(arg));
+	arg.records = PTR(records);
+	arg.nr = nr;
+	arg.record_size = sizeof(*records);
+	arg.reserved = 0;
+	return ioctl(fd, VMBEAM_IOCTL_RECORDS, &arg) ? -1 : (int)arg.total;
+}
+
+/* A record would pin the module, and disturb the next test. */
+static inline void forget_records(void)
+{
+	int fd = open(DEVICE, O_RDWR | O_CLOEXEC);
+	struct vmbeam_record record;
+
+	while (do_records(fd, &record, 1) > 0)
+		do_forget(fd, record.id);
+	close(fd);
+}
+
+static inline __u64 features(int fd)
+{
+	struct vmbeam_info arg;
+
+	poison(&arg, sizeof(arg));
+	return ioctl(fd, VMBEAM_IOCTL_INFO, &arg) ? 0 : arg.features;
+}
+
+static inline bool has_swap(int fd)
+{
+	return features(fd) & VMBEAM_FEATURE_SWAP;
+}
+
+/* A page that cannot be accessed follows directly. */
+static inline char *page_before_hole(void)
+{
+	char *p = mmap(NULL, 8192, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (p == MAP_FAILED || mprotect(p + 4096, 4096, PROT_NONE))
+		return NULL;
+	return p;
+}
+
+/* Frames of both domains that do not hold what they did at first. */
+static inline long not_home(__u32 a, __u32 b, unsigned long first, unsigned long nr)
+{
+	long in_a = domain_check(a, TAG_A, first, nr, first);
+	long in_b = domain_check(b, TAG_B, first, nr, first);
+
+	return in_a < 0 || in_b < 0 ? -1 : in_a + in_b;
+}
+
+/* Frames that do not hold what the same frames of the other domain did. */
+static inline long not_away(__u32 a, __u32 b, unsigned long first, unsigned long nr)
+{
+	return not_home(b, a, first, nr);
+}
+
+#define EXPECT_HOME(first, nr) EXPECT_EQ(0, not_home(self->a, self->b, first, nr))
+#define EXPECT_AWAY(first, nr) EXPECT_EQ(0, not_away(self->a, self->b, first, nr))
+
+/*
+ * Two domains that are filled, and runs from the last frame to the first: one a
+ * pair, which do not merge, so that it takes many hypercalls.
+ */
+static inline int load_backwards(int fd, __u32 a, __u32 b, unsigned int nr)
+{
+	struct vmbeam_run *runs = calloc(nr, sizeof(*runs));
+	unsigned int i;
+	int ret = -1;
+
+	if (!runs)
+		return -1;
+	for (i = 0; i < nr; i++) {
+		runs[i].gfn_a = nr - 1 - i;
+		runs[i].gfn_b = nr - 1 - i;
+		runs[i].nr = 1;
+	}
+	if (!do_open(fd, a, b) && !do_add(fd, runs, nr, NULL))
+		ret = 0;
+	free(runs);
+	return ret;
+}
+
+#endif /* VMBEAM_TEST_H */

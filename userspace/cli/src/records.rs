@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Half moves that the driver keeps: `vmbeam records`, `recover` and `forget`.
+
+use crate::exit;
+use serde::Serialize;
+use std::path::Path;
+use std::process::ExitCode;
+use vmbeam_uapi::sys::names;
+use vmbeam_uapi::{Device, Errno, Error, Record};
+
+/// A record as it is printed.
+#[derive(Debug, Serialize)]
+struct Shown {
+    id: u64,
+    domains: [u32; 2],
+    state: &'static str,
+    pages: u64,
+    pages_swapped: u64,
+    reason: String,
+}
+
+impl From<&Record> for Shown {
+    fn from(record: &Record) -> Self {
+        Self {
+            id: record.id,
+            domains: [record.domid_a, record.domid_b],
+            state: names::state(record.state),
+            pages: record.pairs,
+            pages_swapped: record.swapped,
+            reason: Errno::from_raw(record.error.wrapping_neg()).to_string(),
+        }
+    }
+}
+
+/// Print the records; nothing, or an empty list, if there are none.
+pub(crate) fn list(device: &Path, json: bool) -> Result<ExitCode, Error> {
+    let records = Device::open(device)?.records()?;
+    let shown: Vec<_> = records.iter().map(Shown::from).collect();
+    if json {
+        println!("{}", serde_json::json!(shown));
+        return Ok(ExitCode::SUCCESS);
+    }
+    for r in &shown {
+        let [a, b] = r.domains;
+        println!(
+            "half a move: record {}, domains {a} and {b}: {} of {} pages are still swapped: {}",
+            r.id, r.pages_swapped, r.pages, r.reason
+        );
+        println!(
+            "  put back: `vmbeam recover {0}`; if a domain is gone: `vmbeam forget {0}`",
+            r.id
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Put the pages of a record back.
+pub(crate) fn recover(device: &Path, id: u64) -> Result<ExitCode, Error> {
+    let mut session = Device::open(device)?.adopt(id)?;
+    loop {
+        match session.rollback() {
+            Ok(step) if step.cursor == 0 => break,
+            Ok(_) => {}
+            Err(e) if e.errno == Errno::EINTR => {}
+            Err(e) => {
+                let left = session.status()?.swapped;
+                eprintln!("vmbeam: {left} pages remain swapped, under a new record: {e}");
+                return Ok(ExitCode::from(exit::FAILED));
+            }
+        }
+    }
+    println!("everything was put back");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Drop a record.
+pub(crate) fn forget(device: &Path, id: u64) -> Result<ExitCode, Error> {
+    Device::open(device)?.forget(id)?;
+    Ok(ExitCode::SUCCESS)
+}
