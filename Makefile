@@ -22,8 +22,18 @@ demo: images
 
 ## check: run every test; the last line is the verdict
 .PHONY: check
-check: images
+check: images harness
 	@$(lab) check $(GROUPS)
+
+## races: races, fuzzing and latency of the hypercall; not part of check yet
+.PHONY: races
+races: images xen-debug
+	@$(lab) races
+
+## check-long: the same with the long forms of the tests that have one
+.PHONY: check-long
+check-long: images
+	@$(lab) check --long $(GROUPS)
 
 ## lab: boot the whole topology and leave it open to you
 .PHONY: lab
@@ -38,7 +48,7 @@ lab-soak: images
 
 ## images: build everything and the images of the lab's machines
 .PHONY: images
-images: userspace module kselftest xen
+images: userspace module module-debug kselftest xen xen-tools
 	@$(lab) images
 
 ## sysroot: make the Debian 13 sysroot in which everything is built
@@ -56,10 +66,35 @@ kernel: sysroot
 xen: sysroot
 	@scripts/xen.sh
 
+## xen-tools: build the toolstack of the guest management VMs
+.PHONY: xen-tools
+xen-tools: sysroot
+	@scripts/xen-tools.sh
+
+## xen-debug: the same hypervisor with assertions, for races
+.PHONY: xen-debug
+xen-debug: sysroot
+	@XEN_DEBUG=y scripts/xen.sh
+
 ## module: build vmbeam.ko (KDIR= names another prepared kernel tree)
 .PHONY: module
 module: kernel
 	@scripts/module.sh $(KDIR)
+
+## module-debug: build vmbeam-debug.ko, the driver with faults on request
+.PHONY: module-debug
+module-debug: kernel
+	@scripts/module.sh $(KDIR) debug
+
+## deb-dkms: build vmbeam-dkms_*.deb into build/deb/ and run lintian on it
+.PHONY: deb-dkms
+deb-dkms: kernel
+	@scripts/deb-dkms.sh
+
+## deb-dkms-test: also install it with apt beside the lab's kernel
+.PHONY: deb-dkms-test
+deb-dkms-test: kernel
+	@scripts/deb-dkms.sh test
 
 ## kselftest: build the driver's selftest
 .PHONY: kselftest
@@ -76,6 +111,23 @@ userspace: sysroot
 style: kernel
 	@$(in_sysroot) scripts/style.sh
 
+## harness: build the hypervisor harness (user space, no boot)
+.PHONY: harness
+harness: xen userspace
+	@scripts/harness.sh
+
+## hv-property: random swaps in the harness: SEED=, OPS=, ARGS=--ept
+.PHONY: hv-property
+SEED ?= 1
+OPS ?= 1000000
+hv-property: harness
+	@$(in_sysroot) build/target/release/hv-harness property --seed $(SEED) --ops $(OPS) $(ARGS)
+
+## bench-hv: time the hypercall on this CPU, without a boot
+.PHONY: bench-hv
+bench-hv: harness
+	@$(in_sysroot) build/target/release/hv-harness bench
+
 ## hv-check: the patch series applies and every patch builds
 .PHONY: hv-check
 hv-check: xen
@@ -85,7 +137,7 @@ hv-check: xen
 .PHONY: clean
 clean:
 	rm -rf build/target build/driver build/kselftest build/images \
-		build/xen build/logs build/run build/report
+		build/xen build/harness build/logs build/run build/report
 
 ## distclean: remove everything that was built
 .PHONY: distclean
@@ -96,6 +148,6 @@ distclean:
 .PHONY: help
 help:
 	@sed -n 's/^## //p' $(firstword $(MAKEFILE_LIST)) | \
-		awk -F': ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+		awk -F': ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 	@echo
 	@echo "  GUEST_MIB=512 make demo   another guest VM size, 256 to 1024"

@@ -24,7 +24,7 @@ packages=(
 	shellcheck git ca-certificates dpkg-dev perl codespell
 	# Xen, as Debian ships it: guest hypervisor and toolstack of the lab
 	xen-hypervisor-4.20-amd64 xen-utils-4.20 xenstore-utils libxen-dev
-	qemu-system-xen uuid-dev zlib1g-dev
+	qemu-system-xen uuid-dev zlib1g-dev libyajl-dev acpica-tools
 	# the lab
 	qemu-system-x86 busybox-static iproute2 socat util-linux
 )

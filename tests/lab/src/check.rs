@@ -11,10 +11,13 @@ use anyhow::Result;
 
 use crate::channel::Channel;
 use crate::demo;
+use crate::driver;
+use crate::mock;
 use crate::paths;
 use crate::product;
 use crate::progress::Progress;
 use crate::tally::Tally;
+use crate::toolstack;
 use crate::topology::Sizes;
 use crate::topology::Topology;
 use crate::topology::GUEST;
@@ -31,26 +34,43 @@ pub enum Group {
     Hypervisor,
     /// Unit and property tests on this machine.
     Unit,
+    /// The driver's selftests in a plain VM, on a model of a hypervisor.
+    Mock,
+    /// Property test of the hypercall in user space.
+    Harness,
     /// Tests in the host management VM, on bare domains.
     Host,
+    /// The patched toolstack alone, in the host management VM.
+    Toolstack,
     /// The demonstration and bad input, on the whole topology.
     Nested,
     /// The driver on a hypervisor that lacks the hypercall.
     Stock,
+    /// The driver under a fuzzer, with the kernel's debugging aids.
+    Driver,
 }
 
-const ALL: [Group; 6] = [
+const ALL: [Group; 10] = [
     Group::Style,
     Group::Hypervisor,
     Group::Unit,
+    Group::Mock,
+    Group::Harness,
     Group::Host,
+    Group::Toolstack,
     Group::Nested,
     Group::Stock,
+    Group::Driver,
 ];
 
-/// Run the groups, all of them if none is named; true if nothing failed.
-pub fn run(groups: &[Group], sizes: Sizes, progress: &Progress) -> Result<bool> {
-    let wanted = |group| groups.is_empty() || groups.contains(&group);
+/// Run the groups, all of them if none is named; true if nothing failed. Some
+/// have a long form.
+pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> Result<bool> {
+    // The group `driver` takes minutes: in the long form, or when it is named.
+    let wanted = |group| match group {
+        Group::Driver => groups.contains(&group) || (long && groups.is_empty()),
+        _ => groups.is_empty() || groups.contains(&group),
+    };
     let mut tally = Tally::default();
     for group in ALL.into_iter().filter(|g| wanted(*g)) {
         match group {
@@ -70,17 +90,24 @@ pub fn run(groups: &[Group], sizes: Sizes, progress: &Progress) -> Result<bool> 
                     "--format=pretty",
                 ]),
             ),
-            // Both groups use one boot.
-            Group::Host => patched(&mut tally, wanted(Group::Nested), sizes, progress),
-            Group::Nested if wanted(Group::Host) => {}
+            Group::Mock => mock::run(&mut tally),
+            Group::Harness => tally.program(
+                "harness",
+                Command::new("build/target/release/hv-harness").arg("check"),
+            ),
+            // These groups use one boot.
+            Group::Host => patched(&mut tally, wanted, sizes, progress),
+            Group::Nested | Group::Toolstack if wanted(Group::Host) => {}
+            Group::Toolstack => toolstack_only(&mut tally, sizes, progress),
             Group::Nested => nested_only(&mut tally, sizes, progress),
             Group::Stock => stock(&mut tally, sizes, progress),
+            Group::Driver => driver::run(&mut tally, long, sizes, progress),
         }
     }
     Ok(tally.close())
 }
 
-fn patched(tally: &mut Tally, nested: bool, sizes: Sizes, progress: &Progress) {
+fn patched(tally: &mut Tally, wanted: impl Fn(Group) -> bool, sizes: Sizes, progress: &Progress) {
     match Topology::boot_host(sizes, &paths::xen(), progress) {
         Ok((topology, _)) => {
             tally.enter("host", "the patched hypervisor boots", Ok(()));
@@ -88,12 +115,38 @@ fn patched(tally: &mut Tally, nested: bool, sizes: Sizes, progress: &Progress) {
             tally.case("host", "load the driver, start the daemon", || {
                 product::start(&topology)
             });
-            guest_tests(tally, "kselftest", &topology.machine.host, "vmbeam_test");
-            if nested {
-                self::nested(tally, &topology, progress);
+            selftests(tally, &topology.machine.host);
+            if wanted(Group::Toolstack) {
+                toolstack::run(tally, &topology);
+            }
+            if wanted(Group::Nested) {
+                nested(tally, &topology, progress);
             }
         }
         Err(e) => tally.enter("host", "the patched hypervisor boots", Err(e)),
+    }
+}
+
+/// The driver's selftests on real domains: with the driver as it is, and those for
+/// faults with its debug flavour.
+fn selftests(tally: &mut Tally, host: &Channel) {
+    guest_tests(tally, "kselftest", host, "vmbeam_test");
+    guest_tests(tally, "kselftest", host, "vmbeam_half");
+    tally.case("kselftest", "load the debug driver instead", || {
+        host.sh("rmmod vmbeam && insmod /lib/modules/vmbeam-debug.ko", SHORT)?;
+        Ok(())
+    });
+    guest_tests(tally, "kselftest", host, "vmbeam_fault");
+    tally.case("kselftest", "load the driver again", || {
+        host.sh("rmmod vmbeam && insmod /lib/modules/vmbeam.ko", SHORT)?;
+        Ok(())
+    });
+}
+
+fn toolstack_only(tally: &mut Tally, sizes: Sizes, progress: &Progress) {
+    match Topology::boot_host(sizes, &paths::xen(), progress) {
+        Ok((topology, _)) => toolstack::run(tally, &topology),
+        Err(e) => tally.enter("toolstack", "the patched hypervisor boots", Err(e)),
     }
 }
 
@@ -111,7 +164,20 @@ fn nested_only(tally: &mut Tally, sizes: Sizes, progress: &Progress) {
 
 /// Run a test program inside a machine; its output also goes to `build/logs/`.
 fn guest_tests(tally: &mut Tally, group: &str, machine: &Channel, program: &str) {
-    match machine.run(&format!("/usr/lib/vmbeam/tests/{program}"), TESTS) {
+    let command = format!("/usr/lib/vmbeam/tests/{program}");
+    guest_command(tally, group, machine, program, &command, TESTS);
+}
+
+/// The same with a command and a limit of the caller's.
+pub fn guest_command(
+    tally: &mut Tally,
+    group: &str,
+    machine: &Channel,
+    program: &str,
+    command: &str,
+    limit: Duration,
+) {
+    match machine.run(command, limit) {
         Ok(output) => {
             let _ = fs::write(paths::logs().join(format!("{program}.tap")), &output.text);
             for line in output.text.lines().filter(|l| !l.starts_with("ok ")) {

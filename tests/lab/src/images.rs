@@ -37,6 +37,14 @@ const MODULES: &[&str] = &[
     "virtio_net",
 ];
 
+/// What the toolstack patches change.
+const PATCHED_TOOLSTACK: [&str; 4] = [
+    "xl",
+    "libxl-save-helper",
+    "libxenguest.so.4.20",
+    "libxenlight.so.4.20",
+];
+
 /// In the host management VM: `console A` reaches the console of host VM A.
 const CONSOLE: &str = "#!/bin/sh\n\
     exec socat -,raw,echo=0,escape=0x1e UNIX-CONNECT:/run/lab/$1-console.sock\n";
@@ -46,6 +54,7 @@ pub fn build() -> Result<()> {
     fs::create_dir_all(paths::images())?;
     guest()?;
     management()?;
+    mock()?;
     host()
 }
 
@@ -54,6 +63,16 @@ fn guest() -> Result<()> {
     image.busybox()?;
     image.stripped(&paths::target("labtool"), "/bin/labtool")?;
     image.copy(&paths::lab_sources("guest-init"), "/init")?;
+    image.pack()
+}
+
+/// For a plain VM without Xen.
+fn mock() -> Result<()> {
+    let mut image = Image::new("mock")?;
+    image.busybox()?;
+    image.copy(&paths::lab_sources("mock-init"), "/init")?;
+    image.stripped(&paths::debug_driver(), "/lib/modules/vmbeam.ko")?;
+    image.tests(&paths::kselftests())?;
     image.pack()
 }
 
@@ -78,12 +97,23 @@ fn host() -> Result<()> {
     image.copy(&paths::lab_sources("host-init"), "/init")?;
     image.copy(&paths::vmlinux(), "/boot/vmlinux")?;
     image.copy(&paths::image("mgmt"), "/boot/mgmt.cpio")?;
-    image.stripped(&paths::driver(), "/lib/modules/vmbeam.ko")?;
-    for test in [paths::mem_swap_test(), paths::kselftest()] {
-        if let Some(name) = test.file_name().and_then(|n| n.to_str()) {
-            image.stripped(&test, &format!("/usr/lib/vmbeam/tests/{name}"))?;
-        }
+    // For the tests of the patched toolstack, beside Debian's.
+    image.copy(&paths::image("guest"), "/boot/guest.cpio")?;
+    for name in PATCHED_TOOLSTACK {
+        image.stripped(
+            &paths::toolstack(name),
+            &format!("/usr/lib/vmbeam/toolstack/{name}"),
+        )?;
     }
+    image.stripped(&paths::driver(), "/lib/modules/vmbeam.ko")?;
+    image.stripped(&paths::debug_driver(), "/lib/modules/vmbeam-debug.ko")?;
+    image.tests(&[paths::mem_swap_test(), paths::target("stress")])?;
+    image.tests(&paths::kselftests())?;
+    image.tests(&[
+        paths::target("driver-tests"),
+        paths::compat(64),
+        paths::compat(32),
+    ])?;
     // The guest hypervisor, as Debian ships it.
     let xen = sh("zcat /boot/xen-4.20-amd64.gz")?;
     image.write(&xen, "/boot/xen")?;
@@ -153,6 +183,16 @@ impl Image {
             "strip --strip-debug {}",
             self.place(to)?.display()
         ))?;
+        Ok(())
+    }
+
+    /// Test programs.
+    fn tests(&mut self, programs: &[PathBuf]) -> Result<()> {
+        for program in programs {
+            if let Some(name) = program.file_name().and_then(|n| n.to_str()) {
+                self.stripped(program, &format!("/usr/lib/vmbeam/tests/{name}"))?;
+            }
+        }
         Ok(())
     }
 

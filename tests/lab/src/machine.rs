@@ -74,6 +74,12 @@ pub struct Config {
     pub memory_mib: u32,
     /// Memory of the host management VM in MiB.
     pub dom0_mib: u32,
+    /// CPUs of the machine.
+    pub cpus: u32,
+    /// Of these, the first ones are the host management VM's.
+    pub dom0_cpus: u32,
+    /// Further options of its kernel.
+    pub dom0_options: &'static str,
 }
 
 /// A running QEMU. It is ended when this is dropped.
@@ -112,7 +118,8 @@ impl Machine {
             "pc",
         ])
         .args(config.accelerator.arguments())
-        .args(["-smp", "3", "-m", &config.memory_mib.to_string()])
+        .args(["-smp", &config.cpus.to_string()])
+        .args(["-m", &config.memory_mib.to_string()])
         .arg("-qmp")
         .arg(format!(
             "unix:{},server=on,wait=off",
@@ -153,12 +160,13 @@ impl Machine {
             .arg("-append")
             .arg(format!(
                 "console=com1 com1=115200 loglvl=warning guest_loglvl=warning flask=disabled \
-             spec-ctrl=no,eager-fpu dom0_mem={0}M,max:{0}M dom0_max_vcpus=1 dom0_vcpus_pin",
-                config.dom0_mib
+             spec-ctrl=no,eager-fpu dom0_mem={0}M,max:{0}M dom0_max_vcpus={1} dom0_vcpus_pin",
+                config.dom0_mib, config.dom0_cpus
             ));
         qemu.arg("-initrd").arg(format!(
-            "{} console=hvc0 quiet mitigations=off clocksource=xen tsc=nowatchdog,{}",
+            "{} console=hvc0 quiet mitigations=off clocksource=xen tsc=nowatchdog {},{}",
             paths::vmlinux().display(),
+            config.dom0_options,
             paths::image("host").display()
         ));
         let child = qemu

@@ -5,15 +5,19 @@
 mod channel;
 mod check;
 mod demo;
+mod driver;
 mod images;
 mod machine;
+mod mock;
 mod open;
 mod outside;
 mod paths;
 mod product;
 mod progress;
+mod races;
 mod soak;
 mod tally;
+mod toolstack;
 mod topology;
 
 use std::process::ExitCode;
@@ -38,8 +42,21 @@ enum Lab {
     Demo,
     /// Run every test.
     Check {
-        /// Only these groups: style, hypervisor, unit, host, nested, stock.
+        /// The long forms of those that have one.
+        #[arg(long)]
+        long: bool,
+        /// Only these groups: style, hypervisor, unit, mock, harness, host, toolstack, nested,
+        /// stock, driver.
         groups: Vec<check::Group>,
+    },
+    /// Races, fuzzing and latency of the hypercall.
+    Races {
+        /// Arguments of the stress program.
+        #[arg(
+            allow_hyphen_values = true,
+            default_value = "--seconds 5 --calls 100000"
+        )]
+        arguments: String,
     },
     /// Boot the topology and leave it open to a person.
     Open,
@@ -85,7 +102,8 @@ fn run() -> Result<bool> {
             }
             Ok(verdict.is_ok())
         }
-        Lab::Check { groups } => check::run(&groups, sizes, &progress),
+        Lab::Check { long, groups } => check::run(&groups, long, sizes, &progress),
+        Lab::Races { arguments } => Ok(races::run(&arguments, &progress)),
         Lab::Open => open::run(sizes, &progress).map(|()| true),
         Lab::Soak { boots } => soak::run(boots, sizes, &progress),
     }

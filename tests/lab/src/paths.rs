@@ -44,6 +44,11 @@ pub fn xen() -> PathBuf {
     build("xen/out/xen")
 }
 
+/// The patched host hypervisor with assertions.
+pub fn xen_debug() -> PathBuf {
+    build("xen/out-debug/xen")
+}
+
 /// Debian's hypervisor, which lacks the hypercall.
 pub fn stock_xen() -> PathBuf {
     images().join("xen-stock")
@@ -54,14 +59,29 @@ pub fn mem_swap_test() -> PathBuf {
     build("xen/out/test-mem-swap")
 }
 
+/// The toolstack of the guest management VMs.
+pub fn toolstack(name: &str) -> PathBuf {
+    build("xen-tools/out").join(name)
+}
+
 /// The driver.
 pub fn driver() -> PathBuf {
     build("driver/vmbeam.ko")
 }
 
-/// The driver's selftest.
-pub fn kselftest() -> PathBuf {
-    build("kselftest/vmbeam_test")
+/// The same with its debug options.
+pub fn debug_driver() -> PathBuf {
+    build("driver/vmbeam-debug.ko")
+}
+
+/// The driver's selftests.
+pub fn kselftests() -> [PathBuf; 3] {
+    ["vmbeam_test", "vmbeam_half", "vmbeam_fault"].map(|name| build("kselftest").join(name))
+}
+
+/// The caller that is built for 64 and for 32 bits.
+pub fn compat(bits: u32) -> PathBuf {
+    build(&format!("kselftest/compat{bits}"))
 }
 
 /// Directory of the logs.

@@ -32,7 +32,8 @@ pub const SEED: u64 = 20_151_019;
 /// A short command.
 pub const SHORT: Duration = Duration::from_secs(60);
 
-const BOOT_HOST: Duration = Duration::from_secs(180);
+/// Time for the host management VM to come up.
+pub const BOOT_HOST: Duration = Duration::from_secs(180);
 const BOOT_HOST_VM: Duration = Duration::from_secs(900);
 const START_GUEST: Duration = Duration::from_secs(300);
 
@@ -118,6 +119,16 @@ impl Topology {
 
     /// Boot the host only, with this hypervisor; also tells the seconds.
     pub fn boot_host(sizes: Sizes, xen: &Path, progress: &Progress) -> Result<(Self, f64)> {
+        Self::boot_host_with(sizes, xen, (1, ""), progress)
+    }
+
+    /// The same with so many processors and these options of its kernel.
+    pub fn boot_host_with(
+        sizes: Sizes,
+        xen: &Path,
+        (dom0_cpus, dom0_options): (u32, &'static str),
+        progress: &Progress,
+    ) -> Result<(Self, f64)> {
         let accelerator = Accelerator::detect();
         let stage = progress.stage(&format!(
             "boot the host: {} and Debian's kernel ({})",
@@ -133,6 +144,9 @@ impl Topology {
             accelerator,
             memory_mib: sizes.machine_mib,
             dom0_mib: sizes.dom0_mib,
+            cpus: 3,
+            dom0_cpus,
+            dom0_options,
         };
         let machine = Machine::start(&config)?;
         wait_ready(
@@ -300,7 +314,7 @@ pub fn wait_for_check(vm: &Channel, limit: Duration) -> Result<String> {
 }
 
 /// Wait until a machine reports that it is up; on failure say which layer it was.
-fn wait_ready(channel: &Channel, limit: Duration, layer: &str, logs: &[&str]) -> Result<()> {
+pub fn wait_ready(channel: &Channel, limit: Duration, layer: &str, logs: &[&str]) -> Result<()> {
     let start = Instant::now();
     loop {
         let ready = channel.ready(Duration::from_millis(500));

@@ -205,7 +205,9 @@ impl Job<'_> {
             || digest(&mut self.from, 0, &runs.0),
             || digest(&mut self.to, 1, &runs.1),
         );
-        self.seconds.digests += started.elapsed().as_secs_f64();
+        let seconds = started.elapsed().as_secs_f64();
+        self.seconds.digests += seconds;
+        info!(?phase, seconds, "read every page");
         Ok(Snapshot {
             from: a?.into_iter().collect(),
             to: b?.into_iter().collect(),
@@ -362,6 +364,7 @@ impl Job<'_> {
         self.add(&mut *session, &joined.runs)?;
         let mut status = vec![NOT_ATTEMPTED; joined.pages as usize];
         self.prepare(&*session, &mut status)?;
+        info!(seconds = self.seconds.prepare, "asked the hypervisor");
         if status.iter().all(|s| *s < 0) {
             let r = Refusals::collect(&joined.runs, &status);
             return Err(refused(format!(
@@ -370,6 +373,7 @@ impl Job<'_> {
         }
         if !request.dry_run {
             self.commit(&mut *session, &mut status)?;
+            info!(seconds = self.seconds.commit, "swapped");
         }
 
         // From here on the swap has happened, whatever else goes wrong.

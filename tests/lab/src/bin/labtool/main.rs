@@ -6,6 +6,7 @@ mod exec;
 mod fill;
 mod frames;
 mod net;
+mod provide;
 
 use anyhow::Result;
 use clap::Parser;
@@ -40,6 +41,8 @@ enum Tool {
         /// Address to listen on.
         address: String,
     },
+    /// Give a restored guest the memory that its saved state lacks, by copying.
+    ProvideMemory(provide::Arguments),
     /// Remember the host's M2P table and frames of both host VMs.
     FramesSave(frames::Arguments),
     /// Compare with what `frames-save` remembered.
@@ -52,6 +55,7 @@ fn main() -> Result<()> {
         Tool::Fill { seed } => fill::fill(seed),
         Tool::NetSend { address, bytes } => net::send(&address, bytes),
         Tool::NetRecv { address } => net::receive(&address),
+        Tool::ProvideMemory(arguments) => provide::provide(&arguments),
         Tool::FramesSave(arguments) => frames::save(&arguments),
         Tool::FramesCompare(arguments) => frames::compare(&arguments),
     }

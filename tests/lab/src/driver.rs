@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The driver on its own, in a host management VM whose kernel looks for
+//! mistakes: fuzzer, loading and unloading, callers of other sorts.
+
+use std::time::Duration;
+
+use crate::check::guest_command;
+use crate::paths;
+use crate::progress::Progress;
+use crate::tally::Tally;
+use crate::topology::Sizes;
+use crate::topology::Topology;
+use crate::topology::SHORT;
+
+/// What Debian's kernel offers. Checks of slab objects make the counts of active
+/// objects exact, too: no object waits in the cache of a processor.
+const AIDS: &str = "panic_on_warn=1 oops=panic slub_debug=FZPU page_poison=1 init_on_free=1 \
+                    kfence.sample_interval=10";
+
+/// Two processors, so that threads of the fuzzer really meet.
+const CPUS: u32 = 2;
+
+const MODULE: &str = "/lib/modules/vmbeam.ko";
+const PROGRAMS: &str = "/usr/lib/vmbeam/tests";
+
+/// How much is done.
+struct Amount {
+    sequences: u32,
+    loads: u32,
+    limit: Duration,
+}
+
+const QUICK: Amount = Amount {
+    sequences: 6_000,
+    loads: 20,
+    limit: Duration::from_secs(300),
+};
+
+const LONG: Amount = Amount {
+    sequences: 500_000,
+    loads: 200,
+    limit: Duration::from_secs(7200),
+};
+
+/// Run the group.
+pub fn run(tally: &mut Tally, long: bool, sizes: Sizes, progress: &Progress) {
+    let amount = if long { LONG } else { QUICK };
+    let booted = Topology::boot_host_with(sizes, &paths::xen(), (CPUS, AIDS), progress);
+    let topology = match booted {
+        Ok((topology, _)) => topology,
+        Err(e) => return tally.enter("driver", "the host boots with debugging aids", Err(e)),
+    };
+    let host = &topology.machine.host;
+    tally.case("driver", "the kernel took the debugging aids", || {
+        host.sh(
+            &format!(
+                "test $(cat /proc/sys/kernel/panic_on_warn) = 1 && \
+                 test $(cat /sys/kernel/slab/kmalloc-64/sanity_checks) = 1 && \
+                 test $(cat /sys/module/kfence/parameters/sample_interval) = 10 && \
+                 insmod {MODULE}"
+            ),
+            SHORT,
+        )
+        .map(drop)
+    });
+    for (name, arguments) in [
+        (
+            "compat",
+            format!("compat {PROGRAMS}/compat64 {PROGRAMS}/compat32"),
+        ),
+        ("reload", format!("reload {MODULE} {}", amount.loads)),
+        ("fuzz", format!("fuzz --sequences {}", amount.sequences)),
+    ] {
+        let command = format!("{PROGRAMS}/driver-tests {arguments}");
+        guest_command(tally, "driver", host, name, &command, amount.limit);
+    }
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A plain VM with Debian's kernel and no Xen: the driver's selftests on the model
+//! of a hypervisor that a debug build of the driver has.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::bail;
+use anyhow::ensure;
+use anyhow::Context;
+use anyhow::Result;
+
+use crate::paths;
+use crate::tally::Tally;
+
+/// Seconds until QEMU is ended; the tests take a minute under emulation.
+const LIMIT: &str = "420";
+
+/// Run all of them and enter their results.
+pub fn run(tally: &mut Tally) {
+    let text = match boot() {
+        Ok(text) => text,
+        Err(e) => return tally.enter("mock", "a plain VM boots", Err(e)),
+    };
+    let mut programs = 0;
+    for part in text.split("BEGIN ").skip(1) {
+        let Some((output, end)) = part.rsplit_once("END ") else {
+            tally.enter("mock", "ends by itself", Err(anyhow::anyhow!("no end")));
+            break;
+        };
+        let (name, output) = output.split_once('\n').unwrap_or((output, ""));
+        for line in output.lines().filter(|l| !l.starts_with("ok ")) {
+            println!("    {line}");
+        }
+        if name != "rmmod" {
+            programs += 1;
+            tally.lines("mock", output);
+        }
+        tally.case("mock", &format!("{name}: exit status"), || {
+            let code = end.lines().next().unwrap_or_default();
+            ensure!(code == "0", "it exited with {code}");
+            Ok(())
+        });
+    }
+    tally.case("mock", "all programs ran, no warning of the kernel", || {
+        ensure!(programs == paths::kselftests().len(), "{programs} ran");
+        let trouble: Vec<_> = text.lines().filter(|l| l.starts_with("TROUBLE")).collect();
+        ensure!(trouble.is_empty(), "{}", trouble.join("\n"));
+        Ok(())
+    });
+}
+
+/// Everything that the VM printed until it powered itself off.
+fn boot() -> Result<String> {
+    let output = Command::new("timeout")
+        .args([LIMIT, "qemu-system-x86_64", "-accel", "tcg,thread=multi"])
+        .args(["-cpu", "max", "-smp", "2", "-m", "1024", "-nodefaults"])
+        .args(["-display", "none", "-no-reboot", "-serial", "stdio"])
+        .arg("-kernel")
+        .arg(paths::modules().join("vmlinuz"))
+        .arg("-initrd")
+        .arg(paths::image("mock"))
+        .args(["-append", "console=ttyS0 quiet mitigations=off panic=-1"])
+        .output()
+        .context("cannot start qemu-system-x86_64")?;
+    let text = String::from_utf8_lossy(&output.stdout).replace('\r', "");
+
+    fs::create_dir_all(paths::logs())?;
+    fs::write(paths::logs().join("mock.log"), &text)?;
+    if !output.status.success() || !text.contains("END ") {
+        bail!(
+            "{}, {}\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim(),
+            crate::channel::last_lines(&text, 20)
+        );
+    }
+    Ok(text)
+}

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Tests of the patched toolstack alone, with a PV guest on the host
+//! hypervisor: what `xl save --external-memory` writes and who restores it.
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::ensure;
+use anyhow::Context;
+use anyhow::Result;
+use serde::Deserialize;
+
+use crate::channel::Channel;
+use crate::paths;
+use crate::tally::Tally;
+use crate::topology::Topology;
+use crate::topology::SHORT;
+
+const LIMIT: Duration = Duration::from_secs(300);
+const GUEST_MIB: u64 = 128;
+const SAVED: &str = "/run/lab/saved";
+
+/// The patched toolstack, which lies beside Debian's here.
+const XL: &str = "LD_LIBRARY_PATH=/usr/lib/vmbeam/toolstack \
+    LIBXL_SAVE_HELPER=/usr/lib/vmbeam/toolstack/libxl-save-helper \
+    /usr/lib/vmbeam/toolstack/xl";
+
+/// What `labtool provide-memory` prints.
+#[derive(Deserialize)]
+struct Contents {
+    external_pages: u64,
+    data_pages: u64,
+    bytes: u64,
+}
+
+/// Run the tests. They leave nothing behind.
+pub fn run(tally: &mut Tally, topology: &Topology) {
+    let host = &topology.machine.host;
+    let mut saved = false;
+    tally.case("toolstack", "a guest is saved without its memory", || {
+        create(host, "home")?;
+        checked(host, "home")?;
+        host.sh(
+            &format!("{XL} save --external-memory -p home {SAVED}"),
+            LIMIT,
+        )?;
+        let state = host.sh("xl list home | sed -n 2p", SHORT)?;
+        ensure!(state.contains("p--"), "the guest is not paused: {state}");
+        saved = true;
+        Ok(())
+    });
+    if saved {
+        tally.case("toolstack", "verify-stream accepts the saved state", || {
+            verify_stream(host)
+        });
+        refusals(tally, host);
+        tally.case(
+            "toolstack",
+            "the guest runs on where its memory is put",
+            || arrives(host),
+        );
+        tally.case("toolstack", "the saved guest can run on instead", || {
+            host.sh("xl unpause home", SHORT)?;
+            checked(host, "home")
+        });
+    }
+    let _ = host.run(
+        "xl destroy home; xl destroy away; rm -f /run/lab/saved",
+        LIMIT,
+    );
+}
+
+fn config(name: &str) -> String {
+    format!(
+        "name=\"{name}\"\ntype=\"pv\"\nmemory={GUEST_MIB}\nvcpus=1\ncpus=\"1\"\n\
+         kernel=\"/boot/vmlinux\"\nramdisk=\"/boot/guest.cpio\"\n\
+         cmdline=\"console=hvc0 quiet mitigations=off clocksource=xen tsc=nowatchdog \
+         vmbeam.seed=7\"\non_crash=\"preserve\""
+    )
+}
+
+fn create(host: &Channel, name: &str) -> Result<()> {
+    host.sh(
+        &format!(
+            "cat >/etc/xen/{name}.cfg <<'EOF'\n{}\nEOF\nxl create /etc/xen/{name}.cfg",
+            config(name)
+        ),
+        LIMIT,
+    )?;
+    Ok(())
+}
+
+/// Wait until the guest has found its memory to be as it wrote it, once more.
+fn checked(host: &Channel, name: &str) -> Result<()> {
+    let log = format!("/var/log/xen/console/guest-{name}.log");
+    let text = host.sh(
+        &format!(
+            "touch {log}; tail -n 0 -F {log} 2>/dev/null | \
+             sed -n -e '/CHECK/{{p;q}}' -e '/panic/{{p;q}}'"
+        ),
+        LIMIT,
+    )?;
+    ensure!(text.contains(" ok "), "the guest says: {}", text.trim());
+    Ok(())
+}
+
+/// Xen's own checker of streams, on this machine.
+fn verify_stream(host: &Channel) -> Result<()> {
+    let text = host.sh(&format!("base64 {SAVED}"), LIMIT)?;
+    let file = paths::run().join("saved");
+    fs::write(file.with_extension("b64"), text)?;
+    let output = Command::new("sh")
+        .arg("-c")
+        .arg(format!(
+            "base64 -d {0}.b64 >{0} && PYTHONPATH={1} python3 {1}/verify-stream -f xl -i {0} -v",
+            file.display(),
+            paths::toolstack("").display()
+        ))
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        output.status.success() && text.contains("External pages"),
+        "verify-stream: {text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+/// A state without memory must not be started by somebody who does not expect it.
+fn refusals(tally: &mut Tally, host: &Channel) {
+    let patched = |options: &str| format!("{XL} restore {options} {SAVED}");
+    let cases = [
+        (
+            "Debian's toolstack",
+            format!("xl restore -p {SAVED}"),
+            "not handled",
+        ),
+        ("nobody expects it", patched("-p"), "nobody provides them"),
+        (
+            "the guest would run at once",
+            patched("--external-memory"),
+            "needs -p",
+        ),
+        (
+            "the saved guest would go away",
+            format!("{XL} save --external-memory home /dev/null"),
+            "needs -p",
+        ),
+    ];
+    for (name, command, words) in cases {
+        tally.case("toolstack", &format!("refused: {name}"), || {
+            // The guest that was saved still has its name.
+            let output = host.run(
+                &format!("xl rename home home-saved; {command}; code=$?; xl rename home-saved home; exit $code"),
+                LIMIT,
+            )?;
+            ensure!(
+                output.code != 0 && output.text.contains(words),
+                "exit status {}, printed: {}",
+                output.code,
+                output.text.trim()
+            );
+            Ok(())
+        });
+    }
+}
+
+fn arrives(host: &Channel) -> Result<()> {
+    host.sh(
+        &format!(
+            "cat >/etc/xen/away.cfg <<'EOF'\n{}\nEOF\n\
+             {XL} restore --external-memory -p /etc/xen/away.cfg {SAVED}",
+            config("away")
+        ),
+        LIMIT,
+    )?;
+    let text = host.sh(
+        &format!(
+            "labtool provide-memory --saved {SAVED} --from $(xl domid home) --to $(xl domid away)"
+        ),
+        LIMIT,
+    )?;
+    let contents: Contents = text
+        .lines()
+        .last()
+        .and_then(|line| serde_json::from_str(line).ok())
+        .with_context(|| format!("labtool provide-memory printed: {text}"))?;
+    println!(
+        "    {} pages external, {} in the stream, {} bytes",
+        contents.external_pages, contents.data_pages, contents.bytes
+    );
+    ensure!(
+        contents.external_pages + contents.data_pages <= GUEST_MIB * 256
+            && contents.external_pages > GUEST_MIB * 256 * 9 / 10,
+        "{} pages are external",
+        contents.external_pages
+    );
+    host.sh("xl unpause away", SHORT)?;
+    checked(host, "away")
+}
