@@ -26,8 +26,8 @@ use crate::topology::Topology;
 use crate::topology::GUEST;
 use crate::topology::SHORT;
 
-const SWAP: Duration = Duration::from_secs(600);
-const NETWORK: Duration = Duration::from_secs(900);
+const SWAP: Duration = Duration::from_secs(1800);
+const NETWORK: Duration = Duration::from_secs(1800);
 
 /// What `vmbeam swap --json` prints, as far as the demonstration uses it.
 #[derive(Clone, Debug, Deserialize, Serialize)]
