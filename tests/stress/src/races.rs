@@ -128,17 +128,20 @@ fn swap_until(
 /// Overlapping runs of a list name a frame twice.
 const TWICE: Errno = Errno::EEXIST;
 
-/// Run disturbances while pairs of domains are swapped; then stop, and audit.
-fn race(
+/// Run disturbances while pairs of domains are swapped; then stop, look at what
+/// they left with `check`, and audit. `check` gets what `disturb` returned, when no
+/// swap is under way any more: it maps frames, which a swap would find in use.
+fn race<T: Send>(
     world: World,
     options: Options,
     pairs: &[(usize, usize)],
     (statuses, calls, moved): (&[Errno], &Calls, bool),
-    disturb: &(dyn Fn(&World, &AtomicBool) -> Result<String> + Sync),
+    disturb: &(dyn Fn(&World, &AtomicBool) -> Result<T> + Sync),
+    check: &dyn Fn(&World, T) -> Result<String>,
 ) -> Result<String> {
     let stop = AtomicBool::new(false);
     let mut total = Statuses::default();
-    let text = thread::scope(|scope| -> Result<String> {
+    let left = thread::scope(|scope| -> Result<T> {
         let _stop = StopOnDrop(&stop);
         let (world, stop) = (&world, &stop);
         let disturber = scope.spawn(move || {
@@ -170,6 +173,7 @@ fn race(
         }
         join(disturber)
     })?;
+    let text = check(&world, left)?;
     ensure!(
         total.0.get(&0).is_some_and(|n| *n > 0),
         "nothing was swapped: {}",
@@ -181,10 +185,11 @@ fn race(
 }
 
 /// Wait until told to stop.
-fn idle(stop: &AtomicBool) {
+fn idle(_: &World, stop: &AtomicBool) -> Result<()> {
     while !stop.load(Relaxed) {
         thread::sleep(Duration::from_millis(5));
     }
+    Ok(())
 }
 
 fn writers(options: Options) -> Result<String> {
@@ -217,10 +222,8 @@ fn writers(options: Options) -> Result<String> {
         options,
         &[(0, 1)],
         (&[TWICE], &[], false),
-        &|world, stop| {
-            idle(stop);
-            Ok(format!("{} writes, none lost", world.stop_writers()?))
-        },
+        &idle,
+        &|world, ()| Ok(format!("{} writes, none lost", world.stop_writers()?)),
     )
 }
 
@@ -234,10 +237,8 @@ fn crossing(options: Options) -> Result<String> {
         options,
         &pairs,
         (&[TWICE], &[], false),
-        &|world, stop| {
-            idle(stop);
-            Ok(format!("{} writes, none lost", world.stop_writers()?))
-        },
+        &idle,
+        &|world, ()| Ok(format!("{} writes, none lost", world.stop_writers()?)),
     )
 }
 
@@ -265,6 +266,9 @@ fn balloon(options: Options) -> Result<String> {
                 control::populate(d.domid, 0, &gfn)?;
                 count += 1;
             }
+            Ok(count)
+        },
+        &|world, count| {
             let mut guests = 0;
             for d in &world.domains {
                 d.wait(0, true, LIMIT)?;
@@ -310,6 +314,9 @@ fn foreign(options: Options) -> Result<String> {
                 }
                 mappings += 1;
             }
+            Ok((mappings, writes))
+        },
+        &|world, (mappings, writes)| {
             let guests = world.stop_writers()?;
             let found = world.sums()?[own_slot(0)];
             ensure!(
@@ -380,6 +387,10 @@ fn grants(options: Options) -> Result<String> {
                     "a frame changed while its grant was mapped"
                 );
             }
+            Ok((writes, word))
+        },
+        &|world, (writes, word)| {
+            let c = &world.domains[2];
             c.wait(0, true, LIMIT)?;
             let [guest, refused, moved] = [0, 1, 2].map(|i| c.mailbox(0).result[i].load(Relaxed));
             ensure!(
@@ -432,6 +443,7 @@ fn third(options: Options) -> Result<String> {
             ensure!(count > 0, "nothing could be mapped ({refused} refused)");
             Ok(format!("{count} mappings, {refused} refused"))
         },
+        &|_, text| Ok(text),
     )
 }
 
@@ -480,6 +492,9 @@ fn paused(options: Options) -> Result<String> {
                     }
                 }
             }
+            Ok((pauses, saves, rounds))
+        },
+        &|world, (pauses, saves, rounds)| {
             let writes = world.stop_writers()?;
             Ok(format!(
                 "{pauses} pauses, {saves} saves, {rounds} log-dirty rounds, {writes} writes, none lost"
@@ -511,8 +526,11 @@ fn types(options: Options) -> Result<String> {
                     thread::sleep(Duration::from_micros(random.u64(0..500)));
                 }
             }
-            let numbers = world.sums();
-            ensure!(numbers.is_ok(), "frames are gone");
+            Ok(count)
+        },
+        &|world, count| {
+            // Says which frame is gone, if one is.
+            world.sums()?;
             Ok(format!("{count} changes"))
         },
     )
