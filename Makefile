@@ -133,6 +133,12 @@ bench-hv: harness
 hv-check: xen
 	@$(in_sysroot) scripts/hv-check.sh
 
+## hv-suite: does the series apply to another suite's Xen? (SUITE=, sid)
+.PHONY: hv-suite
+SUITE ?= sid
+hv-suite: sysroot
+	@scripts/hv-suite.sh $(SUITE)
+
 ## clean: remove what was built, but keep the sysroot
 .PHONY: clean
 clean:
