@@ -33,9 +33,9 @@ pub const SEED: u64 = 20_151_019;
 pub const SHORT: Duration = Duration::from_secs(60);
 
 /// Time for the host management VM to come up.
-pub const BOOT_HOST: Duration = Duration::from_secs(180);
-const BOOT_HOST_VM: Duration = Duration::from_secs(900);
-const START_GUEST: Duration = Duration::from_secs(300);
+pub const BOOT_HOST: Duration = Duration::from_secs(600);
+const BOOT_HOST_VM: Duration = Duration::from_secs(1800);
+const START_GUEST: Duration = Duration::from_secs(1200);
 
 /// Words in a console's log that mean that a machine will not come up any more.
 const DEATHS: &[&str] = &[
