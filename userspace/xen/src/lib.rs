@@ -18,6 +18,7 @@
 //! hypervisor writes when an event arrives. Pausing a guest stops neither;
 //! suspending it does both.
 
+pub mod command;
 mod dl;
 pub mod pages;
 pub mod stream;

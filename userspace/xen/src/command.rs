@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Running a program of the toolstack, but not for ever.
+
+use std::io::Read;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How often to look whether a program has ended.
+const LOOK: Duration = Duration::from_millis(10);
+/// Most bytes of a program's output that are kept.
+const KEEP: usize = 8 << 10;
+
+/// What a program printed and how it ended.
+#[derive(Debug)]
+pub struct Output {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// The beginning of its standard output.
+    pub out: String,
+    /// The end of its standard error.
+    pub err: String,
+}
+
+/// Reads what a program prints, so that it never has to wait, and keeps a part.
+#[derive(Debug)]
+pub struct Collector {
+    kept: Arc<Mutex<Vec<u8>>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Collector {
+    /// Keep the first bytes, or the last ones.
+    pub fn new(from: Option<impl Read + Send + 'static>, last: bool) -> Self {
+        let kept = Arc::new(Mutex::new(Vec::new()));
+        let into = kept.clone();
+        let reader = from.map(|mut from| {
+            std::thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                while let Ok(n @ 1..) = from.read(&mut buffer) {
+                    let mut kept = into.lock().unwrap_or_else(PoisonError::into_inner);
+                    kept.extend_from_slice(&buffer[..n]);
+                    if last {
+                        let excess = kept.len().saturating_sub(KEEP);
+                        kept.drain(..excess);
+                    } else {
+                        kept.truncate(KEEP);
+                    }
+                }
+            })
+        });
+        Self { kept, reader }
+    }
+
+    /// What is there now.
+    pub fn text(&self) -> String {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&kept).into_owned()
+    }
+
+    /// Wait for the rest of what a program printed that has ended. A program in
+    /// the background may have inherited the other end: not for long, then.
+    pub fn settle(&self) {
+        let deadline = Instant::now() + Duration::from_millis(500);
+        while self.reader.as_ref().is_some_and(|r| !r.is_finished()) && Instant::now() < deadline {
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
+/// Wait until a program ends, at most this long.
+pub fn wait(child: &mut Child, limit: Duration) -> std::io::Result<Option<ExitStatus>> {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if Instant::now() >= deadline {
+            return Ok(None);
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// Run a program to its end; after `limit` it is killed, which is an error.
+pub fn run(command: &mut Command, limit: Duration) -> std::io::Result<Output> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let out = Collector::new(child.stdout.take(), false);
+    let err = Collector::new(child.stderr.take(), true);
+    let Some(status) = wait(&mut child, limit)? else {
+        child.kill()?;
+        child.wait()?;
+        return Err(std::io::Error::new(
+            std::io::ErrorKind::TimedOut,
+            format!("it did not end within {} s", limit.as_secs()),
+        ));
+    };
+    out.settle();
+    err.settle();
+    Ok(Output {
+        status,
+        out: out.text(),
+        err: err.text(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str, limit: Duration) -> std::io::Result<Output> {
+        run(Command::new("sh").args(["-c", script]), limit)
+    }
+
+    #[test]
+    fn output_is_bounded_and_nobody_waits_for_it() {
+        let o = sh(
+            "echo first; yes | head -c 300000; yes n | head -c 300000 >&2; echo last >&2; exit 3",
+            Duration::from_secs(20),
+        )
+        .unwrap();
+        assert_eq!(o.status.code(), Some(3));
+        assert!(o.out.starts_with("first\ny\n") && o.out.len() <= KEEP);
+        assert!(o.err.ends_with("n\nlast\n") && o.err.len() <= KEEP);
+    }
+
+    #[test]
+    fn what_does_not_end_is_killed() {
+        let started = Instant::now();
+        let e = sh("exec sleep 60", Duration::from_millis(200)).unwrap_err();
+        assert_eq!(e.kind(), std::io::ErrorKind::TimedOut);
+        assert!(started.elapsed() < Duration::from_secs(20));
+    }
+}
