@@ -79,6 +79,7 @@ fn mock() -> Result<()> {
 fn management() -> Result<()> {
     let mut image = Image::new("mgmt")?;
     image.xen_services()?;
+    image.patched_toolstack()?;
     image.stripped(&paths::target("labtool"), "/usr/bin/labtool")?;
     image.stripped(&paths::target("vmbeam-agent"), "/usr/bin/vmbeam-agent")?;
     image.copy(&paths::lab_sources("mgmt-init"), "/init")?;
@@ -285,6 +286,30 @@ impl Image {
                 &sh(&format!("xzcat {path}"))?,
                 &format!("/lib/modules/{module}.ko"),
             )?;
+        }
+        Ok(())
+    }
+
+    /// The patched toolstack in place of Debian's. The hypervisor remains Debian's.
+    fn patched_toolstack(&mut self) -> Result<()> {
+        for name in PATCHED_TOOLSTACK {
+            let from = paths::toolstack(name);
+            if !name.contains(".so.") {
+                self.stripped(&from, &format!("{XEN_BIN}/{name}"))?;
+                continue;
+            }
+            // The loader's directories are two names of one, but not in the image.
+            let places = ["/lib", "/usr/lib"].map(|d| format!("{d}/x86_64-linux-gnu/{name}"));
+            let taken: Vec<_> = places
+                .iter()
+                .filter(|p| self.root.join(p.trim_start_matches('/')).exists())
+                .collect();
+            if taken.is_empty() {
+                bail!("{name} is not in the image: nothing to replace");
+            }
+            for place in taken {
+                self.stripped(&from, place)?;
+            }
         }
         Ok(())
     }
