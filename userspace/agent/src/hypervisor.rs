@@ -2,6 +2,8 @@
 
 //! What the agent needs of its guest hypervisor.
 
+use crate::toolstack::{self, xl, Incoming, Outgoing, Restore, Save};
+use std::time::{Duration, Instant};
 use vmbeam_wire::message::{AgentErrorCode, Guest, GuestKind, GuestState, MAX_NAME};
 use vmbeam_xen::{DomainInfo, GuestPage, Page, Xen};
 
@@ -50,7 +52,30 @@ pub trait Hypervisor {
         gfns: &[u64],
         seen: &mut dyn FnMut(usize, &Page),
     ) -> Result<(), HvError>;
+    /// Replace the contents of frames of a guest that does not run, in order.
+    fn write(
+        &self,
+        guest: u32,
+        gfns: &[u64],
+        fill: &mut dyn FnMut(usize, &mut Page),
+    ) -> Result<(), HvError>;
+    /// Why guests cannot be moved, if so, and memory for new ones in MiB.
+    fn facts(&self) -> Result<(Option<String>, u64), HvError>;
+    /// Begin to save a guest, without the contents of ordinary pages if
+    /// `external`. It stays, paused.
+    fn save(&self, guest: u32, external: bool) -> Result<Box<dyn Outgoing>, HvError>;
+    /// Begin to restore a guest of this name, paused.
+    fn restore(&self, name: &str, external: bool) -> Result<Box<dyn Incoming>, HvError>;
+    /// Let a guest run, in whatever state a save has left it.
+    fn resume(&self, guest: u32) -> Result<(), HvError>;
+    /// Destroy a guest that does not run; not to be there is success.
+    fn destroy(&self, guest: u32) -> Result<(), HvError>;
 }
+
+/// How long a guest may take to run after it was told to.
+const RESUME: Duration = Duration::from_secs(30);
+/// How often to look.
+const LOOK: Duration = Duration::from_millis(100);
 
 fn guest(xen: &Xen, info: &DomainInfo) -> Guest {
     let name = xen
@@ -133,5 +158,93 @@ impl Hypervisor for Xen {
         seen: &mut dyn FnMut(usize, &Page),
     ) -> Result<(), HvError> {
         Ok(self.read_pages(domid, gfns, seen)?)
+    }
+
+    fn write(
+        &self,
+        domid: u32,
+        gfns: &[u64],
+        fill: &mut dyn FnMut(usize, &mut Page),
+    ) -> Result<(), HvError> {
+        if !find(self, domid)?.paused {
+            return Err(HvError {
+                code: AgentErrorCode::BadRequest,
+                message: format!("guest {domid} is not paused; its pages are not written"),
+            });
+        }
+        Ok(self.write_pages(domid, gfns, |i, page| {
+            fill(i, page);
+            Ok(())
+        })?)
+    }
+
+    fn facts(&self) -> Result<(Option<String>, u64), HvError> {
+        toolstack::facts()
+    }
+
+    fn save(&self, domid: u32, external: bool) -> Result<Box<dyn Outgoing>, HvError> {
+        find(self, domid)?;
+        Ok(Box::new(Save::start(domid, external)?))
+    }
+
+    fn restore(&self, _: &str, external: bool) -> Result<Box<dyn Incoming>, HvError> {
+        Ok(Box::new(Restore::start(external)?))
+    }
+
+    fn resume(&self, domid: u32) -> Result<(), HvError> {
+        let deadline = Instant::now() + RESUME;
+        loop {
+            let info = find(self, domid)?;
+            match info {
+                DomainInfo { dying: true, .. } => {
+                    return Err(HvError {
+                        code: AgentErrorCode::NoGuest,
+                        message: format!("guest {domid} is being destroyed"),
+                    });
+                }
+                // Its save was killed. One that ends just now does the same,
+                // and then this one fails.
+                DomainInfo { shutdown: true, .. } => match xl(&["resume", &domid.to_string()]) {
+                    Err(e) if Instant::now() >= deadline => return Err(e),
+                    _ => {}
+                },
+                DomainInfo { paused: true, .. } => Xen::unpause(self, domid)?,
+                _ => return Ok(()),
+            }
+            if Instant::now() >= deadline {
+                return Err(HvError {
+                    code: AgentErrorCode::Toolstack,
+                    message: format!("guest {domid} cannot be made to run: {info:?}"),
+                });
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn destroy(&self, domid: u32) -> Result<(), HvError> {
+        match find(self, domid) {
+            Err(e) if e.code == AgentErrorCode::NoGuest => return Ok(()),
+            Err(e) => return Err(e),
+            Ok(info) if info.paused || info.shutdown || info.dying => {}
+            Ok(_) => {
+                return Err(HvError {
+                    code: AgentErrorCode::BadRequest,
+                    message: format!("guest {domid} runs; it is not destroyed"),
+                });
+            }
+        }
+        xl(&["destroy", &domid.to_string()])?;
+        // Its memory is free when the hypervisor does not know it any more.
+        let deadline = Instant::now() + RESUME;
+        while find(self, domid).is_ok() {
+            if Instant::now() >= deadline {
+                return Err(HvError {
+                    code: AgentErrorCode::Toolstack,
+                    message: format!("guest {domid} does not go away"),
+                });
+            }
+            std::thread::sleep(LOOK);
+        }
+        Ok(())
     }
 }

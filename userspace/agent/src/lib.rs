@@ -3,15 +3,19 @@
 //! The part of VMBeam that runs in a guest management VM.
 //!
 //! The agent answers `vmbeamd`, which runs in the host management VM, over a
-//! serial port of the host VM. It can name the frames of guests, pause them and
-//! hash their pages; it cannot change memory.
+//! serial port of the host VM. It can name the frames of guests, pause them, read
+//! and hash their pages, and save, restore and destroy them by way of the
+//! toolstack.
 //!
-//! [`server`] is the protocol, [`port`] the serial port, [`hypervisor`] what is
-//! needed of the guest hypervisor.
+//! [`server`] is the protocol, [`transfer`] the part of it that moves a guest's
+//! state, [`port`] the serial port, [`hypervisor`] what is needed of the guest
+//! hypervisor, [`toolstack`] what is needed of the toolstack.
 
 pub mod hypervisor;
 pub mod port;
 pub mod server;
+pub mod toolstack;
+pub mod transfer;
 
 pub use hypervisor::{HvError, Hypervisor};
 pub use server::Agent;

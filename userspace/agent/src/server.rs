@@ -3,12 +3,13 @@
 //! Answering the daemon.
 
 use crate::hypervisor::{HvError, Hypervisor};
+use crate::transfer::Transfer;
 use std::collections::hash_map::Entry;
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::time::Instant;
 use tracing::{debug, info, warn};
-use vmbeam_wire::message::{AgentErrorCode, Digest, FromAgent, ToAgent, DIGESTS_PER_CHUNK};
+use vmbeam_wire::message::{AgentErrorCode, Digest, FromAgent, ToAgent, DIGESTS_PER_CHUNK, PAGE};
 use vmbeam_wire::{
     encode, Decoder, Excluded, Frame, FrameError, FrameList, FrameListBuilder, FrameRun, ListError,
     PfnRun, Reason,
@@ -37,6 +38,10 @@ pub struct Agent<H> {
     session: Option<u64>,
     /// The pages of guests as listed in this session. Digests refer to them.
     pages: HashMap<u32, Vec<GuestPage>>,
+    /// The guest that is on its way, if there is one.
+    transfer: Transfer,
+    /// The daemon has been told that an agent has started.
+    announced: bool,
 }
 
 impl From<ListError> for HvError {
@@ -108,6 +113,8 @@ impl<H: Hypervisor> Agent<H> {
             hypervisor,
             session: None,
             pages: HashMap::new(),
+            transfer: Transfer::default(),
+            announced: false,
         }
     }
 
@@ -116,9 +123,21 @@ impl<H: Hypervisor> Agent<H> {
     /// An error means that this conversation is beyond repair, not that the
     /// agent is: call again with the next one, or with the same port.
     pub fn serve<S: Read + Write>(&mut self, stream: &mut S) -> Result<(), ServeError> {
+        let result = self.talk(stream);
+        // The daemon that began it will not come back to it.
+        self.transfer.abort();
+        result
+    }
+
+    fn talk<S: Read + Write>(&mut self, stream: &mut S) -> Result<(), ServeError> {
         let mut decoder = Decoder::resyncing();
         self.session = None;
         self.pages.clear();
+        if !self.announced {
+            stream.write_all(&encode(0, 0, &FromAgent::Started)?)?;
+            stream.flush()?;
+            self.announced = true;
+        }
         loop {
             while let Some(frame) = decoder.next_frame()? {
                 self.request(&frame, stream)?;
@@ -163,6 +182,7 @@ impl<H: Hypervisor> Agent<H> {
                 );
                 self.session = Some(frame.session);
                 self.pages.clear();
+                self.transfer.abort();
                 self.hello(&mut answers)
             }
             _ if self.session != Some(frame.session) => {
@@ -179,6 +199,17 @@ impl<H: Hypervisor> Agent<H> {
             },
             ToAgent::Unpause { guest } => match self.hypervisor.unpause(*guest) {
                 Ok(()) => answers.send(&FromAgent::Done).map(Ok),
+                Err(e) => Ok(Err(e)),
+            },
+            ToAgent::ReadPages { guest, runs } => self.read_pages(*guest, runs, &mut answers),
+            ToAgent::WritePages { guest, pfn, data } => {
+                match self.write_pages(*guest, *pfn, data) {
+                    Ok(()) => answers.send(&FromAgent::Done).map(Ok),
+                    Err(e) => Ok(Err(e)),
+                }
+            }
+            other => match self.transfer.request(&self.hypervisor, other) {
+                Ok(answer) => answers.send(&answer).map(Ok),
                 Err(e) => Ok(Err(e)),
             },
         };
@@ -326,5 +357,39 @@ impl<H: Hypervisor> Agent<H> {
             answers.send(&FromAgent::DigestChunk { pfn, digests })?;
         }
         answers.send(&FromAgent::Done).map(Ok)
+    }
+
+    fn read_pages<S: Write>(
+        &mut self,
+        guest: u32,
+        runs: &[PfnRun],
+        answers: &mut Answers<'_, S>,
+    ) -> Result<Result<(), HvError>, ServeError> {
+        for run in runs {
+            let pages = match self.resolve(guest, std::slice::from_ref(run)) {
+                Ok(pages) => pages,
+                Err(e) => return Ok(Err(e)),
+            };
+            let gfns: Vec<u64> = pages.iter().map(|p| p.1).collect();
+            let mut data = Vec::with_capacity(gfns.len() * PAGE);
+            let read = self.hypervisor.read(guest, &gfns, &mut |_, page| {
+                data.extend_from_slice(page);
+            });
+            if let Err(e) = read {
+                return Ok(Err(e));
+            }
+            answers.send(&FromAgent::PagesChunk { pfn: run.pfn, data })?;
+        }
+        answers.send(&FromAgent::Done).map(Ok)
+    }
+
+    fn write_pages(&mut self, guest: u32, pfn: u64, data: &[u8]) -> Result<(), HvError> {
+        // At most MAX_PAGES_PER_CHUNK, as checked when it was decoded.
+        let nr = (data.len() / PAGE) as u32;
+        let pages = self.resolve(guest, &[PfnRun { pfn, nr }])?;
+        let gfns: Vec<u64> = pages.iter().map(|p| p.1).collect();
+        self.hypervisor.write(guest, &gfns, &mut |i, page| {
+            page.copy_from_slice(&data[i * PAGE..(i + 1) * PAGE]);
+        })
     }
 }

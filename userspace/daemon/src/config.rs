@@ -14,6 +14,9 @@ pub const CONTROL_SOCKET: &str = "/run/vmbeam/control.sock";
 /// Where QEMU is to put the sockets of the host VMs' ports.
 pub const AGENT_SOCKETS: &str = "/run/vmbeam/agents";
 
+/// Where migrations are noted, so that they survive the daemon.
+pub const STATE_DIR: &str = "/var/lib/vmbeam";
+
 /// What is wrong with the configuration, and where.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -66,6 +69,8 @@ pub struct Config {
     pub control_socket: PathBuf,
     /// The driver's device.
     pub device: PathBuf,
+    /// Where migrations are noted, so that they survive the daemon.
+    pub state_dir: PathBuf,
     /// How long an agent may be silent in the middle of a request.
     pub agent_timeout: Duration,
     /// Host VMs.
@@ -90,6 +95,7 @@ struct Raw {
 struct RawDaemon {
     control_socket: Option<PathBuf>,
     device: Option<PathBuf>,
+    state_dir: Option<PathBuf>,
     agent_timeout_seconds: Option<Spanned<u64>>,
     domid_command: Option<Spanned<Vec<String>>>,
 }
@@ -222,6 +228,7 @@ impl Config {
                 .daemon
                 .device
                 .unwrap_or_else(|| vmbeam_uapi::DEVICE_PATH.into()),
+            state_dir: raw.daemon.state_dir.unwrap_or_else(|| STATE_DIR.into()),
             agent_timeout,
             host_vms,
             pairs,

@@ -4,8 +4,13 @@
 
 use crate::config::Config;
 use crate::driver::Driver;
+use crate::exchange::SwapError;
 use crate::host_vm::HostVm;
-use crate::swap::{swap, SwapError};
+use crate::journal::{Journal, Record};
+use crate::migrate::{migrate, Context as MigrateContext, Finished};
+use crate::recovery::{Settled, Settling};
+use crate::side::Side;
+use crate::swap::swap;
 use anyhow::Context;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -17,8 +22,8 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 use vmbeam_uapi::sys::FEATURE_SWAP;
 use vmbeam_wire::message::{
-    CheckReport, DriverReport, Failure, FromDaemon, HostVmReport, JobReport, SwapReport,
-    SwapRequest, ToDaemon,
+    CheckReport, DriverReport, Failure, FromDaemon, GuestRef, HostVmReport, JobReport,
+    MigrateRequest, Phase, SwapReport, SwapRequest, ToDaemon,
 };
 use vmbeam_wire::{encode, Decoder, FrameError};
 
@@ -37,9 +42,21 @@ struct Shared {
     config: Config,
     driver: Arc<dyn Driver>,
     host_vms: Vec<Arc<HostVm>>,
-    jobs: Mutex<Vec<JobReport>>,
+    jobs: Mutex<Vec<Job>>,
+    journal: Journal,
     clients: AtomicUsize,
     stop: Arc<AtomicBool>,
+}
+
+/// A job, going on or over.
+#[derive(Debug)]
+struct Job {
+    report: JobReport,
+    /// Set to end it, if it can be ended.
+    cancel: Option<Arc<AtomicBool>>,
+    /// It brings to an end what another job, or another daemon, has begun. Nobody
+    /// else touches these guests.
+    settles: bool,
 }
 
 /// A running daemon.
@@ -59,6 +76,11 @@ impl Daemon {
     /// Listen on the control socket and connect to the agents.
     pub fn start(config: Config, driver: Arc<dyn Driver>) -> anyhow::Result<Self> {
         let listener = listen(&config.control_socket)?;
+        let (journal, records, unreadable) = Journal::open(&config.state_dir)
+            .with_context(|| format!("cannot use {}", config.state_dir.display()))?;
+        for file in unreadable {
+            warn!("a migration's record cannot be used: {file}");
+        }
         let stop = Arc::new(AtomicBool::new(false));
         let host_vms: Vec<_> = config
             .host_vms
@@ -76,9 +98,14 @@ impl Daemon {
             driver,
             host_vms,
             jobs: Mutex::default(),
+            journal,
             clients: AtomicUsize::new(0),
             stop,
         });
+        // Before anybody can ask for something else.
+        for record in records {
+            settle_in_background(&shared, record);
+        }
         let accepting = shared.clone();
         spawn("control", move || accept(&accepting, &listener))?;
         info!(socket = %shared.config.control_socket.display(), "listening");
@@ -93,7 +120,9 @@ impl Daemon {
         let _ = UnixStream::connect(&self.shared.config.control_socket);
         let _ = std::fs::remove_file(&self.shared.config.control_socket);
         let deadline = Instant::now() + STOP_PATIENCE;
-        while self.shared.jobs().iter().any(|j| j.running) {
+        // What is being settled waits for agents, and goes on in the next daemon.
+        let running = |j: &Job| j.report.running && !j.settles;
+        while self.shared.jobs().iter().any(running) {
             if Instant::now() >= deadline {
                 warn!("stopping although a job has not ended");
                 break;
@@ -176,13 +205,17 @@ enum ClientError {
     Io(#[from] std::io::Error),
     #[error("{0}")]
     Frame(#[from] FrameError),
+    #[error("it does not take its answers")]
+    Gone,
     #[error("it sent nothing complete within {} s", CLIENT_TIMEOUT.as_secs())]
     Slow,
 }
 
 /// A client's end of the socket, for answers from several threads.
 struct Client {
-    stream: Mutex<UnixStream>,
+    /// Empty once it does not take what is sent, so that a job never waits for
+    /// the person who looks at it.
+    stream: Mutex<Option<UnixStream>>,
     request: u32,
     session: u64,
 }
@@ -190,19 +223,26 @@ struct Client {
 impl Client {
     fn send(&self, message: &FromDaemon) -> Result<(), ClientError> {
         let bytes = encode(self.request, self.session, message)?;
-        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(stream.write_all(&bytes)?)
+        let mut slot = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(stream) = &mut *slot else {
+            return Err(ClientError::Gone);
+        };
+        let result = stream.write_all(&bytes);
+        if result.is_err() {
+            *slot = None;
+        }
+        Ok(result?)
     }
 }
 
 /// One request, its answers, and good-bye.
-fn serve(shared: &Shared, mut stream: UnixStream) -> Result<(), ClientError> {
+fn serve(shared: &Arc<Shared>, mut stream: UnixStream) -> Result<(), ClientError> {
     stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;
     stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
     let mut decoder = Decoder::strict();
     let deadline = Instant::now() + CLIENT_TIMEOUT;
     let mut answer = Client {
-        stream: Mutex::new(stream.try_clone()?),
+        stream: Mutex::new(Some(stream.try_clone()?)),
         request: 0,
         session: 0,
     };
@@ -239,17 +279,63 @@ fn serve(shared: &Shared, mut stream: UnixStream) -> Result<(), ClientError> {
     let last = match request {
         ToDaemon::Check => FromDaemon::Check(shared.check()),
         ToDaemon::List => FromDaemon::List(shared.list()),
-        ToDaemon::Status => FromDaemon::Status(shared.jobs().clone()),
+        ToDaemon::Status => {
+            FromDaemon::Status(shared.jobs().iter().map(|j| j.report.clone()).collect())
+        }
         ToDaemon::Swap(request) => match shared.swap(&request, &answer) {
             Ok(report) => FromDaemon::Swapped(Box::new(report)),
             Err(e) => failed(e.failure, &e.message),
+        },
+        ToDaemon::Migrate(request) => {
+            let finished = shared.migrate(&request, &answer);
+            if let Some(record) = finished.unsettled {
+                settle_in_background(shared, record);
+            }
+            match finished.result {
+                Ok(report) => FromDaemon::Migrated(Box::new(report)),
+                Err(e) => failed(e.failure, &e.message),
+            }
+        }
+        ToDaemon::Abort { job } => match shared.abort(job) {
+            Ok(()) => FromDaemon::Done,
+            Err(why) => failed(Failure::Refused, &why),
         },
     };
     answer.send(&last)
 }
 
+/// How long one attempt to settle a migration waits for agents.
+const ATTEMPT: Duration = Duration::from_secs(60);
+/// How long to wait between attempts.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Bring a migration to an end, however often that has to be tried.
+fn settle_in_background(shared: &Arc<Shared>, record: Record) {
+    let here = |host_vm: &str| GuestRef {
+        host_vm: host_vm.into(),
+        guest: record.guest.clone(),
+    };
+    let (from, to) = (here(&record.from.host_vm), here(&record.to.host_vm));
+    let (id, _) = shared.begin("settling", from, to, true);
+    let settling = shared.clone();
+    let result = spawn("settle", move || settling.settle(id, record));
+    if let Err(e) = result {
+        shared.phase(id, format!("cannot be settled: {e:#}"), false);
+    }
+}
+
+/// A panic is a bug, but must not leave a job that goes on for ever.
+fn caught<T>(run: impl FnOnce() -> Result<T, SwapError>) -> Result<T, SwapError> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(|_| {
+        Err(SwapError {
+            failure: Failure::Failed,
+            message: "internal error; see vmbeamd's log".into(),
+        })
+    })
+}
+
 impl Shared {
-    fn jobs(&self) -> MutexGuard<'_, Vec<JobReport>> {
+    fn jobs(&self) -> MutexGuard<'_, Vec<Job>> {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -296,80 +382,191 @@ impl Shared {
             })
     }
 
-    fn swap(&self, request: &SwapRequest, client: &Client) -> Result<SwapReport, SwapError> {
-        let (a, b) = (&request.from.host_vm, &request.to.host_vm);
-        let host_vms = (self.host_vm(a)?, self.host_vm(b)?);
-        if a == b {
-            return Err(SwapError {
-                failure: Failure::Refused,
-                message: format!("both guests are in host VM {a}; name guests of two host VMs"),
-            });
-        }
-        if !self.config.allows(a, b) {
-            return Err(SwapError {
-                failure: Failure::Refused,
-                message: format!(
-                    "host VMs {a} and {b} may not swap; add a [[pair]] with between = [\"{a}\", \"{b}\"] to vmbeamd's configuration to allow it"
-                ),
-            });
-        }
-        if self.stop.load(Ordering::Relaxed) {
-            let message = "vmbeamd is stopping".into();
-            return Err(SwapError {
+    /// Two host VMs that may exchange memory, and whose guests nobody settles.
+    fn pair(&self, a: &str, b: &str) -> Result<(&HostVm, &HostVm), SwapError> {
+        let refuse = |message: String| {
+            Err(SwapError {
                 failure: Failure::Refused,
                 message,
-            });
+            })
+        };
+        let host_vms = (self.host_vm(a)?, self.host_vm(b)?);
+        if a == b {
+            return refuse(format!(
+                "both guests are in host VM {a}; name guests of two host VMs"
+            ));
         }
-        let id = self.begin(request);
-        let progress = |phase: vmbeam_wire::message::Phase, done, total| {
+        if !self.config.allows(a, b) {
+            return refuse(format!(
+                "host VMs {a} and {b} may not swap; add a [[pair]] with between = [\"{a}\", \"{b}\"] to vmbeamd's configuration to allow it"
+            ));
+        }
+        if self.stop.load(Ordering::Relaxed) {
+            return refuse("vmbeamd is stopping".into());
+        }
+        let touched = |j: &Job| {
+            let vms = [&j.report.from.host_vm, &j.report.to.host_vm];
+            j.settles && j.report.running && vms.iter().any(|vm| *vm == a || *vm == b)
+        };
+        if let Some(job) = self.jobs().iter().find(|j| touched(j)) {
+            return refuse(format!(
+                "an earlier migration of {} to {} is still being brought to an end: {}",
+                job.report.from, job.report.to.host_vm, job.report.phase
+            ));
+        }
+        Ok(host_vms)
+    }
+
+    /// Shows progress in the list of jobs, and to a client.
+    fn progress<'a>(&'a self, id: u64, client: &'a Client) -> impl Fn(Phase, u64, u64) + Sync + 'a {
+        move |phase, done, total| {
             self.phase(id, phase.text().into(), true);
             // The job goes on if its client is gone.
             let _ = client.send(&FromDaemon::Progress { phase, done, total });
-        };
-        // A job that panics is a bug, but must not stay "running" for ever.
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            swap(&*self.driver, host_vms, request, &progress)
-        }))
-        .unwrap_or_else(|_| {
-            Err(SwapError {
-                failure: Failure::Failed,
-                message: "internal error; see vmbeamd's log".into(),
-            })
-        });
+        }
+    }
+
+    fn swap(&self, request: &SwapRequest, client: &Client) -> Result<SwapReport, SwapError> {
+        let host_vms = self.pair(&request.from.host_vm, &request.to.host_vm)?;
+        let (id, _) = self.begin("swap", request.from.clone(), request.to.clone(), false);
+        let progress = self.progress(id, client);
+        let result = caught(|| swap(&*self.driver, host_vms, request, &progress));
         let outcome = match &result {
             Ok(r) if r.dry_run => format!("dry run: {} pages can be swapped", r.pages_swapped),
             Ok(r) if r.mismatches > 0 => format!("{} pages do not match", r.mismatches),
             Ok(r) => format!("swapped {} pages", r.pages_swapped),
             Err(e) => e.message.clone(),
         };
-        info!(job = id, "{outcome}");
         self.phase(id, outcome, false);
         result
     }
 
-    fn begin(&self, request: &SwapRequest) -> u64 {
+    fn migrate(&self, request: &MigrateRequest, client: &Client) -> Finished {
+        let refused = |error| Finished {
+            result: Err(error),
+            unsettled: None,
+        };
+        let host_vms = match self.pair(&request.from.host_vm, &request.to) {
+            Ok(host_vms) => host_vms,
+            Err(e) => return refused(e),
+        };
+        let to = GuestRef {
+            host_vm: request.to.clone(),
+            guest: request.from.guest.clone(),
+        };
+        let (id, cancel) = self.begin("migrate", request.from.clone(), to, false);
+        let _ = client.send(&FromDaemon::Job { id });
+        let progress = self.progress(id, client);
+        let context = MigrateContext {
+            driver: &*self.driver,
+            journal: &self.journal,
+            progress: &progress,
+            cancel: &cancel,
+        };
+        let finished = caught(|| Ok(migrate(context, host_vms, request))).unwrap_or_else(refused);
+        let outcome = match &finished.result {
+            Ok(r) if r.dry_run && r.blockers.is_empty() => "dry run: possible".into(),
+            Ok(r) if r.dry_run => format!("dry run: {}", r.blockers.join("; ")),
+            Ok(r) => format!(
+                "migrated: {} pages swapped, {} copied, down for {:.3} s",
+                r.pages_swapped, r.pages_copied, r.seconds.downtime
+            ),
+            Err(e) => e.message.clone(),
+        };
+        self.phase(id, outcome, false);
+        finished
+    }
+
+    fn abort(&self, id: u64) -> Result<(), String> {
+        let jobs = self.jobs();
+        let job = jobs
+            .iter()
+            .find(|j| j.report.id == id)
+            .ok_or_else(|| format!("there is no job {id}"))?;
+        match &job.cancel {
+            _ if !job.report.running => Err(format!("job {id} has ended")),
+            Some(cancel) => {
+                info!(job = id, "to be cancelled");
+                cancel.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            None => Err(format!("job {id} cannot be cancelled")),
+        }
+    }
+
+    /// Try until a migration has come to an end, or the daemon stops.
+    fn settle(&self, id: u64, mut record: Record) {
+        let vms = (
+            self.host_vm(&record.from.host_vm),
+            self.host_vm(&record.to.host_vm),
+        );
+        let (Ok(from), Ok(to)) = vms else {
+            let why = "its host VMs are not in the configuration any more";
+            return self.phase(id, format!("cannot be settled: {why}"), false);
+        };
+        let (mut from, mut to) = (Side::later(from), Side::later(to));
+        while !self.stop.load(Ordering::Relaxed) {
+            let mut settling = Settling {
+                driver: &*self.driver,
+                journal: &self.journal,
+                from: &mut from,
+                to: &mut to,
+                record: &mut record,
+                deadline: Instant::now() + ATTEMPT,
+            };
+            let outcome = match settling.settle() {
+                Ok(Settled::AtSource) => format!("undone: the guest runs in {}", from.name()),
+                Ok(Settled::AtDestination) => format!("completed: the guest runs in {}", to.name()),
+                Ok(Settled::Lost) => "the guest was lost with its host VM".into(),
+                Err(why) => {
+                    warn!(job = id, "cannot settle a migration yet: {why}");
+                    self.phase(id, why, true);
+                    std::thread::sleep(AGAIN);
+                    continue;
+                }
+            };
+            return self.phase(id, outcome, false);
+        }
+    }
+
+    /// Enter a job; gives its number, and what cancels it.
+    fn begin(
+        &self,
+        what: &str,
+        from: GuestRef,
+        to: GuestRef,
+        settles: bool,
+    ) -> (u64, Arc<AtomicBool>) {
         let mut jobs = self.jobs();
-        let id = jobs.last().map_or(1, |j| j.id + 1);
-        info!(job = id, from = %request.from, to = %request.to, "swap");
+        let id = jobs.last().map_or(1, |j| j.report.id + 1);
+        info!(job = id, %from, %to, "{what}");
         if jobs.len() >= MAX_JOBS {
             // The oldest that has ended; with few host VMs few can be running.
-            let at = jobs.iter().position(|j| !j.running).unwrap_or(0);
+            let at = jobs.iter().position(|j| !j.report.running).unwrap_or(0);
             jobs.remove(at);
         }
-        jobs.push(JobReport {
-            id,
-            from: request.from.clone(),
-            to: request.to.clone(),
-            phase: "starting".into(),
-            running: true,
+        let cancel = Arc::<AtomicBool>::default();
+        jobs.push(Job {
+            report: JobReport {
+                id,
+                from,
+                to,
+                phase: "starting".into(),
+                running: true,
+            },
+            cancel: (what == "migrate").then(|| cancel.clone()),
+            settles,
         });
-        id
+        (id, cancel)
     }
 
     fn phase(&self, id: u64, phase: String, running: bool) {
-        if let Some(job) = self.jobs().iter_mut().find(|j| j.id == id) {
-            job.phase = phase;
-            job.running = running;
+        if let Some(job) = self.jobs().iter_mut().find(|j| j.report.id == id) {
+            if !running {
+                info!(job = id, "{phase}");
+            }
+            job.report.phase = phase;
+            job.report.running = running;
         }
     }
 }

@@ -10,11 +10,24 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tracing::{info, warn};
 use vmbeam_wire::message::{AgentReport, AgentVersions};
+use vmbeam_xen::command::run;
 
 /// How often to look after an idle connection, or try for a new one.
 const KEEP: Duration = Duration::from_secs(1);
 /// How long an agent that was there before may take to say hello again.
 const HELLO_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long the command that prints a domid may take.
+const DOMID_COMMAND: Duration = Duration::from_secs(30);
+
+/// Whether a host VM is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// It runs, as this domain.
+    Running(u32),
+    /// It does not, which is known because of this.
+    Absent(String),
+}
 
 /// What is known about an agent.
 #[derive(Clone, Debug)]
@@ -72,36 +85,38 @@ impl HostVm {
 
     /// Its domid now.
     pub fn domid(&self) -> Result<u32, String> {
+        let name = &self.config.name;
+        match self.presence()? {
+            Presence::Running(domid) => Ok(domid),
+            Presence::Absent(why) => Err(format!("host VM {name} is not running: {why}")),
+        }
+    }
+
+    /// Whether it runs, and as which domain. An error means that nobody knows.
+    pub fn presence(&self) -> Result<Presence, String> {
         let command = match &self.config.domid {
-            Domid::Fixed(domid) => return Ok(*domid),
+            Domid::Fixed(domid) => return Ok(Presence::Running(*domid)),
             Domid::Command(command) => command,
         };
         let name = &self.config.name;
         let (program, arguments) = command
             .split_first()
             .ok_or("no command to learn the domid")?;
-        let out = Command::new(program)
-            .args(arguments)
-            .arg(name)
-            .output()
-            .map_err(|e| format!("cannot run `{}`: {e}", command.join(" ")))?;
-        let text = String::from_utf8_lossy(&out.stdout);
+        let shown = command.join(" ");
+        let out = run(
+            Command::new(program).args(arguments).arg(name),
+            DOMID_COMMAND,
+        )
+        .map_err(|e| format!("cannot learn the domid of host VM {name}: `{shown}`: {e}"))?;
         if !out.status.success() {
-            let why = String::from_utf8_lossy(&out.stderr);
-            let why = why
-                .lines()
-                .next()
-                .unwrap_or("it says nothing")
-                .trim()
-                .to_owned();
-            return Err(format!(
-                "host VM {name} is not running: `{}`: {why}",
-                command.join(" ")
-            ));
+            let why = out.err.lines().next().unwrap_or("it says nothing").trim();
+            return Ok(Presence::Absent(format!("`{shown}`: {why}")));
         }
-        text.trim()
+        out.out
+            .trim()
             .parse()
-            .map_err(|_| format!("`{} {name}` printed no domid: {text:?}", command.join(" ")))
+            .map(Presence::Running)
+            .map_err(|_| format!("`{shown} {name}` printed no domid: {:?}", out.out))
     }
 
     /// Connect, greet and look after the agent until the daemon stops.
@@ -224,6 +239,11 @@ impl AgentGuard<'_> {
         self.link.as_ref().map_or(0, Link::bytes)
     }
 
+    /// Whether the conversation can go on.
+    pub fn is_connected(&self) -> bool {
+        self.link.is_some()
+    }
+
     /// Talk to the agent. An error that leaves the conversation of no use
     /// drops it; the agent can come back on a new one.
     pub fn with<T>(
@@ -261,6 +281,9 @@ impl AgentGuard<'_> {
 
 impl Drop for AgentGuard<'_> {
     fn drop(&mut self) {
+        if let Some(link) = &mut self.link {
+            link.set_regardless(false);
+        }
         *lock(&self.vm.slot) = self.link.take().map_or(Slot::Empty, Slot::Idle);
     }
 }

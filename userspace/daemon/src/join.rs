@@ -3,7 +3,9 @@
 //! Joining two frame lists on the guest's page number.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use vmbeam_uapi::Run;
+use vmbeam_wire::message::SwapRun;
 use vmbeam_wire::{FrameList, PfnRun, Reason};
 
 /// Pages that both guests have and that may move on both sides.
@@ -26,6 +28,17 @@ impl From<&JoinedRun> for Run {
             gfn_b: r.gfn_b,
             nr: r.nr,
             reserved: 0,
+        }
+    }
+}
+
+impl From<&SwapRun> for JoinedRun {
+    fn from(r: &SwapRun) -> Self {
+        Self {
+            pfn: r.pfn,
+            gfn_a: r.gfn_a,
+            gfn_b: r.gfn_b,
+            nr: r.nr,
         }
     }
 }
@@ -137,6 +150,81 @@ fn push(joined: &mut Joined, pfn: u64, gfn_a: u64, gfn_b: u64, nr: u64) {
         gfn_b,
         nr,
     });
+}
+
+/// Of what can be swapped, what is to be: the pages in `wanted`, which are ranges
+/// in ascending order. Also gives the wanted pages that cannot be swapped.
+pub fn select(runs: &[JoinedRun], wanted: &[Range<u64>]) -> (Vec<JoinedRun>, Vec<PfnRun>) {
+    let mut selected = Vec::new();
+    let mut missing = Vec::new();
+    let mut at = 0;
+    for want in wanted {
+        let mut pfn = want.start;
+        while pfn < want.end {
+            while runs.get(at).is_some_and(|r| r.pfn + u64::from(r.nr) <= pfn) {
+                at += 1;
+            }
+            match runs.get(at) {
+                Some(r) if r.pfn <= pfn => {
+                    let end = want.end.min(r.pfn + u64::from(r.nr));
+                    let skip = pfn - r.pfn;
+                    selected.push(JoinedRun {
+                        pfn,
+                        gfn_a: r.gfn_a + skip,
+                        gfn_b: r.gfn_b + skip,
+                        // At most r.nr.
+                        nr: (end - pfn) as u32,
+                    });
+                    pfn = end;
+                }
+                next => {
+                    let end = next.map_or(want.end, |r| want.end.min(r.pfn));
+                    push_pages(&mut missing, pfn, end);
+                    pfn = end;
+                }
+            }
+        }
+    }
+    (selected, missing)
+}
+
+/// Append pages, in runs as long as their type allows.
+fn push_pages(runs: &mut Vec<PfnRun>, mut pfn: u64, end: u64) {
+    while pfn < end {
+        let nr = u32::try_from(end - pfn).unwrap_or(u32::MAX);
+        runs.push(PfnRun { pfn, nr });
+        pfn += u64::from(nr);
+    }
+}
+
+/// Split by the status of each page: what can be swapped, and the pages that
+/// cannot.
+pub fn split(runs: &[JoinedRun], status: &[i32]) -> (Vec<JoinedRun>, Vec<PfnRun>) {
+    let mut good: Vec<JoinedRun> = Vec::new();
+    let mut bad: Vec<PfnRun> = Vec::new();
+    let mut at = 0;
+    for run in runs {
+        let end = at + run.nr as usize;
+        let mut first = 0;
+        for part in status[at..end].chunk_by(|a, b| (*a == 0) == (*b == 0)) {
+            // Within a run.
+            let nr = part.len() as u32;
+            if part[0] == 0 {
+                good.push(JoinedRun {
+                    pfn: run.pfn + first,
+                    gfn_a: run.gfn_a + first,
+                    gfn_b: run.gfn_b + first,
+                    nr,
+                });
+            } else {
+                let pfn = run.pfn + first;
+                bad.push(PfnRun { pfn, nr });
+            }
+            first += u64::from(nr);
+        }
+        at = end;
+    }
+    (good, bad)
 }
 
 /// The pages of a list whose contents can be compared: those that are there and
@@ -271,6 +359,18 @@ mod tests {
         b.finish(pages).unwrap()
     }
 
+    fn pages_of(runs: &[JoinedRun]) -> Vec<(u64, u64, u64)> {
+        runs.iter()
+            .flat_map(|r| (0..u64::from(r.nr)).map(|i| (r.pfn + i, r.gfn_a + i, r.gfn_b + i)))
+            .collect()
+    }
+
+    fn pfns_of(runs: &[PfnRun]) -> Vec<u64> {
+        runs.iter()
+            .flat_map(|r| (0..u64::from(r.nr)).map(|i| r.pfn + i))
+            .collect()
+    }
+
     fn per_page(list: &FrameList) -> HashMap<u64, u64> {
         list.runs()
             .iter()
@@ -279,6 +379,53 @@ mod tests {
     }
 
     proptest! {
+        /// Every wanted page is selected or missing, and no other is.
+        #[test]
+        fn selects_what_is_wanted(
+            kinds in proptest::collection::vec(0u8..3, 0..200),
+            wanted in proptest::collection::vec(any::<bool>(), 0..250),
+        ) {
+            let list = random(&kinds, 1000);
+            let runs = join(&list, &list).runs;
+            let mut ranges: Vec<std::ops::Range<u64>> = Vec::new();
+            for pfn in (0..wanted.len() as u64).filter(|i| wanted[*i as usize]) {
+                match ranges.last_mut() {
+                    Some(r) if r.end == pfn => r.end += 1,
+                    _ => ranges.push(pfn..pfn + 1),
+                }
+            }
+            let (selected, missing) = select(&runs, &ranges);
+            let want = |pfn: u64| wanted.get(pfn as usize) == Some(&true);
+            let expected: Vec<_> = pages_of(&runs).into_iter().filter(|p| want(p.0)).collect();
+            prop_assert_eq!(pages_of(&selected), expected);
+            let movable = per_page(&list);
+            let rest: Vec<_> = (0..wanted.len() as u64)
+                .filter(|pfn| want(*pfn) && !movable.contains_key(pfn))
+                .collect();
+            prop_assert_eq!(pfns_of(&missing), rest);
+        }
+
+        /// Every page is on the side that its status says.
+        #[test]
+        fn splits_by_status(
+            lengths in proptest::collection::vec(1u32..20, 0..20),
+            statuses in proptest::collection::vec(-1i32..=0, 400),
+        ) {
+            let mut runs = Vec::new();
+            let mut pfn = 0;
+            for nr in lengths {
+                runs.push(JoinedRun { pfn, gfn_a: pfn + 1000, gfn_b: pfn + 5000, nr });
+                pfn += u64::from(nr) + 3;
+            }
+            let all = pages_of(&runs);
+            let (good, bad) = split(&runs, &statuses[..all.len()]);
+            let with = |ok: bool| -> Vec<_> {
+                all.iter().zip(&statuses).filter(|p| (*p.1 == 0) == ok).map(|p| *p.0).collect()
+            };
+            prop_assert_eq!(pages_of(&good), with(true));
+            prop_assert_eq!(pfns_of(&bad), with(false).into_iter().map(|p| p.0).collect::<Vec<_>>());
+        }
+
         /// The same as joining page by page, and every page is accounted for.
         #[test]
         fn equals_the_obvious_join(

@@ -13,10 +13,15 @@
 pub mod config;
 pub mod control;
 pub mod driver;
+pub mod exchange;
 pub mod host_vm;
 pub mod join;
+pub mod journal;
 pub mod link;
+mod migrate;
 pub mod privilege;
+pub mod recovery;
+mod side;
 pub mod swap;
 mod verify;
 

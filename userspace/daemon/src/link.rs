@@ -10,12 +10,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmbeam_wire::message::{
-    AgentErrorCode, AgentVersions, Digest, FromAgent, Guest, ToAgent, MAX_DIGEST_PAGES,
+    AgentErrorCode, AgentVersions, Digest, FromAgent, Guest, ToAgent, MAX_DIGEST_PAGES, MAX_PART,
+    PAGE,
 };
 use vmbeam_wire::{encode, Decoder, FrameError, FrameList, FrameListBuilder, ListError, PfnRun};
 
 /// How often to look whether the daemon is to stop.
 const TICK: Duration = Duration::from_millis(500);
+/// How long an agent may take over what it answers within a few seconds.
+const PROMPT: Duration = Duration::from_secs(60);
 /// How often to say hello to an agent that does not answer.
 const HELLO_AGAIN: Duration = Duration::from_secs(15);
 /// Answers of an earlier conversation that are passed over before the first one
@@ -54,6 +57,9 @@ pub enum LinkError {
         /// The same for a person.
         message: String,
     },
+    /// Another agent has taken its place.
+    #[error("it was restarted")]
+    Restarted,
     /// The daemon is to stop.
     #[error("vmbeamd is stopping")]
     Stopping,
@@ -82,6 +88,8 @@ pub struct Link {
     bytes: u64,
     timeout: Duration,
     stop: Arc<AtomicBool>,
+    /// What is going on now is finished although the daemon is to stop.
+    regardless: bool,
     /// What the agent said about itself.
     versions: AgentVersions,
 }
@@ -116,6 +124,7 @@ impl Link {
             bytes: 0,
             timeout,
             stop,
+            regardless: false,
             versions: AgentVersions {
                 agent: String::new(),
                 hypervisor: String::new(),
@@ -151,6 +160,10 @@ impl Link {
                 if frame.session == self.session {
                     return Ok((frame.request, frame.decode()?));
                 }
+                let started = frame.session == 0 && frame.decode() == Ok(FromAgent::Started);
+                if self.greeted && started {
+                    return Err(LinkError::Restarted);
+                }
                 // The port may still hold answers to the daemon before this
                 // one, but only until the agent has seen our hello.
                 stale += 1;
@@ -161,7 +174,7 @@ impl Link {
                     )));
                 }
             }
-            if self.stop.load(Ordering::Relaxed) {
+            if self.stop.load(Ordering::Relaxed) && !self.regardless {
                 return Err(LinkError::Stopping);
             }
             if late {
@@ -246,12 +259,30 @@ impl Link {
     fn ask(
         &mut self,
         message: &ToAgent,
+        take: impl FnMut(FromAgent) -> Result<(), LinkError>,
+    ) -> Result<FromAgent, LinkError> {
+        self.converse(message, take, self.timeout)
+    }
+
+    /// The same with a question that is answered at once, and only once.
+    fn ask_within(&mut self, message: &ToAgent, limit: Duration) -> Result<FromAgent, LinkError> {
+        let limit = limit.min(self.timeout);
+        self.converse(message, |a| Err(unexpected(&a)), limit)
+    }
+
+    fn converse(
+        &mut self,
+        message: &ToAgent,
         mut take: impl FnMut(FromAgent) -> Result<(), LinkError>,
+        limit: Duration,
     ) -> Result<FromAgent, LinkError> {
         let request = self.send(message)?;
         let mut late_hellos = 0;
         loop {
-            let (number, answer) = self.receive(Instant::now() + self.timeout)?;
+            let (number, answer) = self.receive(Instant::now() + limit).map_err(|e| match e {
+                LinkError::Timeout(_) => LinkError::Timeout(limit),
+                other => other,
+            })?;
             if number != request {
                 // A hello that was said again may be answered late.
                 late_hellos += 1;
@@ -288,15 +319,113 @@ impl Link {
         }
     }
 
-    /// Let a guest run. Goes through although the daemon is stopping.
-    pub fn unpause(&mut self, guest: u32) -> Result<(), LinkError> {
-        let stop = std::mem::take(&mut self.stop);
-        let answer = self.ask(&ToAgent::Unpause { guest }, |a| Err(unexpected(&a)));
-        self.stop = stop;
-        match answer? {
+    /// Whether to go on although the daemon is to stop.
+    pub fn set_regardless(&mut self, regardless: bool) {
+        self.regardless = regardless;
+    }
+
+    /// Ask for something whose only answer is that it was done.
+    fn demand(&mut self, message: &ToAgent) -> Result<(), LinkError> {
+        match self.ask(message, |a| Err(unexpected(&a)))? {
             FromAgent::Done => Ok(()),
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// Let a guest run. Goes through although the daemon is stopping.
+    pub fn unpause(&mut self, guest: u32) -> Result<(), LinkError> {
+        let regardless = std::mem::replace(&mut self.regardless, true);
+        let result = self.demand(&ToAgent::Unpause { guest });
+        self.regardless = regardless;
+        result
+    }
+
+    /// Why no guest can move to or from there, if so, and MiB for new guests.
+    pub fn facts(&mut self) -> Result<(Option<String>, u64), LinkError> {
+        match self.ask(&ToAgent::Facts, |a| Err(unexpected(&a)))? {
+            FromAgent::Facts { problem, free_mib } => Ok((problem, free_mib)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Begin to save a guest.
+    pub fn save(&mut self, guest: u32, external: bool) -> Result<(), LinkError> {
+        self.demand(&ToAgent::Send { guest, external })
+    }
+
+    /// What there is of the guest that is being saved; true with the end.
+    pub fn pull(&mut self) -> Result<(Vec<u8>, bool), LinkError> {
+        match self.ask_within(&ToAgent::Pull, PROMPT)? {
+            FromAgent::Part { data, end } => Ok((data, end)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Begin to restore a guest.
+    pub fn restore(&mut self, name: &str, external: bool) -> Result<(), LinkError> {
+        let name = name.to_owned();
+        self.demand(&ToAgent::Receive { name, external })
+    }
+
+    /// Hand over the next bytes of it; says how many were taken.
+    pub fn push(&mut self, data: &[u8]) -> Result<usize, LinkError> {
+        let data = &data[..data.len().min(MAX_PART)];
+        let message = ToAgent::Push {
+            data: data.to_vec(),
+        };
+        match self.ask_within(&message, PROMPT)? {
+            FromAgent::Taken { bytes } if bytes as usize <= data.len() => Ok(bytes as usize),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// All was pushed: the guest, once it is complete.
+    pub fn finish(&mut self) -> Result<Option<u32>, LinkError> {
+        match self.ask_within(&ToAgent::Finish, PROMPT)? {
+            FromAgent::Restored { guest } => Ok(guest),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Give up what is being saved or restored.
+    pub fn abort(&mut self) -> Result<(), LinkError> {
+        self.demand(&ToAgent::Abort)
+    }
+
+    /// Let a guest run, in whatever state its saving left it.
+    pub fn resume(&mut self, guest: u32) -> Result<(), LinkError> {
+        self.demand(&ToAgent::Resume { guest })
+    }
+
+    /// Destroy a guest that does not run.
+    pub fn destroy(&mut self, guest: u32) -> Result<(), LinkError> {
+        self.demand(&ToAgent::Destroy { guest })
+    }
+
+    /// The contents of some consecutive pages.
+    pub fn read_pages(&mut self, guest: u32, run: PfnRun) -> Result<Vec<u8>, LinkError> {
+        let mut contents = Vec::new();
+        let wanted = run.nr as usize * PAGE;
+        let message = ToAgent::ReadPages {
+            guest,
+            runs: vec![run],
+        };
+        let last = self.ask(&message, |answer| match answer {
+            FromAgent::PagesChunk { pfn, data } if pfn == run.pfn && data.len() == wanted => {
+                contents = data;
+                Ok(())
+            }
+            other => Err(unexpected(&other)),
+        })?;
+        match last {
+            FromAgent::Done if contents.len() == wanted => Ok(contents),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Replace the contents of some consecutive pages.
+    pub fn write_pages(&mut self, guest: u32, pfn: u64, data: Vec<u8>) -> Result<(), LinkError> {
+        self.demand(&ToAgent::WritePages { guest, pfn, data })
     }
 
     /// A guest's frame list, checked: in order, without overlaps, and within

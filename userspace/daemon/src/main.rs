@@ -70,7 +70,9 @@ fn main() -> anyhow::Result<()> {
     signals.thread_block().context("cannot block signals")?;
 
     if let Some(user) = &args.user {
-        privilege::become_user(user, &config.control_socket)?;
+        let socket = config.control_socket.parent();
+        let directories: Vec<_> = socket.into_iter().chain([&*config.state_dir]).collect();
+        privilege::become_user(user, &directories)?;
     }
     let driver = DeviceDriver::new(config.device.clone());
     match driver.info() {

@@ -45,6 +45,9 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_lseek,
     libc::SYS_mkdir,
     libc::SYS_unlink,
+    libc::SYS_rename,
+    libc::SYS_fsync,
+    libc::SYS_getdents64,
     libc::SYS_chmod,
     libc::SYS_socket,
     libc::SYS_connect,
@@ -98,13 +101,13 @@ const DRIVER_IOCTLS: u64 = (vmbeam_uapi::sys::IOC_TYPE as u64) << 8;
 const IOCTL_TYPE: u64 = 0xff00;
 
 /// Become `name`, with the groups that the system lists for it and no
-/// capabilities. The directory of the control socket is made, and given to it.
-pub fn become_user(name: &str, control_socket: &Path) -> anyhow::Result<()> {
+/// capabilities. The directories that it writes to are made, and given to it.
+pub fn become_user(name: &str, directories: &[&Path]) -> anyhow::Result<()> {
     let user = User::from_name(name)?.with_context(|| format!("there is no user {name}"))?;
     ensure!(!user.uid.is_root(), "user {name} is root");
-    if let Some(dir) = control_socket.parent() {
+    for dir in directories {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        chown(dir, Some(user.uid), Some(user.gid))
+        chown(*dir, Some(user.uid), Some(user.gid))
             .with_context(|| format!("cannot give {} to {name}", dir.display()))?;
     }
     initgroups(&CString::new(name)?, user.gid).context("cannot set the groups")?;

@@ -3,48 +3,23 @@
 //! One swap, from the request to the report.
 
 use crate::driver::{Driver, DriverSession};
+use crate::exchange::{
+    add, both, commit, pairs, prepare, refused, Progress, Refusals, Sum, SwapError,
+};
 use crate::host_vm::{AgentGuard, HostVm};
 use crate::join::{comparable, join, JoinedRun};
 use crate::verify::{compare, Snapshot};
-use std::collections::{BTreeMap, HashSet};
-use std::sync::Mutex;
+use std::collections::HashSet;
 use std::time::Instant;
-use tracing::{error, info, warn};
-use vmbeam_uapi::{refusal_reason, Errno, Run, NOT_ATTEMPTED};
+use tracing::{info, warn};
+use vmbeam_uapi::NOT_ATTEMPTED;
 use vmbeam_wire::message::{
     Failure, Guest, GuestKind, GuestState, Phase, Seconds, SwapReport, SwapRequest, SwapRun,
 };
 use vmbeam_wire::FrameList;
 
-/// Pairs that one dry-run call is given, so that there is progress to show.
-const PREPARE_CHUNK: usize = 64 << 10;
-/// The same for the swap; larger, because calls cost time there: 1 GiB.
-const COMMIT_CHUNK: usize = 256 << 10;
-/// How many refused frames are listed for each reason.
-const EXAMPLES: usize = 4;
 /// Most runs that are listed: they must fit into one message.
 const MAX_RUN_LIST: usize = 32 << 10;
-
-/// How a swap failed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct SwapError {
-    /// How badly.
-    pub failure: Failure,
-    /// The same for a person.
-    pub message: String,
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "made for map_err()")]
-fn refused(message: impl ToString) -> SwapError {
-    SwapError {
-        failure: Failure::Refused,
-        message: message.to_string(),
-    }
-}
-
-/// Progress of a swap: phase, pages done, pages to do.
-pub type Progress<'a> = &'a (dyn Fn(Phase, u64, u64) + Sync);
 
 /// One of the two guests.
 struct Party<'a> {
@@ -111,53 +86,6 @@ impl Party<'_> {
     }
 }
 
-/// Run two things at once and wait for both.
-fn both<A: Send, B: Send>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B) {
-    std::thread::scope(|s| {
-        let other = s.spawn(b);
-        let a = a();
-        match other.join() {
-            Ok(b) => (a, b),
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-    })
-}
-
-/// Sums the progress of two sides that go on at once.
-struct Sum<'a> {
-    phase: Phase,
-    total: u64,
-    done: Mutex<[u64; 2]>,
-    progress: Progress<'a>,
-}
-
-impl<'a> Sum<'a> {
-    fn new(phase: Phase, total: u64, progress: Progress<'a>) -> Self {
-        progress(phase, 0, total);
-        Self {
-            phase,
-            total,
-            done: Mutex::new([0; 2]),
-            progress,
-        }
-    }
-
-    fn side(&self, side: usize) -> impl FnMut(u64) + '_ {
-        move |pages| {
-            let mut done = self
-                .done
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            done[side] = pages;
-            (self.progress)(
-                self.phase,
-                done[0] + done[1],
-                self.total.max(done[0] + done[1]),
-            );
-        }
-    }
-}
-
 /// A job in progress.
 struct Job<'a> {
     from: Party<'a>,
@@ -214,119 +142,6 @@ impl Job<'_> {
         })
     }
 
-    /// Hand the runs to the driver.
-    fn add(
-        &mut self,
-        session: &mut dyn DriverSession,
-        runs: &[JoinedRun],
-    ) -> Result<(), SwapError> {
-        (self.progress)(Phase::Add, 0, 0);
-        let raw: Vec<Run> = runs.iter().map(Run::from).collect();
-        let started = Instant::now();
-        let added = session.add(&raw);
-        self.seconds.add = started.elapsed().as_secs_f64();
-        added.map_err(|e| {
-            let which = e.run.and_then(|i| runs.get(i)).map_or(String::new(), |r| {
-                format!(
-                    ": page {:#x}, frames {:#x} and {:#x}, {} pages",
-                    r.pfn, r.gfn_a, r.gfn_b, r.nr
-                )
-            });
-            refused(format!("{e}{which}"))
-        })
-    }
-
-    fn prepare(
-        &mut self,
-        session: &dyn DriverSession,
-        status: &mut [i32],
-    ) -> Result<(), SwapError> {
-        let total = status.len() as u64;
-        let started = Instant::now();
-        let mut done = 0;
-        while done < status.len() {
-            (self.progress)(Phase::Prepare, done as u64, total);
-            let end = (done + PREPARE_CHUNK).min(status.len());
-            match session.prepare(done as u64, &mut status[done..end]) {
-                Ok(p) if p.done > 0 => done += (p.done as usize).min(end - done),
-                Ok(_)
-                | Err(vmbeam_uapi::Error {
-                    errno: Errno::EINTR,
-                    ..
-                }) => {}
-                Err(e) => return Err(refused(e)),
-            }
-        }
-        (self.progress)(Phase::Prepare, total, total);
-        self.seconds.prepare = started.elapsed().as_secs_f64();
-        Ok(())
-    }
-
-    /// Swap. If that fails half way, swap back.
-    fn commit(
-        &mut self,
-        session: &mut dyn DriverSession,
-        status: &mut [i32],
-    ) -> Result<(), SwapError> {
-        let total = status.len() as u64;
-        let mut done = 0;
-        status.fill(NOT_ATTEMPTED);
-        (self.progress)(Phase::Commit, 0, total);
-        while done < status.len() {
-            let end = (done + COMMIT_CHUNK).min(status.len());
-            let part = &mut status[done..end];
-            let started = Instant::now();
-            let step = session.commit(part);
-            self.seconds.commit += started.elapsed().as_secs_f64();
-            match step {
-                Ok(step) if step.cursor > done as u64 && step.cursor <= end as u64 => {
-                    done = step.cursor as usize;
-                }
-                Ok(step) => {
-                    let message = format!(
-                        "the driver's cursor went from {done} to {}, which is impossible",
-                        step.cursor
-                    );
-                    return Err(self.roll_back(session, &message));
-                }
-                Err(vmbeam_uapi::Error {
-                    errno: Errno::EINTR,
-                    ..
-                }) => {}
-                Err(e) if done == 0 => return Err(refused(e)),
-                Err(e) => return Err(self.roll_back(session, &e.to_string())),
-            }
-            (self.progress)(Phase::Commit, done as u64, total);
-        }
-        Ok(())
-    }
-
-    fn roll_back(&self, session: &mut dyn DriverSession, why: &str) -> SwapError {
-        error!("the swap failed half way and is rolled back: {why}");
-        loop {
-            match session.rollback() {
-                Ok(step) if step.cursor == 0 => break,
-                Ok(step) => (self.progress)(Phase::Rollback, step.cursor, 0),
-                Err(e) if e.errno == Errno::EINTR => {}
-                Err(e) => {
-                    let left = session
-                        .status()
-                        .map_or("an unknown number of".into(), |s| s.swapped.to_string());
-                    return SwapError {
-                        failure: Failure::Failed,
-                        message: format!(
-                            "{why}; swapping back failed as well ({e}), {left} pages remain swapped: destroy both guests"
-                        ),
-                    };
-                }
-            }
-        }
-        SwapError {
-            failure: Failure::RolledBack,
-            message: format!("{why}; everything was swapped back"),
-        }
-    }
-
     fn run(
         &mut self,
         request: &SwapRequest,
@@ -361,9 +176,9 @@ impl Job<'_> {
             None
         };
 
-        self.add(&mut *session, &joined.runs)?;
+        self.seconds.add = add(&mut *session, &joined.runs, self.progress)?;
         let mut status = vec![NOT_ATTEMPTED; joined.pages as usize];
-        self.prepare(&*session, &mut status)?;
+        self.seconds.prepare = prepare(&*session, &mut status, self.progress)?;
         info!(seconds = self.seconds.prepare, "asked the hypervisor");
         if status.iter().all(|s| *s < 0) {
             let r = Refusals::collect(&joined.runs, &status);
@@ -372,7 +187,7 @@ impl Job<'_> {
             )));
         }
         if !request.dry_run {
-            self.commit(&mut *session, &mut status)?;
+            self.seconds.commit = commit(&mut *session, &mut status, self.progress)?;
             info!(seconds = self.seconds.commit, "swapped");
         }
 
@@ -430,17 +245,6 @@ impl Job<'_> {
     }
 }
 
-/// Every pair with its status: pfn, gfn in A, gfn in B, status.
-fn pairs<'a>(
-    runs: &'a [JoinedRun],
-    status: &'a [i32],
-) -> impl Iterator<Item = (u64, u64, u64, i32)> + 'a {
-    runs.iter()
-        .flat_map(|r| (0..u64::from(r.nr)).map(|i| (r.pfn + i, r.gfn_a + i, r.gfn_b + i)))
-        .zip(status)
-        .map(|((pfn, a, b), s)| (pfn, a, b, *s))
-}
-
 /// The pairs that can be swapped, as runs.
 fn run_list(runs: &[JoinedRun], status: &[i32]) -> Result<Vec<SwapRun>, SwapError> {
     let mut list: Vec<SwapRun> = Vec::new();
@@ -468,47 +272,6 @@ fn run_list(runs: &[JoinedRun], status: &[i32]) -> Result<Vec<SwapRun>, SwapErro
         )));
     }
     Ok(list)
-}
-
-/// Pairs that the hypervisor refuses.
-#[derive(Default)]
-struct Refusals {
-    counts: BTreeMap<&'static str, u64>,
-    examples: Vec<(String, u64, u64)>,
-}
-
-impl Refusals {
-    fn collect(runs: &[JoinedRun], status: &[i32]) -> Self {
-        let mut all = Self::default();
-        for (_, a, b, s) in pairs(runs, status) {
-            if s == 0 {
-                continue;
-            }
-            let reason = if s == NOT_ATTEMPTED {
-                "not_attempted"
-            } else {
-                refusal_reason(s)
-            };
-            let count = all.counts.entry(reason).or_default();
-            *count += 1;
-            if *count <= EXAMPLES as u64 {
-                all.examples.push((reason.into(), a, b));
-            }
-        }
-        all
-    }
-}
-
-impl std::fmt::Display for Refusals {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (i, (reason, nr)) in self.counts.iter().enumerate() {
-            write!(f, "{}{nr} {reason}", if i == 0 { "" } else { ", " })?;
-        }
-        if let Some((_, a, b)) = self.examples.first() {
-            write!(f, " (for example frames {a:#x} and {b:#x})")?;
-        }
-        Ok(())
-    }
 }
 
 /// Swap two guests. The pair of host VMs has been found to be allowed.

@@ -7,10 +7,10 @@
 
 mod common;
 
-use common::{impostor, read_request, World, MEMORY_END};
+use common::{impostor, lock, read_request, World, MEMORY_END};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vmbeam_wire::message::{
     AgentErrorCode, Failure, FromAgent, FromDaemon, Guest, GuestKind, GuestState, ToAgent, ToDaemon,
 };
@@ -184,6 +184,13 @@ fn silent() {
         &refused_within(3, |_, _| Vec::new(), false),
         "did not answer within 3 s",
     );
+}
+
+/// An agent that was killed and started again is not waited for.
+#[test]
+fn restarted() {
+    let m = refused(|_, _| encode(0, 0, &FromAgent::Started).unwrap(), false);
+    assert_says(&m, "it was restarted");
 }
 
 #[test]
@@ -419,8 +426,12 @@ fn ask(stream: &mut UnixStream, raw: &[u8]) -> Option<FromAgent> {
     stream.write_all(raw).unwrap();
     let mut decoder = Decoder::strict();
     loop {
-        if let Some(frame) = decoder.next_frame().unwrap() {
-            return Some(frame.decode().unwrap());
+        while let Some(frame) = decoder.next_frame().unwrap() {
+            // What a new agent says to the first one who listens.
+            match frame.decode().unwrap() {
+                FromAgent::Started => {}
+                answer => return Some(answer),
+            }
         }
         if decoder.fill(stream).unwrap() == 0 {
             return None;
@@ -494,6 +505,35 @@ fn the_agent_hangs_up_on_garbage_and_serves_the_next() {
 }
 
 // The control socket.
+
+/// A client that asks and then does not read: its job goes on without it.
+#[test]
+fn a_client_that_does_not_read() {
+    let mut w = World::new();
+    w.agents(&["A", "B"]);
+    w.start();
+    w.wait_agent("A", None);
+    w.wait_agent("B", None);
+    // So many steps that its answers do not fit into the socket.
+    lock(&w.driver.faults).step = Some(1);
+    let mut stuck = UnixStream::connect(w.control()).unwrap();
+    let request = ToDaemon::Swap(common::request("A", "B"));
+    stuck.write_all(&encode(1, 1, &request).unwrap()).unwrap();
+    let started = Instant::now();
+    while !w.paused("A") {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    loop {
+        let FromDaemon::Status(jobs) = w.ask(&ToDaemon::Status) else {
+            panic!()
+        };
+        if !jobs[0].running {
+            break;
+        }
+        assert!(started.elapsed() < Duration::from_secs(40), "{jobs:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
 
 #[test]
 fn hostile_clients_of_the_control_socket() {

@@ -21,6 +21,12 @@ pub const MAX_DIGEST_PAGES: u64 = 64 << 10;
 pub const DIGESTS_PER_CHUNK: usize = 4096;
 /// Most guests that one agent may list.
 pub const MAX_GUESTS: usize = 1024;
+/// Most bytes of a guest's saved state in one message.
+pub const MAX_PART: usize = 512 << 10;
+/// Most pages whose contents one message carries or asks for.
+pub const MAX_PAGES_PER_CHUNK: usize = 128;
+/// Bytes of a page.
+pub const PAGE: usize = 4096;
 
 /// XXH3, 128 bits, little endian, of the 4096 bytes of a page.
 pub type Digest = [u8; 16];
@@ -78,6 +84,114 @@ pub enum ToAgent {
         /// The guest's domid in its host VM.
         guest: u32,
     },
+    /// What can move to or from here? Answer: [`FromAgent::Facts`].
+    Facts,
+    /// Begin to save a guest. Answer: [`FromAgent::Done`], and then
+    /// [`ToAgent::Pull`] until the end.
+    Send {
+        /// The guest's domid in its host VM.
+        guest: u32,
+        /// Leave the contents of ordinary pages out.
+        external: bool,
+    },
+    /// The next part of the guest that is being saved. Answer:
+    /// [`FromAgent::Part`], after a short while even if there is nothing.
+    Pull,
+    /// Begin to restore a guest. Answer: [`FromAgent::Done`], and then
+    /// [`ToAgent::Push`] and [`ToAgent::Finish`].
+    Receive {
+        /// Name that the guest will have.
+        name: String,
+        /// Expect a state without the contents of ordinary pages.
+        external: bool,
+    },
+    /// The next part of the guest that is being restored. Answer:
+    /// [`FromAgent::Taken`], after a short while even if nothing was taken.
+    Push {
+        /// It.
+        data: Vec<u8>,
+    },
+    /// There are no more parts. Answer: [`FromAgent::Restored`], after a short
+    /// while even if the guest is not complete; ask again then.
+    Finish,
+    /// Give up what [`ToAgent::Send`] or [`ToAgent::Receive`] began, if
+    /// anything. Answer: [`FromAgent::Done`] when its program has ended.
+    Abort,
+    /// The contents of these pages. Answer: [`FromAgent::PagesChunk`] in the
+    /// order asked for, then [`FromAgent::Done`].
+    ReadPages {
+        /// The guest's domid in its host VM.
+        guest: u32,
+        /// Pages, in ascending order.
+        runs: Vec<PfnRun>,
+    },
+    /// Replace the contents of consecutive pages of a paused guest. Answer:
+    /// [`FromAgent::Done`].
+    WritePages {
+        /// The guest's domid in its host VM.
+        guest: u32,
+        /// First page.
+        pfn: u64,
+        /// Contents, whole pages.
+        data: Vec<u8>,
+    },
+    /// Let a guest run whose saving ended, or did not. Answer:
+    /// [`FromAgent::Done`] when it does.
+    Resume {
+        /// The guest's domid in its host VM.
+        guest: u32,
+    },
+    /// Destroy a guest that does not run. Answer: [`FromAgent::Done`] when it is
+    /// gone.
+    Destroy {
+        /// The guest's domid in its host VM.
+        guest: u32,
+    },
+}
+
+/// Runs in ascending order, and not more pages than `most`.
+fn ascending(runs: &[PfnRun], most: u64) -> Result<(), String> {
+    let mut next = 0;
+    let mut pages = 0;
+    for r in runs {
+        if r.nr == 0 || r.pfn < next {
+            return Err(format!("page runs empty or out of order at {:#x}", r.pfn));
+        }
+        next = r
+            .pfn
+            .checked_add(u64::from(r.nr))
+            .ok_or("page runs overflow")?;
+        pages += u64::from(r.nr);
+    }
+    if pages > most {
+        return Err(format!("{pages} pages; the most is {most}"));
+    }
+    Ok(())
+}
+
+/// Whole pages, at least one, and not too many.
+fn whole_pages(pfn: u64, data: &[u8]) -> Result<(), String> {
+    let pages = data.len() / PAGE;
+    if data.len() % PAGE != 0 || pages == 0 || pages > MAX_PAGES_PER_CHUNK {
+        return Err(format!(
+            "{} bytes of pages; 1 to {MAX_PAGES_PER_CHUNK} whole pages are possible",
+            data.len()
+        ));
+    }
+    match pfn.checked_add(pages as u64) {
+        Some(_) => Ok(()),
+        None => Err("page numbers overflow".into()),
+    }
+}
+
+fn part(data: &[u8]) -> Result<(), String> {
+    if data.len() > MAX_PART {
+        return Err(format!(
+            "a part of {} bytes; the most is {MAX_PART}",
+            data.len()
+        ));
+    }
+    Ok(())
 }
 
 impl Message for ToAgent {
@@ -86,24 +200,11 @@ impl Message for ToAgent {
     fn check(&self) -> Result<(), String> {
         match self {
             Self::Hello { daemon_version } => short("a version", daemon_version, MAX_NAME),
-            Self::Digest { runs, .. } => {
-                let mut next = 0;
-                let mut pages = 0;
-                for r in runs {
-                    if r.nr == 0 || r.pfn < next {
-                        return Err(format!("page runs empty or out of order at {:#x}", r.pfn));
-                    }
-                    next = r
-                        .pfn
-                        .checked_add(u64::from(r.nr))
-                        .ok_or("page runs overflow")?;
-                    pages += u64::from(r.nr);
-                }
-                if pages > MAX_DIGEST_PAGES {
-                    return Err(format!("{pages} pages; the most is {MAX_DIGEST_PAGES}"));
-                }
-                Ok(())
-            }
+            Self::Digest { runs, .. } => ascending(runs, MAX_DIGEST_PAGES),
+            Self::ReadPages { runs, .. } => ascending(runs, MAX_PAGES_PER_CHUNK as u64),
+            Self::WritePages { pfn, data, .. } => whole_pages(*pfn, data),
+            Self::Push { data } => part(data),
+            Self::Receive { name, .. } => short("a guest's name", name, MAX_NAME),
             _ => Ok(()),
         }
     }
@@ -161,6 +262,8 @@ pub enum AgentErrorCode {
     Hypervisor,
     /// The request makes no sense.
     BadRequest,
+    /// The toolstack of the management VM failed, or did not end in time.
+    Toolstack,
 }
 
 /// From an agent to the daemon.
@@ -210,12 +313,50 @@ pub enum FromAgent {
         /// The same for a person.
         message: String,
     },
+    /// An agent begins: whatever another one at this port was asked for will
+    /// not be answered. The only message that nobody asks for; its request and
+    /// session are 0.
+    Started,
+    /// Answer to [`ToAgent::Facts`].
+    Facts {
+        /// Why no guest can move to or from here, if so.
+        problem: Option<String>,
+        /// Memory that new guests can have, in MiB.
+        free_mib: u64,
+    },
+    /// A part of a guest that is being saved.
+    Part {
+        /// It; nothing if it was not there in time.
+        data: Vec<u8>,
+        /// The guest has been saved, and is paused.
+        end: bool,
+    },
+    /// A part of a guest that is being restored was taken.
+    Taken {
+        /// Bytes of it.
+        bytes: u32,
+    },
+    /// Answer to [`ToAgent::Finish`].
+    Restored {
+        /// The guest, which is paused; nothing if it is not complete yet.
+        guest: Option<u32>,
+    },
+    /// Contents of consecutive pages.
+    PagesChunk {
+        /// First page.
+        pfn: u64,
+        /// Whole pages.
+        data: Vec<u8>,
+    },
 }
 
 impl FromAgent {
     /// Whether nothing follows this answer.
     pub fn is_last(&self) -> bool {
-        !matches!(self, Self::FramesChunk { .. } | Self::DigestChunk { .. })
+        !matches!(
+            self,
+            Self::FramesChunk { .. } | Self::DigestChunk { .. } | Self::PagesChunk { .. }
+        )
     }
 
     /// Name of the message, for errors.
@@ -229,6 +370,12 @@ impl FromAgent {
             Self::Paused { .. } => "Paused",
             Self::Done => "Done",
             Self::Error { .. } => "Error",
+            Self::Started => "Started",
+            Self::Facts { .. } => "Facts",
+            Self::Part { .. } => "Part",
+            Self::Taken { .. } => "Taken",
+            Self::Restored { .. } => "Restored",
+            Self::PagesChunk { .. } => "PagesChunk",
         }
     }
 }
@@ -269,6 +416,12 @@ impl Message for FromAgent {
                 digests.len()
             )),
             Self::Error { message, .. } => short("an error", message, MAX_TEXT),
+            Self::Facts {
+                problem: Some(problem),
+                ..
+            } => short("a problem", problem, MAX_TEXT),
+            Self::Part { data, .. } => part(data),
+            Self::PagesChunk { pfn, data } => whole_pages(*pfn, data),
             _ => Ok(()),
         }
     }
@@ -343,6 +496,15 @@ pub enum ToDaemon {
     /// Swap two guests. Answer: any number of [`FromDaemon::Progress`], then
     /// [`FromDaemon::Swapped`].
     Swap(SwapRequest),
+    /// Migrate a guest. Answer: [`FromDaemon::Job`], any number of
+    /// [`FromDaemon::Progress`], then [`FromDaemon::Migrated`].
+    Migrate(MigrateRequest),
+    /// Cancel a migration. Answer: [`FromDaemon::Done`]; the job's own answer
+    /// tells whether it was in time.
+    Abort {
+        /// Number of the job.
+        job: u64,
+    },
 }
 
 impl Message for ToDaemon {
@@ -354,6 +516,11 @@ impl Message for ToDaemon {
                 short("a host VM's name", &g.host_vm, MAX_NAME)?;
                 short("a guest's name", &g.guest, MAX_NAME)
             }),
+            Self::Migrate(r) => {
+                short("a host VM's name", &r.from.host_vm, MAX_NAME)?;
+                short("a guest's name", &r.from.guest, MAX_NAME)?;
+                short("a host VM's name", &r.to, MAX_NAME)
+            }
             _ => Ok(()),
         }
     }
@@ -450,6 +617,18 @@ pub enum Phase {
     DigestsAfter,
     /// Putting back what was swapped.
     Rollback,
+    /// Whether a migration is possible.
+    Preflight,
+    /// The guest is suspended and saved, and restored at the destination.
+    Stream,
+    /// Contents of pages that could not be swapped.
+    Copy,
+    /// The guest is let run at the destination.
+    Resume,
+    /// What is left at the source is destroyed.
+    Destroy,
+    /// The guest is given back to the source.
+    Undo,
 }
 
 impl Phase {
@@ -463,6 +642,20 @@ impl Phase {
             Self::Commit => "swapping",
             Self::DigestsAfter => "digests after",
             Self::Rollback => "swapping back",
+            Self::Preflight => "checking",
+            Self::Stream => "saving",
+            Self::Copy => "copying",
+            Self::Resume => "resuming",
+            Self::Destroy => "cleaning up",
+            Self::Undo => "undoing",
+        }
+    }
+
+    /// What progress is counted in.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::Stream => "bytes",
+            _ => "pages",
         }
     }
 }
@@ -531,6 +724,106 @@ pub struct SwapReport {
     pub wire_bytes: u64,
 }
 
+/// How the memory of a migrating guest gets there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// By swapping it.
+    #[default]
+    Swap,
+    /// By copying it, as an ordinary migration does. Only ever on request.
+    Copy,
+}
+
+/// What a migration is to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrateRequest {
+    /// The guest, and the host VM where it is.
+    pub from: GuestRef,
+    /// The host VM where it is to go.
+    pub to: String,
+    /// How its memory gets there.
+    pub mode: Mode,
+    /// Only find out whether it is possible.
+    pub dry_run: bool,
+    /// Compare every page that moved.
+    pub verify: bool,
+    /// Give up before the point of no return after so many seconds.
+    pub timeout_seconds: Option<u32>,
+    /// Give up before the point of no return when the guest has been suspended
+    /// for so long.
+    pub max_downtime_ms: Option<u32>,
+}
+
+/// Seconds that each part of a migration took.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MigrateSeconds {
+    /// Finding out whether it is possible.
+    pub preflight: f64,
+    /// From the request to save until the guest exists twice.
+    pub stream: f64,
+    /// Frame lists of both guests, and joining them.
+    pub lists: f64,
+    /// Digests that the journal keeps.
+    pub probes: f64,
+    /// Loading the driver and the dry run.
+    pub prepare: f64,
+    /// The swap itself.
+    pub swap: f64,
+    /// Copying what could not be swapped.
+    pub copy: f64,
+    /// Digests for the comparison.
+    pub digests: f64,
+    /// Letting the guest run at the destination.
+    pub resume: f64,
+    /// Destroying what was left at the source.
+    pub destroy: f64,
+    /// From the request to save until the guest ran again. The guest itself
+    /// stood still for a little less.
+    pub downtime: f64,
+    /// The whole job.
+    pub total: f64,
+}
+
+/// Result of a migration.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MigrateReport {
+    /// The guest, and where it was.
+    pub from: GuestRef,
+    /// Where it is.
+    pub to: String,
+    /// How its memory got there.
+    pub mode: Mode,
+    /// Nothing was changed because nothing was to be.
+    pub dry_run: bool,
+    /// In a dry run, what is in the way.
+    pub blockers: Vec<String>,
+    /// Its memory.
+    pub guest_mib: u64,
+    /// Pages that changed places; in a dry run, that may.
+    pub pages_swapped: u64,
+    /// Pages whose contents were copied by the agents.
+    pub pages_copied: u64,
+    /// Pages whose contents were in the saved state; in a dry run, at least.
+    pub pages_sent: u64,
+    /// Pages that the hypervisor would not swap, by reason.
+    pub pages_refused: BTreeMap<String, u64>,
+    /// Pages found to be right at the destination.
+    pub pages_verified: u64,
+    /// Bytes of the saved state.
+    pub stream_bytes: u64,
+    /// All bytes that went to and came from both agents.
+    pub wire_bytes: u64,
+    /// Hypercalls that the swap took.
+    pub hypercalls: u64,
+    /// TLB flushes that the hypervisor counted for them.
+    pub tlb_flushes: u64,
+    /// What could not be done after the guest ran, and is being tried again.
+    pub pending: Option<String>,
+    /// Times.
+    pub seconds: MigrateSeconds,
+}
+
 /// How a request ended that did not end well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Failure {
@@ -569,12 +862,21 @@ pub enum FromDaemon {
         /// The same for a person.
         message: String,
     },
+    /// The request is this job from now on.
+    Job {
+        /// Its number.
+        id: u64,
+    },
+    /// A migration is complete, or would be possible.
+    Migrated(Box<MigrateReport>),
+    /// What was asked for has been noted.
+    Done,
 }
 
 impl FromDaemon {
     /// Whether nothing follows this answer.
     pub fn is_last(&self) -> bool {
-        !matches!(self, Self::Progress { .. })
+        !matches!(self, Self::Progress { .. } | Self::Job { .. })
     }
 }
 
@@ -585,6 +887,88 @@ impl Message for FromDaemon {
         match self {
             Self::Error { message, .. } => short("an error", message, 4 * MAX_TEXT),
             _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::{encode, Decoder, FrameError};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    /// Through a frame and back, with all checks.
+    fn pass<M: Message + Clone>(message: &M) -> Result<M, FrameError> {
+        let mut decoder = Decoder::strict();
+        decoder.push(&encode(1, 1, message)?);
+        match decoder.next_frame()? {
+            Some(frame) => frame.decode(),
+            None => Err(FrameError::Noise),
+        }
+    }
+
+    #[test]
+    fn what_is_too_much_is_refused() {
+        let big = |n| vec![0u8; n];
+        assert!(pass(&ToAgent::Push {
+            data: big(MAX_PART)
+        })
+        .is_ok());
+        assert!(pass(&ToAgent::Push {
+            data: big(MAX_PART + 1)
+        })
+        .is_err());
+        let part = |n| FromAgent::Part {
+            data: big(n),
+            end: false,
+        };
+        assert!(pass(&part(MAX_PART)).is_ok());
+        assert!(pass(&part(MAX_PART + 1)).is_err());
+        let write = |pfn, n| ToAgent::WritePages {
+            guest: 1,
+            pfn,
+            data: big(n),
+        };
+        assert!(pass(&write(0, MAX_PAGES_PER_CHUNK * PAGE)).is_ok());
+        for (pfn, n) in [
+            (0, 0),
+            (0, PAGE - 1),
+            (0, (MAX_PAGES_PER_CHUNK + 1) * PAGE),
+            (u64::MAX, PAGE),
+        ] {
+            assert!(pass(&write(pfn, n)).is_err(), "{pfn:#x} {n}");
+        }
+        let name = |n| ToAgent::Receive {
+            name: "x".repeat(n),
+            external: true,
+        };
+        assert!(pass(&name(MAX_NAME)).is_ok());
+        assert!(pass(&name(MAX_NAME + 1)).is_err());
+        let facts = |text: &str| FromAgent::Facts {
+            problem: Some(text.into()),
+            free_mib: 1,
+        };
+        assert!(pass(&facts("old")).is_ok());
+        assert!(pass(&facts("\x1b[2J")).is_err());
+    }
+
+    proptest! {
+        /// Runs are taken if they are in order and few enough, and only then.
+        #[test]
+        fn page_runs_are_checked(runs in vec((0u64..1000, 0u32..200), 0..6)) {
+            let mut next = 0;
+            let mut good = true;
+            for (pfn, nr) in &runs {
+                good &= *nr > 0 && *pfn >= next;
+                next = pfn + u64::from(*nr);
+            }
+            let pages: u64 = runs.iter().map(|r| u64::from(r.1)).sum();
+            let runs: Vec<PfnRun> = runs.iter().map(|(pfn, nr)| PfnRun { pfn: *pfn, nr: *nr }).collect();
+            let read = ToAgent::ReadPages { guest: 1, runs: runs.clone() };
+            prop_assert_eq!(pass(&read).is_ok(), good && pages <= MAX_PAGES_PER_CHUNK as u64);
+            let digest = ToAgent::Digest { guest: 1, runs };
+            prop_assert_eq!(pass(&digest).is_ok(), good);
         }
     }
 }

@@ -11,6 +11,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+use vmbeam_agent::toolstack::{Incoming, Outgoing};
 use vmbeam_agent::{Agent, HvError, Hypervisor};
 use vmbeam_uapi::sys::FEATURE_SWAP;
 use vmbeam_uapi::{AddFailed, Errno, Error, Info, Op, Prepared, Run, Status, Step};
@@ -38,6 +39,48 @@ pub struct FakeGuest {
 pub struct FakeHost {
     pub memory: HashMap<u64, u64>,
     pub guests: HashMap<u32, FakeGuest>,
+    /// Memory that new guests may have.
+    pub free_mib: u64,
+    /// What its toolstack does wrong.
+    pub trouble: Trouble,
+}
+
+/// What a fake toolstack is to do wrong.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Trouble {
+    #[default]
+    None,
+    /// It is Debian's.
+    Stock,
+    /// A save stops half way.
+    SaveFails,
+    /// A save never says anything.
+    SaveHangs,
+    /// A save dies and leaves the guest as it is.
+    SaveDies,
+    /// A restore fails when it has everything.
+    RestoreFails,
+    /// The restored guest cannot be let run, so many times.
+    ResumeFails(u32),
+    /// What is left over cannot be destroyed, so many times.
+    DestroyFails(u32),
+}
+
+impl Trouble {
+    /// Whether it is this one now, counting down.
+    fn strikes(&mut self, make: fn(u32) -> Self) -> bool {
+        match *self {
+            Self::ResumeFails(n) if make(n) == *self => {
+                *self = if n > 1 { make(n - 1) } else { Self::None };
+                true
+            }
+            Self::DestroyFails(n) if make(n) == *self => {
+                *self = if n > 1 { make(n - 1) } else { Self::None };
+                true
+            }
+            _ => false,
+        }
+    }
 }
 
 pub type Host = Arc<Mutex<FakeHost>>;
@@ -73,7 +116,167 @@ pub fn host(seed: u64, pages: u64, tables: u64) -> Host {
             paused: false,
         },
     );
+    host.free_mib = 1000;
     Arc::new(Mutex::new(host))
+}
+
+/// What `xl save --external-memory` would write for these pages.
+fn saved(pages: &[GuestPage], external: bool) -> Vec<u8> {
+    let record = |kind: u32, body: &[u8]| {
+        let mut r = kind.to_le_bytes().to_vec();
+        r.extend((body.len() as u32).to_le_bytes());
+        r.extend(body);
+        r.resize(r.len().next_multiple_of(8), 0);
+        r
+    };
+    let ordinary = |p: &&GuestPage| external && p.kind == PageKind::Ordinary;
+    let outside: Vec<u64> = pages.iter().filter(ordinary).map(|p| p.pfn).collect();
+    let inside: Vec<u64> = pages
+        .iter()
+        .filter(|p| !ordinary(p))
+        .map(|p| p.pfn)
+        .collect();
+    let mut s = b"Xen saved domain, xl format\n \0 \r".to_vec();
+    for word in [0x0102_0304u32, 3, 0, 0] {
+        s.extend(word.to_le_bytes());
+    }
+    s.extend(b"LibxlFmt");
+    s.extend([0; 8]);
+    s.extend(record(1, &[]));
+    s.extend(u64::MAX.to_le_bytes());
+    s.extend([0; 32]);
+    if !outside.is_empty() {
+        let mut body = (outside.len() as u64).to_le_bytes().to_vec();
+        for pfn in outside {
+            body.extend(pfn.to_le_bytes());
+            body.extend(1u64.to_le_bytes());
+        }
+        s.extend(record(0x13, &body));
+    }
+    for part in inside.chunks(64) {
+        let mut body = (part.len() as u64).to_le_bytes().to_vec();
+        body.extend(part.iter().flat_map(|pfn| pfn.to_le_bytes()));
+        body.resize(body.len() + part.len() * 4096, 7);
+        s.extend(record(1, &body));
+    }
+    s.extend(record(0, &[]));
+    s.extend(record(0, &[]));
+    s
+}
+
+fn toolstack(message: &str) -> HvError {
+    HvError {
+        code: AgentErrorCode::Toolstack,
+        message: message.into(),
+    }
+}
+
+/// A guest that is being saved: it is paused at once, and runs again if that
+/// is given up.
+#[derive(Debug)]
+struct FakeSave {
+    host: Host,
+    guest: u32,
+    stream: Vec<u8>,
+    at: usize,
+}
+
+impl Outgoing for FakeSave {
+    fn pull(&mut self) -> Result<(Vec<u8>, bool), HvError> {
+        let trouble = lock(&self.host).trouble;
+        match trouble {
+            Trouble::SaveHangs => {
+                std::thread::sleep(Duration::from_millis(20));
+                return Ok((Vec::new(), false));
+            }
+            Trouble::SaveFails if self.at > 0 => {
+                self.resume();
+                return Err(toolstack("the save has failed"));
+            }
+            Trouble::SaveDies if self.at > 0 => return Err(toolstack("the save was killed")),
+            _ => {}
+        }
+        let end = (self.at + 10_000).min(self.stream.len());
+        let data = self.stream[self.at..end].to_vec();
+        self.at = end;
+        Ok((data, end == self.stream.len()))
+    }
+
+    fn abort(&mut self) -> Result<(), HvError> {
+        if lock(&self.host).trouble != Trouble::SaveDies {
+            self.resume();
+        }
+        Ok(())
+    }
+}
+
+impl FakeSave {
+    fn resume(&self) {
+        if let Some(g) = lock(&self.host).guests.get_mut(&self.guest) {
+            g.paused = false;
+        }
+    }
+}
+
+/// A guest that is being restored.
+#[derive(Debug)]
+struct FakeRestore {
+    host: Host,
+    name: String,
+    stream: Vec<u8>,
+}
+
+/// First domid of restored guests.
+pub const RESTORED: u32 = 100;
+
+impl Incoming for FakeRestore {
+    fn push(&mut self, data: &[u8]) -> Result<usize, HvError> {
+        // A part of it, to be asked again.
+        let taken = data.len().min(7000);
+        self.stream.extend(&data[..taken]);
+        Ok(taken)
+    }
+
+    fn finish(&mut self) -> Result<bool, HvError> {
+        let mut scanner = vmbeam_xen::stream::Scanner::default();
+        let fed = scanner.feed(&self.stream);
+        if fed.is_err() || !scanner.contents().complete {
+            return Err(toolstack("the stream is cut off"));
+        }
+        let mut host = lock(&self.host);
+        if host.trouble == Trouble::RestoreFails {
+            return Err(toolstack("the restore has failed"));
+        }
+        // In frames that no other guest has, with contents of no meaning.
+        let pages = scanner.contents().external_pages() + scanner.contents().data_pages;
+        let page = |pfn: u64| GuestPage {
+            pfn,
+            gfn: 1024 + pfn,
+            kind: match pfn {
+                8 => PageKind::XenstoreRing,
+                9 => PageKind::ConsoleRing,
+                _ if pfn % 16 == 3 => PageKind::PageTable,
+                _ => PageKind::Ordinary,
+            },
+        };
+        for pfn in 0..pages {
+            host.memory.insert(1024 + pfn, 0xdead_0000_0000 + pfn % 3);
+        }
+        let domid = host.guests.keys().max().map_or(RESTORED, |m| RESTORED + m);
+        host.guests.insert(
+            domid,
+            FakeGuest {
+                name: self.name.clone(),
+                pages: (0..pages).map(page).collect(),
+                paused: true,
+            },
+        );
+        Ok(true)
+    }
+
+    fn abort(&mut self) -> Result<(), HvError> {
+        Ok(())
+    }
 }
 
 #[derive(Debug)]
@@ -150,6 +353,73 @@ impl Hypervisor for FakeHypervisor {
             let mut page = [0; 4096];
             page[..8].copy_from_slice(&host.memory[gfn].to_le_bytes());
             seen(i, &page);
+        }
+        Ok(())
+    }
+
+    fn write(
+        &self,
+        _: u32,
+        gfns: &[u64],
+        fill: &mut dyn FnMut(usize, &mut Page),
+    ) -> Result<(), HvError> {
+        let mut host = lock(&self.0);
+        for (i, gfn) in gfns.iter().enumerate() {
+            let mut page = [0; 4096];
+            fill(i, &mut page);
+            let word = u64::from_le_bytes(page[..8].try_into().unwrap());
+            host.memory.insert(*gfn, word);
+        }
+        Ok(())
+    }
+
+    fn facts(&self) -> Result<(Option<String>, u64), HvError> {
+        let host = lock(&self.0);
+        let problem = (host.trouble == Trouble::Stock).then(|| "it is Debian's toolstack".into());
+        Ok((problem, host.free_mib))
+    }
+
+    fn save(&self, guest: u32, external: bool) -> Result<Box<dyn Outgoing>, HvError> {
+        let mut host = lock(&self.0);
+        let g = host.guests.get_mut(&guest).ok_or_else(|| no_guest(guest))?;
+        g.paused = true;
+        Ok(Box::new(FakeSave {
+            host: self.0.clone(),
+            guest,
+            stream: saved(&g.pages, external),
+            at: 0,
+        }))
+    }
+
+    fn restore(&self, name: &str, _: bool) -> Result<Box<dyn Incoming>, HvError> {
+        Ok(Box::new(FakeRestore {
+            host: self.0.clone(),
+            name: name.into(),
+            stream: Vec::new(),
+        }))
+    }
+
+    fn resume(&self, guest: u32) -> Result<(), HvError> {
+        if lock(&self.0).trouble.strikes(Trouble::ResumeFails) {
+            return Err(toolstack("the guest cannot be resumed"));
+        }
+        self.unpause(guest)
+    }
+
+    fn destroy(&self, guest: u32) -> Result<(), HvError> {
+        let mut host = lock(&self.0);
+        if host.trouble.strikes(Trouble::DestroyFails) {
+            return Err(toolstack("the guest cannot be destroyed"));
+        }
+        match host.guests.get(&guest) {
+            Some(g) if !g.paused => return Err(toolstack("the guest runs")),
+            Some(_) => {}
+            None => return Ok(()),
+        }
+        // What is freed is scrubbed.
+        let gone = host.guests.remove(&guest).ok_or_else(|| no_guest(guest))?;
+        for page in gone.pages {
+            host.memory.insert(page.gfn, 0);
         }
         Ok(())
     }
@@ -441,7 +711,7 @@ impl World {
     pub fn start(&mut self) {
         let dir = self.dir.path().display();
         let mut text = format!(
-            "[daemon]\ncontrol_socket = \"{dir}/control.sock\"\nagent_timeout_seconds = {}\n",
+            "[daemon]\ncontrol_socket = \"{dir}/control.sock\"\nstate_dir = \"{dir}/state\"\nagent_timeout_seconds = {}\n",
             self.timeout
         );
         for (name, domid) in ["A", "B", "C", "D"].iter().zip(1..) {
@@ -452,6 +722,11 @@ impl World {
         text.push_str("[[pair]]\nbetween = [\"A\", \"B\"]\n[[pair]]\nbetween = [\"C\", \"D\"]\n");
         let config = Config::parse(Path::new("test.toml"), &text).unwrap();
         self.daemon = Some(Daemon::start(config, self.driver.clone()).unwrap());
+    }
+
+    /// Where the daemon notes migrations.
+    pub fn journal(&self) -> PathBuf {
+        self.dir.path().join("state")
     }
 
     pub fn stop(&mut self) {

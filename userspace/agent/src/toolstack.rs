@@ -1,0 +1,414 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What the agent needs of the toolstack: saving and restoring guests.
+//!
+//! Nothing here waits for long, so that the daemon is always answered: what
+//! moves a guest's state takes and gives as much as there is within [`PAUSE`],
+//! and the daemon asks again.
+
+use crate::hypervisor::HvError;
+use nix::fcntl::{fcntl, FcntlArg, OFlag};
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use std::fmt::Debug;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::AsFd;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+use tracing::{debug, warn};
+use vmbeam_wire::message::{AgentErrorCode, MAX_PART};
+use vmbeam_xen::command::{self, Collector};
+
+/// The toolstack's program.
+const XL: &str = "xl";
+/// How long the daemon is made to wait when there is nothing to tell.
+pub const PAUSE: Duration = Duration::from_secs(2);
+/// How long a command may take that only asks, or changes one thing.
+const COMMAND: Duration = Duration::from_secs(60);
+/// How long a program may take to end that has been told to give up: it lets
+/// its guest run again, or destroys what there is of it.
+const GIVE_UP: Duration = Duration::from_secs(60);
+
+/// A guest that is being saved.
+pub trait Outgoing: Debug {
+    /// The next part, if it comes soon; `end` with the last one.
+    fn pull(&mut self) -> Result<(Vec<u8>, bool), HvError>;
+    /// Give up, if it is not saved already, and wait for the program's end.
+    fn abort(&mut self) -> Result<(), HvError>;
+}
+
+/// A guest that is being restored.
+pub trait Incoming: Debug {
+    /// Take some of a part, if that is possible soon.
+    fn push(&mut self, data: &[u8]) -> Result<usize, HvError>;
+    /// Whether the guest is complete. No more can be pushed.
+    fn finish(&mut self) -> Result<bool, HvError>;
+    /// Give up, if it is not restored already, and wait for the program's end.
+    fn abort(&mut self) -> Result<(), HvError>;
+}
+
+fn failed(message: impl Into<String>) -> HvError {
+    HvError {
+        code: AgentErrorCode::Toolstack,
+        message: message.into(),
+    }
+}
+
+/// The last lines of what a program said, as one.
+fn last_words(text: &str) -> String {
+    let lines: Vec<&str> = text
+        .split(['\n', '\r'])
+        .map(str::trim)
+        .filter(|l| !l.is_empty())
+        .collect();
+    if lines.is_empty() {
+        return "it says nothing".into();
+    }
+    lines[lines.len().saturating_sub(6)..].join("; ")
+}
+
+/// Run `xl` with these arguments; gives what it printed.
+pub fn xl(arguments: &[&str]) -> Result<String, HvError> {
+    let what = format!("`xl {}`", arguments.join(" "));
+    let output = command::run(Command::new(XL).args(arguments), COMMAND)
+        .map_err(|e| failed(format!("{what}: {e}")))?;
+    if !output.status.success() {
+        return Err(failed(format!("{what}: {}", last_words(&output.err))));
+    }
+    Ok(output.out)
+}
+
+/// A program with one end of its state on a pipe.
+#[derive(Debug)]
+struct Program {
+    what: String,
+    child: Child,
+    said: Collector,
+}
+
+impl Program {
+    /// Start `xl`. It ignores SIGPIPE: when the other end is lost it has to put
+    /// things right, not to die.
+    fn start(xl: &str, arguments: &[&str], stdin: Stdio, stdout: Stdio) -> Result<Self, HvError> {
+        let what = format!("`xl {}`", arguments.join(" "));
+        debug!("{what}");
+        let mut child = Command::new("sh")
+            .args(["-c", "trap '' PIPE; exec \"$@\"", "sh", xl])
+            .args(arguments)
+            .stdin(stdin)
+            .stdout(stdout)
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|e| failed(format!("cannot run {what}: {e}")))?;
+        let said = Collector::new(child.stderr.take(), true);
+        Ok(Self { what, child, said })
+    }
+
+    /// Whether it has ended well; an error if it has ended otherwise.
+    fn ended(&mut self, limit: Duration) -> Result<bool, HvError> {
+        match command::wait(&mut self.child, limit) {
+            Ok(None) => Ok(false),
+            Ok(Some(status)) if status.success() => Ok(true),
+            Ok(Some(status)) => {
+                self.said.settle();
+                let words = last_words(&self.said.text());
+                Err(failed(format!("{}: {status}: {words}", self.what)))
+            }
+            Err(e) => Err(failed(format!("{}: {e}", self.what))),
+        }
+    }
+
+    /// Its pipe is closed: wait for its end, however that is, and do not wait
+    /// for ever.
+    fn give_up(&mut self) -> Result<(), HvError> {
+        match self.ended(GIVE_UP) {
+            Ok(true) => Ok(()),
+            Err(e) => {
+                debug!("given up: {e}");
+                Ok(())
+            }
+            Ok(false) => {
+                warn!("{} does not end and is killed", self.what);
+                let killed = self.child.kill().and_then(|()| self.child.wait());
+                killed
+                    .map(|_| ())
+                    .map_err(|e| failed(format!("cannot kill {}: {e}", self.what)))
+            }
+        }
+    }
+}
+
+/// Use a pipe without blocking, and let it hold much if the kernel allows it.
+fn prepare_pipe(pipe: &impl AsFd) -> Result<(), HvError> {
+    let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(MAX_PART as i32));
+    fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
+        .map(|_| ())
+        .map_err(|e| failed(format!("cannot prepare a pipe: {e}")))
+}
+
+/// Wait until a pipe can be used, but only until `deadline`.
+fn ready(pipe: &impl AsFd, events: PollFlags, deadline: Instant) -> bool {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let mut fds = [PollFd::new(pipe.as_fd(), events)];
+    let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+    !left.is_zero() && poll(&mut fds, timeout).is_ok_and(|n| n > 0)
+}
+
+/// `xl save`.
+#[derive(Debug)]
+pub struct Save {
+    program: Program,
+    pipe: Option<ChildStdout>,
+}
+
+impl Save {
+    /// Begin to save a guest, which stays, paused.
+    pub fn start(guest: u32, external: bool) -> Result<Self, HvError> {
+        Self::with(XL, guest, external)
+    }
+
+    fn with(xl: &str, guest: u32, external: bool) -> Result<Self, HvError> {
+        let guest = guest.to_string();
+        let mut arguments = vec!["save", "-p", &guest, "/proc/self/fd/1"];
+        if external {
+            arguments.insert(1, "--external-memory");
+        }
+        let mut program = Program::start(xl, &arguments, Stdio::null(), Stdio::piped())?;
+        let pipe = program.child.stdout.take();
+        if let Some(pipe) = &pipe {
+            prepare_pipe(pipe)?;
+        }
+        Ok(Self { program, pipe })
+    }
+}
+
+impl Outgoing for Save {
+    fn pull(&mut self) -> Result<(Vec<u8>, bool), HvError> {
+        let deadline = Instant::now() + PAUSE;
+        let mut data = Vec::new();
+        while let Some(pipe) = &mut self.pipe {
+            let had = data.len();
+            data.resize(MAX_PART, 0);
+            let result = pipe.read(&mut data[had..]);
+            data.truncate(had + result.as_ref().map_or(0, |n| *n));
+            match result {
+                Ok(0) => self.pipe = None,
+                Ok(_) if data.len() == MAX_PART => return Ok((data, false)),
+                Ok(_) => {}
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                // What is there goes; nothing is waited for.
+                Err(e) if e.kind() == ErrorKind::WouldBlock && !data.is_empty() => {
+                    return Ok((data, false));
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    if !ready(pipe, PollFlags::POLLIN, deadline) {
+                        return Ok((data, false));
+                    }
+                }
+                Err(e) => return Err(failed(format!("{}: {e}", self.program.what))),
+            }
+        }
+        // The guest has been saved when the program says so, not before.
+        let left = deadline.saturating_duration_since(Instant::now());
+        let end = self.program.ended(left)?;
+        Ok((data, end))
+    }
+
+    fn abort(&mut self) -> Result<(), HvError> {
+        self.pipe = None;
+        self.program.give_up()
+    }
+}
+
+/// `xl restore`.
+#[derive(Debug)]
+pub struct Restore {
+    program: Program,
+    pipe: Option<ChildStdin>,
+}
+
+impl Restore {
+    /// Begin to restore a guest, which will be paused.
+    pub fn start(external: bool) -> Result<Self, HvError> {
+        Self::with(XL, external)
+    }
+
+    fn with(xl: &str, external: bool) -> Result<Self, HvError> {
+        let mut arguments = vec!["restore", "-p", "/proc/self/fd/0"];
+        if external {
+            arguments.insert(1, "--external-memory");
+        }
+        let mut program = Program::start(xl, &arguments, Stdio::piped(), Stdio::null())?;
+        let pipe = program.child.stdin.take();
+        if let Some(pipe) = &pipe {
+            prepare_pipe(pipe)?;
+        }
+        Ok(Self { program, pipe })
+    }
+}
+
+impl Incoming for Restore {
+    fn push(&mut self, data: &[u8]) -> Result<usize, HvError> {
+        let deadline = Instant::now() + PAUSE;
+        let mut done = 0;
+        while done < data.len() {
+            let Some(pipe) = &mut self.pipe else {
+                return Err(failed("the end of the state was announced before"));
+            };
+            match pipe.write(&data[done..]) {
+                Ok(n) => done += n,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    if !ready(pipe, PollFlags::POLLOUT, deadline) {
+                        break;
+                    }
+                }
+                Err(e) => return Err(self.broken(&e)),
+            }
+        }
+        Ok(done)
+    }
+
+    fn finish(&mut self) -> Result<bool, HvError> {
+        self.pipe = None;
+        self.program.ended(PAUSE)
+    }
+
+    fn abort(&mut self) -> Result<(), HvError> {
+        self.pipe = None;
+        self.program.give_up()
+    }
+}
+
+impl Restore {
+    /// The program does not read any more: its own words say why.
+    fn broken(&mut self, e: &io::Error) -> HvError {
+        self.pipe = None;
+        match self.program.ended(PAUSE) {
+            Err(why) => why,
+            Ok(_) => failed(format!("{} does not read on: {e}", self.program.what)),
+        }
+    }
+}
+
+/// Why guests cannot be moved by this toolstack, if so, and how much memory a
+/// new guest may have, in MiB.
+pub fn facts() -> Result<(Option<String>, u64), HvError> {
+    let mut problem = None;
+    for what in ["save", "restore"] {
+        let knows = xl(&["help", what]).is_ok_and(|text| text.contains("--external-memory"));
+        if !knows {
+            problem = Some(format!(
+                "its toolstack lacks `xl {what} --external-memory`; install one with the patches of hypervisor-patches/toolstack"
+            ));
+            break;
+        }
+    }
+    let free = xl(&["info", "free_memory"])?;
+    let free = free
+        .trim()
+        .parse()
+        .map_err(|_| failed(format!("`xl info free_memory` printed {free:?}")))?;
+    Ok((problem, free))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// A program that plays `xl`, in a directory of its own.
+    fn play(script: &str) -> (tempfile::TempDir, String) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("xl");
+        let text = format!("#!/bin/sh\ncd {}\n{script}\n", dir.path().display());
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let path = path.to_str().unwrap().to_owned();
+        (dir, path)
+    }
+
+    fn pull_all(save: &mut Save) -> Result<Vec<u8>, HvError> {
+        let mut all = Vec::new();
+        loop {
+            let (data, end) = save.pull()?;
+            assert!(data.len() <= MAX_PART);
+            all.extend(data);
+            if end {
+                return Ok(all);
+            }
+        }
+    }
+
+    #[test]
+    fn a_save_is_complete_when_its_program_says_so() {
+        let (dir, xl) = play("echo \"$*\" >arguments; head -c 2000000 /dev/zero >$5; exit 0");
+        let mut save = Save::with(&xl, 7, true).unwrap();
+        assert_eq!(pull_all(&mut save).unwrap(), vec![0; 2_000_000]);
+        let arguments = std::fs::read_to_string(dir.path().join("arguments")).unwrap();
+        assert_eq!(arguments, "save --external-memory -p 7 /proc/self/fd/1\n");
+        let (_dir, xl) = play("echo state; echo first >&2; echo no room >&2; exit 1");
+        let mut save = Save::with(&xl, 7, false).unwrap();
+        let e = pull_all(&mut save).unwrap_err();
+        assert!(e.message.contains("first; no room"), "{e}");
+    }
+
+    #[test]
+    fn a_save_that_is_given_up_can_put_things_right() {
+        // Writes until that fails, and says so: SIGPIPE would kill it before.
+        let (dir, xl) =
+            play("while echo state; do :; done 2>/dev/null; echo done >resumed; exit 1");
+        let mut save = Save::with(&xl, 7, true).unwrap();
+        assert!(!save.pull().unwrap().1);
+        save.abort().unwrap();
+        assert!(dir.path().join("resumed").exists());
+    }
+
+    #[test]
+    fn nobody_waits_for_long_for_a_save_that_hangs() {
+        let (_dir, xl) = play("exec sleep 100");
+        let mut save = Save::with(&xl, 7, true).unwrap();
+        let started = Instant::now();
+        assert_eq!(save.pull().unwrap(), (Vec::new(), false));
+        assert!(started.elapsed() < 10 * PAUSE);
+        save.program.child.kill().unwrap();
+    }
+
+    #[test]
+    fn a_restore_takes_what_it_is_given() {
+        let (dir, xl) = play("cat \"$4\" >state");
+        let mut restore = Restore::with(&xl, true).unwrap();
+        let state: Vec<u8> = (0..3_000_000u32).map(|i| (i * 7) as u8).collect();
+        let mut at = 0;
+        while at < state.len() {
+            at += restore
+                .push(&state[at..(at + 100_000).min(state.len())])
+                .unwrap();
+        }
+        while !restore.finish().unwrap() {}
+        assert!(std::fs::read(dir.path().join("state")).unwrap() == state);
+    }
+
+    #[test]
+    fn a_restore_that_fails_says_why() {
+        let (_dir, xl) = play("head -c 10 >/dev/null; echo not enough memory >&2; exit 3");
+        let mut restore = Restore::with(&xl, false).unwrap();
+        let mut result = Ok(0);
+        for _ in 0..100 {
+            result = restore.push(&[1; 100_000]);
+            if result.is_err() {
+                break;
+            }
+        }
+        let e = result.unwrap_err();
+        assert!(e.message.contains("not enough memory"), "{e}");
+        assert!(e.message.contains("exit status: 3"), "{e}");
+    }
+
+    #[test]
+    fn the_last_words_are_short() {
+        assert_eq!(last_words(" \n"), "it says nothing");
+        assert_eq!(last_words("a\rb\n\nc\n"), "a; b; c");
+        let many: Vec<String> = (0..100).map(|i| i.to_string()).collect();
+        assert_eq!(last_words(&many.join("\n")), "94; 95; 96; 97; 98; 99");
+    }
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A guest on its way out of this system or into it.
+
+use crate::hypervisor::{HvError, Hypervisor};
+use crate::toolstack::{Incoming, Outgoing};
+use tracing::{info, warn};
+use vmbeam_wire::message::{AgentErrorCode, FromAgent, ToAgent};
+
+/// What is on its way. One guest at a time: the port has room for no more.
+#[derive(Debug, Default)]
+pub enum Transfer {
+    /// Nothing.
+    #[default]
+    None,
+    /// A guest is being saved.
+    Out(Box<dyn Outgoing>),
+    /// A guest of this name is being restored.
+    In(String, Box<dyn Incoming>),
+}
+
+fn out_of_turn(what: &str) -> HvError {
+    HvError {
+        code: AgentErrorCode::BadRequest,
+        message: what.into(),
+    }
+}
+
+impl Transfer {
+    /// Give up what is on its way. The toolstack lets the guest run again, or
+    /// destroys it.
+    pub fn abort(&mut self) {
+        let result = match self {
+            Self::None => return,
+            Self::Out(save) => save.abort(),
+            Self::In(_, restore) => restore.abort(),
+        };
+        match result {
+            Ok(()) => info!("gave up a guest's move"),
+            Err(e) => warn!("cannot give up a guest's move: {e}"),
+        }
+        *self = Self::None;
+    }
+
+    /// Carry out a request and give its answer.
+    pub fn request<H: Hypervisor>(
+        &mut self,
+        hypervisor: &H,
+        request: &ToAgent,
+    ) -> Result<FromAgent, HvError> {
+        match request {
+            ToAgent::Facts => {
+                let (problem, free_mib) = hypervisor.facts()?;
+                return Ok(FromAgent::Facts { problem, free_mib });
+            }
+            ToAgent::Send { guest, external } => {
+                self.must_be_idle()?;
+                info!(guest, external, "saving a guest");
+                *self = Self::Out(hypervisor.save(*guest, *external)?);
+            }
+            ToAgent::Pull => return self.pull(),
+            ToAgent::Receive { name, external } => {
+                self.must_be_idle()?;
+                info!(name, external, "restoring a guest");
+                *self = Self::In(name.clone(), hypervisor.restore(name, *external)?);
+            }
+            ToAgent::Push { data } => {
+                let Self::In(_, restore) = self else {
+                    return Err(out_of_turn("no guest is being restored"));
+                };
+                let taken = restore.push(data)?;
+                // At most MAX_PART.
+                let bytes = taken as u32;
+                return Ok(FromAgent::Taken { bytes });
+            }
+            ToAgent::Finish => return self.finish(hypervisor),
+            ToAgent::Abort => self.abort(),
+            ToAgent::Resume { guest } => {
+                self.must_be_idle()?;
+                hypervisor.resume(*guest)?;
+            }
+            ToAgent::Destroy { guest } => {
+                self.must_be_idle()?;
+                hypervisor.destroy(*guest)?;
+            }
+            _ => return Err(out_of_turn("not a request about a guest's move")),
+        }
+        Ok(FromAgent::Done)
+    }
+
+    /// While a program works on a guest, nobody else does.
+    fn must_be_idle(&self) -> Result<(), HvError> {
+        match self {
+            Self::None => Ok(()),
+            _ => Err(out_of_turn("another guest is on its way")),
+        }
+    }
+
+    fn pull(&mut self) -> Result<FromAgent, HvError> {
+        let Self::Out(save) = self else {
+            return Err(out_of_turn("no guest is being saved"));
+        };
+        let (data, end) = save.pull()?;
+        if end {
+            *self = Self::None;
+        }
+        Ok(FromAgent::Part { data, end })
+    }
+
+    fn finish<H: Hypervisor>(&mut self, hypervisor: &H) -> Result<FromAgent, HvError> {
+        let Self::In(name, restore) = self else {
+            return Err(out_of_turn("no guest is being restored"));
+        };
+        if !restore.finish()? {
+            return Ok(FromAgent::Restored { guest: None });
+        }
+        let found = hypervisor
+            .guests()?
+            .into_iter()
+            .find(|g| g.name == *name)
+            .map(|g| g.domid);
+        let missing = || HvError {
+            code: AgentErrorCode::Toolstack,
+            message: format!("the guest was restored, but not as {name}"),
+        };
+        let guest = Some(found.ok_or_else(missing)?);
+        *self = Self::None;
+        Ok(FromAgent::Restored { guest })
+    }
+}

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Driving a session of the driver: load it, ask, swap, swap back.
+
+use crate::driver::DriverSession;
+use crate::join::JoinedRun;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::Instant;
+use tracing::error;
+use vmbeam_uapi::{refusal_reason, Errno, Run, NOT_ATTEMPTED};
+use vmbeam_wire::message::{Failure, Phase};
+
+/// Pairs that one dry-run call is given, so that there is progress to show.
+const PREPARE_CHUNK: usize = 64 << 10;
+/// The same for the swap; larger, because calls cost time there: 1 GiB.
+const COMMIT_CHUNK: usize = 256 << 10;
+/// How many refused frames are listed for each reason.
+const EXAMPLES: usize = 4;
+/// How a swap failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct SwapError {
+    /// How badly.
+    pub failure: Failure,
+    /// The same for a person.
+    pub message: String,
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "made for map_err()")]
+pub(crate) fn refused(message: impl ToString) -> SwapError {
+    SwapError {
+        failure: Failure::Refused,
+        message: message.to_string(),
+    }
+}
+
+/// Progress of a swap: phase, pages done, pages to do.
+pub type Progress<'a> = &'a (dyn Fn(Phase, u64, u64) + Sync);
+
+/// Run two things at once and wait for both.
+pub(crate) fn both<A: Send, B: Send>(
+    a: impl FnOnce() -> A + Send,
+    b: impl FnOnce() -> B + Send,
+) -> (A, B) {
+    std::thread::scope(|s| {
+        let other = s.spawn(b);
+        let a = a();
+        match other.join() {
+            Ok(b) => (a, b),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+/// Sums the progress of two sides that go on at once.
+pub(crate) struct Sum<'a> {
+    phase: Phase,
+    total: u64,
+    done: Mutex<[u64; 2]>,
+    progress: Progress<'a>,
+}
+
+impl<'a> Sum<'a> {
+    pub(crate) fn new(phase: Phase, total: u64, progress: Progress<'a>) -> Self {
+        progress(phase, 0, total);
+        Self {
+            phase,
+            total,
+            done: Mutex::new([0; 2]),
+            progress,
+        }
+    }
+
+    pub(crate) fn side(&self, side: usize) -> impl FnMut(u64) + '_ {
+        move |pages| {
+            let mut done = self
+                .done
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            done[side] = pages;
+            (self.progress)(
+                self.phase,
+                done[0] + done[1],
+                self.total.max(done[0] + done[1]),
+            );
+        }
+    }
+}
+
+/// Hand the runs to the driver; the seconds that it took.
+pub(crate) fn add(
+    session: &mut dyn DriverSession,
+    runs: &[JoinedRun],
+    progress: Progress<'_>,
+) -> Result<f64, SwapError> {
+    progress(Phase::Add, 0, 0);
+    let raw: Vec<Run> = runs.iter().map(Run::from).collect();
+    let started = Instant::now();
+    session.add(&raw).map_err(|e| {
+        let which = e.run.and_then(|i| runs.get(i)).map_or(String::new(), |r| {
+            format!(
+                ": page {:#x}, frames {:#x} and {:#x}, {} pages",
+                r.pfn, r.gfn_a, r.gfn_b, r.nr
+            )
+        });
+        refused(format!("{e}{which}"))
+    })?;
+    Ok(started.elapsed().as_secs_f64())
+}
+
+/// Ask which pairs would be refused; the seconds that it took.
+pub(crate) fn prepare(
+    session: &dyn DriverSession,
+    status: &mut [i32],
+    progress: Progress<'_>,
+) -> Result<f64, SwapError> {
+    let total = status.len() as u64;
+    let started = Instant::now();
+    let mut done = 0;
+    while done < status.len() {
+        progress(Phase::Prepare, done as u64, total);
+        let end = (done + PREPARE_CHUNK).min(status.len());
+        match session.prepare(done as u64, &mut status[done..end]) {
+            Ok(p) if p.done > 0 => done += (p.done as usize).min(end - done),
+            Ok(_)
+            | Err(vmbeam_uapi::Error {
+                errno: Errno::EINTR,
+                ..
+            }) => {}
+            Err(e) => return Err(refused(e)),
+        }
+    }
+    progress(Phase::Prepare, total, total);
+    Ok(started.elapsed().as_secs_f64())
+}
+
+/// Swap; the seconds that it took. If that fails half way, swap back.
+pub(crate) fn commit(
+    session: &mut dyn DriverSession,
+    status: &mut [i32],
+    progress: Progress<'_>,
+) -> Result<f64, SwapError> {
+    let total = status.len() as u64;
+    let mut done = 0;
+    let mut seconds = 0.0;
+    status.fill(NOT_ATTEMPTED);
+    progress(Phase::Commit, 0, total);
+    while done < status.len() {
+        let end = (done + COMMIT_CHUNK).min(status.len());
+        let part = &mut status[done..end];
+        let started = Instant::now();
+        let step = session.commit(part);
+        seconds += started.elapsed().as_secs_f64();
+        match step {
+            Ok(step) if step.cursor > done as u64 && step.cursor <= end as u64 => {
+                done = step.cursor as usize;
+            }
+            Ok(step) => {
+                let message = format!(
+                    "the driver's cursor went from {done} to {}, which is impossible",
+                    step.cursor
+                );
+                return Err(roll_back(session, &message, progress));
+            }
+            Err(vmbeam_uapi::Error {
+                errno: Errno::EINTR,
+                ..
+            }) => {}
+            Err(e) if done == 0 => return Err(refused(e)),
+            Err(e) => return Err(roll_back(session, &e.to_string(), progress)),
+        }
+        progress(Phase::Commit, done as u64, total);
+    }
+    Ok(seconds)
+}
+
+/// Swap back, because of `why`. The result says whether that worked.
+pub(crate) fn roll_back(
+    session: &mut dyn DriverSession,
+    why: &str,
+    progress: Progress<'_>,
+) -> SwapError {
+    error!("the swap is rolled back: {why}");
+    loop {
+        match session.rollback() {
+            Ok(step) if step.cursor == 0 => break,
+            Ok(step) => progress(Phase::Rollback, step.cursor, 0),
+            Err(e) if e.errno == Errno::EINTR => {}
+            Err(e) => {
+                let left = session
+                    .status()
+                    .map_or("an unknown number of".into(), |s| s.swapped.to_string());
+                return SwapError {
+                    failure: Failure::Failed,
+                    message: format!(
+                        "{why}; swapping back failed as well ({e}), {left} pages remain swapped: destroy both guests"
+                    ),
+                };
+            }
+        }
+    }
+    SwapError {
+        failure: Failure::RolledBack,
+        message: format!("{why}; everything was swapped back"),
+    }
+}
+
+/// Every pair with its status: pfn, gfn in A, gfn in B, status.
+pub(crate) fn pairs<'a>(
+    runs: &'a [JoinedRun],
+    status: &'a [i32],
+) -> impl Iterator<Item = (u64, u64, u64, i32)> + 'a {
+    runs.iter()
+        .flat_map(|r| (0..u64::from(r.nr)).map(|i| (r.pfn + i, r.gfn_a + i, r.gfn_b + i)))
+        .zip(status)
+        .map(|((pfn, a, b), s)| (pfn, a, b, *s))
+}
+
+/// Pairs that the hypervisor refuses.
+#[derive(Default)]
+pub(crate) struct Refusals {
+    pub(crate) counts: BTreeMap<&'static str, u64>,
+    pub(crate) examples: Vec<(String, u64, u64)>,
+}
+
+impl Refusals {
+    pub(crate) fn collect(runs: &[JoinedRun], status: &[i32]) -> Self {
+        let mut all = Self::default();
+        for (_, a, b, s) in pairs(runs, status) {
+            if s == 0 {
+                continue;
+            }
+            let reason = if s == NOT_ATTEMPTED {
+                "not_attempted"
+            } else {
+                refusal_reason(s)
+            };
+            let count = all.counts.entry(reason).or_default();
+            *count += 1;
+            if *count <= EXAMPLES as u64 {
+                all.examples.push((reason.into(), a, b));
+            }
+        }
+        all
+    }
+}
+
+impl std::fmt::Display for Refusals {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (i, (reason, nr)) in self.counts.iter().enumerate() {
+            write!(f, "{}{nr} {reason}", if i == 0 { "" } else { ", " })?;
+        }
+        if let Some((_, a, b)) = self.examples.first() {
+            write!(f, " (for example frames {a:#x} and {b:#x})")?;
+        }
+        Ok(())
+    }
+}

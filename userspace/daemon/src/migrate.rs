@@ -1,0 +1,833 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! One migration: the state machine of Documentation/migration.rst.
+//!
+//! Everything up to the point of no return can fail, and is undone by the
+//! procedure that also recovers after a crash ([`crate::recovery`]); everything
+//! behind it is tried until it works.
+
+use crate::driver::{Driver, DriverSession};
+use crate::exchange::{
+    add, both, commit, prepare, refused, roll_back, Progress, Refusals, Sum, SwapError,
+};
+use crate::host_vm::HostVm;
+use crate::join::{join, select, split, JoinedRun};
+use crate::journal::{Journal, Place, Probe, Record, State};
+use crate::recovery::{Settled, Settling};
+use crate::side::Side;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tracing::{info, warn};
+use vmbeam_uapi::NOT_ATTEMPTED;
+use vmbeam_wire::message::{
+    Digest, Failure, Guest, GuestKind, GuestState, MigrateReport, MigrateRequest, Mode, Phase,
+    SwapRun, MAX_PAGES_PER_CHUNK,
+};
+use vmbeam_wire::PfnRun;
+use vmbeam_xen::stream::{Contents, Scanner};
+
+/// How long the toolstacks may make no progress.
+const STALLED: Duration = Duration::from_secs(120);
+/// How long an agent may be away while a migration is undone or completed, before
+/// that is left to the background.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// Most pages that are copied because they cannot be swapped: 64 MiB. With more of
+/// them it is not what was asked for any more.
+const MAX_COPIES: u64 = 16 << 10;
+/// Pages that are looked at at once in search of a difference.
+const PROBE_BATCH: usize = 64;
+
+/// What a migration needs besides the host VMs.
+#[derive(Clone, Copy)]
+pub(crate) struct Context<'a> {
+    /// The driver.
+    pub driver: &'a dyn Driver,
+    /// The journal.
+    pub journal: &'a Journal,
+    /// Told how far it is.
+    pub progress: Progress<'a>,
+    /// Somebody wants it to end.
+    pub cancel: &'a AtomicBool,
+}
+
+/// How a migration ended, or did not.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    /// What to say.
+    pub result: Result<MigrateReport, SwapError>,
+    /// What is still to be brought to an end.
+    pub unsettled: Option<Record>,
+}
+
+/// A migration in progress.
+struct Job<'a> {
+    context: Context<'a>,
+    request: &'a MigrateRequest,
+    from: Side<'a>,
+    to: Side<'a>,
+    domids: (u32, u32),
+    started: Instant,
+    guest: Guest,
+    /// From when on the guest may be suspended.
+    suspended: Option<Instant>,
+    /// Once something has been done that would have to be undone.
+    record: Option<Record>,
+    /// A session that has swapped.
+    swapped: Option<Box<dyn DriverSession>>,
+    report: MigrateReport,
+}
+
+/// Migrate a guest. The pair of host VMs has been found to be allowed.
+pub(crate) fn migrate<'a>(
+    context: Context<'a>,
+    (from, to): (&'a HostVm, &'a HostVm),
+    request: &'a MigrateRequest,
+) -> Finished {
+    let result = Job::begin(context, (from, to), request);
+    let mut job = match result {
+        Ok(job) => job,
+        Err(error) => {
+            return Finished {
+                result: Err(error),
+                unsettled: None,
+            }
+        }
+    };
+    if request.dry_run {
+        return Finished {
+            result: job.dry_run(),
+            unsettled: None,
+        };
+    }
+    match job.before() {
+        Ok(()) => job.after(),
+        Err(error) => job.undo(error),
+    }
+}
+
+fn mib(pages: u64) -> u64 {
+    pages.div_ceil(256)
+}
+
+fn seconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64()
+}
+
+fn count(runs: &[PfnRun]) -> u64 {
+    runs.iter().map(|r| u64::from(r.nr)).sum()
+}
+
+/// Why a migration is not possible, as far as that can be told beforehand.
+fn blockers(
+    request: &MigrateRequest,
+    guest: &Guest,
+    there: &[Guest],
+    problems: [&Option<String>; 2],
+    free_mib: u64,
+) -> Vec<String> {
+    let (from, to) = (&request.from.host_vm, &request.to);
+    let mut blockers = Vec::new();
+    if guest.kind != GuestKind::Pv {
+        blockers.push(format!(
+            "guest {} is not a PV guest; only PV guests can be migrated so far",
+            guest.name
+        ));
+    }
+    if guest.state != GuestState::Running {
+        blockers.push(format!(
+            "guest {} does not run; only a guest that runs can suspend itself",
+            guest.name
+        ));
+    }
+    if there.iter().any(|g| g.name == guest.name) {
+        blockers.push(format!(
+            "host VM {to} has a guest named {} already",
+            guest.name
+        ));
+    }
+    if request.mode == Mode::Swap {
+        for (vm, problem) in [from, to].into_iter().zip(problems) {
+            if let Some(problem) = problem {
+                blockers.push(format!("host VM {vm}: {problem}"));
+            }
+        }
+    }
+    if free_mib < mib(guest.pages) {
+        blockers.push(format!(
+            "host VM {to} has {free_mib} MiB of free memory, and guest {} needs {} MiB",
+            guest.name,
+            mib(guest.pages)
+        ));
+    }
+    blockers
+}
+
+impl<'a> Job<'a> {
+    /// Everything that can be found out without touching the guest.
+    fn begin(
+        context: Context<'a>,
+        (from, to): (&'a HostVm, &'a HostVm),
+        request: &'a MigrateRequest,
+    ) -> Result<Self, SwapError> {
+        let started = Instant::now();
+        (context.progress)(Phase::Preflight, 0, 0);
+        // In the order of the names: of two opposite migrations, one gets both.
+        let (mut from, mut to) = if from.config.name < to.config.name {
+            let from = Side::take(from).map_err(refused)?;
+            (from, Side::take(to).map_err(refused)?)
+        } else {
+            let to = Side::take(to).map_err(refused)?;
+            (Side::take(from).map_err(refused)?, to)
+        };
+        let domids = (
+            from.vm.domid().map_err(refused)?,
+            to.vm.domid().map_err(refused)?,
+        );
+        if request.mode == Mode::Swap {
+            // Refuses what the host hypervisor can't do at all.
+            let offer = |e| {
+                refused(format!(
+                    "{e}; `vmbeam migrate --mode copy` copies the memory instead"
+                ))
+            };
+            drop(context.driver.open(domids.0, domids.1).map_err(offer)?);
+        }
+        from.greet().map_err(refused)?;
+        to.greet().map_err(refused)?;
+        let name = &request.from.guest;
+        let here = from.talk(|l| l.guests()).map_err(refused)?;
+        let Some(guest) = here.into_iter().find(|g| g.name == *name) else {
+            return Err(refused(format!(
+                "host VM {} has no guest named {name}",
+                request.from.host_vm
+            )));
+        };
+        let there = to.talk(|l| l.guests()).map_err(refused)?;
+        let (here, facts) = both(|| from.talk(|l| l.facts()), || to.talk(|l| l.facts()));
+        let (problem_here, _) = here.map_err(refused)?;
+        let (problem_there, free_mib) = facts.map_err(refused)?;
+        let problems = [&problem_here, &problem_there];
+        let blockers = blockers(request, &guest, &there, problems, free_mib);
+        if !request.dry_run && !blockers.is_empty() {
+            return Err(refused(blockers.join("; ")));
+        }
+        let mut report = MigrateReport {
+            from: request.from.clone(),
+            to: request.to.clone(),
+            mode: request.mode,
+            dry_run: request.dry_run,
+            blockers,
+            guest_mib: mib(guest.pages),
+            ..MigrateReport::default()
+        };
+        report.seconds.preflight = seconds(started);
+        Ok(Self {
+            context,
+            request,
+            from,
+            to,
+            domids,
+            started,
+            guest,
+            suspended: None,
+            record: None,
+            swapped: None,
+            report,
+        })
+    }
+
+    /// What would move.
+    fn dry_run(mut self) -> Result<MigrateReport, SwapError> {
+        let domid = self.guest.domid;
+        if self.guest.kind == GuestKind::Pv {
+            let list = self
+                .from
+                .talk(|l| l.frames(domid, |_| {}))
+                .map_err(refused)?;
+            let movable: u64 = list.runs().iter().map(|r| u64::from(r.nr)).sum();
+            match self.request.mode {
+                Mode::Swap => {
+                    self.report.pages_swapped = movable;
+                    self.report.pages_sent = list.pages() - movable;
+                }
+                Mode::Copy => self.report.pages_sent = list.pages(),
+            }
+        }
+        self.report.seconds.total = seconds(self.started);
+        Ok(self.report)
+    }
+
+    /// Whether to go on. Asked again and again before the point of no return.
+    fn go_on(&self) -> Result<(), SwapError> {
+        let stop = |message: String| {
+            Err(SwapError {
+                failure: Failure::RolledBack,
+                message,
+            })
+        };
+        if self.context.cancel.load(Ordering::Relaxed) {
+            return stop("it was cancelled".into());
+        }
+        let elapsed = self.started.elapsed();
+        match self.request.timeout_seconds {
+            Some(limit) if elapsed > Duration::from_secs(limit.into()) => {
+                return stop(format!("it was not done after {limit} s, the --timeout"));
+            }
+            _ => {}
+        }
+        let down = self.suspended.map_or(Duration::ZERO, |s| s.elapsed());
+        match self.request.max_downtime_ms {
+            Some(limit) if down > Duration::from_millis(limit.into()) => stop(format!(
+                "the guest was suspended for {limit} ms, the --max-downtime"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn write(&mut self, change: impl FnOnce(&mut Record)) -> Result<(), SwapError> {
+        if let Some(record) = &mut self.record {
+            let mut new = record.clone();
+            change(&mut new);
+            self.context
+                .journal
+                .write(&new)
+                .map_err(|e| refused(format!("cannot write the journal: {e}")))?;
+            *record = new;
+        }
+        Ok(())
+    }
+
+    /// Up to the point of no return.
+    fn before(&mut self) -> Result<(), SwapError> {
+        self.go_on()?;
+        let place = |vm: &Side<'_>, host_domid, guest| Place {
+            host_vm: vm.name().to_owned(),
+            host_domid,
+            guest,
+        };
+        let from = place(&self.from, self.domids.0, Some(self.guest.domid));
+        let to = place(&self.to, self.domids.1, None);
+        self.record = Some(self.context.journal.begin(&self.guest.name, from, to));
+        self.write(|_| {})?;
+
+        let (contents, there) = self.stream()?;
+        self.report.stream_bytes = contents.bytes;
+        self.report.pages_sent = contents.data_pages;
+        self.write(|r| r.to.guest = Some(there))?;
+        if self.request.mode == Mode::Swap {
+            self.swap(&contents, there)?;
+        }
+        self.go_on()?;
+        // The point of no return is where this is durable.
+        self.write(|r| r.state = State::Resume)
+    }
+
+    /// Save the guest, carry it over, restore it.
+    fn stream(&mut self) -> Result<(Contents, u32), SwapError> {
+        let started = Instant::now();
+        let external = self.request.mode == Mode::Swap;
+        let name = self.guest.name.clone();
+        let here = self.guest.domid;
+        (self.context.progress)(Phase::Stream, 0, 0);
+        self.to
+            .talk(|l| l.restore(&name, external))
+            .map_err(refused)?;
+        self.suspended = Some(Instant::now());
+        self.from
+            .talk(|l| l.save(here, external))
+            .map_err(refused)?;
+
+        let mut scanner = Scanner::default();
+        let mut moved = Instant::now();
+        loop {
+            self.go_on()?;
+            let (data, end) = self.from.talk(|l| l.pull()).map_err(refused)?;
+            if !data.is_empty() {
+                moved = Instant::now();
+                scanner.feed(&data).map_err(refused)?;
+                self.push(&data)?;
+                (self.context.progress)(Phase::Stream, scanner.contents().bytes, 0);
+            }
+            if end {
+                break;
+            }
+            if moved.elapsed() > STALLED {
+                return Err(refused(format!(
+                    "host VM {} sent nothing of the guest for {} s; does the guest suspend itself?",
+                    self.from.name(),
+                    STALLED.as_secs()
+                )));
+            }
+        }
+        let contents = scanner.contents().clone();
+        if !contents.complete {
+            return Err(refused("the saved state of the guest is cut off"));
+        }
+        let deadline = Instant::now() + STALLED;
+        let there = loop {
+            self.go_on()?;
+            match self.to.talk(|l| l.finish()).map_err(refused)? {
+                Some(guest) => break guest,
+                None if Instant::now() > deadline => {
+                    return Err(refused("restoring the guest takes too long"));
+                }
+                None => {}
+            }
+        };
+        self.report.seconds.stream = seconds(started);
+        info!(
+            bytes = contents.bytes,
+            external = contents.external_pages(),
+            data_pages = contents.data_pages,
+            "the guest exists twice"
+        );
+        Ok((contents, there))
+    }
+
+    fn push(&mut self, mut data: &[u8]) -> Result<(), SwapError> {
+        let mut moved = Instant::now();
+        while !data.is_empty() {
+            let taken = self.to.talk(|l| l.push(data)).map_err(refused)?;
+            data = &data[taken..];
+            if taken > 0 {
+                moved = Instant::now();
+            } else if moved.elapsed() > STALLED {
+                return Err(refused(format!(
+                    "host VM {} took nothing of the guest for {} s",
+                    self.to.name(),
+                    STALLED.as_secs()
+                )));
+            }
+            self.go_on()?;
+        }
+        Ok(())
+    }
+
+    /// Swap the memory, and copy what cannot be swapped.
+    fn swap(&mut self, contents: &Contents, there: u32) -> Result<(), SwapError> {
+        let here = self.guest.domid;
+        let (runs, mut copies) = self.lists(contents, there)?;
+        self.go_on()?;
+        let (mut session, runs, refused_pages) = self.load(&runs)?;
+        copies.extend(refused_pages);
+        copies.sort_by_key(|r| r.pfn);
+        let to_copy = count(&copies);
+        if to_copy > MAX_COPIES || runs.is_empty() {
+            return Err(refused(format!(
+                "{to_copy} pages cannot be swapped ({:?}); `vmbeam migrate --mode copy` copies the memory instead",
+                self.report.pages_refused
+            )));
+        }
+        let started = Instant::now();
+        let probes = self.probes(&runs, there)?;
+        self.report.seconds.probes = seconds(started);
+        let external: Vec<PfnRun> = contents
+            .external
+            .iter()
+            // A guest has at most 2^24 pages.
+            .map(|r| PfnRun {
+                pfn: r.start,
+                nr: (r.end - r.start) as u32,
+            })
+            .collect();
+        let before = if self.request.verify {
+            self.digests(Phase::DigestsBefore, true, here, &external)?
+        } else {
+            Vec::new()
+        };
+        self.go_on()?;
+
+        let pairs: Vec<SwapRun> = runs
+            .iter()
+            .map(|r| SwapRun {
+                pfn: r.pfn,
+                gfn_a: r.gfn_a,
+                gfn_b: r.gfn_b,
+                nr: r.nr,
+            })
+            .collect();
+        self.write(|r| {
+            r.state = State::Swap {
+                pairs,
+                probes,
+                copies: to_copy > 0,
+            }
+        })?;
+        let pages: u64 = runs.iter().map(|r| u64::from(r.nr)).sum();
+        let mut status = vec![NOT_ATTEMPTED; pages as usize];
+        match commit(&mut *session, &mut status, self.context.progress) {
+            Ok(seconds) => self.report.seconds.swap = seconds,
+            Err(e) => {
+                if e.failure != Failure::Failed {
+                    // Nothing is swapped: the journal may say so.
+                    self.write(|r| r.state = State::Stream)?;
+                }
+                return Err(e);
+            }
+        }
+        let counted = session.status();
+        self.swapped = Some(session);
+        let late = Refusals::collect(&runs, &status);
+        if !late.counts.is_empty() {
+            return Err(refused(format!(
+                "pages could not be swapped that could have been before: {late}"
+            )));
+        }
+        self.report.pages_swapped = pages;
+        if let Ok(counted) = counted {
+            self.report.hypercalls = counted.hypercalls;
+            self.report.tlb_flushes = counted.tlb_flushes;
+        }
+        self.copy(&copies, there)?;
+        if self.request.verify {
+            let after = self.digests(Phase::DigestsAfter, false, there, &external)?;
+            self.compare(&before, &after)?;
+        }
+        Ok(())
+    }
+
+    /// The frames behind the external pages on both sides, and the pages that
+    /// one side does not name.
+    fn lists(
+        &mut self,
+        contents: &Contents,
+        there: u32,
+    ) -> Result<(Vec<JoinedRun>, Vec<PfnRun>), SwapError> {
+        let started = Instant::now();
+        let here = self.guest.domid;
+        let sum = Sum::new(Phase::Lists, 2 * self.guest.pages, self.context.progress);
+        let (from, to) = (&mut self.from, &mut self.to);
+        let (a, b) = both(
+            || from.talk(|l| l.frames(here, sum.side(0))),
+            || to.talk(|l| l.frames(there, sum.side(1))),
+        );
+        let joined = join(&a.map_err(refused)?, &b.map_err(refused)?);
+        let selected = select(&joined.runs, &contents.external);
+        self.report.seconds.lists = seconds(started);
+        Ok(selected)
+    }
+
+    /// A session with those runs that will not be refused, and the pages of the
+    /// others.
+    #[allow(clippy::type_complexity, reason = "three things, used once")]
+    fn load(
+        &mut self,
+        runs: &[JoinedRun],
+    ) -> Result<(Box<dyn DriverSession>, Vec<JoinedRun>, Vec<PfnRun>), SwapError> {
+        let progress = self.context.progress;
+        let open = || {
+            self.context
+                .driver
+                .open(self.domids.0, self.domids.1)
+                .map_err(refused)
+        };
+        let started = Instant::now();
+        let mut session = open()?;
+        add(&mut *session, runs, progress)?;
+        let pages: u64 = runs.iter().map(|r| u64::from(r.nr)).sum();
+        let mut status = vec![NOT_ATTEMPTED; pages as usize];
+        prepare(&*session, &mut status, progress)?;
+        let refusals = Refusals::collect(runs, &status);
+        let (good, bad) = split(runs, &status);
+        if !bad.is_empty() && !good.is_empty() {
+            info!("not to be swapped: {refusals}");
+            // What is swapped is to be all or nothing, so without these.
+            session = open()?;
+            add(&mut *session, &good, progress)?;
+        }
+        for (reason, nr) in refusals.counts {
+            self.report.pages_refused.insert(reason.into(), nr);
+        }
+        self.report.seconds.prepare = seconds(started);
+        Ok((session, good, bad))
+    }
+
+    /// Pages that differ, the first and the last: they tell where the memory is.
+    fn probes(&mut self, runs: &[JoinedRun], there: u32) -> Result<Vec<Probe>, SwapError> {
+        let pfns: Vec<u64> = runs
+            .iter()
+            .flat_map(|r| (0..u64::from(r.nr)).map(|i| r.pfn + i))
+            .collect();
+        let mut probes = Vec::new();
+        for batch in pfns.chunks(PROBE_BATCH) {
+            if let Some(first) = self.differences(batch, there)?.first() {
+                probes.push(*first);
+                break;
+            }
+        }
+        if let Some(first) = probes.first().copied() {
+            for batch in pfns.rchunks(PROBE_BATCH) {
+                if let Some(last) = self.differences(batch, there)?.last() {
+                    if *last != first {
+                        probes.push(*last);
+                    }
+                    break;
+                }
+            }
+        }
+        Ok(probes)
+    }
+
+    fn differences(&mut self, pfns: &[u64], there: u32) -> Result<Vec<Probe>, SwapError> {
+        self.go_on()?;
+        let runs: Vec<PfnRun> = pfns.iter().map(|p| PfnRun { pfn: *p, nr: 1 }).collect();
+        let here = self.guest.domid;
+        let (from, to) = (&mut self.from, &mut self.to);
+        let (a, b) = both(
+            || from.talk(|l| l.digests(here, &runs, |_| {})),
+            || to.talk(|l| l.digests(there, &runs, |_| {})),
+        );
+        let pairs = a.map_err(refused)?.into_iter().zip(b.map_err(refused)?);
+        Ok(pairs
+            .filter(|(a, b)| a.1 != b.1)
+            .map(|(a, b)| Probe {
+                pfn: a.0,
+                source: a.1,
+                destination: b.1,
+            })
+            .collect())
+    }
+
+    fn copy(&mut self, copies: &[PfnRun], there: u32) -> Result<(), SwapError> {
+        let started = Instant::now();
+        let here = self.guest.domid;
+        let total = count(copies);
+        let mut done = 0;
+        for run in copies {
+            let mut pfn = run.pfn;
+            let end = pfn + u64::from(run.nr);
+            while pfn < end {
+                self.go_on()?;
+                (self.context.progress)(Phase::Copy, done, total);
+                // At most MAX_PAGES_PER_CHUNK.
+                let nr = (end - pfn).min(MAX_PAGES_PER_CHUNK as u64) as u32;
+                let part = PfnRun { pfn, nr };
+                let data = self
+                    .from
+                    .talk(|l| l.read_pages(here, part))
+                    .map_err(refused)?;
+                self.to
+                    .talk(|l| l.write_pages(there, pfn, data))
+                    .map_err(refused)?;
+                pfn += u64::from(nr);
+                done += u64::from(nr);
+            }
+        }
+        self.report.pages_copied = total;
+        self.report.seconds.copy = seconds(started);
+        Ok(())
+    }
+
+    fn digests(
+        &mut self,
+        phase: Phase,
+        at_source: bool,
+        guest: u32,
+        runs: &[PfnRun],
+    ) -> Result<Vec<(u64, Digest)>, SwapError> {
+        let started = Instant::now();
+        let sum = Sum::new(phase, count(runs), self.context.progress);
+        let side = if at_source {
+            &mut self.from
+        } else {
+            &mut self.to
+        };
+        let digests = side
+            .talk(|l| l.digests(guest, runs, sum.side(0)))
+            .map_err(refused)?;
+        self.report.seconds.digests += seconds(started);
+        Ok(digests)
+    }
+
+    /// Every external page must have arrived as it was.
+    fn compare(
+        &mut self,
+        before: &[(u64, Digest)],
+        after: &[(u64, Digest)],
+    ) -> Result<(), SwapError> {
+        let wrong: Vec<u64> = before
+            .iter()
+            .zip(after)
+            .filter(|(a, b)| a != b)
+            .map(|(a, _)| a.0)
+            .collect();
+        if let Some(first) = wrong.first() {
+            return Err(refused(format!(
+                "{} of {} pages are not what they were, for example page {first:#x}",
+                wrong.len(),
+                before.len()
+            )));
+        }
+        self.report.pages_verified = after.len() as u64;
+        Ok(())
+    }
+
+    /// Before the point of no return: everything as it was.
+    fn undo(mut self, error: SwapError) -> Finished {
+        let Some(mut record) = self.record.take() else {
+            return Finished {
+                result: Err(error),
+                unsettled: None,
+            };
+        };
+        warn!(guest = self.guest.name, "undoing the migration: {error}");
+        (self.context.progress)(Phase::Undo, 0, 0);
+        if let Some(mut session) = self.swapped.take() {
+            let back = roll_back(&mut *session, &error.message, self.context.progress);
+            if back.failure == Failure::RolledBack {
+                record.state = State::Stream;
+                if let Err(e) = self.context.journal.write(&record) {
+                    // The probes tell the same.
+                    warn!("cannot write the journal: {e}");
+                }
+            }
+        }
+        let mut settling = Settling {
+            driver: self.context.driver,
+            journal: self.context.journal,
+            from: &mut self.from,
+            to: &mut self.to,
+            record: &mut record,
+            deadline: Instant::now() + PATIENCE,
+        };
+        let (failure, end, unsettled) = match settling.settle() {
+            Ok(Settled::AtSource) => {
+                let end = format!("the guest runs in {}", self.request.from.host_vm);
+                (Failure::RolledBack, end, None)
+            }
+            Ok(Settled::AtDestination) => {
+                let end = format!("but the guest runs in {}", self.request.to);
+                (Failure::Failed, end, None)
+            }
+            Ok(Settled::Lost) => {
+                let end = "and the guest is lost with its host VM".into();
+                (Failure::Failed, end, None)
+            }
+            Err(why) => {
+                let end = format!("undoing that is not complete, and is tried again: {why}");
+                (Failure::Failed, end, Some(record))
+            }
+        };
+        Finished {
+            result: Err(SwapError {
+                failure,
+                message: format!("{}; {end}", error.message),
+            }),
+            unsettled,
+        }
+    }
+
+    /// Behind the point of no return: the guest runs there, whatever it takes.
+    fn after(mut self) -> Finished {
+        self.from.set_regardless();
+        self.to.set_regardless();
+        let deadline = Instant::now() + PATIENCE;
+        let Some(there) = self.record.as_ref().and_then(|r| r.to.guest) else {
+            return self.unsettled("the guest's number is not known");
+        };
+        (self.context.progress)(Phase::Resume, 0, 0);
+        let started = Instant::now();
+        if let Err(e) = self.to.insist(deadline, |l| l.resume(there)) {
+            return self.unsettled(&e);
+        }
+        self.report.seconds.resume = seconds(started);
+        self.report.seconds.downtime = self.suspended.map_or(0.0, seconds);
+        (self.context.progress)(Phase::Destroy, 0, 0);
+        let started = Instant::now();
+        let here = self.guest.domid;
+        let cleaned = self
+            .write(|r| r.state = State::Destroy)
+            .map_err(|e| e.message)
+            .and_then(|()| self.from.insist(deadline, |l| l.destroy(here)))
+            .and_then(|()| match &self.record {
+                Some(record) => self
+                    .context
+                    .journal
+                    .remove(record)
+                    .map_err(|e| format!("cannot remove the journal's record: {e}")),
+                None => Ok(()),
+            });
+        self.report.seconds.destroy = seconds(started);
+        let mut unsettled = None;
+        if let Err(e) = cleaned {
+            self.report.pending = Some(e);
+            unsettled = self.record.take();
+        }
+        self.report.seconds.total = seconds(self.started);
+        self.report.wire_bytes = self.from.bytes() + self.to.bytes();
+        Finished {
+            result: Ok(self.report),
+            unsettled,
+        }
+    }
+
+    fn unsettled(mut self, why: &str) -> Finished {
+        let to = &self.request.to;
+        Finished {
+            result: Err(SwapError {
+                failure: Failure::Failed,
+                message: format!(
+                    "the guest's memory is in {to}, but it could not be let run there yet: {why}; vmbeamd goes on trying"
+                ),
+            }),
+            unsettled: self.record.take(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmbeam_wire::message::GuestRef;
+
+    fn guest(name: &str) -> Guest {
+        Guest {
+            name: name.into(),
+            domid: 1,
+            state: GuestState::Running,
+            pages: 257,
+            kind: GuestKind::Pv,
+        }
+    }
+
+    fn request(mode: Mode) -> MigrateRequest {
+        MigrateRequest {
+            from: GuestRef {
+                host_vm: "A".into(),
+                guest: "guest".into(),
+            },
+            to: "B".into(),
+            mode,
+            dry_run: false,
+            verify: false,
+            timeout_seconds: None,
+            max_downtime_ms: None,
+        }
+    }
+
+    #[test]
+    fn every_blocker_is_named() {
+        let check = |mode, guest: &Guest, there: &[Guest], problem: Option<&str>, free| {
+            let problem = problem.map(str::to_owned);
+            blockers(&request(mode), guest, there, [&None, &problem], free)
+        };
+        let good = guest("guest");
+        assert!(check(Mode::Swap, &good, &[guest("other")], None, 2).is_empty());
+        let mut bad = good.clone();
+        bad.kind = GuestKind::Hvm;
+        bad.state = GuestState::Paused;
+        let all = check(Mode::Swap, &bad, &[guest("guest")], Some("old tools"), 1);
+        for (blocker, words) in all.iter().zip([
+            "not a PV guest",
+            "does not run",
+            "has a guest named guest",
+            "host VM B: old tools",
+            "1 MiB of free memory, and guest guest needs 2 MiB",
+        ]) {
+            assert!(blocker.contains(words), "{blocker}");
+        }
+        assert_eq!(all.len(), 5);
+        // A copy needs nothing of the toolstack.
+        assert!(check(Mode::Copy, &good, &[], Some("old tools"), 2).is_empty());
+    }
+}

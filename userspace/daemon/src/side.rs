@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! One of the two host VMs of a migration: its agent may go and come back.
+
+use crate::host_vm::{AgentGuard, HostVm};
+use crate::link::{Link, LinkError};
+use std::time::{Duration, Instant};
+
+/// How often to look whether an agent is back.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// A host VM in a job.
+#[derive(Debug)]
+pub(crate) struct Side<'a> {
+    pub(crate) vm: &'a HostVm,
+    agent: Option<AgentGuard<'a>>,
+    /// Bytes of conversations that are over.
+    bytes: u64,
+    /// Bytes of the conversation before this job.
+    before: u64,
+    regardless: bool,
+}
+
+impl<'a> Side<'a> {
+    /// With the agent, which must be there and idle.
+    pub(crate) fn take(vm: &'a HostVm) -> Result<Self, String> {
+        let agent = vm.agent()?;
+        Ok(Self {
+            vm,
+            bytes: 0,
+            before: agent.bytes(),
+            agent: Some(agent),
+            regardless: false,
+        })
+    }
+
+    /// Without the agent yet: for [`Side::insist`].
+    pub(crate) fn later(vm: &'a HostVm) -> Self {
+        Self {
+            vm,
+            agent: None,
+            bytes: 0,
+            before: 0,
+            regardless: true,
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.vm.config.name
+    }
+
+    /// From now on, go on although the daemon is to stop.
+    pub(crate) fn set_regardless(&mut self) {
+        self.regardless = true;
+    }
+
+    /// Bytes that this job sent and received.
+    pub(crate) fn bytes(&self) -> u64 {
+        let now = self.agent.as_ref().map_or(self.before, AgentGuard::bytes);
+        self.bytes + now.saturating_sub(self.before)
+    }
+
+    /// Start afresh with the agent.
+    pub(crate) fn greet(&mut self) -> Result<(), String> {
+        match &mut self.agent {
+            Some(agent) => agent.greet(),
+            None => Err(format!("the agent of host VM {} is gone", self.name())),
+        }
+    }
+
+    /// Talk to the agent, once.
+    pub(crate) fn talk<T>(
+        &mut self,
+        talk: impl FnOnce(&mut Link) -> Result<T, LinkError>,
+    ) -> Result<T, String> {
+        let regardless = self.regardless;
+        match &mut self.agent {
+            Some(agent) => agent.with(|link| {
+                link.set_regardless(regardless);
+                talk(link)
+            }),
+            None => Err(format!("the agent of host VM {} is gone", self.name())),
+        }
+    }
+
+    /// Talk to the agent; if it is lost, wait until it is back and do it again.
+    pub(crate) fn insist<T>(
+        &mut self,
+        deadline: Instant,
+        mut talk: impl FnMut(&mut Link) -> Result<T, LinkError>,
+    ) -> Result<T, String> {
+        loop {
+            let result = match self.agent {
+                Some(_) => self.talk(&mut talk).map(Some),
+                None => self.reconnect().map(|()| None),
+            };
+            let lost = self.agent.as_ref().is_none_or(|a| !a.is_connected());
+            match result {
+                Err(e) if lost && Instant::now() < deadline => {
+                    tracing::debug!("waiting for host VM {}: {e}", self.name());
+                    self.release();
+                    std::thread::sleep(LOOK);
+                }
+                Err(e) => return Err(e),
+                Ok(Some(value)) => return Ok(value),
+                Ok(None) => {}
+            }
+        }
+    }
+
+    fn release(&mut self) {
+        self.bytes = self.bytes();
+        self.before = 0;
+        self.agent = None;
+    }
+
+    fn reconnect(&mut self) -> Result<(), String> {
+        let mut agent = self.vm.agent()?;
+        self.before = agent.bytes();
+        let regardless = self.regardless;
+        agent.with(|link| {
+            link.set_regardless(regardless);
+            Ok(())
+        })?;
+        agent.greet()?;
+        self.agent = Some(agent);
+        Ok(())
+    }
+}
