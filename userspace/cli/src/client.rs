@@ -45,7 +45,7 @@ fn advice(error: &std::io::Error) -> &'static str {
 fn consequence(failure: Failure) -> &'static str {
     match failure {
         Failure::Refused => " (refused; nothing was changed)",
-        Failure::RolledBack => " (rolled back)",
+        Failure::RolledBack => " (everything was put back)",
         Failure::Failed => "",
     }
 }

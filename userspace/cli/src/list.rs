@@ -86,7 +86,7 @@ pub(crate) fn status(client: Client, json: bool) -> Result<ExitCode, ClientError
     if json {
         println!("{}", serde_json::to_string_pretty(&jobs)?);
     } else if jobs.is_empty() {
-        println!("No swaps since vmbeamd was started.");
+        println!("No jobs since vmbeamd was started.");
     } else {
         let mut rows = vec![row(&["JOB", "FROM", "TO", "STATE"])];
         for j in &jobs {

@@ -4,7 +4,9 @@
 
 mod check;
 mod client;
+mod display;
 mod list;
+mod migrate;
 mod records;
 mod swap;
 
@@ -12,7 +14,7 @@ use clap::{Parser, Subcommand};
 use client::{Client, ClientError};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use vmbeam_wire::message::{Failure, GuestRef, SwapRequest};
+use vmbeam_wire::message::{Failure, GuestRef, MigrateRequest, Mode, SwapRequest};
 
 /// Where the daemon listens unless told otherwise.
 const CONTROL_SOCKET: &str = "/run/vmbeam/control.sock";
@@ -90,6 +92,43 @@ enum Command {
         /// Number of the record
         id: u64,
     },
+    /// Migrate a running guest to another host VM, without copying its memory
+    ///
+    /// The guest is suspended while that lasts, and goes on at the destination. If
+    /// anything fails before it does, or on Ctrl-C, it goes on where it was.
+    Migrate {
+        /// Name of the guest
+        guest: String,
+        /// Host VM where it is
+        #[arg(long, value_name = "HOST_VM")]
+        from: String,
+        /// Host VM where it is to go
+        #[arg(long, value_name = "HOST_VM")]
+        to: String,
+        /// How its memory gets there: `copy` is for when the swap is not possible
+        #[arg(long, value_enum, default_value = "swap")]
+        mode: MemoryMode,
+        /// Only find out what would move, and what is in the way
+        #[arg(long)]
+        dry_run: bool,
+        /// Compare every page that moves, which prolongs the downtime
+        #[arg(long)]
+        verify: bool,
+        /// Give up, and let the guest go on where it was, after so many seconds
+        #[arg(long, value_name = "SECONDS")]
+        timeout: Option<u32>,
+        /// The same when it has been suspended for so many milliseconds
+        #[arg(long, value_name = "MS")]
+        max_downtime: Option<u32>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Cancel a migration that has not passed the point of no return
+    Abort {
+        /// Number of the job, from `vmbeam status`
+        job: u64,
+    },
     /// Swap the memory of two guests
     ///
     /// Both guests are paused and stay so. Pages that may not move, such as page
@@ -116,6 +155,15 @@ enum Command {
     },
 }
 
+/// How the memory of a migrating guest gets there.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum MemoryMode {
+    /// It is swapped, and not copied.
+    Swap,
+    /// It is copied, as by an ordinary migration.
+    Copy,
+}
+
 /// The exit status of something that was asked of the driver itself.
 fn driver(result: Result<ExitCode, vmbeam_uapi::Error>) -> ExitCode {
     result.unwrap_or_else(|e| {
@@ -138,6 +186,32 @@ fn run(args: Args) -> Result<ExitCode, ClientError> {
         Command::Records { device, json } => Ok(driver(records::list(&device, json))),
         Command::Recover { device, id } => Ok(driver(records::recover(&device, id))),
         Command::Forget { device, id } => Ok(driver(records::forget(&device, id))),
+        Command::Migrate {
+            guest,
+            from: host_vm,
+            to,
+            mode,
+            dry_run,
+            verify,
+            timeout: timeout_seconds,
+            max_downtime: max_downtime_ms,
+            json,
+        } => {
+            let request = MigrateRequest {
+                from: GuestRef { host_vm, guest },
+                to,
+                mode: match mode {
+                    MemoryMode::Swap => Mode::Swap,
+                    MemoryMode::Copy => Mode::Copy,
+                },
+                dry_run,
+                verify,
+                timeout_seconds,
+                max_downtime_ms,
+            };
+            migrate::run(&args.socket, request, json)
+        }
+        Command::Abort { job } => migrate::abort(Client::connect(&args.socket)?, job),
         Command::Swap {
             from,
             to,

@@ -3,56 +3,13 @@
 //! `vmbeam swap`
 
 use crate::client::{Client, ClientError};
+use crate::display::Display;
 use crate::exit;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
-use vmbeam_wire::message::{FromDaemon, Phase, Seconds, SwapReport, SwapRequest, ToDaemon};
-
-/// Shows how far the swap is: a bar on a terminal, a line for each phase
-/// otherwise. Always on standard error: standard output is for the result.
-struct Display {
-    bar: Option<ProgressBar>,
-    phase: Option<Phase>,
-}
-
-impl Display {
-    fn new() -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::new(0);
-            if let Ok(style) =
-                ProgressStyle::with_template("{msg:16} [{bar:40}] {pos}/{len} pages {elapsed}")
-            {
-                bar.set_style(style.progress_chars("=> "));
-            }
-            bar
-        });
-        Self { bar, phase: None }
-    }
-
-    fn show(&mut self, phase: Phase, done: u64, total: u64) {
-        let new = self.phase.replace(phase) != Some(phase);
-        match &self.bar {
-            Some(bar) => {
-                bar.set_message(phase.text());
-                bar.set_length(total.max(done));
-                bar.set_position(done);
-            }
-            None if new && total > 0 => eprintln!("{}: {total} pages", phase.text()),
-            None if new => eprintln!("{}", phase.text()),
-            None => {}
-        }
-    }
-
-    fn clear(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
-}
+use vmbeam_wire::message::{FromDaemon, Seconds, SwapReport, SwapRequest, ToDaemon};
 
 /// The report as JSON: names as people write them.
 #[derive(Serialize)]

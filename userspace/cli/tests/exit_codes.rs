@@ -10,7 +10,8 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use vmbeam_wire::message::{
-    AgentReport, CheckReport, Failure, FromDaemon, GuestRef, Phase, Seconds, SwapReport,
+    AgentReport, CheckReport, Failure, FromDaemon, GuestRef, MigrateReport, Phase, Seconds,
+    SwapReport,
 };
 use vmbeam_wire::{encode, Decoder};
 
@@ -110,6 +111,11 @@ fn usage_errors() {
         &["swap", "--from", "A", "--to", "B/guest"][..],
         &["swap"],
         &["migrate"],
+        &["migrate", "guest", "--from", "A"],
+        &[
+            "migrate", "guest", "--from", "A", "--to", "B", "--mode", "auto",
+        ],
+        &["abort"],
         &[],
     ] {
         assert_eq!(vmbeam(none, args).status.code(), Some(2), "{args:?}");
@@ -187,4 +193,59 @@ fn json_and_plain_output() {
     let (_, stdout, _) = with(vec![progress, report(0)], &SWAP);
     assert!(stdout.contains("90 of 100 pages"), "{stdout}");
     assert!(stdout.contains("page table source"), "{stdout}");
+}
+
+const MIGRATE: [&str; 6] = ["migrate", "guest", "--from", "A", "--to", "B"];
+
+fn migrated(blockers: &[&str]) -> FromDaemon {
+    FromDaemon::Migrated(Box::new(MigrateReport {
+        from: GuestRef {
+            host_vm: "A".into(),
+            guest: "guest".into(),
+        },
+        to: "B".into(),
+        dry_run: !blockers.is_empty(),
+        blockers: blockers.iter().map(|b| (*b).into()).collect(),
+        pages_swapped: 100,
+        pages_sent: 7,
+        ..MigrateReport::default()
+    }))
+}
+
+#[test]
+fn migrations() {
+    for (failure, code, words) in [
+        (Failure::Failed, 1, "because"),
+        (Failure::Refused, 3, "nothing was changed"),
+        (Failure::RolledBack, 4, "put back"),
+    ] {
+        let (got, _, stderr) = with(error(failure), &MIGRATE);
+        assert_eq!(got, code);
+        assert!(stderr.contains(words), "{stderr}");
+    }
+    let progress = FromDaemon::Progress {
+        phase: Phase::Stream,
+        done: 5,
+        total: 0,
+    };
+    let answers = || vec![FromDaemon::Job { id: 3 }, progress.clone(), migrated(&[])];
+    let (code, stdout, stderr) = with(answers(), &MIGRATE);
+    assert_eq!((code, stderr.as_str()), (0, "saving\n"));
+    assert!(stdout.contains("A/guest -> B: migrated"), "{stdout}");
+    assert!(stdout.contains("downtime"), "{stdout}");
+    let mut args = MIGRATE.to_vec();
+    args.push("--json");
+    let (_, stdout, _) = with(answers(), &args);
+    let json: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(json["mode"], "swap");
+    assert_eq!(json["pages_sent"], 7);
+    assert_eq!(json["seconds"]["downtime"], 0.0);
+    // A dry run that finds something in the way.
+    args[6] = "--dry-run";
+    let (code, stdout, _) = with(vec![migrated(&["no room"])], &args);
+    assert_eq!(code, 3);
+    assert!(stdout.contains("in the way      no room"), "{stdout}");
+    assert_eq!(with(vec![report(0)], &MIGRATE).0, 1);
+    assert_eq!(with(vec![FromDaemon::Done], &["abort", "3"]).0, 0);
+    assert_eq!(with(error(Failure::Refused), &["abort", "3"]).0, 3);
 }

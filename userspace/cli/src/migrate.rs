@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! `vmbeam migrate` and `vmbeam abort`
+
+use crate::client::{Client, ClientError};
+use crate::display::Display;
+use crate::exit;
+use nix::sys::signal::{SigSet, Signal};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use vmbeam_wire::message::{
+    FromDaemon, MigrateReport, MigrateRequest, MigrateSeconds, Mode, ToDaemon,
+};
+
+/// No job yet.
+const NONE: u64 = 0;
+
+/// The report as JSON: names as people write them.
+#[derive(Serialize)]
+struct Json<'a> {
+    guest: &'a str,
+    from: &'a str,
+    to: &'a str,
+    mode: Mode,
+    dry_run: bool,
+    blockers: &'a [String],
+    guest_mib: u64,
+    pages_swapped: u64,
+    pages_copied: u64,
+    pages_sent: u64,
+    pages_refused: &'a BTreeMap<String, u64>,
+    pages_verified: u64,
+    stream_bytes: u64,
+    wire_bytes: u64,
+    hypercalls: u64,
+    tlb_flushes: u64,
+    pending: Option<&'a str>,
+    seconds: &'a MigrateSeconds,
+}
+
+impl<'a> From<&'a MigrateReport> for Json<'a> {
+    fn from(r: &'a MigrateReport) -> Self {
+        Self {
+            guest: &r.from.guest,
+            from: &r.from.host_vm,
+            to: &r.to,
+            mode: r.mode,
+            dry_run: r.dry_run,
+            blockers: &r.blockers,
+            guest_mib: r.guest_mib,
+            pages_swapped: r.pages_swapped,
+            pages_copied: r.pages_copied,
+            pages_sent: r.pages_sent,
+            pages_refused: &r.pages_refused,
+            pages_verified: r.pages_verified,
+            stream_bytes: r.stream_bytes,
+            wire_bytes: r.wire_bytes,
+            hypercalls: r.hypercalls,
+            tlb_flushes: r.tlb_flushes,
+            pending: r.pending.as_deref(),
+            seconds: &r.seconds,
+        }
+    }
+}
+
+fn print_dry_run(r: &MigrateReport) {
+    println!("{} -> {}: dry run, nothing was changed", r.from, r.to);
+    println!("  memory          {} MiB", r.guest_mib);
+    println!("  would swap      {} pages", r.pages_swapped);
+    println!("  would send      at least {} pages", r.pages_sent);
+    if r.blockers.is_empty() {
+        println!("  in the way      nothing");
+    }
+    for blocker in &r.blockers {
+        println!("  in the way      {blocker}");
+    }
+}
+
+fn print(r: &MigrateReport, verify: bool) {
+    let s = &r.seconds;
+    println!("{} -> {}: migrated", r.from, r.to);
+    println!("  memory          {} MiB", r.guest_mib);
+    println!("  swapped         {} pages", r.pages_swapped);
+    println!("  sent            {} pages", r.pages_sent);
+    println!("  copied          {} pages", r.pages_copied);
+    for (reason, nr) in &r.pages_refused {
+        println!("    {nr:>9} {}", reason.replace('_', " "));
+    }
+    println!("  saved state     {} bytes", r.stream_bytes);
+    println!("  agent traffic   {} bytes", r.wire_bytes);
+    if verify {
+        println!("  verified        {} pages", r.pages_verified);
+    }
+    for (name, seconds) in [
+        ("checks", s.preflight),
+        ("save, restore", s.stream),
+        ("lists", s.lists),
+        ("probes", s.probes),
+        ("dry run", s.prepare),
+        ("digests", s.digests),
+        ("swap", s.swap),
+        ("copy", s.copy),
+        ("resume", s.resume),
+        ("clean up", s.destroy),
+        ("downtime", s.downtime),
+        ("total", s.total),
+    ] {
+        println!("  {name:<14} {seconds:>10.3} s");
+    }
+    if let Some(pending) = &r.pending {
+        println!("  still to do     {pending}");
+    }
+}
+
+/// On the first Ctrl-C, ask the daemon to cancel; on the second, only leave.
+fn cancel_on_signal(socket: &Path, job: Arc<AtomicU64>) -> Result<(), ClientError> {
+    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
+    // Before the thread exists, so that both leave them to its wait.
+    signals.thread_block().map_err(std::io::Error::from)?;
+    let socket = socket.to_owned();
+    std::thread::spawn(move || {
+        let _ = signals.wait();
+        let id = job.load(Ordering::Relaxed);
+        if id != NONE {
+            eprintln!("vmbeam: cancelling; once more to leave the job to vmbeamd");
+            let result =
+                Client::connect(&socket).and_then(|c| c.ask(&ToDaemon::Abort { job: id }, |_| {}));
+            if let Err(e) = result {
+                eprintln!("vmbeam: cannot cancel: {e}");
+            }
+            let _ = signals.wait();
+        }
+        std::process::exit(exit::FAILED.into());
+    });
+    Ok(())
+}
+
+pub(crate) fn run(
+    socket: &Path,
+    request: MigrateRequest,
+    json: bool,
+) -> Result<ExitCode, ClientError> {
+    let verify = request.verify;
+    let dry_run = request.dry_run;
+    let job = Arc::new(AtomicU64::new(NONE));
+    cancel_on_signal(socket, job.clone())?;
+    let mut display = Display::new();
+    let last = Client::connect(socket)?.ask(&ToDaemon::Migrate(request), |part| match part {
+        FromDaemon::Progress { phase, done, total } => display.show(*phase, *done, *total),
+        FromDaemon::Job { id } => job.store(*id, Ordering::Relaxed),
+        _ => {}
+    });
+    display.clear();
+    let FromDaemon::Migrated(report) = last? else {
+        return Err(ClientError::Unexpected);
+    };
+    if json {
+        println!("{}", serde_json::to_string_pretty(&Json::from(&*report))?);
+    } else if dry_run {
+        print_dry_run(&report);
+    } else {
+        print(&report, verify);
+    }
+    Ok(if report.blockers.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(exit::REFUSED)
+    })
+}
+
+pub(crate) fn abort(client: Client, job: u64) -> Result<ExitCode, ClientError> {
+    match client.ask(&ToDaemon::Abort { job }, |_| {})? {
+        FromDaemon::Done => Ok(ExitCode::SUCCESS),
+        _ => Err(ClientError::Unexpected),
+    }
+}
