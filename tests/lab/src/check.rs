@@ -12,6 +12,7 @@ use anyhow::Result;
 use crate::channel::Channel;
 use crate::demo;
 use crate::driver;
+use crate::migrate;
 use crate::mock;
 use crate::paths;
 use crate::product;
@@ -44,13 +45,15 @@ pub enum Group {
     Toolstack,
     /// The demonstration and bad input, on the whole topology.
     Nested,
+    /// A running guest VM migrates, on the same topology.
+    Migrate,
     /// The driver on a hypervisor that lacks the hypercall.
     Stock,
     /// The driver under a fuzzer, with the kernel's debugging aids.
     Driver,
 }
 
-const ALL: [Group; 10] = [
+const ALL: [Group; 11] = [
     Group::Style,
     Group::Hypervisor,
     Group::Unit,
@@ -59,6 +62,7 @@ const ALL: [Group; 10] = [
     Group::Host,
     Group::Toolstack,
     Group::Nested,
+    Group::Migrate,
     Group::Stock,
     Group::Driver,
 ];
@@ -66,9 +70,9 @@ const ALL: [Group; 10] = [
 /// Run the groups, all of them if none is named; true if nothing failed. Some
 /// have a long form.
 pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> Result<bool> {
-    // The group `driver` takes minutes: in the long form, or when it is named.
+    // These take minutes: in the long form, or when they are named.
     let wanted = |group| match group {
-        Group::Driver => groups.contains(&group) || (long && groups.is_empty()),
+        Group::Driver | Group::Migrate => groups.contains(&group) || (long && groups.is_empty()),
         _ => groups.is_empty() || groups.contains(&group),
     };
     let mut tally = Tally::default();
@@ -97,9 +101,10 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
             ),
             // These groups use one boot.
             Group::Host => patched(&mut tally, wanted, sizes, progress),
-            Group::Nested | Group::Toolstack if wanted(Group::Host) => {}
+            Group::Nested | Group::Toolstack | Group::Migrate if wanted(Group::Host) => {}
             Group::Toolstack => toolstack_only(&mut tally, sizes, progress),
-            Group::Nested => nested_only(&mut tally, sizes, progress),
+            Group::Migrate if wanted(Group::Nested) => {}
+            Group::Nested | Group::Migrate => nested_only(&mut tally, wanted, sizes, progress),
             Group::Stock => stock(&mut tally, sizes, progress),
             Group::Driver => driver::run(&mut tally, long, sizes, progress),
         }
@@ -119,9 +124,7 @@ fn patched(tally: &mut Tally, wanted: impl Fn(Group) -> bool, sizes: Sizes, prog
             if wanted(Group::Toolstack) {
                 toolstack::run(tally, &topology);
             }
-            if wanted(Group::Nested) {
-                nested(tally, &topology, progress);
-            }
+            nested(tally, &topology, wanted, progress);
         }
         Err(e) => tally.enter("host", "the patched hypervisor boots", Err(e)),
     }
@@ -150,13 +153,18 @@ fn toolstack_only(tally: &mut Tally, sizes: Sizes, progress: &Progress) {
     }
 }
 
-fn nested_only(tally: &mut Tally, sizes: Sizes, progress: &Progress) {
+fn nested_only(
+    tally: &mut Tally,
+    wanted: impl Fn(Group) -> bool,
+    sizes: Sizes,
+    progress: &Progress,
+) {
     match Topology::boot_host(sizes, &paths::xen(), progress) {
         Ok((topology, _)) => {
             tally.case("host", "load the driver, start the daemon", || {
                 product::start(&topology)
             });
-            nested(tally, &topology, progress);
+            nested(tally, &topology, wanted, progress);
         }
         Err(e) => tally.enter("host", "the patched hypervisor boots", Err(e)),
     }
@@ -193,7 +201,16 @@ pub fn guest_command(
     }
 }
 
-fn nested(tally: &mut Tally, topology: &Topology, progress: &Progress) {
+/// The groups that use both host VMs, with their guests.
+fn nested(
+    tally: &mut Tally,
+    topology: &Topology,
+    wanted: impl Fn(Group) -> bool,
+    progress: &Progress,
+) {
+    if !wanted(Group::Nested) && !wanted(Group::Migrate) {
+        return;
+    }
     let mut up = false;
     tally.case(
         "nested",
@@ -209,6 +226,15 @@ fn nested(tally: &mut Tally, topology: &Topology, progress: &Progress) {
     if !up {
         return;
     }
+    if wanted(Group::Nested) {
+        swaps(tally, topology, progress);
+    }
+    if wanted(Group::Migrate) {
+        migrate::run(tally, topology);
+    }
+}
+
+fn swaps(tally: &mut Tally, topology: &Topology, progress: &Progress) {
     refusals(tally, topology);
     tally.case(
         "nested",

@@ -8,6 +8,7 @@ mod demo;
 mod driver;
 mod images;
 mod machine;
+mod migrate;
 mod mock;
 mod open;
 mod outside;
@@ -46,7 +47,7 @@ enum Lab {
         #[arg(long)]
         long: bool,
         /// Only these groups: style, hypervisor, unit, mock, harness, host, toolstack, nested,
-        /// stock, driver.
+        /// migrate, stock, driver.
         groups: Vec<check::Group>,
     },
     /// Races, fuzzing and latency of the hypercall.

@@ -21,16 +21,23 @@ pub fn start(topology: &Topology) -> Result<()> {
         SHORT,
     )?;
     host.sh(
-        &format!(
-            "mkdir -p /etc/vmbeam && cat >/etc/vmbeam/vmbeamd.toml <<'EOF'\n{config}\nEOF\n\
-             setsid vmbeamd </dev/null >/var/log/vmbeamd.log 2>&1 &"
-        ),
+        &format!("mkdir -p /etc/vmbeam && cat >/etc/vmbeam/vmbeamd.toml <<'EOF'\n{config}\nEOF\n"),
         SHORT,
     )?;
+    start_daemon(topology)?;
     host.follow(
         "tail -n +1 -F /var/log/vmbeamd.log",
         &crate::paths::logs().join("vmbeamd.log"),
     )
+}
+
+/// Start the daemon, the first one or the next one.
+pub fn start_daemon(topology: &Topology) -> Result<()> {
+    topology.machine.host.sh(
+        "setsid vmbeamd </dev/null >>/var/log/vmbeamd.log 2>&1 &",
+        SHORT,
+    )?;
+    Ok(())
 }
 
 /// Wait until the daemon has heard from both agents.

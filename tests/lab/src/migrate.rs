@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A running guest VM migrates between the two nested systems, by `vmbeam migrate`.
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use anyhow::bail;
+use anyhow::ensure;
+use anyhow::Context;
+use anyhow::Result;
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::channel::Channel;
+use crate::channel::Output;
+use crate::product;
+use crate::tally::Tally;
+use crate::topology;
+use crate::topology::Topology;
+use crate::topology::GUEST;
+use crate::topology::SHORT;
+
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Exit statuses of `vmbeam`.
+const REFUSED: i64 = 3;
+const ROLLED_BACK: i64 = 4;
+
+/// What `vmbeam migrate --json` prints, as far as it is used here.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Migration {
+    /// Pages whose memory was swapped.
+    pub pages_swapped: u64,
+    /// Pages in the saved state.
+    pub pages_sent: u64,
+    pages_copied: u64,
+    pages_verified: u64,
+    stream_bytes: u64,
+    /// Everything that went through the agents' ports.
+    pub wire_bytes: u64,
+    /// Seconds of each part.
+    pub seconds: BTreeMap<String, f64>,
+}
+
+/// Let the guest VM of A run, and make room in B. To be called before the tests.
+fn make_room(topology: &Topology) -> Result<()> {
+    topology
+        .machine
+        .b
+        .sh(&format!("xl destroy {GUEST}"), SHORT)?;
+    Ok(())
+}
+
+fn command(from: &str, to: &str, options: &str) -> String {
+    format!("vmbeam migrate {GUEST} --from {from} --to {to} {options}")
+}
+
+/// Migrate; the guest must be where it was sent, and nowhere else, with its memory.
+pub fn migrate(topology: &Topology, from: &str, to: &str, options: &str) -> Result<Migration> {
+    let text = topology.machine.host.sh(
+        &format!(
+            "{} --json 2>/run/lab/migrate.err || {{ code=$?; cat /run/lab/migrate.err; exit $code; }}",
+            command(from, to, options)
+        ),
+        LIMIT,
+    )?;
+    serde_json::from_str(&text).with_context(|| format!("vmbeam migrate printed: {text}"))
+}
+
+/// Names and states of the guest VMs that a host VM has.
+fn guests(vm: &Channel) -> Result<Vec<(String, String)>> {
+    let text = vm.sh("xl list", SHORT)?;
+    Ok(text
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            Some(((*words.first()?).to_owned(), (*words.get(4)?).to_owned()))
+        })
+        .filter(|(name, _)| name != "Domain-0")
+        .collect())
+}
+
+/// The guest runs here and only here, with its memory as it wrote it. Gives its line.
+fn runs_only_in(topology: &Topology, name: &str) -> Result<String> {
+    for vm in topology::HOST_VMS {
+        let guests = guests(topology.machine.vm(vm))?;
+        if vm == name {
+            ensure!(
+                guests.len() == 1 && guests[0].0 == GUEST && !guests[0].1.contains('p'),
+                "guests of {vm}: {guests:?}"
+            );
+        } else {
+            ensure!(guests.is_empty(), "guests of {vm}: {guests:?}");
+        }
+    }
+    topology::wait_for_check(topology.machine.vm(name), LIMIT)
+}
+
+/// Free memory of a guest hypervisor, in MiB.
+fn free(vm: &Channel) -> Result<u64> {
+    let text = vm.sh("xl info free_memory", SHORT)?;
+    text.trim()
+        .parse()
+        .with_context(|| format!("xl info printed {text}"))
+}
+
+/// Run the tests, on a topology whose guests are up. The guest VM of B is destroyed.
+pub fn run(tally: &mut Tally, topology: &Topology) {
+    same_name(tally, topology);
+    let mut ready = false;
+    tally.case("migrate", "a dry run finds nothing in the way", || {
+        make_room(topology)?;
+        let output = run_here(topology, &command("A", "B", "--dry-run"))?;
+        ensure!(
+            output.code == 0 && output.text.contains("nothing"),
+            "exit status {}, printed: {}",
+            output.code,
+            output.text.trim()
+        );
+        runs_only_in(topology, "A")?;
+        ready = true;
+        Ok(())
+    });
+    if !ready {
+        return;
+    }
+    there_and_back(tally, topology);
+    failures(tally, topology);
+}
+
+fn run_here(topology: &Topology, command: &str) -> Result<Output> {
+    topology.machine.host.run(command, LIMIT)
+}
+
+fn same_name(tally: &mut Tally, topology: &Topology) {
+    tally.case("migrate", "refused: a guest of the same name", || {
+        let output = run_here(topology, &command("A", "B", ""))?;
+        ensure!(
+            output.code == REFUSED && output.text.contains("has a guest named"),
+            "exit status {}, printed: {}",
+            output.code,
+            output.text.trim()
+        );
+        topology::wait_for_check(&topology.machine.a, LIMIT)?;
+        Ok(())
+    });
+}
+
+fn there_and_back(tally: &mut Tally, topology: &Topology) {
+    let (a, b) = (&topology.machine.a, &topology.machine.b);
+    let mut free_before = None;
+    for (from, to) in [("A", "B"), ("B", "A")] {
+        let name = format!("a running guest migrates from {from} to {to}, verified");
+        tally.case("migrate", &name, || {
+            let m = migrate(topology, from, to, "--verify")?;
+            let check = runs_only_in(topology, to)?;
+            println!("    {}", summary(&m, &check)?);
+            ensure!(
+                m.pages_verified == m.pages_swapped + m.pages_copied,
+                "{m:?}"
+            );
+            ensure!(m.pages_swapped > m.pages_sent, "{m:?}");
+            Ok(())
+        });
+        // What the first one takes for good, it takes once.
+        tally.case(
+            "migrate",
+            &format!("no memory is lost, {from} to {to}"),
+            || {
+                let now = (free(a)?, free(b)?);
+                if to == "A" {
+                    let before = free_before.context("the migration before failed")?;
+                    migrate(topology, "A", "B", "")?;
+                    let there = (free(a)?, free(b)?);
+                    ensure!(
+                        there == before,
+                        "free in A and B: {before:?}, then {there:?}"
+                    );
+                    migrate(topology, "B", "A", "")?;
+                    runs_only_in(topology, "A")?;
+                    let again = (free(a)?, free(b)?);
+                    ensure!(again == now, "free in A and B: {now:?}, then {again:?}");
+                }
+                free_before = Some(now);
+                Ok(())
+            },
+        );
+    }
+}
+
+/// The figures, with the gap that the guest itself saw.
+fn summary(m: &Migration, check: &str) -> Result<String> {
+    let seconds = |name: &str| {
+        m.seconds
+            .get(name)
+            .copied()
+            .with_context(|| format!("no seconds.{name}"))
+    };
+    Ok(format!(
+        "{} pages swapped in {:.3} s, {} sent, {} copied; {} bytes of state, {} on the wire; \
+         down {:.3} s (stream {:.3}, lists {:.3}, digests {:.3}), total {:.3} s; the guest: {check}",
+        m.pages_swapped,
+        seconds("swap")?,
+        m.pages_sent,
+        m.pages_copied,
+        m.stream_bytes,
+        m.wire_bytes,
+        seconds("downtime")?,
+        seconds("stream")?,
+        seconds("lists")?,
+        seconds("digests")?,
+        seconds("total")?,
+    ))
+}
+
+fn failures(tally: &mut Tally, topology: &Topology) {
+    let host = &topology.machine.host;
+    tally.case(
+        "migrate",
+        "too long a downtime: the guest goes on at the source",
+        || {
+            let output = run_here(topology, &command("A", "B", "--max-downtime 1"))?;
+            ensure!(
+                output.code == ROLLED_BACK && output.text.contains("--max-downtime"),
+                "exit status {}, printed: {}",
+                output.code,
+                output.text.trim()
+            );
+            runs_only_in(topology, "A")?;
+            Ok(())
+        },
+    );
+    tally.case(
+        "migrate",
+        "cancelled: the guest goes on at the source",
+        || {
+            let output = run_here(
+                topology,
+                &format!(
+                    "{} >/run/lab/migrate.out 2>&1 & pid=$!; \
+                 until grep -q saving /run/lab/migrate.out; do usleep 20000; done; \
+                 kill -INT $pid; wait $pid; code=$?; cat /run/lab/migrate.out; exit $code",
+                    command("A", "B", "")
+                ),
+            )?;
+            ensure!(
+                output.code == ROLLED_BACK && output.text.contains("cancelled"),
+                "exit status {}, printed: {}",
+                output.code,
+                output.text.trim()
+            );
+            runs_only_in(topology, "A")?;
+            Ok(())
+        },
+    );
+    for phase in ["saving", "digests after"] {
+        let name = format!("kill -9 of the daemon while {phase}: the next one undoes it");
+        tally.case("migrate", &name, || {
+            // It is killed as soon as the command line shows the phase.
+            host.sh(
+                &format!(
+                    "{} >/run/lab/migrate.out 2>&1 & pid=$!; \
+                     until grep -q '{phase}' /run/lab/migrate.out; do usleep 20000; done; \
+                     killall -9 vmbeamd; wait $pid; true",
+                    command("A", "B", "--verify")
+                ),
+                LIMIT,
+            )?;
+            product::start_daemon(topology)?;
+            product::wait_for_agents(topology)?;
+            settled(topology)?;
+            runs_only_in(topology, "A")?;
+            Ok(())
+        });
+    }
+    tally.case("migrate", "and after all that it migrates again", || {
+        migrate(topology, "A", "B", "")?;
+        runs_only_in(topology, "B")?;
+        migrate(topology, "B", "A", "")?;
+        runs_only_in(topology, "A")?;
+        Ok(())
+    });
+}
+
+/// Wait until the daemon has no job any more.
+fn settled(topology: &Topology) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        let text = topology.machine.host.sh("vmbeam status", SHORT)?;
+        if !text.contains("running:") {
+            return Ok(());
+        }
+        if start.elapsed() > LIMIT {
+            bail!("still not settled: {text}");
+        }
+        thread::sleep(Duration::from_secs(1));
+    }
+}
