@@ -23,7 +23,7 @@ use crate::topology::Topology;
 use crate::topology::GUEST;
 use crate::topology::SHORT;
 
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(1200);
 
 /// Exit statuses of `vmbeam`.
 const REFUSED: i64 = 3;
