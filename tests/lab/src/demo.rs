@@ -18,6 +18,8 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use crate::machine::Accelerator;
+use crate::migrate;
+use crate::migrate::Migration;
 use crate::outside::Outside;
 use crate::paths;
 use crate::progress::Progress;
@@ -69,8 +71,26 @@ pub struct Report {
     there: SwapResult,
     back: SwapResult,
     guest_check: String,
+    /// With `make demo` only.
+    #[serde(flatten)]
+    migration: Option<MigrationFigures>,
     setup_seconds: f64,
     total_seconds: f64,
+}
+
+/// The figures of one migration of the running guest VM.
+#[derive(Debug, Serialize)]
+struct MigrationFigures {
+    migrate_total_seconds: f64,
+    migrate_downtime_seconds: f64,
+    migrate_bytes_on_wire: u64,
+    migrate_pages_swapped: u64,
+    migrate_pages_sent: u64,
+    /// The longest gap between two beats of the guest VM's heart, as it saw it.
+    migrate_guest_gap_seconds: f64,
+    /// What the guest VM said at its destination.
+    migrate_guest_check: String,
+    migrate: Migration,
 }
 
 /// Run the demonstration on a topology whose guests are up.
@@ -136,9 +156,33 @@ pub fn run(topology: &Topology, progress: &Progress) -> Result<Report> {
         there,
         back,
         guest_check,
+        migration: None,
         setup_seconds,
         total_seconds: since_start(),
     })
+}
+
+/// Then the running guest VM itself migrates from A to B; it stays there.
+pub fn migrate(topology: &Topology, progress: &Progress, report: &mut Report) -> Result<()> {
+    let stage = progress.stage("migrate the running guest VM from A to B");
+    migrate::make_room(topology)?;
+    let before = migrate::console_lines(&topology.machine.b)?;
+    let migration = migrate::migrate(topology, "A", "B", "")?;
+    let check = migrate::runs_only_in(topology, "B")?;
+    let gap_ms = migrate::longest_gap(&topology.machine.b, before)?;
+    stage.done();
+    report.migration = Some(MigrationFigures {
+        migrate_total_seconds: migration.seconds("total")?,
+        migrate_downtime_seconds: migration.seconds("downtime")?,
+        migrate_bytes_on_wire: migration.wire_bytes,
+        migrate_pages_swapped: migration.pages_swapped,
+        migrate_pages_sent: migration.pages_sent,
+        migrate_guest_gap_seconds: gap_ms as f64 / 1000.0,
+        migrate_guest_check: check,
+        migrate: migration,
+    });
+    report.total_seconds = since_start();
+    Ok(())
 }
 
 fn swap(topology: &Topology) -> Result<SwapResult> {
@@ -285,6 +329,26 @@ impl Report {
             format!("{:.1} x", self.network_over_swap),
         );
         row("guest VM's own check afterwards", self.guest_check.clone());
+        if let Some(m) = &self.migration {
+            row(
+                "migration of the running guest VM",
+                format!("{:.3} s", m.migrate_total_seconds),
+            );
+            row(
+                "  of it the guest VM stood still",
+                format!("{:.3} s", m.migrate_downtime_seconds),
+            );
+            row(
+                "  longest gap that it saw itself",
+                format!("{:.3} s", m.migrate_guest_gap_seconds),
+            );
+            row(
+                "  pages swapped and sent",
+                format!("{} and {}", m.migrate_pages_swapped, m.migrate_pages_sent),
+            );
+            row("  bytes on the wire", m.migrate_bytes_on_wire.to_string());
+            row("guest VM's own check in B", m.migrate_guest_check.clone());
+        }
         row("set-up", format!("{:.0} s", self.setup_seconds));
         row("total", format!("{:.0} s", self.total_seconds));
         println!();

@@ -93,10 +93,11 @@ fn run() -> Result<bool> {
         Lab::Images => images::build().map(|()| true),
         Lab::Demo => {
             let (topology, _) = Topology::boot(sizes, &progress)?;
-            let report = demo::run(&topology, &progress)?;
+            let mut report = demo::run(&topology, &progress)?;
+            let migrated = demo::migrate(&topology, &progress, &mut report);
             report.write()?;
             report.print();
-            let verdict = report.verdict();
+            let verdict = report.verdict().and(migrated);
             match &verdict {
                 Ok(()) => println!("demo: everything verified; see build/report/demo.json"),
                 Err(e) => println!("demo: FAILED: {e:#}"),

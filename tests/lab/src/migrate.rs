@@ -41,12 +41,21 @@ pub struct Migration {
     stream_bytes: u64,
     /// Everything that went through the agents' ports.
     pub wire_bytes: u64,
-    /// Seconds of each part.
-    pub seconds: BTreeMap<String, f64>,
+    seconds: BTreeMap<String, f64>,
 }
 
-/// Let the guest VM of A run, and make room in B. To be called before the tests.
-fn make_room(topology: &Topology) -> Result<()> {
+impl Migration {
+    /// Seconds of one of its parts.
+    pub fn seconds(&self, part: &str) -> Result<f64> {
+        self.seconds
+            .get(part)
+            .copied()
+            .with_context(|| format!("no seconds.{part}"))
+    }
+}
+
+/// Destroy the guest VM of B, which has the name and the memory.
+pub fn make_room(topology: &Topology) -> Result<()> {
     topology
         .machine
         .b
@@ -85,7 +94,7 @@ fn guests(vm: &Channel) -> Result<Vec<(String, String)>> {
 }
 
 /// The guest runs here and only here, with its memory as it wrote it. Gives its line.
-fn runs_only_in(topology: &Topology, name: &str) -> Result<String> {
+pub fn runs_only_in(topology: &Topology, name: &str) -> Result<String> {
     for vm in topology::HOST_VMS {
         let guests = guests(topology.machine.vm(vm))?;
         if vm == name {
@@ -98,6 +107,31 @@ fn runs_only_in(topology: &Topology, name: &str) -> Result<String> {
         }
     }
     topology::wait_for_check(topology.machine.vm(name), LIMIT)
+}
+
+/// Lines that a guest VM's console log has.
+pub fn console_lines(vm: &Channel) -> Result<u64> {
+    let text = vm.sh(
+        &format!("cat /var/log/xen/console/guest-{GUEST}.log 2>/dev/null | wc -l"),
+        SHORT,
+    )?;
+    Ok(text.trim().parse()?)
+}
+
+/// The longest gap between two beats of the guest VM's heart that it saw, in
+/// milliseconds, in the lines of its console after these.
+pub fn longest_gap(vm: &Channel, after: u64) -> Result<u64> {
+    let text = vm.sh(
+        &format!(
+            "tail -n +{} /var/log/xen/console/guest-{GUEST}.log | \
+             sed -n 's/.*gap_ms=\\([0-9]*\\).*/\\1/p' | sort -n | tail -n 1",
+            after + 1
+        ),
+        SHORT,
+    )?;
+    text.trim()
+        .parse()
+        .with_context(|| format!("no heart beats in the console's log: {text:?}"))
 }
 
 /// Free memory of a guest hypervisor, in MiB.
@@ -156,9 +190,11 @@ fn there_and_back(tally: &mut Tally, topology: &Topology) {
     for (from, to) in [("A", "B"), ("B", "A")] {
         let name = format!("a running guest migrates from {from} to {to}, verified");
         tally.case("migrate", &name, || {
+            let vm = topology.machine.vm(to);
+            let before = console_lines(vm)?;
             let m = migrate(topology, from, to, "--verify")?;
-            let check = runs_only_in(topology, to)?;
-            println!("    {}", summary(&m, &check)?);
+            runs_only_in(topology, to)?;
+            println!("    {}", summary(&m, longest_gap(vm, before)?)?);
             ensure!(
                 m.pages_verified == m.pages_swapped + m.pages_copied,
                 "{m:?}"
@@ -193,27 +229,26 @@ fn there_and_back(tally: &mut Tally, topology: &Topology) {
 }
 
 /// The figures, with the gap that the guest itself saw.
-fn summary(m: &Migration, check: &str) -> Result<String> {
-    let seconds = |name: &str| {
-        m.seconds
-            .get(name)
-            .copied()
-            .with_context(|| format!("no seconds.{name}"))
-    };
+fn summary(m: &Migration, gap_ms: u64) -> Result<String> {
     Ok(format!(
         "{} pages swapped in {:.3} s, {} sent, {} copied; {} bytes of state, {} on the wire; \
-         down {:.3} s (stream {:.3}, lists {:.3}, digests {:.3}), total {:.3} s; the guest: {check}",
+         down {:.3} s (stream {:.3}, lists {:.3}, probes {:.3}, digests {:.3}, copy {:.3}, resume {:.3}), \
+         total {:.3} s; the guest saw a gap of {:.3} s",
         m.pages_swapped,
-        seconds("swap")?,
+        m.seconds("swap")?,
         m.pages_sent,
         m.pages_copied,
         m.stream_bytes,
         m.wire_bytes,
-        seconds("downtime")?,
-        seconds("stream")?,
-        seconds("lists")?,
-        seconds("digests")?,
-        seconds("total")?,
+        m.seconds("downtime")?,
+        m.seconds("stream")?,
+        m.seconds("lists")?,
+        m.seconds("probes")?,
+        m.seconds("digests")?,
+        m.seconds("copy")?,
+        m.seconds("resume")?,
+        m.seconds("total")?,
+        gap_ms as f64 / 1000.0,
     ))
 }
 
