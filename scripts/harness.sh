@@ -118,16 +118,16 @@ inside() {
 	link $out/timed $out/timed.so
 
 	# One defect each. The rest, with its traps, is as in tested.so.
-	while IFS=$'\t' read -r name mutant; do
+	while IFS=$'\t' read -r name file mutant; do
 		case $name in '' | '#'*) continue ;; esac
-		sed -E "$mutant" "$src/$swap.c" >"$out/mutants/$name.c"
+		sed -E "$mutant" "$src/arch/x86/mm/$file.c" >"$out/mutants/$name.c"
 		# Not applicable any more: the test program says so.
-		! cmp -s "$src/$swap.c" "$out/mutants/$name.c" || continue
+		! cmp -s "$src/arch/x86/mm/$file.c" "$out/mutants/$name.c" || continue
 		mkdir -p "$out/mutants/$name"
 		cp $out/tested/*.o "$out/mutants/$name/"
 		compile "$top/$out/mutants/$name" "$top/$out/mutants/$name.c" "${tested[@]}" \
 			-Wno-error
-		mv "$out/mutants/$name/$name.o" "$out/mutants/$name/mem-swap.o"
+		mv "$out/mutants/$name/$name.o" "$out/mutants/$name/$file.o"
 		gcc -shared -nostdlib -o "$out/mutants/$name.so" "${wraps[@]}" \
 			"$out/mutants/$name"/*.o -Wl,-T,"$shim/percpu.lds" -Wl,--no-warnings
 		rm -r "${out:?}/mutants/$name"

@@ -35,6 +35,7 @@ extern const unsigned int shim_nr_traps;
 
 /* The methods of the P2Ms, while ours are in their place. */
 static typeof(((struct p2m_domain *)0)->set_entry) real_set_entry;
+static typeof(((struct p2m_domain *)0)->set_leaves) real_set_leaves;
 static struct page_info *(*real_alloc_page)(struct domain *d);
 static void (*real_free_page)(struct domain *d, struct page_info *pg);
 
@@ -181,6 +182,22 @@ set_entry(struct p2m_domain *p2m, gfn_t gfn, mfn_t mfn, unsigned int order,
     return rc;
 }
 
+static int cf_check
+set_leaves(struct p2m_domain *p2m, const gfn_t *gfns, const mfn_t *mfns,
+           unsigned int nr, p2m_type_t t, p2m_access_t a)
+{
+    unsigned int i;
+    int rc;
+
+    ASSERT(p2m_locked_by_me(p2m));
+    rc = real_set_leaves(p2m, gfns, mfns, nr, t, a);
+    for ( i = 0; !rc && i < nr; i++ )
+        shim_event(EV_WRITE, p2m->domain->domain_id, gfn_x(gfns[i]),
+                   mfn_x(mfns ? mfns[i] : INVALID_MFN), t << 8);
+
+    return rc;
+}
+
 static struct page_info *cf_check alloc_page(struct domain *d)
 {
     if ( shim_event(EV_PTP_ALLOC, d->domain_id, 0, 0, 0) )
@@ -254,11 +271,16 @@ API long shim_domain_create(long id, long flags, long pool, long observe)
     if ( rc )
         return rc;
     paging_vcpu_init(v);
+    /* As construct_vmcs() does it. */
+    if ( cpu_has_vmx )
+        p2m->ept.mfn = pagetable_get_pfn(p2m_get_pagetable(p2m));
 
     if ( observe )
     {
         real_set_entry = p2m->set_entry;
         p2m->set_entry = set_entry;
+        real_set_leaves = p2m->set_leaves;
+        p2m->set_leaves = set_leaves;
         real_alloc_page = d->arch.paging.alloc_page;
         d->arch.paging.alloc_page = alloc_page;
         real_free_page = d->arch.paging.free_page;

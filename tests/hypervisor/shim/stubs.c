@@ -196,6 +196,15 @@ unsigned int copy_to_user_hvm(void *to, const void *from, unsigned int len)
     return 0;
 }
 
+unsigned int clear_user_hvm(void *to, unsigned int len)
+{
+    if ( shim_event(EV_COPY_OUT, _u(to), len, 0, 0) )
+        return len;
+    memset(to, 0, len);
+
+    return 0;
+}
+
 int hvm_local_events_need_delivery(struct vcpu *v)
 {
     return shim_event(EV_PREEMPT, 0, 0, 0, 0);
@@ -242,6 +251,12 @@ int hvm_get_mem_pinned_cacheattr(struct domain *d, gfn_t gfn,
                                  unsigned int order)
 {
     return -ENXIO;
+}
+
+/* No page modification logging: writes are noticed by faults. */
+bool vmx_domain_pml_enabled(const struct domain *d)
+{
+    return false;
 }
 
 /* ---- Flushes ---------------------------------------------------------- */

@@ -3,11 +3,13 @@
 //! How long a swap of 1 GiB takes on this CPU, beside copying and beside a bare loop over
 //! the same metadata. All in one run, in turns.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::hint::black_box;
 use std::path::Path;
-use std::time::Instant;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::SeqCst;
 
 use anyhow::ensure;
 use anyhow::Result;
@@ -16,7 +18,9 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
+use crate::steps;
 use crate::world;
+use crate::xen::event;
 use crate::xen::Args;
 use crate::xen::Run;
 use crate::xen::Xen;
@@ -25,6 +29,11 @@ use crate::xen::RESTART;
 /// 4 KiB pairs of 1 GiB.
 const PAIRS: usize = 1 << 18;
 const ROUNDS: usize = 11;
+/// `XENMEM_SWAP_MAX_RUNS`.
+const MAX_RUNS: usize = 1024;
+/// Pairs of which instructions are counted: a batch of 2 MiB entries, or one of 4 KiB entries.
+/// Where the frames are makes no difference to that.
+const STEPPED: [(&str, usize); 2] = [("contiguous", 4096), ("4 KiB entries", 1024)];
 const LIBRARY: &str = "build/harness/timed.so";
 
 /// Frames of a side, in the order of the gfns.
@@ -41,34 +50,100 @@ fn side(xen: &Xen, id: u16, mfns: Vec<u64>, order: u32) -> Result<Side> {
     Ok(Side { id, mfns })
 }
 
-fn swap(xen: &Xen, a: &Side, b: &Side) -> Result<f64> {
-    let runs = [Run {
+/// A run from the first gfn on.
+fn linear(nr: usize) -> Vec<Run> {
+    vec![Run {
         gfn_a: 0,
         gfn_b: 0,
-        nr: PAIRS as u32,
+        nr: nr as u32,
         pad: 0,
-    }];
-    let mut status = vec![1i32; PAIRS];
-    let mut args = Args::new(xen, (a.id, b.id), false, &runs, &mut status);
-    let start = Instant::now();
+    }]
+}
+
+/// As many single pairs as the hypercall takes, with nothing in order: the worst batch.
+fn anywhere(rng: &mut ChaCha8Rng) -> Vec<Run> {
+    let mut gfns: [Vec<u64>; 2] = std::array::from_fn(|_| (0..PAIRS as u64).collect());
+    gfns.iter_mut().for_each(|g| g.shuffle(rng));
+    let pairs = gfns[0].iter().zip(&gfns[1]).take(MAX_RUNS);
+    pairs
+        .map(|(a, b)| Run {
+            gfn_a: *a,
+            gfn_b: *b,
+            nr: 1,
+            pad: 0,
+        })
+        .collect()
+}
+
+/// Swap, and pass each call of the hypercall to `call`.
+fn request(
+    xen: &Xen,
+    a: &Side,
+    b: &Side,
+    runs: &[Run],
+    mut call: impl FnMut(&mut Args) -> i64,
+) -> Result<()> {
+    let mut status = vec![1i32; runs.iter().map(|r| r.nr as usize).sum()];
+    let mut args = Args::new(xen, (a.id, b.id), false, runs, &mut status);
     let rc = loop {
-        let rc = xen.swap(&mut args);
+        let rc = call(&mut args);
         if rc != RESTART {
             break rc;
         }
     };
-    let time = start.elapsed().as_nanos() as f64;
     ensure!(
         rc == 0 && status.iter().all(|s| *s == 0),
         "the swap did not succeed: {rc}"
     );
+    Ok(())
+}
+
+/// How long a swap takes that nobody preempts, in ns.
+fn swap(xen: &Xen, a: &Side, b: &Side) -> Result<f64> {
+    let mut time = 0.0;
+    request(xen, a, b, &linear(PAIRS), |args| {
+        let start = now();
+        let rc = xen.swap(args);
+        time += now() - start;
+        rc
+    })?;
     Ok(time)
+}
+
+/// How long each batch takes with all that comes before and after it, in us: preempt the
+/// hypercall whenever that is possible.
+fn one_by_one(xen: &Xen, a: &Side, b: &Side, runs: &[Run]) -> Result<Vec<f64>> {
+    let mut times = Vec::new();
+    PREEMPT.set(true);
+    let result = request(xen, a, b, runs, |args| {
+        let start = now();
+        let rc = xen.swap(args);
+        times.push((now() - start) / 1000.0);
+        rc
+    });
+    PREEMPT.set(false);
+    result.map(|()| times)
+}
+
+thread_local! {
+    /// Preempt the hypercall after each batch.
+    static PREEMPT: Cell<bool> = const { Cell::new(false) };
+}
+
+extern "C" fn handle(kind: u32, a: u64, b: u64, c: u64, d: u64) -> u64 {
+    if kind == event::PREEMPT {
+        return PREEMPT.get().into();
+    }
+    world::handle_little(kind, a, b, c, d)
 }
 
 /// What a swap cannot do without, as bare as it can be: for each pair read the counts and
 /// owners of both frames, take both off their lists and put them on the other, write owners,
 /// M2P and P2M. The tables are like Xen's: 32 bytes a frame, 8 bytes an entry, large pages.
+/// Optionally counts are taken and given back atomically, which Xen has to do.
 struct Floor {
+    /// Frames that share a P2M entry.
+    per_entry: usize,
     frames: Vec<[u32; 8]>,
     m2p: Vec<u64>,
     p2m: [Vec<u64>; 2],
@@ -76,8 +151,9 @@ struct Floor {
 }
 
 impl Floor {
-    fn new(a: &Side, b: &Side, frames: usize) -> Self {
+    fn new(a: &Side, b: &Side, frames: usize, per_entry: usize) -> Self {
         let mut floor = Self {
+            per_entry,
             frames: huge(frames, [0; 8]),
             m2p: huge(frames, 0),
             p2m: [huge(PAIRS, 0), huge(PAIRS, 0)],
@@ -120,23 +196,47 @@ impl Floor {
         self.tail[to] = mfn;
     }
 
-    fn swap(&mut self) -> f64 {
-        let start = Instant::now();
-        for gfn in 0..PAIRS {
-            let (a, b) = (self.p2m[0][gfn], self.p2m[1][gfn]);
-            let (fa, fb) = (&self.frames[a as usize], &self.frames[b as usize]);
-            if fa[2] != 1 || fb[2] != 1 || fa[4] != 1 || fb[4] != 2 {
-                continue;
+    /// The reference count of a frame.
+    fn count(&mut self, mfn: u64) -> &AtomicU32 {
+        // SAFETY: aligned, and nobody else looks at it while the result lives.
+        unsafe { AtomicU32::from_ptr(&raw mut self.frames[mfn as usize][2]) }
+    }
+
+    fn swap(&mut self, atomic: bool) -> f64 {
+        let start = now();
+        for first in (0..PAIRS).step_by(self.per_entry) {
+            let (ma, mb) = (self.p2m[0][first], self.p2m[1][first]);
+            for i in 0..self.per_entry as u64 {
+                let (a, b) = (ma + i, mb + i);
+                if atomic {
+                    let taken = [a, b].map(|mfn| {
+                        self.count(mfn)
+                            .compare_exchange(1, 0, SeqCst, SeqCst)
+                            .is_ok()
+                    });
+                    if taken != [true, true] {
+                        continue;
+                    }
+                } else if self.frames[a as usize][2] != 1 || self.frames[b as usize][2] != 1 {
+                    continue;
+                }
+                if self.frames[a as usize][4] != 1 || self.frames[b as usize][4] != 2 {
+                    continue;
+                }
+                self.relink(a as u32, 0, 1);
+                self.relink(b as u32, 1, 0);
+                self.m2p[a as usize] = first as u64 + i;
+                self.m2p[b as usize] = first as u64 + i;
+                if atomic {
+                    self.count(a).fetch_add(1, SeqCst);
+                    self.count(b).fetch_add(1, SeqCst);
+                }
             }
-            self.relink(a as u32, 0, 1);
-            self.relink(b as u32, 1, 0);
-            self.m2p[a as usize] = gfn as u64;
-            self.m2p[b as usize] = gfn as u64;
-            self.p2m[0][gfn] = b;
-            self.p2m[1][gfn] = a;
+            self.p2m[0][first] = mb;
+            self.p2m[1][first] = ma;
         }
         black_box(&self.frames);
-        start.elapsed().as_nanos() as f64
+        now() - start
     }
 }
 
@@ -159,7 +259,7 @@ fn page(xen: &Xen, mfn: u64) -> *mut u8 {
 
 fn copy(xen: &Xen, a: &Side, b: &Side, both: bool) -> f64 {
     let mut bounce = [0u8; 4096];
-    let start = Instant::now();
+    let start = now();
     for (ma, mb) in a.mfns.iter().zip(&b.mfns) {
         let (pa, pb) = (page(xen, *ma), page(xen, *mb));
         // SAFETY: different frames of the simulated machine, and a page of our own.
@@ -174,112 +274,188 @@ fn copy(xen: &Xen, a: &Side, b: &Side, both: bool) -> f64 {
         }
     }
     black_box(&bounce);
-    start.elapsed().as_nanos() as f64
+    now() - start
 }
 
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+/// CPU time that this thread has used, in ns. What others use does not count, so that only
+/// caches and memory are shared with them.
+fn now() -> f64 {
+    let mut t = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the structure is ours. The clock exists, so this cannot fail.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut t) };
+    t.tv_sec as f64 * 1e9 + t.tv_nsec as f64
+}
+
+/// Median, least, most, and the value that 99 % are not above.
+fn spread(values: &[f64]) -> [f64; 4] {
+    let mut v = values.to_vec();
+    v.sort_by(f64::total_cmp);
+    [
+        v[v.len() / 2],
+        v[0],
+        v[v.len() - 1],
+        v[(v.len() * 99).div_ceil(100) - 1],
+    ]
 }
 
 /// Everything, in turns; the table, and build/report/bench-hv.json.
 pub fn run() -> Result<()> {
     let pairs = PAIRS as u64;
     let frames = 6 * pairs + 65_536;
-    let xen = Xen::load(Path::new(LIBRARY), frames, false, world::handle_little)?;
+    let xen = Xen::load(Path::new(LIBRARY), frames, false, handle)?;
     xen.create(0, 2, 64, false)?;
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     // Frame 0 ends lists.
     let base = 512;
-    let linear = |n: u64| (base + n * pairs..base + (n + 1) * pairs).collect::<Vec<_>>();
+    let row = |n: u64| (base + n * pairs..base + (n + 1) * pairs).collect::<Vec<_>>();
     let mut mixed: Vec<u64> = (base + 2 * pairs..base + 4 * pairs).collect();
     mixed.shuffle(&mut rng);
     let second = mixed.split_off(PAIRS);
-    let contiguous = (side(&xen, 1, linear(0), 0)?, side(&xen, 2, linear(1), 0)?);
+    let small = (side(&xen, 1, row(0), 0)?, side(&xen, 2, row(1), 0)?);
     let scattered = (side(&xen, 3, mixed, 0)?, side(&xen, 4, second, 0)?);
-    let large = (side(&xen, 5, linear(4), 9)?, side(&xen, 6, linear(5), 9)?);
-    let mut floors = (
-        Floor::new(&contiguous.0, &contiguous.1, frames as usize),
-        Floor::new(&scattered.0, &scattered.1, frames as usize),
-    );
-    for side in [&contiguous.0, &contiguous.1, &scattered.0, &scattered.1] {
-        for mfn in &side.mfns {
+    let large = (side(&xen, 5, row(4), 9)?, side(&xen, 6, row(5), 9)?);
+    let mut floors = [
+        Floor::new(&large.0, &large.1, frames as usize, 512),
+        Floor::new(&small.0, &small.1, frames as usize, 1),
+        Floor::new(&scattered.0, &scattered.1, frames as usize, 1),
+    ];
+    let all = [
+        ("contiguous", &large),
+        ("4 KiB entries", &small),
+        ("scattered", &scattered),
+    ];
+    for (_, (a, b)) in all {
+        for mfn in a.mfns.iter().chain(&b.mfns) {
             // SAFETY: a frame of the simulated machine.
             unsafe { page(&xen, *mfn).write_bytes(*mfn as u8, 4096) };
         }
     }
 
-    let mut times: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    let mut times: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    let mut batches: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for round in 0..=ROUNDS {
-        let results = [
-            ("contiguous", swap(&xen, &contiguous.0, &contiguous.1)?),
-            ("contiguous, floor", floors.0.swap()),
-            (
-                "contiguous, by copying",
-                copy(&xen, &contiguous.0, &contiguous.1, true),
-            ),
-            (
-                "contiguous, memcpy one way",
-                copy(&xen, &contiguous.0, &contiguous.1, false),
-            ),
-            ("scattered", swap(&xen, &scattered.0, &scattered.1)?),
-            ("scattered, floor", floors.1.swap()),
-            (
-                "scattered, by copying",
-                copy(&xen, &scattered.0, &scattered.1, true),
-            ),
-            ("2 MiB entries", swap(&xen, &large.0, &large.1)?),
-        ];
-        // The first round warms up. In the second a first swap has split the 2 MiB entries,
-        // if it splits.
-        if round > 0 {
-            for (name, time) in results {
-                times.entry(name).or_default().push(time / PAIRS as f64);
+        for ((name, (a, b)), floor) in all.into_iter().zip(&mut floors) {
+            let results = [
+                ("", swap(&xen, a, b)?),
+                (", bare loop", floor.swap(false)),
+                (", bare loop, atomic", floor.swap(true)),
+                (", by copying", copy(&xen, a, b, true)),
+                (", memcpy one way", copy(&xen, a, b, false)),
+            ];
+            let single = one_by_one(&xen, a, b, &linear(PAIRS))?;
+            // The first round warms up.
+            if round == 0 {
+                continue;
+            }
+            for (what, time) in results {
+                let values = times.entry(format!("{name}{what}")).or_default();
+                values.push(time / PAIRS as f64);
+            }
+            batches.entry(name).or_default().extend(single);
+        }
+        let (a, b) = &scattered;
+        for _ in 0..16 {
+            let runs = anywhere(&mut rng);
+            let single = one_by_one(&xen, a, b, &runs)?;
+            // Back again, for all rounds to be alike.
+            request(&xen, a, b, &runs, |args| xen.swap(args))?;
+            if round > 0 {
+                batches
+                    .entry("scattered, gfns as well")
+                    .or_default()
+                    .extend(single);
             }
         }
     }
-
-    println!("1 GiB, medians of {ROUNDS} rounds, ns per pair of 4 KiB frames");
-    println!("{:28} {:>9} {:>9} {:>9}", "", "median", "least", "most");
-    let mut medians = BTreeMap::new();
-    for (name, values) in &mut times {
-        let m = median(values);
-        println!(
-            "{name:28} {m:9.1} {:9.1} {:9.1}",
-            values[0],
-            values[values.len() - 1]
-        );
-        medians.insert(*name, m);
+    let mut instructions = BTreeMap::new();
+    for ((name, nr), (a, b)) in STEPPED.into_iter().zip([&large, &small]) {
+        let mut counts = steps::count(Path::new(LIBRARY), || {
+            request(&xen, a, b, &linear(nr), |args| xen.swap(args))
+        })?;
+        for n in counts.values_mut() {
+            *n /= nr as f64;
+        }
+        instructions.insert(name, counts);
     }
-    let c = medians["contiguous"];
-    let s = medians["scattered"];
-    let report = json!({
+    report(&times, &batches, &instructions)
+}
+
+fn report(
+    times: &BTreeMap<String, Vec<f64>>,
+    batches: &BTreeMap<&str, Vec<f64>>,
+    instructions: &BTreeMap<&str, BTreeMap<String, f64>>,
+) -> Result<()> {
+    println!("1 GiB, {ROUNDS} rounds, ns per pair of 4 KiB frames");
+    println!("{:34} {:>9} {:>9} {:>9}", "", "median", "least", "most");
+    for (name, values) in times {
+        let [median, least, most, _] = spread(values);
+        println!("{name:34} {median:9.1} {least:9.1} {most:9.1}");
+    }
+    println!(
+        "\n{:34} {:>9} {:>9} {:>9}",
+        "ratio, per round", "median", "least", "most"
+    );
+    let ratio = |over: &str, under: &str| {
+        let values: Vec<f64> = times[over]
+            .iter()
+            .zip(&times[under])
+            .map(|(a, b)| a / b)
+            .collect();
+        let [median, least, most, _] = spread(&values);
+        println!(
+            "{:34} {median:9.2} {least:9.2} {most:9.2}",
+            format!("{over} / {under}")
+        );
+        median
+    };
+    let mut json = json!({
         "pairs": PAIRS,
         "rounds": ROUNDS,
         "cpu": cpu(),
-        "contiguous_ns_per_pair": c,
-        "scattered_ns_per_pair": s,
-        "superpage_ns_per_pair": medians["2 MiB entries"],
-        "contiguous_vs_copy": medians["contiguous, by copying"] / c,
-        "scattered_vs_copy": medians["scattered, by copying"] / s,
-        "superpage_vs_copy": medians["contiguous, by copying"] / medians["2 MiB entries"],
-        "contiguous_vs_floor": c / medians["contiguous, floor"],
-        "scattered_vs_floor": s / medians["scattered, floor"],
         "times": times,
     });
-    for key in [
-        "contiguous_vs_copy",
-        "scattered_vs_copy",
-        "superpage_vs_copy",
-        "contiguous_vs_floor",
-        "scattered_vs_floor",
+    for (key, name) in [
+        ("contiguous", "contiguous"),
+        ("small", "4 KiB entries"),
+        ("scattered", "scattered"),
     ] {
-        println!("{key:28} {:9.2}", report[key].as_f64().unwrap_or_default());
+        let with = |what: &str| format!("{name}, {what}");
+        json[format!("{key}_ns_per_pair")] = spread(&times[name])[0].into();
+        json[format!("{key}_vs_copy")] = ratio(&with("by copying"), name).into();
+        json[format!("{key}_vs_memcpy")] = ratio(&with("memcpy one way"), name).into();
+        json[format!("{key}_vs_floor")] = ratio(name, &with("bare loop")).into();
+        json[format!("{key}_vs_atomic_floor")] = ratio(name, &with("bare loop, atomic")).into();
+    }
+    println!(
+        "\n{:34} {:>9} {:>9} {:>9}",
+        "one batch, us", "median", "99 %", "most"
+    );
+    for (name, values) in batches {
+        let [median, _, most, p99] = spread(values);
+        println!(
+            "{name:34} {median:9.1} {p99:9.1} {most:9.1}   of {}",
+            values.len()
+        );
+        json["batch_us"][*name] = json!({ "median": median, "p99": p99, "max": most });
+    }
+    println!("\ninstructions per pair, and the functions with most of them");
+    for (name, counts) in instructions {
+        let all: f64 = counts.values().sum();
+        println!("{name:34} {all:9.1}");
+        let mut most: Vec<_> = counts.iter().collect();
+        most.sort_by(|a, b| b.1.total_cmp(a.1));
+        for (function, n) in most.into_iter().take(8) {
+            println!("    {function:30} {n:9.1}");
+        }
+        json["instructions_per_pair"][*name] = all.into();
     }
     fs::create_dir_all("build/report")?;
     fs::write(
         "build/report/bench-hv.json",
-        serde_json::to_string_pretty(&report)?,
+        serde_json::to_string_pretty(&json)?,
     )?;
     Ok(())
 }

@@ -6,6 +6,7 @@
 mod bench;
 mod check;
 mod property;
+mod steps;
 mod world;
 mod xen;
 

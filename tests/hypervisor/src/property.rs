@@ -20,6 +20,7 @@ use crate::world::NONE;
 use crate::xen::Args;
 use crate::xen::Run;
 use crate::xen::Xen;
+use crate::xen::RAM_LOGDIRTY;
 use crate::xen::RAM_RW;
 use crate::xen::RESTART;
 
@@ -36,9 +37,13 @@ pub struct Options {
     pub ops: u64,
 }
 
-/// 4 KiB frames come first, then a hole, then two 2 MiB entries.
+/// 4 KiB frames come first, then a hole, then two 2 MiB entries, which do not stay whole for
+/// long; then two that are only swapped in such a way that they can be made whole again.
 const SMALL: u64 = 256;
 const SUPER: u64 = 1024;
+const WHOLE: u64 = 2048;
+/// Frames of a 2 MiB entry.
+const ENTRY: u64 = 512;
 const FRAMES: u64 = 32768;
 const UNTOUCHED: i32 = 0x5a5a;
 
@@ -54,8 +59,22 @@ struct Test {
     map: Vec<Vec<u64>>,
     /// Frames with a reference of somebody else, and the domain at that time.
     referenced: Vec<(u64, usize, u64)>,
+    /// Domains in log-dirty mode, and gfns whose writes are to be noticed.
+    logging: Vec<bool>,
+    tracked: Vec<Vec<bool>>,
+    /// What the last call says that it did, and the pairs that it swapped, as runs.
+    last: Stats,
+    moved: Vec<Run>,
     swapped: u64,
     refused: u64,
+}
+
+/// Counters of the result.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Stats {
+    superpages: u64,
+    writes: u64,
+    splits: u64,
 }
 
 /// Run a sequence; the number of pairs swapped and refused.
@@ -67,14 +86,24 @@ pub fn run(library: &Path, options: &Options) -> Result<(u64, u64)> {
         rng: ChaCha8Rng::seed_from_u64(options.seed),
         map: vec![vec![NONE; GFNS]; DOMAINS + 1],
         referenced: Vec::new(),
+        logging: vec![false; DOMAINS + 1],
+        tracked: vec![vec![false; GFNS]; DOMAINS + 1],
+        last: Stats::default(),
+        moved: Vec::new(),
         swapped: 0,
         refused: 0,
     };
     test.populate(options.nested)?;
     let blocks = with(|w| w.allocated());
     for op in 0..options.ops {
-        test.disturb();
-        test.operation()
+        test.disturb()?;
+        let whole = test.rng.random_ratio(1, 64);
+        let result = if whole {
+            test.whole()
+        } else {
+            test.operation()
+        };
+        result
             .and_then(|()| if op % 512 == 0 { test.audit() } else { Ok(()) })
             .and_then(|()| {
                 let now = with(|w| w.allocated());
@@ -102,7 +131,8 @@ impl Test {
                 self.give(id, i, mfn, 0)?;
             }
             for i in 0..2 {
-                self.give(id, SUPER + i * 512, base + 1024 + i * 512, 9)?;
+                self.give(id, SUPER + i * ENTRY, base + 1024 + i * ENTRY, 9)?;
+                self.give(id, WHOLE + i * ENTRY, base + 2048 + i * ENTRY, 9)?;
             }
         }
         let names = ["domain lock", "page list lock"];
@@ -129,8 +159,8 @@ impl Test {
         (self.xen.layout.direct_map + (mfn << 12)) as *mut u64
     }
 
-    /// Take and drop references of others now and then.
-    fn disturb(&mut self) {
+    /// Take and drop references of others, and change the mode, now and then.
+    fn disturb(&mut self) -> Result<()> {
         if self.rng.random_ratio(1, 16) && self.referenced.len() < 24 {
             let id = self.rng.random_range(1..=DOMAINS);
             let gfn = self.gfn();
@@ -144,20 +174,30 @@ impl Test {
             let (mfn, ..) = self.referenced.swap_remove(i);
             self.xen.put_page(mfn);
         }
+        if self.rng.random_ratio(1, 200) {
+            let id = self.rng.random_range(1..=DOMAINS);
+            let on = !self.logging[id];
+            self.xen.log_dirty(id as u16, on)?;
+            self.logging[id] = on;
+            for gfn in 0..GFNS {
+                self.tracked[id][gfn] = on && self.map[id][gfn] != NONE;
+            }
+        }
+        Ok(())
     }
 
     fn gfn(&mut self) -> u64 {
         match self.rng.random_range(0..8) {
             0..5 => self.rng.random_range(0..SMALL),
             5..7 => SUPER + self.rng.random_range(0..1024),
-            _ => self.rng.random_range(0..GFNS as u64),
+            _ => self.rng.random_range(0..WHOLE),
         }
     }
 
     fn runs(&mut self) -> Vec<Run> {
         if self.rng.random_ratio(1, 200) {
             // Whole superpages.
-            let nr = if self.rng.random() { 512 } else { 1024 };
+            let nr = if self.rng.random() { ENTRY } else { 2 * ENTRY } as u32;
             return vec![Run {
                 gfn_a: SUPER,
                 gfn_b: SUPER,
@@ -168,7 +208,7 @@ impl Test {
         (0..self.rng.random_range(1..5))
             .map(|_| {
                 let nr = self.rng.random_range(1..12);
-                let limit = GFNS as u64 - u64::from(nr);
+                let limit = WHOLE - u64::from(nr);
                 Run {
                     gfn_a: self.gfn().min(limit),
                     gfn_b: self.gfn().min(limit),
@@ -191,10 +231,97 @@ impl Test {
         faults
     }
 
-    /// One call, with its continuations or without, and perhaps its undoing.
-    fn operation(&mut self) -> Result<()> {
+    fn domains(&mut self) -> (usize, usize) {
         let a = self.rng.random_range(1..=DOMAINS);
         let b = (a + self.rng.random_range(0..DOMAINS - 1)) % DOMAINS + 1;
+        (a, b)
+    }
+
+    /// Whole 2 MiB entries, exactly accounted for. What gets in between is undone, and the
+    /// entries are put together again.
+    fn whole(&mut self) -> Result<()> {
+        let (a, b) = self.domains();
+        let (nr, i, j) = if self.rng.random() {
+            (2 * ENTRY, 0, 0)
+        } else {
+            (
+                ENTRY,
+                self.rng.random_range(0..2),
+                self.rng.random_range(0..2),
+            )
+        };
+        let mut run = Run {
+            gfn_a: WHOLE + i * ENTRY,
+            gfn_b: WHOLE + j * ENTRY,
+            nr: nr as u32,
+            pad: 0,
+        };
+        let check = self.rng.random_ratio(1, 8);
+        let mut disturbed = false;
+        let mut faults = Faults {
+            preempt: self.rng.random(),
+            ..Faults::default()
+        };
+        match self.rng.random_range(0..4) {
+            // Somebody uses a frame.
+            0 => {
+                let gfn = run.gfn_a + self.rng.random_range(0..nr);
+                let mfn = self.map[a][gfn as usize];
+                disturbed = self.xen.get_page(mfn, a as u16);
+                self.referenced.push((mfn, a, gfn));
+            }
+            // Only a part, so that the entries are split, if there is memory for that.
+            kind @ 1..3 => {
+                faults.table = (kind == 1).then(|| self.rng.random_range(0..2));
+                let skip = self.rng.random_range(1..8);
+                run.gfn_a += skip;
+                run.gfn_b += skip;
+                run.nr -= self.rng.random_range(skip as u32..nr as u32);
+                disturbed = true;
+            }
+            _ => {}
+        }
+        let before = (self.map[a].clone(), self.map[b].clone());
+        self.call(a, b, &[run], check, faults, disturbed)?;
+        if !disturbed {
+            let entries = if check { 0 } else { nr / ENTRY };
+            let expected = Stats {
+                superpages: entries,
+                writes: 4 * entries,
+                splits: 0,
+            };
+            ensure!(
+                self.last == expected,
+                "whole entries: {:?}, not {expected:?}",
+                self.last
+            );
+            return Ok(());
+        }
+        if !self.moved.is_empty() {
+            let runs = std::mem::take(&mut self.moved);
+            self.call(a, b, &runs, false, Faults::default(), false)?;
+            ensure!(
+                (&self.map[a], &self.map[b]) == (&before.0, &before.1),
+                "what was swapped in part is not restored"
+            );
+        }
+        while let Some(k) = self.referenced.iter().position(|r| r.2 >= WHOLE) {
+            self.xen.put_page(self.referenced.swap_remove(k).0);
+        }
+        for id in [a, b] {
+            for gfn in [WHOLE, WHOLE + ENTRY] {
+                if self.xen.lookup(id as u16, gfn).order == 0 {
+                    self.xen.join(id as u16, gfn, self.map[id][gfn as usize])?;
+                    self.tracked[id][gfn as usize..(gfn + ENTRY) as usize].fill(false);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One call, with its continuations or without, and perhaps its undoing.
+    fn operation(&mut self) -> Result<()> {
+        let (a, b) = self.domains();
         let runs = self.runs();
         let check = self.rng.random_ratio(1, 10);
         let faults = self.faults();
@@ -286,6 +413,8 @@ impl Test {
             );
         }
 
+        self.last = Stats::default();
+        self.moved.clear();
         let mut swapped = 0;
         for (i, &(ga, gb)) in pairs.iter().enumerate() {
             let reported = status[i];
@@ -324,6 +453,7 @@ impl Test {
                 swapped += 1;
                 if !check {
                     self.exchange(a, b, ga, gb);
+                    self.moved(ga as u64, gb as u64);
                 }
             } else {
                 self.refused += 1;
@@ -341,12 +471,48 @@ impl Test {
             let all: u64 = counts.flushes.iter().sum();
             let told = args.get(l.flushes_offset);
             ensure!(told == all, "{told} flushes reported, {all} were");
+            self.last = Stats {
+                superpages: args.get(l.superpages_offset),
+                writes: args.get(l.writes_offset),
+                splits: args.get(l.splits_2m_offset) + args.get(l.splits_1g_offset),
+            };
+            let written = self.last.writes + self.last.splits;
+            ensure!(
+                written == counts.writes,
+                "{:?} reported, {} entries were written",
+                self.last,
+                counts.writes
+            );
+            let logging = u64::from(self.logging[a]) + u64::from(self.logging[b]);
+            let dirtied = args.get(l.dirtied_offset);
+            ensure!(
+                dirtied == swapped * logging,
+                "{dirtied} frames reported as dirty, {swapped} pairs swapped"
+            );
         }
         for &(ga, gb) in &pairs {
             self.verify(a, ga)?;
             self.verify(b, gb)?;
         }
-        Ok((done, unique && !copy_fired))
+        // A pair that was left out for lack of memory would be swapped the next time.
+        Ok((done, unique && !fired))
+    }
+
+    /// Add a pair to what was swapped by this call.
+    fn moved(&mut self, gfn_a: u64, gfn_b: u64) {
+        if let Some(run) = self.moved.last_mut() {
+            let nr = u64::from(run.nr);
+            if run.gfn_a + nr == gfn_a && run.gfn_b + nr == gfn_b {
+                run.nr += 1;
+                return;
+            }
+        }
+        self.moved.push(Run {
+            gfn_a,
+            gfn_b,
+            nr: 1,
+            pad: 0,
+        });
     }
 
     fn held(&self, mfn: u64) -> bool {
@@ -357,6 +523,8 @@ impl Test {
         let ma = self.map[a][ga];
         self.map[a][ga] = self.map[b][gb];
         self.map[b][gb] = ma;
+        self.tracked[a][ga] = false;
+        self.tracked[b][gb] = false;
     }
 
     /// P2M, M2P, owner, count and contents of one gfn.
@@ -373,9 +541,14 @@ impl Test {
         }
         let frame = self.xen.frame(want);
         let l = &self.xen.layout;
+        let kind = if self.tracked[id][gfn] {
+            RAM_LOGDIRTY
+        } else {
+            RAM_RW
+        };
         ensure!(
-            entry.p2m_type == RAM_RW,
-            "gfn {gfn:#x}: type {}",
+            entry.p2m_type == kind,
+            "d{id} gfn {gfn:#x}: type {}, not {kind}",
             entry.p2m_type
         );
         ensure!(

@@ -13,7 +13,7 @@ use crate::xen::text;
 /// Domains of the test have the ids 1 to this.
 pub const DOMAINS: usize = 4;
 /// gfns of a domain that are used.
-pub const GFNS: usize = 2048;
+pub const GFNS: usize = 3072;
 /// No frame.
 pub const NONE: u64 = u64::MAX;
 /// Bit of a CPU that has mapped a frame for a third domain.
@@ -188,9 +188,6 @@ impl World {
     }
 
     fn locked(&mut self, lock: u64) {
-        if self.held.contains(&lock) && !self.lock_names.contains_key(&lock) {
-            return;
-        }
         if let Some(name) = self.lock_names.get(&lock) {
             if self.held.contains(&lock) {
                 let name = format!("{name} is taken twice");

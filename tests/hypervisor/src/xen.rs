@@ -147,6 +147,12 @@ pub const RESTART: i64 = -85;
 /// `p2m_ram_rw`.
 pub const RAM_RW: u32 = 0;
 
+/// `p2m_access_rwx`.
+const ACCESS_RWX: u64 = 7;
+
+/// `p2m_ram_logdirty`.
+pub const RAM_LOGDIRTY: u32 = 2;
+
 macro_rules! functions {
     ($($name:ident),*) => {
         #[derive(Debug)]
@@ -171,6 +177,8 @@ functions!(
     put_page,
     locks,
     residue,
+    write,
+    log_dirty,
     memory_op
 );
 
@@ -333,6 +341,21 @@ impl Xen {
     /// Did a call leave a lock, a flush or a count behind?
     pub fn residue(&self, id: u16) -> bool {
         self.call(self.f.residue, id.into(), 0, 0, 0) & 0xff != 0
+    }
+
+    /// Make 2 MiB of gfns one entry again.
+    pub fn join(&self, id: u16, gfn: u64, mfn: u64) -> Result<()> {
+        let how = 9 | (u64::from(RAM_RW) << 8) | (ACCESS_RWX << 16);
+        let rc = self.call(self.f.write, id.into(), gfn, mfn, how);
+        ensure!(rc == 0, "d{id} gfn {gfn:#x} cannot be one entry: {rc}");
+        Ok(())
+    }
+
+    /// Enter or leave log-dirty mode.
+    pub fn log_dirty(&self, id: u16, on: bool) -> Result<()> {
+        let rc = self.call(self.f.log_dirty, id.into(), on.into(), 0, 0);
+        ensure!(rc == 0, "log-dirty mode of d{id}: {rc}");
+        Ok(())
     }
 
     /// The hypercall, once: `RESTART` means that it wants to be called again.
