@@ -101,6 +101,7 @@ API void shim_layout(struct shim_layout *l)
         .splits_1g_offset = offsetof(struct xen_mem_swap_frames,
                                      stats.splits_1g),
         .dirtied_offset = offsetof(struct xen_mem_swap_frames, stats.dirtied),
+        .merges_offset = offsetof(struct xen_mem_swap_frames, stats.merges),
 #else
         .swapped_offset = offsetof(struct xen_mem_swap_frames, swapped),
         .batches_offset = offsetof(struct xen_mem_swap_frames, batches),

@@ -53,7 +53,7 @@ struct shim_layout {
 	uint64_t flushes_offset, batches_offset;
 	/* 0 if there is no such counter */
 	uint64_t writes_offset, superpages_offset, nested_offset;
-	uint64_t splits_2m_offset, splits_1g_offset, dirtied_offset;
+	uint64_t splits_2m_offset, splits_1g_offset, dirtied_offset, merges_offset;
 };
 
 #define SHIM_NO_DOMAIN 0xffffffffu

@@ -79,6 +79,17 @@ pub fn run() -> Result<()> {
             &format!("property test, {name}: {OPS} operations"),
         );
     }
+    for arguments in [&["cases"][..], &["cases", "--ept"]] {
+        let output = Command::new(std::env::current_exe()?)
+            .args(arguments)
+            .output()
+            .context("cannot run myself")?;
+        print!("{}", String::from_utf8_lossy(&output.stdout));
+        for line in String::from_utf8_lossy(&output.stderr).lines() {
+            println!("# {line}");
+        }
+        report(output.status.success(), &arguments.join(" "));
+    }
     for line in fs::read_to_string("tests/hypervisor/mutants.txt")?.lines() {
         let mut fields = line.split('\t');
         let (Some(name), Some(file)) = (fields.next(), fields.next()) else {

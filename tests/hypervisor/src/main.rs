@@ -4,6 +4,7 @@
 //! timed on the real CPU. See Documentation/hypervisor-harness.rst.
 
 mod bench;
+mod cases;
 mod check;
 mod property;
 mod steps;
@@ -32,6 +33,15 @@ enum Command {
         /// Number of operations.
         #[arg(long, default_value_t = 100_000)]
         ops: u64,
+        /// The library to test.
+        #[arg(long, default_value = "build/harness/tested.so")]
+        library: PathBuf,
+    },
+    /// Run every kind of refusal, and 1 GiB entries.
+    Cases {
+        /// EPT instead of NPT.
+        #[arg(long)]
+        ept: bool,
         /// The library to test.
         #[arg(long, default_value = "build/harness/tested.so")]
         library: PathBuf,
@@ -82,6 +92,10 @@ fn main() -> Result<()> {
                 }
             }
             Ok(())
+        }
+        Command::Cases { ept, library } => {
+            check::catch_faults()?;
+            cases::run(&library, ept)
         }
         Command::Check => check::run(),
         Command::Bench => bench::run(),

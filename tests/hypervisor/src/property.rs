@@ -20,6 +20,7 @@ use crate::world::NONE;
 use crate::xen::Args;
 use crate::xen::Run;
 use crate::xen::Xen;
+use crate::xen::ACCESS_RWX;
 use crate::xen::RAM_LOGDIRTY;
 use crate::xen::RAM_RW;
 use crate::xen::RESTART;
@@ -311,7 +312,9 @@ impl Test {
         for id in [a, b] {
             for gfn in [WHOLE, WHOLE + ENTRY] {
                 if self.xen.lookup(id as u16, gfn).order == 0 {
-                    self.xen.join(id as u16, gfn, self.map[id][gfn as usize])?;
+                    let mfn = self.map[id][gfn as usize];
+                    self.xen
+                        .write(id as u16, gfn, mfn, 9, RAM_RW.into(), ACCESS_RWX)?;
                     self.tracked[id][gfn as usize..(gfn + ENTRY) as usize].fill(false);
                 }
             }

@@ -70,11 +70,12 @@ pub struct Layout {
     pub splits_2m_offset: u64,
     pub splits_1g_offset: u64,
     pub dirtied_offset: u64,
+    pub merges_offset: u64,
 }
 
 /// `struct shim_entry`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Entry {
     pub mfn: u64,
@@ -86,7 +87,7 @@ pub struct Entry {
 
 /// `struct shim_frame`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Frame {
     pub count_info: u64,
@@ -148,7 +149,7 @@ pub const RESTART: i64 = -85;
 pub const RAM_RW: u32 = 0;
 
 /// `p2m_access_rwx`.
-const ACCESS_RWX: u64 = 7;
+pub const ACCESS_RWX: u64 = 7;
 
 /// `p2m_ram_logdirty`.
 pub const RAM_LOGDIRTY: u32 = 2;
@@ -179,6 +180,8 @@ functions!(
     residue,
     write,
     log_dirty,
+    set_special,
+    set_owner,
     memory_op
 );
 
@@ -343,12 +346,30 @@ impl Xen {
         self.call(self.f.residue, id.into(), 0, 0, 0) & 0xff != 0
     }
 
-    /// Make 2 MiB of gfns one entry again.
-    pub fn join(&self, id: u16, gfn: u64, mfn: u64) -> Result<()> {
-        let how = 9 | (u64::from(RAM_RW) << 8) | (ACCESS_RWX << 16);
+    /// Write an entry of any order, type and access.
+    pub fn write(
+        &self,
+        id: u16,
+        gfn: u64,
+        mfn: u64,
+        order: u64,
+        kind: u64,
+        access: u64,
+    ) -> Result<()> {
+        let how = order | (kind << 8) | (access << 16);
         let rc = self.call(self.f.write, id.into(), gfn, mfn, how);
-        ensure!(rc == 0, "d{id} gfn {gfn:#x} cannot be one entry: {rc}");
+        ensure!(rc == 0, "d{id} gfn {gfn:#x} cannot be written: {rc}");
         Ok(())
+    }
+
+    /// Make a frame one of Xen's own, or an ordinary one again.
+    pub fn set_special(&self, mfn: u64, on: bool) {
+        self.call(self.f.set_special, mfn, on.into(), 0, 0);
+    }
+
+    /// Let a frame belong to another domain.
+    pub fn set_owner(&self, mfn: u64, id: u16) {
+        self.call(self.f.set_owner, mfn, id.into(), 0, 0);
     }
 
     /// Enter or leave log-dirty mode.

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! One case each of everything that a pair is refused for, and of 1 GiB entries: what the
+//! random sequences do not have.
+
+use std::path::Path;
+
+use anyhow::ensure;
+use anyhow::Context;
+use anyhow::Result;
+
+use crate::world;
+use crate::xen::Args;
+use crate::xen::Run;
+use crate::xen::Xen;
+use crate::xen::ACCESS_RWX;
+use crate::xen::RAM_RW;
+use crate::xen::RESTART;
+
+/// Frames of the machine: two aligned GiB after the first one.
+const FRAMES: u64 = 4 * GIB;
+const GIB: u64 = 1 << 18;
+/// Pairs that are swapped at a time, and which of them is disturbed.
+const PAIRS: usize = 16;
+const ODD: usize = 5;
+
+/// What is done to a frame or its entry.
+enum Change {
+    /// Another type of entry, with the same frame.
+    Type(u64),
+    /// Another type of entry, and no frame.
+    Nothing(u64),
+    /// A frame of a third domain.
+    Foreign,
+    /// One of Xen's own.
+    Special,
+    /// Owned by a third domain.
+    Owner,
+    /// Used by somebody.
+    Reference,
+    /// M2P leads elsewhere.
+    M2p,
+    /// Under access restrictions; EPT only.
+    Access,
+}
+
+/// Paging of memory is not in this build, and NPT has no entry for a broken page.
+const CASES: [(&str, Change, i32); 17] = [
+    ("a hole", Change::Nothing(1), -libc::ENOENT),
+    ("emulated MMIO", Change::Nothing(4), -libc::ENOENT),
+    ("read-only RAM", Change::Type(3), -libc::EROFS),
+    ("MMIO", Change::Type(5), -libc::EOPNOTSUPP),
+    ("populate on demand", Change::Nothing(6), -libc::ENODATA),
+    ("a grant", Change::Type(7), -libc::EXDEV),
+    ("a read-only grant", Change::Type(8), -libc::EXDEV),
+    ("shared", Change::Type(12), -libc::EMLINK),
+    ("foreign", Change::Foreign, -libc::EXDEV),
+    ("an ioreq server's", Change::Type(15), -libc::EOPNOTSUPP),
+    ("special", Change::Special, -libc::EPERM),
+    ("another domain's", Change::Owner, -libc::EXDEV),
+    ("in use", Change::Reference, -libc::EBUSY),
+    ("mapped elsewhere", Change::M2p, -libc::EMLINK),
+    ("restricted", Change::Access, -libc::EACCES),
+    ("log-dirty", Change::Type(2), 0),
+    ("plain RAM", Change::Type(RAM_RW as u64), 0),
+];
+
+/// All cases, with NPT or EPT.
+pub fn run(library: &Path, ept: bool) -> Result<()> {
+    let xen = Xen::load(library, FRAMES, ept, world::handle)?;
+    xen.create(0, 2, 64, false)?;
+    for id in 1..=3u16 {
+        xen.create(id, 0, 1024, false)?;
+        for i in 0..PAIRS as u64 {
+            xen.populate(id, i, u64::from(id) * 1024 + i * 7 % PAIRS as u64, 0)?;
+        }
+    }
+    for (name, change, status) in &CASES {
+        if ept || !matches!(change, Change::Access) {
+            refused(&xen, change, *status).with_context(|| (*name).to_owned())?;
+        }
+    }
+    gigabyte(&xen).context("1 GiB")
+}
+
+fn swap(xen: &Xen, ids: (u16, u16), check: bool, run: Run) -> Result<(Vec<i32>, Args)> {
+    let runs = [run];
+    let mut status = vec![1; run.nr as usize];
+    let mut args = Args::new(xen, ids, check, &runs, &mut status);
+    let rc = loop {
+        let rc = xen.swap(&mut args);
+        if rc != RESTART {
+            break rc;
+        }
+    };
+    ensure!(rc == 0, "the swap returned {rc}");
+    Ok((status, args))
+}
+
+fn refused(xen: &Xen, change: &Change, expected: i32) -> Result<()> {
+    let gfn = ODD as u64;
+    let mfn = xen.lookup(1, gfn).mfn;
+    let m2p = (xen.layout.m2p + mfn * 8) as *mut u64;
+    let map = |mfn, kind, access| xen.write(1, gfn, mfn, 0, kind, access);
+    match change {
+        Change::Type(kind) => map(mfn, *kind, ACCESS_RWX)?,
+        Change::Nothing(kind) => map(world::NONE, *kind, ACCESS_RWX)?,
+        Change::Foreign => map(xen.lookup(3, 0).mfn, 14, ACCESS_RWX)?,
+        Change::Special => xen.set_special(mfn, true),
+        Change::Owner => xen.set_owner(mfn, 3),
+        Change::Reference => ensure!(xen.get_page(mfn, 1), "no reference"),
+        // SAFETY: an entry of the simulated machine's table.
+        Change::M2p => unsafe { *m2p += 1 },
+        Change::Access => map(mfn, RAM_RW.into(), 1)?,
+    }
+    let before = (xen.lookup(1, gfn), xen.frame(mfn));
+    for ids in [(1, 2), (2, 1)] {
+        let run = Run {
+            gfn_a: 0,
+            gfn_b: 0,
+            nr: PAIRS as u32,
+            pad: 0,
+        };
+        for check in [true, false] {
+            let (status, _) = swap(xen, ids, check, run)?;
+            for (i, got) in status.iter().enumerate() {
+                let want = if i == ODD { expected } else { 0 };
+                ensure!(*got == want, "pair {i}: status {got}, not {want}");
+            }
+            let now = (xen.lookup(1, gfn), xen.frame(mfn));
+            ensure!(
+                expected == 0 || now == before,
+                "what was refused has changed: {now:?}, not {before:?}"
+            );
+        }
+    }
+    match change {
+        Change::Special => xen.set_special(mfn, false),
+        Change::Owner => xen.set_owner(mfn, 1),
+        Change::Reference => xen.put_page(mfn),
+        // SAFETY: as above.
+        Change::M2p => unsafe { *m2p -= 1 },
+        _ => {}
+    }
+    map(mfn, RAM_RW.into(), ACCESS_RWX)
+}
+
+/// A 1 GiB entry on either side: exchanged whole, split for a part, and not put together
+/// again by the other part.
+fn gigabyte(xen: &Xen) -> Result<()> {
+    for id in 1..=2u16 {
+        xen.populate(id, GIB, u64::from(id) * GIB, 18)?;
+    }
+    let run = |first: u64, nr: u64| Run {
+        gfn_a: GIB + first,
+        gfn_b: GIB + first,
+        nr: nr as u32,
+        pad: 0,
+    };
+    let l = xen.layout;
+    for (what, run, splits, merges, order) in [
+        ("all of it", run(0, GIB), 2, 2, 18),
+        ("all of it again", run(0, GIB), 2, 2, 18),
+        ("the first part", run(0, 4096), 2, 0, 9),
+        ("the other part", run(4096, GIB - 4096), 0, 0, 9),
+        ("all of it, 2 MiB entries", run(0, GIB), 0, 2, 18),
+    ] {
+        let (status, args) = swap(xen, (1, 2), false, run)?;
+        ensure!(status.iter().all(|s| *s == 0), "{what}: a pair was refused");
+        let supers = u64::from(run.nr) / 512;
+        let batches = u64::from(run.nr).div_ceil(4096);
+        for (counter, offset, want) in [
+            ("pairs swapped", l.swapped_offset, u64::from(run.nr)),
+            ("superpages", l.superpages_offset, supers),
+            ("1 GiB entries split", l.splits_1g_offset, splits),
+            ("2 MiB entries split", l.splits_2m_offset, 0),
+            ("entries put together", l.merges_offset, merges),
+            ("entries written", l.writes_offset, 4 * supers + merges),
+            ("batches", l.batches_offset, batches),
+            ("flushes", l.flushes_offset, 2 * batches + merges),
+        ] {
+            let got = args.get(offset);
+            ensure!(got == want, "{what}: {got} {counter}, not {want}");
+        }
+        for id in 1..=2u16 {
+            let entry = xen.lookup(id, GIB);
+            ensure!(
+                entry.order == order,
+                "{what}: an entry of order {}",
+                entry.order
+            );
+            ensure!(!xen.residue(id), "{what}: something is left behind");
+        }
+    }
+    // An even number of exchanges of everything.
+    for i in (0..GIB).step_by(511) {
+        for id in 1..=2u16 {
+            let mfn = u64::from(id) * GIB + i;
+            let (entry, frame) = (xen.lookup(id, GIB + i), xen.frame(mfn));
+            ensure!(
+                entry.mfn == mfn && frame.gpfn == GIB + i && frame.owner == u32::from(id),
+                "gfn {:#x} of d{id}: {entry:?}, {frame:?}",
+                GIB + i
+            );
+        }
+    }
+    Ok(())
+}
