@@ -8,6 +8,7 @@ use std::ffi::c_ulong;
 use std::ffi::c_void;
 use std::ptr::null_mut;
 use std::ptr::NonNull;
+use std::rc::Rc;
 
 use anyhow::ensure;
 use anyhow::Context;
@@ -117,7 +118,7 @@ impl Toolstack {
     }
 
     /// A paused HAP domain with `frames` frames from gfn 0 on.
-    pub fn domain(&self, frames: u64) -> Result<Domain<'_>> {
+    pub fn domain(self: &Rc<Self>, frames: u64) -> Result<Domain> {
         let mut config = CreateDomain {
             flags: HVM_HAP,
             emulation_flags: EMU_LAPIC,
@@ -137,7 +138,7 @@ impl Toolstack {
             std::io::Error::last_os_error()
         );
         let domain = Domain {
-            toolstack: self,
+            toolstack: Rc::clone(self),
             domid,
         };
         let mut gfns: Vec<u64> = (0..frames).collect();
@@ -157,22 +158,22 @@ impl Toolstack {
 
 /// A bare domain; it is destroyed when this is dropped.
 #[derive(Debug)]
-pub struct Domain<'a> {
-    toolstack: &'a Toolstack,
+pub struct Domain {
+    toolstack: Rc<Toolstack>,
     /// Its number.
     pub domid: u32,
 }
 
-impl Drop for Domain<'_> {
+impl Drop for Domain {
     fn drop(&mut self) {
         // SAFETY: no pointers but the open handle.
         unsafe { (self.toolstack.destroy)(self.toolstack.xch.as_ptr(), self.domid) };
     }
 }
 
-impl Domain<'_> {
+impl Domain {
     /// Map frames `first..first + nr`.
-    pub fn map(&self, first: u64, nr: usize) -> Result<Mapping<'_>> {
+    pub fn map(&self, first: u64, nr: usize) -> Result<Mapping> {
         let gfns: Vec<u64> = (first..).take(nr).collect();
         let prot = nix::libc::PROT_READ | nix::libc::PROT_WRITE;
         // SAFETY: `gfns` has `nr` elements; no array of errors is asked for.
@@ -194,7 +195,7 @@ impl Domain<'_> {
             )
         })?;
         Ok(Mapping {
-            toolstack: self.toolstack,
+            toolstack: Rc::clone(&self.toolstack),
             words: words.cast(),
             nr,
         })
@@ -203,13 +204,13 @@ impl Domain<'_> {
 
 /// Mapped frames. As long as this lives, none of them can be swapped.
 #[derive(Debug)]
-pub struct Mapping<'a> {
-    toolstack: &'a Toolstack,
+pub struct Mapping {
+    toolstack: Rc<Toolstack>,
     words: NonNull<u64>,
     nr: usize,
 }
 
-impl Mapping<'_> {
+impl Mapping {
     /// The first word of each frame.
     pub fn tags(&self) -> Vec<u64> {
         (0..self.nr)
@@ -228,7 +229,7 @@ impl Mapping<'_> {
     }
 }
 
-impl Drop for Mapping<'_> {
+impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: this is what `xenforeignmemory_map` returned.
         unsafe {
@@ -245,7 +246,6 @@ impl Drop for Mapping<'_> {
 mod tests {
     use super::*;
     use std::path::Path;
-    use std::process::Command;
 
     /// The layout against the installed header, if there is one.
     #[test]
@@ -254,9 +254,6 @@ mod tests {
             eprintln!("skipped: libxen-dev is not installed");
             return;
         }
-        let dir = std::env::temp_dir().join(format!("vmbeam-layout-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
-        let source = dir.join("layout.c");
         let asserts = [
             (
                 "sizeof(struct xen_domctl_createdomain)",
@@ -279,18 +276,8 @@ mod tests {
         ]
         .map(|(text, value)| format!("_Static_assert(({text}) == {value}, \"layout\");\n"))
         .concat();
-        std::fs::write(
-            &source,
-            format!("#include <stddef.h>\n#include <xenctrl.h>\n{asserts}"),
-        )
-        .unwrap();
-        let good = Command::new("cc")
-            .args(["-fsyntax-only"])
-            .arg(&source)
-            .status()
-            .unwrap()
-            .success();
-        std::fs::remove_dir_all(&dir).unwrap();
-        assert!(good);
+        assert!(crate::compiles(&format!(
+            "#include <stddef.h>\n#include <xenctrl.h>\n{asserts}"
+        )));
     }
 }

@@ -10,7 +10,7 @@ use anyhow::ensure;
 use anyhow::Context;
 use anyhow::Result;
 
-use crate::bare::Toolstack;
+use crate::domains::Host;
 use crate::report;
 
 /// Frames of the two domains; the program uses fewer.
@@ -19,11 +19,11 @@ const FRAMES: u64 = 64;
 /// Run both programs on two bare domains and compare what they print.
 pub fn run(program64: &Path, program32: &Path) -> Result<()> {
     println!("1..3");
-    let toolstack = Toolstack::open()?;
-    let (a, b) = (toolstack.domain(FRAMES)?, toolstack.domain(FRAMES)?);
+    let host = Host::open()?;
+    let (a, b) = (host.domain(FRAMES)?, host.domain(FRAMES)?);
     let call = |program: &Path| -> Result<String> {
         let output = Command::new(program)
-            .args([a.domid.to_string(), b.domid.to_string()])
+            .args([a.domid().to_string(), b.domid().to_string()])
             .output()
             .with_context(|| program.display().to_string())?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();

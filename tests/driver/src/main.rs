@@ -7,7 +7,9 @@
 mod arena;
 mod bare;
 mod compat;
+mod domains;
 mod fuzz;
+mod mock;
 mod model;
 mod race;
 mod reload;
@@ -70,4 +72,25 @@ fn report(number: u32, name: &str, result: &Result<()>) -> bool {
         }
     }
     result.is_ok()
+}
+
+/// Whether the C compiler takes this source; for tests that compare with headers.
+#[cfg(test)]
+fn compiles(source: &str) -> bool {
+    use std::io::Write;
+    use std::process::Command;
+    use std::process::Stdio;
+
+    let mut child = Command::new("cc")
+        .args(["-fsyntax-only", "-x", "c", "-"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(source.as_bytes())
+        .unwrap();
+    child.wait().unwrap().success()
 }

@@ -3,19 +3,22 @@
 //! What the driver should answer, worked out in the simplest way: a list of
 //! pairs with a mark each. Written from the documentation, not from the driver.
 
+mod world;
+
 use nix::errno::Errno;
 use vmbeam_uapi::sys;
 
-/// Domains that sessions are bound to.
-pub const DOMAINS: usize = 3;
-/// Frames of each.
-pub const FRAMES: u64 = 48;
-/// A frame of each domain that is mapped all the time.
-pub const HELD: u64 = 5;
+pub use world::World;
+pub use world::DOMAINS;
+pub use world::FRAMES;
+pub use world::HELD;
+
 /// Limits that the documentation states.
 pub const MAX_ADD_RUNS: u32 = 65536;
-/// Whether the driver ends a half move by itself when the file is closed.
-const FINISHES: bool = true;
+/// Pairs in one hypercall.
+pub const BATCH_PAIRS: u64 = 4096;
+/// Largest structure that is accepted.
+const MAX_SIZE: u32 = 4096;
 const MAX_PAIRS: u64 = 1 << 28;
 const GFN_LIMIT: u64 = 1 << 52;
 
@@ -26,56 +29,6 @@ enum Mark {
     Swapped,
     Refused,
     Back,
-}
-
-/// What is behind the frames: `frames[domain][gfn]` names where the contents were
-/// at first.
-#[derive(Clone, Debug)]
-pub struct World {
-    /// Numbers of the domains.
-    pub domids: [u32; DOMAINS],
-    /// Contents.
-    pub frames: [Vec<u64>; DOMAINS],
-}
-
-/// The contents of a frame before anything moved.
-pub fn tag(domain: usize, gfn: u64) -> u64 {
-    0x7a00_0000_0000_0000 | ((domain as u64) << 32) | gfn
-}
-
-impl World {
-    /// Nothing has moved.
-    pub fn new(domids: [u32; DOMAINS]) -> Self {
-        Self {
-            domids,
-            frames: std::array::from_fn(|d| (0..FRAMES).map(|g| tag(d, g)).collect()),
-        }
-    }
-
-    fn index(&self, domid: u32) -> Option<usize> {
-        self.domids.iter().position(|d| *d == domid)
-    }
-
-    /// Status that the hypervisor gives to a pair.
-    fn status(&self, pair: (u64, u64)) -> i32 {
-        // The first domain's frame is looked at first.
-        for gfn in [pair.0, pair.1] {
-            if gfn >= FRAMES {
-                return -(Errno::ENOENT as i32);
-            }
-            if gfn == HELD {
-                return -(Errno::EBUSY as i32);
-            }
-        }
-        0
-    }
-
-    fn swap(&mut self, (a, b): (usize, usize), pair: (u64, u64)) {
-        let (x, y) = (pair.0 as usize, pair.1 as usize);
-        let old = self.frames[a][x];
-        self.frames[a][x] = self.frames[b][y];
-        self.frames[b][y] = old;
-    }
 }
 
 /// One open file.
@@ -102,7 +55,8 @@ pub struct Answer<T> {
 }
 
 impl<T> Answer<T> {
-    fn fail(errno: Errno, out: T) -> Self {
+    /// An error that leaves the structure like this.
+    pub fn fail(errno: Errno, out: T) -> Self {
         Self {
             result: Err(errno),
             out,
@@ -145,6 +99,28 @@ impl Session {
     /// The cursor.
     pub fn cursor(&self) -> u64 {
         self.cursor as u64
+    }
+
+    /// Some pairs are swapped and some are not.
+    pub fn half_way(&self) -> bool {
+        matches!(self.state(), 3 | 5) && self.count(Mark::Swapped) > 0
+    }
+
+    /// A frame that is swapped now: `choose` is given how many there are.
+    pub fn swapped_frame(
+        &self,
+        world: &World,
+        choose: impl FnOnce(usize) -> usize,
+    ) -> Option<(usize, u64)> {
+        let (a, b) = self.domains(world)?;
+        let frames: Vec<_> = (0..self.cursor)
+            .filter(|number| self.marks[*number] == Mark::Swapped)
+            .flat_map(|number| {
+                let pair = self.pair(number);
+                [(a, pair.0), (b, pair.1)]
+            })
+            .collect();
+        frames.get(choose(frames.len())).copied()
     }
 
     fn count(&self, mark: Mark) -> u64 {
@@ -282,18 +258,29 @@ impl Session {
         let Some(nr) = stretch(arg.first, arg.nr, pairs).filter(|nr| *nr > 0) else {
             return Answer::fail(Errno::EINVAL, arg);
         };
-        let status: Vec<i32> = (arg.first..arg.first + nr)
-            .map(|i| world.status(self.pair(i as usize)))
-            .collect();
-        if (arg.status != 0 && access.elements < nr) || !access.structure {
+        if !access.structure {
             return Answer::fail(Errno::EFAULT, arg);
         }
-        let refused = status.iter().filter(|s| **s != 0).count() as u64;
+        // What was found out before an error counts, in whole batches.
+        let (done, result) = if self.domains(world).is_none() {
+            (0, Err(Errno::ESRCH))
+        } else if arg.status != 0 && access.elements < nr {
+            (
+                access.elements / BATCH_PAIRS * BATCH_PAIRS,
+                Err(Errno::EFAULT),
+            )
+        } else {
+            (nr, Ok(()))
+        };
+        // A call that got anywhere succeeds, unless memory was taken away.
+        let status: Vec<i32> = (arg.first..arg.first + done)
+            .map(|i| world.status(self.domains(world), self.pair(i as usize)))
+            .collect();
         Answer {
-            result: Ok(()),
+            result,
             out: sys::Prepare {
-                done: nr,
-                refused,
+                done,
+                refused: status.iter().filter(|s| **s != 0).count() as u64,
                 ..arg
             },
             status,
@@ -316,16 +303,29 @@ impl Session {
         let Some(nr) = stretch(self.cursor(), arg.nr, self.pairs()) else {
             return Answer::fail(Errno::EINVAL, arg);
         };
-        if !access.structure || (arg.status != 0 && access.elements < nr) {
+        if !access.structure {
             return Answer::fail(Errno::EFAULT, arg);
         }
+        let nothing = sys::Commit {
+            cursor: self.cursor(),
+            swapped: 0,
+            refused: 0,
+            ..arg
+        };
+        if arg.status != 0 && access.elements < nr {
+            return Answer::fail(Errno::EFAULT, nothing);
+        }
         let Some(domains) = self.domains(world) else {
-            return Answer::fail(Errno::ESRCH, arg);
+            return Answer {
+                result: Err(Errno::ESRCH),
+                out: nothing,
+                status: vec![sys::NOT_ATTEMPTED; nr as usize],
+            };
         };
         let mut status = Vec::new();
         for _ in 0..nr {
             let pair = self.pair(self.cursor);
-            let result = world.status(pair);
+            let result = world.status(Some(domains), pair);
             if result == 0 {
                 world.swap(domains, pair);
             }
@@ -367,11 +367,12 @@ impl Session {
         if !access.structure {
             return Answer::fail(Errno::EFAULT, arg);
         }
-        let swapped = self.put_back(world);
+        let before = self.cursor;
+        let (swapped, end) = self.put_back(world);
         Answer {
-            result: Ok(()),
+            result: if self.cursor < before { Ok(()) } else { end },
             out: sys::Rollback {
-                cursor: 0,
+                cursor: self.cursor(),
                 swapped,
                 ..arg
             },
@@ -379,20 +380,28 @@ impl Session {
         }
     }
 
-    fn put_back(&mut self, world: &mut World) -> u64 {
+    /// From the last pair to the first, until something is in the way. How many
+    /// were put back, and what was in the way.
+    fn put_back(&mut self, world: &mut World) -> (u64, Result<(), Errno>) {
         let mut swapped = 0;
-        if let Some(domains) = self.domains(world) {
-            for number in (0..self.cursor).rev() {
-                if self.marks[number] == Mark::Swapped {
-                    world.swap(domains, self.pair(number));
-                    swapped += 1;
+        while let Some(number) = self.cursor.checked_sub(1) {
+            if self.marks[number] == Mark::Swapped {
+                let Some(domains) = self.domains(world) else {
+                    return (swapped, Err(Errno::ESRCH));
+                };
+                let pair = self.pair(number);
+                let status = world.status(Some(domains), pair);
+                if status != 0 {
+                    return (swapped, Err(Errno::from_raw(-status)));
                 }
-                self.marks[number] = Mark::Back;
+                world.swap(domains, pair);
+                swapped += 1;
             }
+            self.marks[number] = Mark::Back;
+            self.cursor = number;
+            self.rolling_back = true;
         }
-        self.cursor = 0;
-        self.rolling_back = true;
-        swapped
+        (swapped, Ok(()))
     }
 
     fn stale<T>(&self, mut arg: T, writable: bool, set: impl Fn(&mut T, u64)) -> Answer<T> {
@@ -420,10 +429,43 @@ impl Session {
         }
     }
 
-    /// The file is closed for good.
+    /// `ADOPT`
+    pub fn adopt(&mut self, world: &mut World, arg: sys::Adopt) -> Answer<sys::Adopt> {
+        let result = if self.bound.is_some() {
+            Err(Errno::EBADFD)
+        } else {
+            world.take_record(arg.id).map(|session| *self = session)
+        };
+        Answer {
+            result,
+            out: arg,
+            status: Vec::new(),
+        }
+    }
+
+    /// The file is closed for good: a half move is rolled back, or kept.
     pub fn close(mut self, world: &mut World) {
-        if FINISHES && matches!(self.state(), 3 | 5) {
-            self.put_back(world);
+        if self.half_way() {
+            if let (_, Err(error)) = self.put_back(world) {
+                world.keep(self, error);
+            }
+        }
+    }
+
+    /// How a record of this session reads, but for its id.
+    fn record(&self, error: Errno) -> sys::Record {
+        let (domid_a, domid_b) = self.bound.unwrap_or_default();
+        sys::Record {
+            id: 0,
+            domid_a,
+            domid_b,
+            state: self.state(),
+            error: -(error as i32),
+            runs: self.merged,
+            pairs: self.pairs(),
+            cursor: self.cursor(),
+            swapped: self.count(Mark::Swapped),
+            refused: self.count(Mark::Refused),
         }
     }
 }

@@ -9,6 +9,7 @@ use std::thread;
 
 use anyhow::bail;
 use anyhow::ensure;
+use anyhow::Context;
 use anyhow::Result;
 use nix::errno::Errno;
 use nix::sys::signal::kill;
@@ -18,7 +19,7 @@ use nix::unistd::fork;
 use nix::unistd::ForkResult;
 use vmbeam_uapi::sys;
 
-use crate::bare::Domain;
+use crate::domains::Domain;
 use crate::fuzz::DEVICE;
 use crate::model::World;
 use crate::model::FRAMES;
@@ -27,7 +28,8 @@ use crate::model::HELD;
 /// Pairs of the session; all of them can be swapped.
 const PAIRS: u64 = FRAMES - HELD - 1;
 
-fn ioctl<T>(file: &File, request: u32, arg: &mut T) -> Result<(), Errno> {
+/// Issue an ioctl with the structure that belongs to it.
+pub fn ioctl<T>(file: &File, request: u32, arg: &mut T) -> Result<(), Errno> {
     // SAFETY: `arg` is the structure that this ioctl takes; the pointers in it
     // are null or to arrays that outlive the call.
     let rc = unsafe { nix::libc::ioctl(file.as_raw_fd(), request.into(), std::ptr::from_mut(arg)) };
@@ -42,6 +44,14 @@ fn commit(file: &File, expected: u64, nr: u64) -> (Result<(), Errno>, sys::Commi
         ..Default::default()
     };
     (ioctl(file, sys::IOCTL_COMMIT, &mut arg), arg)
+}
+
+fn cancel(file: &File) -> Result<(), Errno> {
+    ioctl(
+        file,
+        sys::IOCTL_CANCEL,
+        &mut sys::Cancel { size: 8, flags: 0 },
+    )
 }
 
 fn rollback(file: &File, expected: u64) -> (Result<(), Errno>, sys::Rollback) {
@@ -62,33 +72,37 @@ fn status(file: &File) -> Result<sys::Status> {
     Ok(arg)
 }
 
-/// One worker: what it swapped, less what it put back.
+/// One worker: what it swapped, less what it put back. Any call may be cancelled by
+/// another worker, and then says how far it came.
 fn work(file: &File, seed: u64) -> Result<i64> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut cursor = 0;
     let mut balance = 0;
     for _ in 0..rng.usize(8..40) {
-        let allowed: &[Errno] = match rng.u8(..16) {
+        match rng.u8(..16) {
             0 => {
                 let (result, arg) = rollback(file, cursor);
-                cursor = arg.cursor;
                 match result {
-                    Ok(()) => {
+                    Ok(()) | Err(Errno::ECANCELED) => {
                         balance -= arg.swapped as i64;
-                        continue;
+                        cursor = arg.cursor;
                     }
-                    Err(e) if [Errno::ESTALE, Errno::EBADFD].contains(&e) => continue,
+                    Err(Errno::ESTALE) => cursor = arg.cursor,
+                    Err(Errno::EBADFD) => {}
                     Err(e) => bail!("ROLLBACK: {e}"),
                 }
             }
-            1..3 => {
+            1 => {
                 let now = status(file)?;
                 ensure!(
                     now.cursor <= now.pairs && now.swapped <= now.cursor,
                     "{now:?}"
                 );
-                continue;
             }
+            2 => match cancel(file) {
+                Ok(()) | Err(Errno::ENOENT) => {}
+                Err(e) => bail!("CANCEL: {e}"),
+            },
             3 => {
                 let mut arg = sys::Prepare {
                     size: 48,
@@ -96,40 +110,41 @@ fn work(file: &File, seed: u64) -> Result<i64> {
                     ..Default::default()
                 };
                 match ioctl(file, sys::IOCTL_PREPARE, &mut arg) {
-                    Ok(()) => continue,
+                    Ok(()) | Err(Errno::ECANCELED) => {
+                        ensure!(arg.done <= arg.nr && arg.refused == 0, "{arg:?}");
+                    }
                     Err(e) => bail!("PREPARE: {e}"),
                 }
             }
-            _ => &[Errno::ESTALE, Errno::EBADFD, Errno::EINVAL],
-        };
-        let (result, arg) = commit(file, cursor, rng.u64(1..5));
-        cursor = match result {
-            Ok(()) => {
-                ensure!(
-                    arg.cursor - cursor == arg.swapped && arg.refused == 0,
-                    "{arg:?}"
-                );
-                balance += arg.swapped as i64;
-                arg.cursor
+            _ => {
+                let (result, arg) = commit(file, cursor, rng.u64(1..5));
+                match result {
+                    Ok(()) | Err(Errno::ECANCELED) => {
+                        ensure!(
+                            arg.cursor - cursor == arg.swapped && arg.refused == 0,
+                            "{arg:?}"
+                        );
+                        balance += arg.swapped as i64;
+                        cursor = arg.cursor;
+                    }
+                    Err(Errno::ESTALE) => cursor = arg.cursor,
+                    Err(Errno::EBADFD | Errno::EINVAL) => cursor = status(file)?.cursor,
+                    Err(e) => bail!("COMMIT: {e}"),
+                }
             }
-            Err(Errno::ESTALE) => arg.cursor,
-            Err(e) => {
-                ensure!(allowed.contains(&e), "COMMIT: {e}");
-                status(file)?.cursor
-            }
-        };
+        }
     }
     Ok(balance)
 }
 
 /// One race on domains 0 and 1, which hold what `world` says, before and after.
-pub fn run(world: &mut World, domains: &[Domain<'_>], seed: u64) -> Result<()> {
+pub fn run(world: &mut World, domains: &[Domain], seed: u64) -> Result<()> {
     let file = File::options().read(true).write(true).open(DEVICE)?;
     let mut arg = sys::Open {
         size: 16,
         flags: 0,
-        domid_a: domains[0].domid,
-        domid_b: domains[1].domid,
+        domid_a: domains[0].domid(),
+        domid_b: domains[1].domid(),
     };
     ioctl(&file, sys::IOCTL_OPEN, &mut arg)?;
     // One run a pair: the order of the frames is reversed.
@@ -150,8 +165,13 @@ pub fn run(world: &mut World, domains: &[Domain<'_>], seed: u64) -> Result<()> {
     };
     ioctl(&file, sys::IOCTL_ADD, &mut arg)?;
 
+    if seed % 8 == 0 {
+        // Nobody has the file any more: all is as it was.
+        killed(file, true, seed / 8)?;
+        return look(world, domains, 0).context("after the last holder was killed");
+    }
     if seed % 4 == 0 {
-        killed(&file, seed)?;
+        killed(file.try_clone()?, false, seed / 4)?;
     } else {
         let workers: Vec<_> = (0..3)
             .map(|i| Ok((file.try_clone()?, seed * 3 + i)))
@@ -177,22 +197,7 @@ pub fn run(world: &mut World, domains: &[Domain<'_>], seed: u64) -> Result<()> {
     // The cursor tells where every frame is.
     let now = status(&file)?;
     ensure!(now.swapped == now.cursor && now.refused == 0, "{now:?}");
-    let seen = [
-        domains[0].map(0, FRAMES as usize)?.tags(),
-        domains[1].map(0, FRAMES as usize)?.tags(),
-    ];
-    for gfn in 0..FRAMES {
-        let away = gfn > HELD && FRAMES - 1 - gfn < now.cursor;
-        let g = gfn as usize;
-        for (d, seen) in seen.iter().enumerate() {
-            let expected = world.frames[if away { 1 - d } else { d }][g];
-            ensure!(
-                seen[g] == expected,
-                "frame {gfn} of domain {d}: {:x}, expected {expected:x}; {now:?}",
-                seen[g]
-            );
-        }
-    }
+    look(world, domains, now.cursor).with_context(|| format!("{now:?}"))?;
     let mut cursor = now.cursor;
     while cursor > 0 {
         let (result, arg) = rollback(&file, cursor);
@@ -202,28 +207,49 @@ pub fn run(world: &mut World, domains: &[Domain<'_>], seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// A child inherits the file, commits, and is killed at any time.
-fn killed(file: &File, seed: u64) -> Result<()> {
+/// The pairs before the cursor are swapped, from the last frame downwards.
+fn look(world: &World, domains: &[Domain], cursor: u64) -> Result<()> {
+    let seen = [domains[0].tags()?, domains[1].tags()?];
+    for gfn in 0..FRAMES {
+        let away = gfn > HELD && FRAMES - 1 - gfn < cursor;
+        let g = gfn as usize;
+        for (d, seen) in seen.iter().enumerate() {
+            let expected = world.frames[if away { 1 - d } else { d }][g];
+            ensure!(
+                seen[g] == expected,
+                "frame {gfn} of domain {d}: {:x}, expected {expected:x}",
+                seen[g]
+            );
+        }
+    }
+    Ok(())
+}
+
+/// A child inherits the file, commits all but the last pair one by one, and is
+/// killed at any time. If it is to be the only one, this process closes the file.
+fn killed(file: File, only: bool, seed: u64) -> Result<()> {
     // SAFETY: the child only makes system calls until it is killed.
     match unsafe { fork() }? {
         ForkResult::Child => {
             let mut cursor = 0;
+            while cursor < PAIRS - 1 {
+                cursor = commit(&file, cursor, 1).1.cursor;
+            }
             loop {
-                let (result, arg) = commit(file, cursor, 1);
-                if result.is_err() && arg.cursor == cursor {
-                    nix::unistd::pause();
-                }
-                cursor = arg.cursor;
+                nix::unistd::pause();
             }
         }
         ForkResult::Parent { child } => {
-            let goal = seed / 4 % PAIRS;
+            let goal = seed % PAIRS;
             let mut last = 0;
-            while last < goal {
-                let now = status(file)?.cursor;
+            while last < goal && last < PAIRS - 1 {
+                let now = status(&file)?.cursor;
                 ensure!(now >= last, "the cursor went from {last} to {now}");
                 last = now;
                 thread::yield_now();
+            }
+            if only {
+                drop(file);
             }
             kill(child, Signal::SIGKILL)?;
             waitpid(child, None)?;

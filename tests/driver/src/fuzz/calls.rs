@@ -1,0 +1,387 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Requests that mean something, with a wrong value now and then.
+
+use std::os::fd::AsRawFd;
+
+use anyhow::ensure;
+use anyhow::Result;
+use nix::errno::Errno;
+use vmbeam_uapi::sys;
+
+use super::place::bytes;
+use super::place::structure;
+use super::Fuzzer;
+use super::Open;
+use crate::model::Access;
+use crate::model::Answer;
+use crate::model::DOMAINS;
+use crate::model::FRAMES;
+use crate::model::MAX_ADD_RUNS;
+
+impl Fuzzer {
+    pub(super) fn info(&mut self, open: &Open) -> Result<()> {
+        let place = self.place(size_of::<sys::Info>());
+        let arg = sys::Info {
+            size: 40,
+            ..Default::default()
+        };
+        self.arena.write(place.address, bytes(&arg))?;
+        let result = self.call(&open.file, sys::IOCTL_INFO, place.address);
+        let expected = if place.writable {
+            Ok(())
+        } else {
+            Err(Errno::EFAULT)
+        };
+        ensure!(
+            result == expected,
+            "INFO: {result:?}, expected {expected:?}"
+        );
+        if place.writable {
+            let info: sys::Info = self.fetch(place.address)?;
+            ensure!(info.max_add_runs == MAX_ADD_RUNS, "{info:?}");
+        }
+        Ok(())
+    }
+
+    pub(super) fn open(&mut self, open: &mut Open) -> Result<()> {
+        let place = self.place(size_of::<sys::Open>());
+        let mut domid = || match self.rng.u8(..24) {
+            0 => 0,
+            1 => 0x7000,
+            2 => 0x7ff0 + self.rng.u32(..16),
+            3 => self.rng.u32(0x10000..),
+            _ => self.world.domids[self.rng.usize(..DOMAINS)],
+        };
+        let (domid_a, domid_b) = (domid(), domid());
+        // Which of two wrong domains is reported is not determined.
+        if domid_a.min(domid_b) == 0 && domid_a.max(domid_b) == 0x7000 {
+            return Ok(());
+        }
+        let arg = sys::Open {
+            size: 16,
+            flags: 0,
+            domid_a,
+            domid_b,
+        };
+        let answer = open.model.open(&self.world, arg);
+        self.compare(&open.file, sys::IOCTL_OPEN, &place, arg, &answer)
+    }
+
+    fn run(&mut self) -> sys::Run {
+        let mut gfn = || match self.rng.u8(..40) {
+            0 => self.rng.u64(..),
+            1 => (1 << 52) - self.rng.u64(..4),
+            2..4 => self.rng.u64(FRAMES..2 * FRAMES),
+            _ => self.rng.u64(..FRAMES),
+        };
+        let (gfn_a, gfn_b) = (gfn(), gfn());
+        let nr = match self.rng.u16(..2000) {
+            0..20 => self.rng.u32((1 << 28) + 1..),
+            20..60 => 0,
+            // More than one hypercall.
+            60..66 => self.rng.u32(4000..9000),
+            _ => self.rng.u32(1..6),
+        };
+        let reserved = if self.rng.u8(..) < 3 {
+            self.rng.u32(1..)
+        } else {
+            0
+        };
+        sys::Run {
+            gfn_a,
+            gfn_b,
+            nr,
+            reserved,
+        }
+    }
+
+    pub(super) fn add(&mut self, open: &mut Open) -> Result<()> {
+        let place = self.place(size_of::<sys::Add>());
+        let nr = self.rng.u32(1..5);
+        let runs: Vec<sys::Run> = (0..nr).map(|_| self.run()).collect();
+        let (address, elements) = self.array(nr.into(), 24);
+        for (run, at) in runs.iter().zip((address..).step_by(24)) {
+            self.arrays.write(at, bytes(run))?;
+        }
+        let nr_runs = match self.rng.u8(..32) {
+            0 => 0,
+            1 => self.rng.u32(MAX_ADD_RUNS + 1..),
+            _ => nr,
+        };
+        let arg = sys::Add {
+            size: 40,
+            flags: 0,
+            runs: address,
+            nr_runs,
+            bad_run: 0xcccc_cccc,
+            total_runs: 7,
+            total_pairs: 7,
+        };
+        let readable = elements >= u64::from(nr);
+        let access = Access {
+            structure: place.writable,
+            elements,
+        };
+        let answer = open.model.add(arg, readable.then_some(&runs[..]), access);
+        self.compare(&open.file, sys::IOCTL_ADD, &place, arg, &answer)
+    }
+
+    pub(super) fn prepare(&mut self, open: &mut Open) -> Result<()> {
+        let place = self.place(size_of::<sys::Prepare>());
+        let pairs = open.model.pairs();
+        let usual = self.rng.u64(..=pairs.max(1) - 1);
+        let first = self.number(usual);
+        let nr = self.count(pairs.saturating_sub(first));
+        let (status, elements) = self.wanted(if nr == 0 {
+            pairs.saturating_sub(first)
+        } else {
+            nr
+        });
+        let arg = sys::Prepare {
+            size: 48,
+            flags: 0,
+            first,
+            nr,
+            status,
+            done: 7,
+            refused: 7,
+        };
+        let access = Access {
+            structure: place.writable,
+            elements,
+        };
+        let answer = open.model.prepare(&self.world, arg, access);
+        self.compare(&open.file, sys::IOCTL_PREPARE, &place, arg, &answer)?;
+        if status != 0 && !answer.status.is_empty() {
+            self.statuses(status, &answer)?;
+        }
+        Ok(())
+    }
+
+    /// How many pairs to ask for, of those that are left.
+    fn count(&mut self, left: u64) -> u64 {
+        let usual = if self.rng.bool() {
+            0
+        } else {
+            self.rng.u64(..=left.min(64))
+        };
+        self.number(usual)
+    }
+
+    /// An array of statuses, or none.
+    fn wanted(&mut self, nr: u64) -> (u64, u64) {
+        if self.rng.u8(..4) == 0 {
+            return (0, 0);
+        }
+        match self.array(nr, 4) {
+            (0, _) => (0, 0),
+            place => place,
+        }
+    }
+
+    pub(super) fn commit(&mut self, open: &mut Open) -> Result<()> {
+        let place = self.place(size_of::<sys::Commit>());
+        let cursor = open.model.cursor();
+        let left = open.model.pairs() - cursor;
+        let expected = self.number(cursor);
+        let nr = self.count(left);
+        let (status, elements) = self.wanted(if nr == 0 { left } else { nr });
+        let arg = sys::Commit {
+            size: 56,
+            flags: 0,
+            expected,
+            nr,
+            status,
+            cursor: 7,
+            swapped: 7,
+            refused: 7,
+        };
+        let access = Access {
+            structure: place.writable,
+            elements,
+        };
+        let answer = open.model.commit(&mut self.world, arg, access);
+        self.compare(&open.file, sys::IOCTL_COMMIT, &place, arg, &answer)?;
+        if status != 0 && !answer.status.is_empty() {
+            self.statuses(status, &answer)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn rollback(&mut self, open: &mut Open) -> Result<()> {
+        let place = self.place(size_of::<sys::Rollback>());
+        let expected = self.number(open.model.cursor());
+        let arg = sys::Rollback {
+            size: 32,
+            flags: 0,
+            expected,
+            cursor: 7,
+            swapped: 7,
+        };
+        let access = Access {
+            structure: place.writable,
+            elements: 0,
+        };
+        let answer = open.model.rollback(&mut self.world, arg, access);
+        self.compare(&open.file, sys::IOCTL_ROLLBACK, &place, arg, &answer)
+    }
+
+    /// With a structure of any version, and sometimes as text.
+    pub(super) fn status(&mut self, open: &Open) -> Result<()> {
+        let (first, newest) = (
+            <sys::Status as sys::Request>::FIRST_SIZE,
+            size_of::<sys::Status>(),
+        );
+        let size = match self.rng.u8(..4) {
+            0 => self.rng.usize(first..=newest),
+            _ => newest,
+        };
+        let place = self.place(size);
+        self.arena.write(
+            place.address,
+            &[size as u32, 0].map(u32::to_ne_bytes).concat(),
+        )?;
+        let result = self.call(&open.file, sys::IOCTL_STATUS, place.address);
+        let expected = if place.writable {
+            Ok(())
+        } else {
+            Err(Errno::EFAULT)
+        };
+        ensure!(
+            result == expected,
+            "STATUS: {result:?}, expected {expected:?}"
+        );
+        if !place.writable {
+            return Ok(());
+        }
+        let raw = self.arena.read(place.address, size).unwrap_or_default();
+        let seen: sys::Status = structure(&raw);
+        let expected = open.model.status(seen);
+        ensure!(
+            bytes(&seen)[..size] == bytes(&expected)[..size],
+            "{seen:?}, expected {expected:?}"
+        );
+        // The end of a newer structure than the caller's is left alone.
+        if let Some(rest) = self.arena.read(place.address + size as u64, newest - size) {
+            ensure!(
+                rest.iter().all(|b| *b == 0xcc),
+                "wrote behind a structure of {size} bytes: {rest:x?}"
+            );
+        }
+        if self.rng.u8(..8) == 0 {
+            fdinfo(open, &expected)?;
+        }
+        Ok(())
+    }
+
+    /// Nothing works on the session while this thread calls.
+    pub(super) fn cancel(&mut self, open: &Open) -> Result<()> {
+        let place = self.place(size_of::<sys::Cancel>());
+        let arg = sys::Cancel { size: 8, flags: 0 };
+        let answer = Answer::fail(Errno::ENOENT, arg);
+        self.compare(&open.file, sys::IOCTL_CANCEL, &place, arg, &answer)
+    }
+
+    /// The number of a record that there is, or of none.
+    fn id(&mut self) -> u64 {
+        let ids: Vec<u64> = self.world.records().map(|(record, _)| record.id).collect();
+        let usual = self.rng.choice(ids).unwrap_or(7);
+        self.number(usual)
+    }
+
+    pub(super) fn adopt(&mut self, open: &mut Open) -> Result<()> {
+        let place = self.place(size_of::<sys::Adopt>());
+        let arg = sys::Adopt {
+            size: 16,
+            flags: 0,
+            id: self.id(),
+        };
+        let answer = open.model.adopt(&mut self.world, arg);
+        self.compare(&open.file, sys::IOCTL_ADOPT, &place, arg, &answer)
+    }
+
+    pub(super) fn forget(&mut self, open: &Open) -> Result<()> {
+        let place = self.place(size_of::<sys::Forget>());
+        let arg = sys::Forget {
+            size: 16,
+            flags: 0,
+            id: self.id(),
+        };
+        let answer = self.world.forget(arg);
+        self.compare(&open.file, sys::IOCTL_FORGET, &place, arg, &answer)
+    }
+
+    pub(super) fn records(&mut self, open: &Open) -> Result<()> {
+        const SIZE: u64 = size_of::<sys::Record>() as u64;
+
+        let place = self.place(size_of::<sys::Records>());
+        let record_size = match self.rng.u8(..16) {
+            0 => self.rng.u64(..SIZE),
+            1 => self.rng.u64(4097..1 << 32),
+            2 => self.rng.u64(SIZE..=4096),
+            3 => 4096,
+            _ => SIZE,
+        };
+        let stride = record_size.clamp(SIZE, 4096);
+        let nr = self.rng.u64(..6);
+        let (address, _) = self.array(nr, stride);
+        let fit = (0..nr)
+            .take_while(|i| {
+                let at = address.wrapping_add(i * stride);
+                self.arrays.writable(at, SIZE as usize)
+            })
+            .count() as u64;
+        let arg = sys::Records {
+            size: 32,
+            flags: 0,
+            records: address,
+            nr: nr as u32,
+            record_size: record_size as u32,
+            total: 7,
+            reserved: u32::from(self.rng.u8(..32) == 0),
+        };
+        let access = Access {
+            structure: place.writable,
+            elements: fit,
+        };
+        let answer = self.world.list(arg, access);
+        self.compare(&open.file, sys::IOCTL_RECORDS, &place, arg, &answer)?;
+        if answer.result.is_err() {
+            return Ok(());
+        }
+        for (i, (record, _)) in (0..nr).zip(self.world.records()) {
+            let seen = self.arrays.read(address + i * stride, SIZE as usize);
+            ensure!(
+                seen.as_deref() == Some(bytes(record)),
+                "record {i}: {seen:x?}, expected {record:x?}"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The session's lines of `/proc/self/fdinfo/`.
+fn fdinfo(open: &Open, status: &sys::Status) -> Result<()> {
+    let path = format!("/proc/self/fdinfo/{}", open.file.as_raw_fd());
+    let text = std::fs::read_to_string(path)?;
+    let mut lines: Vec<String> = vec![
+        format!("state:\t{}", sys::names::state(status.state)),
+        "activity:\tnone".into(),
+        format!("runs:\t{}", status.runs),
+        format!("pairs:\t{}", status.pairs),
+        format!("cursor:\t{}", status.cursor),
+        format!("swapped:\t{}", status.swapped),
+        format!("refused:\t{}", status.refused),
+    ];
+    if status.state != 0 {
+        lines.push(format!("domains:\t{} {}", status.domid_a, status.domid_b));
+    }
+    for line in lines {
+        ensure!(
+            text.contains(&format!("\nvmbeam-{line}\n")),
+            "no line {line:?} in fdinfo:\n{text}"
+        );
+    }
+    Ok(())
+}
