@@ -94,7 +94,7 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
                     "--format=pretty",
                 ]),
             ),
-            Group::Mock => mock::run(&mut tally),
+            Group::Mock => mock::run(&mut tally, long),
             Group::Harness => tally.program(
                 "harness",
                 Command::new("build/target/release/hv-harness").arg("check"),

@@ -15,7 +15,7 @@ use crate::topology::SHORT;
 
 /// What Debian's kernel offers. Checks of slab objects make the counts of active
 /// objects exact, too: no object waits in the cache of a processor.
-const AIDS: &str = "panic_on_warn=1 oops=panic slub_debug=FZPU page_poison=1 init_on_free=1 \
+pub const AIDS: &str = "panic_on_warn=1 oops=panic slub_debug=FZPU page_poison=1 init_on_free=1 \
                     kfence.sample_interval=10";
 
 /// Two processors, so that threads of the fuzzer really meet.
@@ -25,20 +25,30 @@ const MODULE: &str = "/lib/modules/vmbeam.ko";
 const PROGRAMS: &str = "/usr/lib/vmbeam/tests";
 
 /// How much is done.
-struct Amount {
+#[derive(Debug)]
+pub struct Amount {
+    /// Sequences of the fuzzer on real domains.
     sequences: u32,
-    loads: u32,
-    limit: Duration,
+    /// And on the model.
+    pub mock_sequences: u32,
+    /// How often the module is loaded.
+    pub loads: u32,
+    /// How long it may take.
+    pub limit: Duration,
 }
 
-const QUICK: Amount = Amount {
+/// What `make check` does.
+pub const QUICK: Amount = Amount {
     sequences: 6_000,
-    loads: 20,
-    limit: Duration::from_secs(300),
+    mock_sequences: 20_000,
+    loads: 10,
+    limit: Duration::from_secs(420),
 };
 
-const LONG: Amount = Amount {
-    sequences: 500_000,
+/// What `make check-long` does.
+pub const LONG: Amount = Amount {
+    sequences: 50_000,
+    mock_sequences: 500_000,
     loads: 200,
     limit: Duration::from_secs(7200),
 };

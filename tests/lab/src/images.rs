@@ -73,6 +73,7 @@ fn mock() -> Result<()> {
     image.copy(&paths::lab_sources("mock-init"), "/init")?;
     image.stripped(&paths::debug_driver(), "/lib/modules/vmbeam.ko")?;
     image.tests(&paths::kselftests())?;
+    image.tests(&paths::driver_tests())?;
     image.pack()
 }
 
@@ -110,11 +111,7 @@ fn host() -> Result<()> {
     image.stripped(&paths::debug_driver(), "/lib/modules/vmbeam-debug.ko")?;
     image.tests(&[paths::mem_swap_test(), paths::target("stress")])?;
     image.tests(&paths::kselftests())?;
-    image.tests(&[
-        paths::target("driver-tests"),
-        paths::compat(64),
-        paths::compat(32),
-    ])?;
+    image.tests(&paths::driver_tests())?;
     // The guest hypervisor, as Debian ships it.
     let xen = sh("zcat /boot/xen-4.20-amd64.gz")?;
     image.write(&xen, "/boot/xen")?;

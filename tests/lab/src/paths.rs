@@ -79,9 +79,14 @@ pub fn kselftests() -> [PathBuf; 3] {
     ["vmbeam_test", "vmbeam_half", "vmbeam_fault"].map(|name| build("kselftest").join(name))
 }
 
-/// The caller that is built for 64 and for 32 bits.
-pub fn compat(bits: u32) -> PathBuf {
-    build(&format!("kselftest/compat{bits}"))
+/// The program of `tests/driver`, and the caller that is built for 64 and for 32
+/// bits.
+pub fn driver_tests() -> [PathBuf; 3] {
+    [
+        target("driver-tests"),
+        build("kselftest/compat64"),
+        build("kselftest/compat32"),
+    ]
 }
 
 /// Directory of the logs.
