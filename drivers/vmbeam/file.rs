@@ -150,6 +150,10 @@ impl MiscDevice for Vmbeam {
         seq_print!(m, "vmbeam-hypercalls:\t{}\n", view.hypercalls);
         seq_print!(m, "vmbeam-tlb-flushes:\t{}\n", view.tlb_flushes);
         seq_print!(m, "vmbeam-batches:\t{}\n", view.batches);
+        seq_print!(m, "vmbeam-p2m-writes:\t{}\n", view.p2m_writes);
+        seq_print!(m, "vmbeam-superpages:\t{}\n", view.superpages);
+        seq_print!(m, "vmbeam-splits:\t{}\n", view.splits);
+        seq_print!(m, "vmbeam-merges:\t{}\n", view.merges);
     }
 }
 

@@ -76,14 +76,29 @@ pub(crate) struct Spent {
     hypercalls: u64,
     tlb_flushes: u64,
     batches: u64,
+    p2m_writes: u64,
+    superpages: u64,
+    splits: u64,
+    merges: u64,
 }
 
 impl Spent {
     /// Count one.
     pub(crate) fn add(&mut self, reply: &Reply) {
-        self.hypercalls = self.hypercalls.saturating_add(1);
-        self.tlb_flushes = self.tlb_flushes.saturating_add(reply.tlb_flushes);
-        self.batches = self.batches.saturating_add(reply.batches);
+        let stats = &reply.stats;
+        let splits = stats.splits_2m.saturating_add(stats.splits_1g);
+
+        for (sum, more) in [
+            (&mut self.hypercalls, 1),
+            (&mut self.tlb_flushes, stats.tlb_flushes),
+            (&mut self.batches, stats.batches),
+            (&mut self.p2m_writes, stats.p2m_writes),
+            (&mut self.superpages, stats.superpages),
+            (&mut self.splits, splits),
+            (&mut self.merges, stats.merges),
+        ] {
+            *sum = sum.saturating_add(more);
+        }
     }
 }
 
@@ -182,6 +197,10 @@ impl Session {
             hypercalls: self.spent.hypercalls,
             tlb_flushes: self.spent.tlb_flushes,
             batches: self.spent.batches,
+            p2m_writes: self.spent.p2m_writes,
+            superpages: self.spent.superpages,
+            splits: self.spent.splits,
+            merges: self.spent.merges,
             ..uapi::Status::default()
         }
     }

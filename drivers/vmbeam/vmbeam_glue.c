@@ -147,7 +147,7 @@ CHECK_FIELD(vmbeam_commit, cursor, 32);
 CHECK_FIELD(vmbeam_commit, swapped, 40);
 CHECK_FIELD(vmbeam_commit, refused, 48);
 
-CHECK_SIZE(vmbeam_status, 88);
+CHECK_SIZE(vmbeam_status, 120);
 CHECK_FIELD(vmbeam_status, state, 8);
 CHECK_FIELD(vmbeam_status, domid_a, 12);
 CHECK_FIELD(vmbeam_status, domid_b, 16);
@@ -160,6 +160,10 @@ CHECK_FIELD(vmbeam_status, refused, 56);
 CHECK_FIELD(vmbeam_status, hypercalls, 64);
 CHECK_FIELD(vmbeam_status, tlb_flushes, 72);
 CHECK_FIELD(vmbeam_status, batches, 80);
+CHECK_FIELD(vmbeam_status, p2m_writes, 88);
+CHECK_FIELD(vmbeam_status, superpages, 96);
+CHECK_FIELD(vmbeam_status, splits, 104);
+CHECK_FIELD(vmbeam_status, merges, 112);
 
 CHECK_SIZE(vmbeam_rollback, 32);
 CHECK_FIELD(vmbeam_rollback, expected, 8);
@@ -211,7 +215,13 @@ CHECK_FIELD(xen_mem_swap_run, nr, 16);
 CHECK_FIELD(xen_mem_swap_run, pad, 20);
 
 CHECK_SIZE(xen_mem_swap_stats, 88);
+CHECK_FIELD(xen_mem_swap_stats, batches, 8);
 CHECK_FIELD(xen_mem_swap_stats, tlb_flushes, 16);
+CHECK_FIELD(xen_mem_swap_stats, p2m_writes, 32);
+CHECK_FIELD(xen_mem_swap_stats, superpages, 40);
+CHECK_FIELD(xen_mem_swap_stats, splits_2m, 48);
+CHECK_FIELD(xen_mem_swap_stats, splits_1g, 56);
+CHECK_FIELD(xen_mem_swap_stats, merges, 64);
 CHECK_FIELD(xen_mem_swap_stats, preempted, 80);
 
 CHECK_SIZE(xen_mem_swap_frames, 136);

@@ -122,7 +122,7 @@ pub(crate) fn trace_end(
             check,
             cursor.into(),
             u64::try_from(reply.done).unwrap_or(u64::MAX),
-            reply.tlb_flushes,
+            reply.stats.tlb_flushes,
             reply.result.err().map_or(0, Error::to_errno),
         )
     };

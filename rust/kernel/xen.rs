@@ -16,6 +16,7 @@ use kernel::prelude::*;
 use crate::xen_abi::{
     SwapFrames,
     SwapRun,
+    SwapStats,
     LAST_DOMID,
     SWAP_CHECK,
     SWAP_VERSION,
@@ -78,10 +79,8 @@ pub(crate) struct Reply {
     /// Pairs dealt with, counted from the first; their statuses are valid. Can
     /// be more than 0 although `result` is an error.
     pub(crate) done: usize,
-    /// TLB flushes that it took.
-    pub(crate) tlb_flushes: u64,
-    /// Batches that the hypervisor made of it.
-    pub(crate) batches: u64,
+    /// What it took.
+    pub(crate) stats: SwapStats,
     /// Whether the hypervisor did all that was asked.
     pub(crate) result: Result,
 }
@@ -118,8 +117,7 @@ pub(crate) fn swap_frames(
 
     Reply {
         done: usize::try_from(request.done.min(pairs)).unwrap_or(0),
-        tlb_flushes: request.stats.tlb_flushes,
-        batches: request.stats.batches,
+        stats: request.stats,
         result: match ret {
             0 if request.done == pairs => Ok(()),
             0.. => Err(EIO),

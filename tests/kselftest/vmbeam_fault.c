@@ -222,10 +222,14 @@ static const struct {
 	{ -EPERM, EPERM },
 	{ -EACCES, EPERM },		/* a security module */
 	{ -ENXIO, ENXIO },
-	{ -EBUSY, EBUSY },
+	{ -EBUSY, EBUSY },		/* a device passed through */
+	{ -EADDRINUSE, EBUSY },		/* altp2m */
+	{ -EMLINK, EBUSY },		/* memory sharing */
+	{ -EAGAIN, EBUSY },		/* memory paging */
 	{ -ENOMEM, ENOMEM },
 	{ -EOPNOTSUPP, EOPNOTSUPP },
-	{ -ENOSYS, EOPNOTSUPP },
+	{ -ENOSYS, EOPNOTSUPP },	/* no such operation */
+	{ -ENOEXEC, EOPNOTSUPP },	/* another version of it */
 	{ -EFAULT, EIO },
 	{ -EINVAL, EIO },
 	{ -EINTR, EIO },
@@ -368,7 +372,8 @@ TEST_F(fault, call_errors_when_closed)
 TEST_F(fault, statuses)
 {
 	static const int all[] = {
-		-ENOENT, -EBUSY, -EOPNOTSUPP, -EXDEV, -EEXIST, -ENOMEM,
+		-ENOENT, -EBUSY, -EXDEV, -ENODATA, -EAGAIN, -EMLINK, -EACCES,
+		-EROFS, -EPERM, -EOPNOTSUPP, -EEXIST, -ENOMEM,
 	};
 	__s32 status[2 * ARRAY_SIZE(all)];
 	struct vmbeam_prepare prepare;

@@ -14,6 +14,8 @@
 
 /* Size of struct vmbeam_status in the first version of the interface. */
 #define STATUS_V1 80
+/* And in the second. */
+#define STATUS_V2 88
 
 static const struct {
 	unsigned int cmd;
@@ -137,6 +139,10 @@ TEST_F(device, older_structure)
 	arg.size = STATUS_V1 + 4;
 	ASSERT_EQ(0, ioctl(self->fd, VMBEAM_IOCTL_STATUS, &arg));
 	EXPECT_EQ(0xcccccccc00000000ULL, arg.batches);
+	arg.size = STATUS_V2;
+	ASSERT_EQ(0, ioctl(self->fd, VMBEAM_IOCTL_STATUS, &arg));
+	EXPECT_EQ(0, arg.batches);
+	EXPECT_EQ(0xccccccccccccccccULL, arg.p2m_writes);
 }
 
 TEST_F(device, size_in_the_number_does_not_matter)
@@ -240,6 +246,10 @@ TEST_F(device, unbound)
 	EXPECT_EQ(0, status.refused);
 	EXPECT_EQ(0, status.hypercalls);
 	EXPECT_EQ(0, status.tlb_flushes);
+	EXPECT_EQ(0, status.p2m_writes);
+	EXPECT_EQ(0, status.superpages);
+	EXPECT_EQ(0, status.splits);
+	EXPECT_EQ(0, status.merges);
 	EXPECT_FAIL(EBADFD, do_add(self->fd, &run, 1, NULL));
 	EXPECT_FAIL(EBADFD, do_prepare(self->fd, 0, 0, NULL, NULL));
 	EXPECT_FAIL(EBADFD, do_commit(self->fd, 0, 0, NULL, NULL));
@@ -654,8 +664,14 @@ TEST_F(pair, commit)
 	EXPECT_EQ(40, state.swapped);
 	EXPECT_EQ(0, state.refused);
 	EXPECT_EQ(1, state.hypercalls);
-	/* None if no vCPU can have run yet. */
-	EXPECT_GE(2, state.tlb_flushes);
+	EXPECT_EQ(1, state.batches);
+	/* Of each domain once, whether or not a vCPU has ever run. */
+	EXPECT_EQ(2, state.tlb_flushes);
+	/* Of each pair both entries are removed and then written. */
+	EXPECT_EQ(4 * 40, state.p2m_writes);
+	EXPECT_EQ(0, state.superpages);
+	EXPECT_EQ(0, state.splits);
+	EXPECT_EQ(0, state.merges);
 
 	/* Once is enough. */
 	EXPECT_FAIL(EBADFD, do_commit(self->fd, 40, 0, NULL, NULL));

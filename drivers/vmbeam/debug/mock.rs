@@ -195,6 +195,8 @@ impl Domains {
                 request.done = request.done.saturating_add(1);
                 if *slot == 0 && !check {
                     request.stats.swapped = request.stats.swapped.saturating_add(1);
+                    // Two entries that are removed, and two that are written.
+                    request.stats.p2m_writes = request.stats.p2m_writes.saturating_add(4);
                 }
             }
         }
@@ -206,17 +208,19 @@ impl Domains {
     }
 
     fn swap_pair(&mut self, a: (u32, u64), b: (u32, u64), check: bool) -> Result<i32> {
-        let frame_a = self.find(a.0)?.frame(a.1);
-        let frame_b = self.find(b.0)?.frame(b.1);
+        let mut found = [Frame::default(); 2];
 
-        let (Some(frame_a), Some(frame_b)) = (frame_a, frame_b) else {
-            return Ok(ENOENT.to_errno());
-        };
-        for frame in [frame_a, frame_b] {
+        // A's frame is looked at first.
+        for ((domain, gfn), found) in [a, b].into_iter().zip(&mut found) {
+            let Some(frame) = self.find(domain)?.frame(gfn) else {
+                return Ok(ENOENT.to_errno());
+            };
             if frame.status != 0 {
                 return Ok(frame.status);
             }
+            *found = frame;
         }
+        let [frame_a, frame_b] = found;
         if !check {
             self.find(a.0)?.set_contents(a.1, frame_b.contents);
             self.find(b.0)?.set_contents(b.1, frame_a.contents);

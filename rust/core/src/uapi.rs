@@ -218,6 +218,14 @@ abi_struct! {
         tlb_flushes: u64,
         /// Out: batches that the hypervisor made of them.
         batches: u64,
+        /// Out: P2M entries that it removed or wrote.
+        p2m_writes: u64,
+        /// Out: pairs of 2 MiB entries that it exchanged whole.
+        superpages: u64,
+        /// Out: larger entries that it split.
+        splits: u64,
+        /// Out: larger entries that it put together again.
+        merges: u64,
     }
 }
 
@@ -368,8 +376,9 @@ assert_layout!(Run, 24, gfn_a: 0, gfn_b: 8, nr: 16, reserved: 20);
 assert_layout!(Add, 40, runs: 8, nr_runs: 16, bad_run: 20, total_runs: 24, total_pairs: 32);
 assert_layout!(Prepare, 48, first: 8, nr: 16, status: 24, done: 32, refused: 40);
 assert_layout!(Commit, 56, expected: 8, nr: 16, status: 24, cursor: 32, swapped: 40, refused: 48);
-assert_layout!(Status, 88, state: 8, domid_a: 12, domid_b: 16, activity: 20, runs: 24, pairs: 32,
-    cursor: 40, swapped: 48, refused: 56, hypercalls: 64, tlb_flushes: 72, batches: 80);
+assert_layout!(Status, 120, state: 8, domid_a: 12, domid_b: 16, activity: 20, runs: 24, pairs: 32,
+    cursor: 40, swapped: 48, refused: 56, hypercalls: 64, tlb_flushes: 72, batches: 80,
+    p2m_writes: 88, superpages: 96, splits: 104, merges: 112);
 assert_layout!(Rollback, 32, expected: 8, cursor: 16, swapped: 24);
 assert_layout!(Cancel, 8, size: 0, flags: 4);
 assert_layout!(Record, 64, domid_a: 8, domid_b: 12, state: 16, error: 20, runs: 24, pairs: 32,

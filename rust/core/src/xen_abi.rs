@@ -101,7 +101,13 @@ const _: () = {
     assert!(offset_of!(SwapRun, nr) == 16);
     assert!(offset_of!(SwapRun, pad) == 20);
     assert!(size_of::<SwapStats>() == 88);
+    assert!(offset_of!(SwapStats, batches) == 8);
     assert!(offset_of!(SwapStats, tlb_flushes) == 16);
+    assert!(offset_of!(SwapStats, p2m_writes) == 32);
+    assert!(offset_of!(SwapStats, superpages) == 40);
+    assert!(offset_of!(SwapStats, splits_2m) == 48);
+    assert!(offset_of!(SwapStats, splits_1g) == 56);
+    assert!(offset_of!(SwapStats, merges) == 64);
     assert!(offset_of!(SwapStats, preempted) == 80);
     assert!(size_of::<SwapFrames>() == 136);
     assert!(offset_of!(SwapFrames, domid_b) == 2);

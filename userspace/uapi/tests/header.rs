@@ -30,7 +30,8 @@ fn expected() -> BTreeMap<String, u64> {
     layout!("vmbeam_prepare", sys::Prepare: size flags first nr status done refused);
     layout!("vmbeam_commit", sys::Commit: size flags expected nr status cursor swapped refused);
     layout!("vmbeam_status", sys::Status: size flags state domid_a domid_b activity runs pairs
-        cursor swapped refused hypercalls tlb_flushes batches);
+        cursor swapped refused hypercalls tlb_flushes batches p2m_writes
+        superpages splits merges);
     layout!("vmbeam_rollback", sys::Rollback: size flags expected cursor swapped);
     layout!("vmbeam_cancel", sys::Cancel: size flags);
     layout!("vmbeam_record", sys::Record: id domid_a domid_b state error runs pairs cursor swapped

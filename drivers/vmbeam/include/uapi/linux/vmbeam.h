@@ -100,10 +100,10 @@ struct vmbeam_info {
  * ESRCH (no such domain, or it is dying), EPERM (dom0 or another control
  * domain), ENXIO (a domain without hardware-assisted paging: PV or shadow),
  * EBUSY (a mode that a swap does not handle is active: passed-through device,
- * log-dirty, altp2m, memory sharing or paging, nested HVM), EOPNOTSUPP (the
- * hypervisor lacks the operation), ENOSPC (too many sessions and records),
- * ENOMEM. What commits and rollbacks need is allocated here and with the runs:
- * they do not fail for lack of kernel memory.
+ * altp2m, memory sharing or paging), EOPNOTSUPP (the hypervisor lacks the
+ * operation, or has another version of it), ENOSPC (too many sessions and
+ * records), ENOMEM. What commits and rollbacks need is allocated here and with
+ * the runs: they do not fail for lack of kernel memory.
  */
 struct vmbeam_open {
 	__u32 size;
@@ -174,9 +174,14 @@ struct vmbeam_add {
  *  -ENOENT      no memory behind one of the gfns
  *  -EBUSY       a frame is referenced by something else: a device model, a
  *               grant, a foreign mapping
- *  -EOPNOTSUPP  not plain RAM: populate on demand, MMIO, shared, paged,
- *               logged, grant or foreign map, or restricted access
  *  -EXDEV       a frame that the domain maps but does not own
+ *  -ENODATA     populate on demand, and not populated yet
+ *  -EAGAIN      paged out, or about to be
+ *  -EMLINK      shared, or also mapped at another gfn
+ *  -EACCES      under restrictions of access
+ *  -EROFS       read-only memory
+ *  -EPERM       a frame of the hypervisor itself
+ *  -EOPNOTSUPP  not memory, or emulated
  *  -EEXIST      a frame that appears twice
  *  -ENOMEM      no memory to split a superpage
  *
@@ -252,6 +257,11 @@ struct vmbeam_commit {
  * @tlb_flushes: out: TLB flushes that the hypervisor counted for them
  * @batches: out: batches that the hypervisor made of them. Since the second
  *	version; the first ends before it
+ * @p2m_writes: out: entries of the domains' P2Ms that it removed or wrote. Since
+ *	the third version, like all that follow
+ * @superpages: out: pairs of 2 MiB entries that it exchanged whole
+ * @splits: out: entries of 2 MiB or 1 GiB that it had to split
+ * @merges: out: entries of 1 GiB that it put together again
  *
  * Never waits for another ioctl. While one swaps, the counts are those after
  * its last hypercall.
@@ -271,6 +281,10 @@ struct vmbeam_status {
 	__aligned_u64 hypercalls;
 	__aligned_u64 tlb_flushes;
 	__aligned_u64 batches;
+	__aligned_u64 p2m_writes;
+	__aligned_u64 superpages;
+	__aligned_u64 splits;
+	__aligned_u64 merges;
 };
 
 /**
