@@ -208,19 +208,18 @@ impl Domains {
     }
 
     fn swap_pair(&mut self, a: (u32, u64), b: (u32, u64), check: bool) -> Result<i32> {
-        let mut found = [Frame::default(); 2];
+        let frame_a = self.find(a.0)?.frame(a.1);
+        let frame_b = self.find(b.0)?.frame(b.1);
 
-        // A's frame is looked at first.
-        for ((domain, gfn), found) in [a, b].into_iter().zip(&mut found) {
-            let Some(frame) = self.find(domain)?.frame(gfn) else {
-                return Ok(ENOENT.to_errno());
-            };
+        // Both are looked up before either is taken hold of.
+        let (Some(frame_a), Some(frame_b)) = (frame_a, frame_b) else {
+            return Ok(ENOENT.to_errno());
+        };
+        for frame in [frame_a, frame_b] {
             if frame.status != 0 {
                 return Ok(frame.status);
             }
-            *found = frame;
         }
-        let [frame_a, frame_b] = found;
         if !check {
             self.find(a.0)?.set_contents(a.1, frame_b.contents);
             self.find(b.0)?.set_contents(b.1, frame_a.contents);

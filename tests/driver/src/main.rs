@@ -12,6 +12,7 @@ mod fuzz;
 mod mock;
 mod model;
 mod race;
+mod records;
 mod reload;
 mod watch;
 
@@ -33,6 +34,11 @@ enum Tests {
         /// How often.
         times: u32,
     },
+    /// Make half moves and deal with them as an operator would.
+    Records {
+        /// The command line, `vmbeam`.
+        vmbeam: PathBuf,
+    },
     /// Run the same caller as a 64-bit and as a 32-bit program and compare.
     Compat {
         /// The 64-bit program.
@@ -46,6 +52,7 @@ fn main() -> ExitCode {
     let result: Result<()> = match Tests::parse() {
         Tests::Fuzz(arguments) => fuzz::run(&arguments),
         Tests::Reload { module, times } => reload::run(&module, times),
+        Tests::Records { vmbeam } => records::run(&vmbeam),
         Tests::Compat {
             program64,
             program32,

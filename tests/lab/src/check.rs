@@ -121,6 +121,7 @@ fn patched(tally: &mut Tally, wanted: impl Fn(Group) -> bool, sizes: Sizes, prog
                 product::start(&topology)
             });
             selftests(tally, &topology.machine.host);
+            driver::programs(tally, "host", &topology.machine.host, &driver::BRIEF);
             if wanted(Group::Toolstack) {
                 toolstack::run(tally, &topology);
             }

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use crate::channel::Channel;
 use crate::check::guest_command;
 use crate::paths;
 use crate::progress::Progress;
@@ -39,10 +40,18 @@ pub struct Amount {
 
 /// What `make check` does.
 pub const QUICK: Amount = Amount {
-    sequences: 6_000,
+    sequences: 3_000,
     mock_sequences: 20_000,
     loads: 10,
     limit: Duration::from_secs(420),
+};
+
+/// And beside other tests on real domains, in a boot without debugging aids.
+pub const BRIEF: Amount = Amount {
+    sequences: 400,
+    mock_sequences: 0,
+    loads: 3,
+    limit: Duration::from_secs(120),
 };
 
 /// What `make check-long` does.
@@ -74,15 +83,21 @@ pub fn run(tally: &mut Tally, long: bool, sizes: Sizes, progress: &Progress) {
         )
         .map(drop)
     });
+    programs(tally, "driver", host, &amount);
+}
+
+/// The programs that run beside the driver, which must be loaded.
+pub fn programs(tally: &mut Tally, group: &str, host: &Channel, amount: &Amount) {
     for (name, arguments) in [
         (
             "compat",
             format!("compat {PROGRAMS}/compat64 {PROGRAMS}/compat32"),
         ),
+        ("records", "records /usr/bin/vmbeam".to_owned()),
         ("reload", format!("reload {MODULE} {}", amount.loads)),
         ("fuzz", format!("fuzz --sequences {}", amount.sequences)),
     ] {
         let command = format!("{PROGRAMS}/driver-tests {arguments}");
-        guest_command(tally, "driver", host, name, &command, amount.limit);
+        guest_command(tally, group, host, name, &command, amount.limit);
     }
 }

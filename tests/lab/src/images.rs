@@ -72,6 +72,7 @@ fn mock() -> Result<()> {
     image.busybox()?;
     image.copy(&paths::lab_sources("mock-init"), "/init")?;
     image.stripped(&paths::debug_driver(), "/lib/modules/vmbeam.ko")?;
+    image.stripped(&paths::target("vmbeam"), "/usr/bin/vmbeam")?;
     image.tests(&paths::kselftests())?;
     image.tests(&paths::driver_tests())?;
     image.pack()

@@ -74,7 +74,15 @@ fn explain(op: Op, errno: Errno) -> &'static str {
         (_, Errno::ENOTTY) => {
             "this device does not know the request; is it /dev/vmbeam, and is the driver as new as this program?"
         }
-        (Op::Rollback, Errno::EOPNOTSUPP) => {
+        (
+            Op::Rollback,
+            Errno::EOPNOTSUPP
+            | Errno::ENODATA
+            | Errno::EAGAIN
+            | Errno::EMLINK
+            | Errno::EACCES
+            | Errno::EROFS,
+        ) => {
             "the next frame to put back is no longer plain memory; shut down what uses it and try again"
         }
         (_, Errno::EOPNOTSUPP) => {
@@ -109,7 +117,7 @@ fn explain(op: Op, errno: Errno) -> &'static str {
             "something holds the next frame to put back, or a host VM is in a mode that a swap does not handle; try again"
         }
         (_, Errno::EBUSY) => {
-            "a host VM is in a mode that a swap does not handle: passed-through device, log-dirty (migration), altp2m, memory sharing or paging, nested HVM"
+            "a host VM is in a mode that a swap does not handle: passed-through device, altp2m, memory sharing or paging"
         }
         (_, Errno::EBADFD) => "the session is in a state that does not allow this",
         (_, Errno::ESTALE) => "this program and the driver disagree on how far the session is; ask for its status",

@@ -72,16 +72,14 @@ impl World {
         let Some((a, b)) = domains else {
             return -(Errno::ESRCH as i32);
         };
-        // The first domain's frame is looked at first.
-        for (domain, gfn) in [(a, pair.0), (b, pair.1)] {
-            if gfn >= FRAMES {
-                return -(Errno::ENOENT as i32);
-            }
-            if let Some(error) = self.held.get(&(domain, gfn)) {
-                return -(*error as i32);
-            }
+        // Both are looked up before either is taken hold of.
+        if pair.0.max(pair.1) >= FRAMES {
+            return -(Errno::ENOENT as i32);
         }
-        0
+        let held = [(a, pair.0), (b, pair.1)]
+            .iter()
+            .find_map(|frame| self.held.get(frame));
+        held.map_or(0, |error| -(*error as i32))
     }
 
     /// Swap a pair that can be swapped.
