@@ -567,6 +567,61 @@ TEST_F(fault, interrupted_while_waiting)
 	EXPECT_AWAY(0, MANY);
 }
 
+/* Each of the ioctls that take turns, while another one works on the session. */
+static int call_nr(int fd, unsigned int nr)
+{
+	struct vmbeam_run run = { 0, 0, 1, 0 };
+
+	switch (nr) {
+	case _IOC_NR(VMBEAM_IOCTL_OPEN):
+		return do_open(fd, 1, 2);
+	case _IOC_NR(VMBEAM_IOCTL_ADD):
+		return do_add(fd, &run, 1, NULL);
+	case _IOC_NR(VMBEAM_IOCTL_PREPARE):
+		return do_prepare(fd, 0, 0, NULL, NULL);
+	case _IOC_NR(VMBEAM_IOCTL_COMMIT):
+		return do_commit(fd, 0, 0, NULL, NULL);
+	case _IOC_NR(VMBEAM_IOCTL_ROLLBACK):
+		return do_rollback(fd, 0, NULL);
+	default:
+		return do_adopt(fd, 1);
+	}
+}
+
+TEST_F(fault, signal_while_waiting)
+{
+	static const unsigned int waiting[] = {
+		_IOC_NR(VMBEAM_IOCTL_OPEN), _IOC_NR(VMBEAM_IOCTL_ADD),
+		_IOC_NR(VMBEAM_IOCTL_PREPARE), _IOC_NR(VMBEAM_IOCTL_COMMIT),
+		_IOC_NR(VMBEAM_IOCTL_ROLLBACK), _IOC_NR(VMBEAM_IOCTL_ADOPT),
+	};
+	struct worker worker = { .fd = self->fd, .nr = _IOC_NR(VMBEAM_IOCTL_COMMIT) };
+	sigset_t alarm;
+	unsigned int i;
+
+	ASSERT_EQ(0, load_backwards(self->fd, self->a, self->b, MANY));
+	inject(VMBEAM_DEBUG_SLOW, 500, 0, 0, false);
+	/* The signals are for this thread only. */
+	sigemptyset(&alarm);
+	sigaddset(&alarm, SIGALRM);
+	ASSERT_EQ(0, pthread_sigmask(SIG_BLOCK, &alarm, NULL));
+	ASSERT_EQ(0, pthread_create(&worker.thread, NULL, work, &worker));
+	ASSERT_EQ(0, pthread_sigmask(SIG_UNBLOCK, &alarm, NULL));
+	while (!get_status(self->fd).activity)
+		;
+	for (i = 0; i < ARRAY_SIZE(waiting); i++) {
+		interrupt_every(20000);
+		EXPECT_FAIL(EINTR, call_nr(self->fd, waiting[i]));
+	}
+	interrupt_every(0);
+	/* It has not been disturbed, and they have done nothing. */
+	EXPECT_EQ(worker.nr, get_status(self->fd).activity);
+	inject(VMBEAM_DEBUG_SLOW, 0, 0, 0, false);
+	pthread_join(worker.thread, NULL);
+	EXPECT_EQ(0, worker.ret);
+	EXPECT_EQ(MANY, worker.commit.cursor);
+}
+
 /* ---- Killed at every batch ---- */
 
 /* The file survives: its cursor is exact, whoever has it can roll back. */

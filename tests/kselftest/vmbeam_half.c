@@ -4,6 +4,8 @@
  * and cancel, files that are closed, what the driver keeps then.
  */
 
+#include <linux/userfaultfd.h>
+
 #include "vmbeam_test.h"
 
 #define MANY 6000
@@ -40,22 +42,6 @@ FIXTURE_TEARDOWN(many)
 	domains_close();
 }
 
-static void on_alarm(int sig)
-{
-}
-
-static void alarm_every(long usec)
-{
-	struct itimerval timer = {
-		.it_value.tv_usec = usec,
-		.it_interval.tv_usec = usec,
-	};
-	struct sigaction action = { .sa_handler = on_alarm, .sa_flags = SA_RESTART };
-
-	sigaction(SIGALRM, &action, NULL);
-	setitimer(ITIMER_REAL, &timer, NULL);
-}
-
 TEST_F_TIMEOUT(many, signals_end_a_commit_with_progress, 120)
 {
 	static __s32 status[MANY];
@@ -65,7 +51,7 @@ TEST_F_TIMEOUT(many, signals_end_a_commit_with_progress, 120)
 	__u64 cursor = 0;
 
 	ASSERT_EQ(0, domains_slow(1));
-	alarm_every(2000);
+	interrupt_every(2000);
 	while (cursor < MANY && empty < 10000) {
 		memset(status, 0xcc, sizeof(status));
 		if (do_commit(self->fd, cursor, 0, status, &commit)) {
@@ -86,11 +72,11 @@ TEST_F_TIMEOUT(many, signals_end_a_commit_with_progress, 120)
 	EXPECT_LT(1, calls);
 	EXPECT_EQ(MANY, cursor);
 	EXPECT_EQ(VMBEAM_STATE_COMMITTED, get_status(self->fd).state);
-	alarm_every(0);
+	interrupt_every(0);
 	EXPECT_AWAY(0, MANY);
 
 	/* And the way back. */
-	alarm_every(2000);
+	interrupt_every(2000);
 	calls = 0;
 	while (cursor && empty < 20000) {
 		if (do_rollback(self->fd, cursor, &rollback)) {
@@ -102,7 +88,7 @@ TEST_F_TIMEOUT(many, signals_end_a_commit_with_progress, 120)
 		ASSERT_GT(cursor, rollback.cursor);
 		cursor = rollback.cursor;
 	}
-	alarm_every(0);
+	interrupt_every(0);
 	ASSERT_EQ(0, domains_slow(0));
 	EXPECT_EQ(0, cursor);
 	EXPECT_HOME(0, MANY);
@@ -428,6 +414,90 @@ TEST_F(half, fdinfo)
 	EXPECT_NE(NULL, strstr(text, "\nvmbeam-hypercalls:\t1\n"));
 	snprintf(path, sizeof(path), "\nvmbeam-domains:\t%u %u\n", self->a, self->b);
 	EXPECT_NE(NULL, strstr(text, path));
+}
+
+/* ---- A signal before the first pair ---- */
+
+/*
+ * Has a request's structure appear only when the kernel reads it, and sends a
+ * signal to the caller before it does. So the signal comes when the ioctl has
+ * begun and has done nothing yet.
+ */
+struct late {
+	pthread_t thread, caller;
+	int uffd;
+	void *page, *contents;
+};
+
+static void *arrive_late(void *arg)
+{
+	struct late *late = arg;
+	struct uffd_msg msg;
+	struct uffdio_copy copy = {
+		.dst = PTR(late->page), .src = PTR(late->contents), .len = 4096,
+	};
+
+	if (read(late->uffd, &msg, sizeof(msg)) == sizeof(msg)) {
+		pthread_kill(late->caller, SIGUSR1);
+		ioctl(late->uffd, UFFDIO_COPY, &copy);
+	}
+	return NULL;
+}
+
+/* Issue an ioctl that finds a signal pending. As ioctl(). */
+static int interrupted(int fd, unsigned int cmd, const void *arg, size_t size)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register where = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct late late = { .caller = pthread_self() };
+	struct sigaction action = { .sa_handler = nothing };
+	int ret = -1;
+
+	late.page = mmap(NULL, 4096, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	late.contents = calloc(1, 4096);
+	late.uffd = syscall(SYS_userfaultfd, O_CLOEXEC);
+	where.range.start = PTR(late.page);
+	where.range.len = 4096;
+	memcpy(late.contents, arg, size);
+	sigaction(SIGUSR1, &action, NULL);
+	if (late.page != MAP_FAILED && late.uffd >= 0 &&
+	    !ioctl(late.uffd, UFFDIO_API, &api) &&
+	    !ioctl(late.uffd, UFFDIO_REGISTER, &where) &&
+	    !pthread_create(&late.thread, NULL, arrive_late, &late)) {
+		ret = ioctl(fd, cmd, late.page);
+		pthread_join(late.thread, NULL);
+	}
+	close(late.uffd);
+	free(late.contents);
+	munmap(late.page, 4096);
+	return ret;
+}
+
+TEST_F(half, signal_before_the_first_pair)
+{
+	struct vmbeam_prepare prepare = { .size = sizeof(prepare) };
+	struct vmbeam_commit commit = { .size = sizeof(commit) };
+	struct vmbeam_rollback rollback = {
+		.size = sizeof(rollback), .expected = FRAMES / 2,
+	};
+	struct vmbeam_status state;
+
+	EXPECT_FAIL(EINTR, interrupted(self->fd, VMBEAM_IOCTL_PREPARE, &prepare,
+				       sizeof(prepare)));
+	EXPECT_FAIL(EINTR, interrupted(self->fd, VMBEAM_IOCTL_COMMIT, &commit,
+				       sizeof(commit)));
+	state = get_status(self->fd);
+	EXPECT_EQ(VMBEAM_STATE_LOADED, state.state);
+	EXPECT_EQ(0, state.hypercalls);
+	EXPECT_HOME(0, FRAMES);
+	ASSERT_EQ(0, do_commit(self->fd, 0, FRAMES / 2, NULL, NULL));
+	EXPECT_FAIL(EINTR, interrupted(self->fd, VMBEAM_IOCTL_ROLLBACK, &rollback,
+				       sizeof(rollback)));
+	state = get_status(self->fd);
+	EXPECT_EQ(VMBEAM_STATE_COMMITTING, state.state);
+	EXPECT_EQ(FRAMES / 2, state.swapped);
+	EXPECT_AWAY(0, FRAMES / 2);
 }
 
 /* ---- Trace events ---- */

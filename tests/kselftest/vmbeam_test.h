@@ -202,6 +202,23 @@ static inline bool has_swap(int fd)
 	return features(fd) & VMBEAM_FEATURE_SWAP;
 }
 
+static inline void nothing(int sig)
+{
+}
+
+/* Signals that do nothing but come; none if @usec is 0. */
+static inline void interrupt_every(long usec)
+{
+	struct itimerval timer = {
+		.it_value.tv_usec = usec,
+		.it_interval.tv_usec = usec,
+	};
+	struct sigaction action = { .sa_handler = nothing, .sa_flags = SA_RESTART };
+
+	sigaction(SIGALRM, &action, NULL);
+	setitimer(ITIMER_REAL, &timer, NULL);
+}
+
 /* A page that cannot be accessed follows directly. */
 static inline char *page_before_hole(void)
 {

@@ -225,8 +225,9 @@ struct vmbeam_prepare {
  *
  * Errors: EBADFD (nothing loaded, already committed, or rolled back), ESTALE
  * (@expected is not the cursor, which is in @cursor), EINVAL (@nr beyond the
- * end), EINTR (a signal before the first pair), ECANCELED, ESRCH, EPERM, ENXIO,
- * EBUSY and ENOMEM (of the hypervisor) as for VMBEAM_IOCTL_OPEN.
+ * end), EFAULT and ECANCELED (see above), EINTR (a signal before the first
+ * pair), ESRCH, EPERM, ENXIO, EBUSY and ENOMEM (of the hypervisor) as for
+ * VMBEAM_IOCTL_OPEN.
  */
 struct vmbeam_commit {
 	__u32 size;
