@@ -503,6 +503,7 @@ TEST_F(fault, watch_and_cancel)
 	EXPECT_EQ(VMBEAM_STATE_COMMITTING, state.state);
 	EXPECT_EQ(_IOC_NR(VMBEAM_IOCTL_COMMIT), state.activity);
 	EXPECT_EQ(BATCH, state.cursor);
+	EXPECT_TRUE(fdinfo_has(self->fd, "activity:\tcommit"));
 	EXPECT_EQ(0, do_cancel(self->fd));
 	pthread_join(worker.thread, NULL);
 	EXPECT_EQ(-1, worker.ret);
@@ -520,6 +521,7 @@ TEST_F(fault, watch_and_cancel)
 	ASSERT_EQ(0, pthread_create(&worker.thread, NULL, work, &worker));
 	while (get_status(self->fd).activity != (__u32)worker.nr)
 		;
+	EXPECT_TRUE(fdinfo_has(self->fd, "activity:\tprepare"));
 	EXPECT_EQ(0, do_cancel(self->fd));
 	pthread_join(worker.thread, NULL);
 	EXPECT_EQ(ECANCELED, worker.error);
@@ -527,6 +529,7 @@ TEST_F(fault, watch_and_cancel)
 	ASSERT_EQ(0, pthread_create(&worker.thread, NULL, work, &worker));
 	while (get_status(self->fd).activity != (__u32)worker.nr)
 		;
+	EXPECT_TRUE(fdinfo_has(self->fd, "activity:\trollback"));
 	EXPECT_EQ(0, do_cancel(self->fd));
 	pthread_join(worker.thread, NULL);
 	EXPECT_EQ(ECANCELED, worker.error);

@@ -202,6 +202,24 @@ static inline bool has_swap(int fd)
 	return features(fd) & VMBEAM_FEATURE_SWAP;
 }
 
+/* Whether the file's fdinfo has the line "vmbeam-@line". */
+static inline bool fdinfo_has(int fd, const char *line)
+{
+	char path[64], text[4096], whole[128];
+	FILE *file;
+	size_t len;
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+	snprintf(whole, sizeof(whole), "\nvmbeam-%s\n", line);
+	file = fopen(path, "r");
+	if (!file)
+		return false;
+	len = fread(text, 1, sizeof(text) - 1, file);
+	fclose(file);
+	text[len] = '\0';
+	return strstr(text, whole);
+}
+
 static inline void nothing(int sig)
 {
 }

@@ -124,6 +124,18 @@ impl Domain {
         }
     }
 
+    /// Have the hypervisor answer `returns` to all swaps with it, or let it be. Only
+    /// possible in the model: tells whether it has happened.
+    pub fn refuse(&self, returns: Option<Errno>) -> Result<bool> {
+        match &self.which {
+            Which::Xen(_) => Ok(false),
+            Which::Mock(domain) => {
+                domain.refuse(returns.map_or(0, |e| -(e as i32)))?;
+                Ok(true)
+            }
+        }
+    }
+
     /// Keep a frame from being swapped, with an error of [`Host::refusals`].
     pub fn hold(&self, gfn: u64, error: Errno) -> Result<Hold> {
         Ok(match &self.which {

@@ -144,6 +144,21 @@ const ERRNOS: [Errno; 14] = [
     Errno::ESTALE,
 ];
 
+/// What the hypervisor can say to a domain, and what the driver makes of it.
+const MODES: [(Errno, Errno); 11] = [
+    (Errno::EBUSY, Errno::EBUSY),
+    (Errno::EADDRINUSE, Errno::EBUSY),
+    (Errno::EMLINK, Errno::EBUSY),
+    (Errno::EAGAIN, Errno::EBUSY),
+    (Errno::ENXIO, Errno::ENXIO),
+    (Errno::ENOMEM, Errno::ENOMEM),
+    (Errno::EPERM, Errno::EPERM),
+    (Errno::EACCES, Errno::EPERM),
+    (Errno::ENOEXEC, Errno::EOPNOTSUPP),
+    (Errno::ENOSYS, Errno::EOPNOTSUPP),
+    (Errno::EINVAL, Errno::EIO),
+];
+
 fn missing(seen: &BTreeMap<i32, u64>) -> Result<()> {
     let missing: Vec<_> = ERRNOS
         .iter()
@@ -231,6 +246,9 @@ impl Fuzzer {
             if self.rng.u8(..) < 32 {
                 self.hold_or_release(&session.model)?;
             }
+            if self.rng.u8(..) < 5 {
+                self.change_mode()?;
+            }
             let close = if session.model.half_way() { 40 } else { 6 };
             if self.rng.u8(..) < close {
                 let session = open.swap_remove(index);
@@ -243,12 +261,12 @@ impl Fuzzer {
             }
         }
         if self.rng.bool() {
-            self.release_all();
+            self.release_all()?;
         }
         for session in open {
             self.close(session).context("the last close")?;
         }
-        self.release_all();
+        self.release_all()?;
         self.clean_up().context("records that are left")
     }
 
@@ -332,10 +350,30 @@ impl Fuzzer {
         Ok(())
     }
 
-    fn release_all(&mut self) {
+    /// Nothing is in the way of a swap any more, but for what is held all the time.
+    fn release_all(&mut self) -> Result<()> {
         for place in std::mem::take(&mut self.holds).into_keys() {
             self.world.held.remove(&place);
         }
+        for (domain, refuses) in self.domains.iter().zip(&mut self.world.refuses) {
+            if refuses.take().is_some() {
+                domain.refuse(None)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A domain gets into a mode in which it cannot be swapped, or out of it.
+    fn change_mode(&mut self) -> Result<()> {
+        let index = self.rng.usize(..DOMAINS);
+        let mode = match self.world.refuses[index] {
+            Some(_) => None,
+            None => self.rng.choice(MODES),
+        };
+        if self.domains[index].refuse(mode.map(|(returns, _)| returns))? {
+            self.world.refuses[index] = mode.map(|(_, becomes)| becomes);
+        }
+        Ok(())
     }
 
     /// A domain dies under the sessions that are bound to it, and another one comes.

@@ -15,6 +15,7 @@ use crate::fuzz::DEVICE;
 
 const OP_CREATE: u32 = 0;
 const OP_DESTROY: u32 = 1;
+const OP_REFUSE: u32 = 2;
 const OP_STATUS: u32 = 3;
 const OP_WRITE: u32 = 4;
 const OP_READ: u32 = 5;
@@ -127,6 +128,17 @@ impl Domain {
         Ok(())
     }
 
+    /// From now on all swaps with it fail with `status`, or no longer if that is 0.
+    pub fn refuse(&self, status: i32) -> Result<()> {
+        self.mock.ask(&mut Request {
+            op: OP_REFUSE,
+            domid: self.domid,
+            value: status,
+            ..Request::default()
+        })?;
+        Ok(())
+    }
+
     /// From now on swaps of this frame get `status`, until the result is dropped.
     pub fn hold(&self, gfn: u64, status: i32) -> Result<Hold> {
         self.mock.set_status(self.domid, gfn, status)?;
@@ -181,6 +193,7 @@ mod tests {
             ("VMBEAM_IOCTL_DEBUG", IOCTL_DEBUG as usize),
             ("VMBEAM_DEBUG_CREATE", OP_CREATE as usize),
             ("VMBEAM_DEBUG_DESTROY", OP_DESTROY as usize),
+            ("VMBEAM_DEBUG_REFUSE", OP_REFUSE as usize),
             ("VMBEAM_DEBUG_STATUS", OP_STATUS as usize),
             ("VMBEAM_DEBUG_WRITE", OP_WRITE as usize),
             ("VMBEAM_DEBUG_READ", OP_READ as usize),

@@ -75,9 +75,8 @@ pub struct Access {
 }
 
 impl Session {
-    fn domains(&self, world: &World) -> Option<(usize, usize)> {
-        let (a, b) = self.bound?;
-        Some((world.index(a)?, world.index(b)?))
+    fn domains(&self, world: &World) -> Result<(usize, usize), Errno> {
+        world.domains(self.bound.ok_or(Errno::EBADFD)?)
     }
 
     fn pair(&self, number: usize) -> (u64, u64) {
@@ -112,7 +111,7 @@ impl Session {
         world: &World,
         choose: impl FnOnce(usize) -> usize,
     ) -> Option<(usize, u64)> {
-        let (a, b) = self.domains(world)?;
+        let (a, b) = self.domains(world).ok()?;
         let frames: Vec<_> = (0..self.cursor)
             .filter(|number| self.marks[*number] == Mark::Swapped)
             .flat_map(|number| {
@@ -143,19 +142,16 @@ impl Session {
 
     /// `OPEN`
     pub fn open(&mut self, world: &World, arg: sys::Open) -> Answer<sys::Open> {
-        let known = |domid| world.index(domid).is_some();
         let result = if arg.domid_a >= 0x7ff0 || arg.domid_b >= 0x7ff0 || arg.domid_a == arg.domid_b
         {
             Err(Errno::EINVAL)
         } else if self.bound.is_some() {
             Err(Errno::EBADFD)
-        } else if arg.domid_a == 0 || arg.domid_b == 0 {
-            Err(Errno::EPERM)
-        } else if !known(arg.domid_a) || !known(arg.domid_b) {
-            Err(Errno::ESRCH)
         } else {
-            self.bound = Some((arg.domid_a, arg.domid_b));
-            Ok(())
+            let domids = (arg.domid_a, arg.domid_b);
+            let found = world.domains(domids);
+            self.bound = found.ok().map(|_| domids);
+            found.map(drop)
         };
         Answer {
             result,
@@ -262,8 +258,9 @@ impl Session {
             return Answer::fail(Errno::EFAULT, arg);
         }
         // What was found out before an error counts, in whole batches.
-        let (done, result) = if self.domains(world).is_none() {
-            (0, Err(Errno::ESRCH))
+        let domains = self.domains(world);
+        let (done, result) = if let Err(error) = domains {
+            (0, Err(error))
         } else if arg.status != 0 && access.elements < nr {
             (
                 access.elements / BATCH_PAIRS * BATCH_PAIRS,
@@ -274,7 +271,7 @@ impl Session {
         };
         // A call that got anywhere succeeds, unless memory was taken away.
         let status: Vec<i32> = (arg.first..arg.first + done)
-            .map(|i| world.status(self.domains(world), self.pair(i as usize)))
+            .filter_map(|i| Some(world.status(domains.ok()?, self.pair(i as usize))))
             .collect();
         Answer {
             result,
@@ -315,17 +312,20 @@ impl Session {
         if arg.status != 0 && access.elements < nr {
             return Answer::fail(Errno::EFAULT, nothing);
         }
-        let Some(domains) = self.domains(world) else {
-            return Answer {
-                result: Err(Errno::ESRCH),
-                out: nothing,
-                status: vec![sys::NOT_ATTEMPTED; nr as usize],
-            };
+        let domains = match self.domains(world) {
+            Ok(domains) => domains,
+            Err(error) => {
+                return Answer {
+                    result: Err(error),
+                    out: nothing,
+                    status: vec![sys::NOT_ATTEMPTED; nr as usize],
+                }
+            }
         };
         let mut status = Vec::new();
         for _ in 0..nr {
             let pair = self.pair(self.cursor);
-            let result = world.status(Some(domains), pair);
+            let result = world.status(domains, pair);
             if result == 0 {
                 world.swap(domains, pair);
             }
@@ -386,11 +386,12 @@ impl Session {
         let mut swapped = 0;
         while let Some(number) = self.cursor.checked_sub(1) {
             if self.marks[number] == Mark::Swapped {
-                let Some(domains) = self.domains(world) else {
-                    return (swapped, Err(Errno::ESRCH));
+                let domains = match self.domains(world) {
+                    Ok(domains) => domains,
+                    Err(error) => return (swapped, Err(error)),
                 };
                 let pair = self.pair(number);
-                let status = world.status(Some(domains), pair);
+                let status = world.status(domains, pair);
                 if status != 0 {
                     return (swapped, Err(Errno::from_raw(-status)));
                 }

@@ -38,6 +38,17 @@ pub struct Amount {
     pub limit: Duration,
 }
 
+impl Amount {
+    /// Enough to reach every line that the fuzzer reaches, and no loading: the module
+    /// must stay where it is.
+    pub const COVERAGE: Self = Self {
+        sequences: 0,
+        mock_sequences: 5_000,
+        loads: 0,
+        limit: Duration::from_secs(600),
+    };
+}
+
 /// What `make check` does.
 pub const QUICK: Amount = Amount {
     sequences: 3_000,

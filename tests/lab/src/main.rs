@@ -4,6 +4,7 @@
 
 mod channel;
 mod check;
+mod coverage;
 mod demo;
 mod driver;
 mod images;
@@ -50,6 +51,8 @@ enum Lab {
         /// migrate, stock, driver.
         groups: Vec<check::Group>,
     },
+    /// Which lines of the driver the tests of the plain VM run.
+    Coverage,
     /// Races, fuzzing and latency of the hypercall.
     Races {
         /// Arguments of the stress program.
@@ -105,6 +108,11 @@ fn run() -> Result<bool> {
             Ok(verdict.is_ok())
         }
         Lab::Check { long, groups } => check::run(&groups, long, sizes, &progress),
+        Lab::Coverage => {
+            let mut tally = tally::Tally::default();
+            coverage::run(&mut tally);
+            Ok(tally.close())
+        }
         Lab::Races { arguments } => Ok(races::run(&arguments, &progress)),
         Lab::Open => open::run(sizes, &progress).map(|()| true),
         Lab::Soak { boots } => soak::run(boots, sizes, &progress),

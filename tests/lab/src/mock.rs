@@ -25,7 +25,7 @@ const MORE: usize = 4;
 /// Run all of them and enter their results.
 pub fn run(tally: &mut Tally, long: bool) {
     let amount = if long { LONG } else { QUICK };
-    let text = match boot(&amount) {
+    let text = match boot(&amount, AIDS, &[]) {
         Ok(text) => text,
         Err(e) => return tally.enter("mock", "a plain VM boots", Err(e)),
     };
@@ -58,11 +58,12 @@ pub fn run(tally: &mut Tally, long: bool) {
     });
 }
 
-/// Everything that the VM printed until it powered itself off.
-fn boot(amount: &Amount) -> Result<String> {
+/// Everything that the VM printed until it powered itself off. Its kernel and the
+/// emulator get more options.
+pub fn boot(amount: &Amount, options: &str, emulator: &[&str]) -> Result<String> {
     let append = format!(
-        "console=ttyS0 quiet mitigations=off panic=-1 {AIDS} vmbeam_sequences={} vmbeam_loads={} \
-        ",
+        "console=ttyS0 quiet mitigations=off panic=-1 {options} vmbeam_sequences={} \
+         vmbeam_loads={}",
         amount.mock_sequences, amount.loads,
     );
     let output = Command::new("timeout")
@@ -70,6 +71,7 @@ fn boot(amount: &Amount) -> Result<String> {
         .args(["qemu-system-x86_64", "-accel", "tcg,thread=multi"])
         .args(["-cpu", "max", "-smp", "2", "-m", "1024", "-nodefaults"])
         .args(["-display", "none", "-no-reboot", "-serial", "stdio"])
+        .args(emulator)
         .arg("-kernel")
         .arg(paths::modules().join("vmlinuz"))
         .arg("-initrd")

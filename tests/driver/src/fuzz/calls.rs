@@ -54,7 +54,7 @@ impl Fuzzer {
             _ => self.world.domids[self.rng.usize(..DOMAINS)],
         };
         let (domid_a, domid_b) = (domid(), domid());
-        // Which of two wrong domains is reported is not determined.
+        // Which of two wrong domains a real hypervisor reports is not determined.
         if domid_a.min(domid_b) == 0 && domid_a.max(domid_b) == 0x7000 {
             return Ok(());
         }

@@ -30,6 +30,8 @@ pub struct World {
     pub frames: [Vec<u64>; DOMAINS],
     /// Frames that are held, by domain and gfn, and what their swap is refused with.
     pub held: BTreeMap<(usize, u64), Errno>,
+    /// Why all swaps with a domain fail, if they do.
+    pub refuses: [Option<Errno>; DOMAINS],
     records: Vec<(sys::Record, Session)>,
     last_id: u64,
 }
@@ -50,6 +52,7 @@ impl World {
             domids,
             frames: std::array::from_fn(tags),
             held: BTreeMap::new(),
+            refuses: [None; DOMAINS],
             records: Vec::new(),
             last_id: 0,
         }
@@ -60,18 +63,24 @@ impl World {
         self.domids[index] = domid;
         self.frames[index] = tags(index);
         self.held.retain(|(domain, _), _| *domain != index);
+        self.refuses[index] = None;
     }
 
-    /// Which of the domains has this number.
-    pub fn index(&self, domid: u32) -> Option<usize> {
-        self.domids.iter().position(|d| *d == domid)
+    /// Which of the domains these are, or what the hypervisor says to them.
+    pub fn domains(&self, domids: (u32, u32)) -> Result<(usize, usize), Errno> {
+        let find = |domid: u32| {
+            if domid == 0 {
+                return Err(Errno::EPERM);
+            }
+            let index = self.domids.iter().position(|d| *d == domid);
+            let index = index.ok_or(Errno::ESRCH)?;
+            self.refuses[index].map_or(Ok(index), Err)
+        };
+        Ok((find(domids.0)?, find(domids.1)?))
     }
 
     /// Status that the hypervisor gives to a pair of two domains.
-    pub fn status(&self, domains: Option<(usize, usize)>, pair: (u64, u64)) -> i32 {
-        let Some((a, b)) = domains else {
-            return -(Errno::ESRCH as i32);
-        };
+    pub fn status(&self, (a, b): (usize, usize), pair: (u64, u64)) -> i32 {
         // Both are looked up before either is taken hold of.
         if pair.0.max(pair.1) >= FRAMES {
             return -(Errno::ENOENT as i32);
@@ -99,7 +108,7 @@ impl World {
     pub fn records(&self) -> impl Iterator<Item = (&sys::Record, bool)> {
         self.records
             .iter()
-            .map(|(record, session)| (record, session.domains(self).is_some()))
+            .map(|(record, session)| (record, session.domains(self).is_ok()))
     }
 
     /// Compare with what the driver lists, and learn the numbers of new ones.
