@@ -98,8 +98,14 @@ deb-dkms: kernel
 
 ## deb-dkms-test: also install it with apt beside the lab's kernel
 .PHONY: deb-dkms-test
-deb-dkms-test: kernel
+deb-dkms-test: kernel userspace kselftest
 	@scripts/deb-dkms.sh test
+
+## kernel-matrix: build the driver for the kernel of another suite: SUITE=sid
+.PHONY: kernel-matrix
+SUITE ?= sid
+kernel-matrix:
+	@scripts/kernel-matrix.sh $(SUITE)
 
 ## kselftest: build the driver's selftest
 .PHONY: kselftest

@@ -63,15 +63,20 @@ step "vmbeam-dkms: apt install, with the packages of $release"
 over sh -c 'printf "#!/bin/sh\nexit 101\n" >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d
 	apt-get -qq install -y --no-install-recommends -t trixie-backports \
 		"linux-headers-$1" "linux-source-$2" linux-headers-amd64 linux-source &&
-	exec apt-get -qq install -y --no-install-recommends "/deb/vmbeam-dkms_$3_all.deb"' sh \
+	exec apt-get -qq install -y --reinstall --no-install-recommends \
+		"/deb/vmbeam-dkms_$3_all.deb"' sh \
 	"$release" "$(echo "$release" | cut -d. -f1,2)" "$version" >"$out/install.log" 2>&1 ||
 	{ tail -n 40 "$out/install.log"; die "the package could not be installed"; }
 over dkms status -m vmbeam -v "$version" -k "$release" | grep -q installed ||
 	die "DKMS did not install the module, see $out/install.log"
-built=$(find "$out/upper/usr/lib/modules" "$out/upper/lib/modules" -name 'vmbeam.ko*' 2>/dev/null | head -n1)
+built=$(find "$out/upper/usr/lib/modules" -name 'vmbeam.ko*' | head -n1)
 [ -n "$built" ] || die "DKMS left no module"
 case $built in
 *.xz) xz -dc "$built" >"$out/vmbeam.ko" ;;
 *) cp "$built" "$out/vmbeam.ko" ;;
 esac
+step_done
+
+step "vmbeam-dkms: load the module that DKMS built"
+scripts/in-sysroot.sh build/target/release/lab load build/deb/vmbeam.ko
 step_done

@@ -65,7 +65,7 @@ fn measure() -> Result<Report> {
     fs::create_dir_all(paths::logs())?;
     let name = log.to_string_lossy();
     let emulator = ["-d", "in_asm", "-dfilter", MODULES, "-D", &name];
-    let output = mock::boot(&Amount::COVERAGE, "nokaslr", &emulator)?;
+    let output = mock::boot("mock", &Amount::COVERAGE, "nokaslr", &emulator)?;
     let text = output
         .lines()
         .find_map(|line| line.strip_prefix("TEXT 0x"))

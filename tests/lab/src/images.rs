@@ -78,6 +78,16 @@ fn mock() -> Result<()> {
     image.pack()
 }
 
+/// For a plain VM with one build of the driver, as it is: DKMS signs modules.
+pub fn load(module: &Path) -> Result<()> {
+    let mut image = Image::new("load")?;
+    image.busybox()?;
+    image.copy(&paths::lab_sources("load-init"), "/init")?;
+    image.copy(module, "/lib/modules/vmbeam.ko")?;
+    image.tests(&paths::kselftests()[..1])?;
+    image.pack()
+}
+
 fn management() -> Result<()> {
     let mut image = Image::new("mgmt")?;
     image.xen_services()?;

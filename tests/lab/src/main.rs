@@ -8,6 +8,7 @@ mod coverage;
 mod demo;
 mod driver;
 mod images;
+mod load;
 mod machine;
 mod migrate;
 mod mock;
@@ -50,6 +51,11 @@ enum Lab {
         /// Only these groups: style, hypervisor, unit, mock, harness, host, toolstack, nested,
         /// migrate, stock, driver.
         groups: Vec<check::Group>,
+    },
+    /// Load a build of the driver in a plain VM, and try what needs no hypervisor.
+    Load {
+        /// The module.
+        module: std::path::PathBuf,
     },
     /// Which lines of the driver the tests of the plain VM run.
     Coverage,
@@ -108,6 +114,11 @@ fn run() -> Result<bool> {
             Ok(verdict.is_ok())
         }
         Lab::Check { long, groups } => check::run(&groups, long, sizes, &progress),
+        Lab::Load { module } => {
+            let mut tally = tally::Tally::default();
+            load::run(&mut tally, &module);
+            Ok(tally.close())
+        }
         Lab::Coverage => {
             let mut tally = tally::Tally::default();
             coverage::run(&mut tally);

@@ -25,7 +25,7 @@ const MORE: usize = 4;
 /// Run all of them and enter their results.
 pub fn run(tally: &mut Tally, long: bool) {
     let amount = if long { LONG } else { QUICK };
-    let text = match boot(&amount, AIDS, &[]) {
+    let text = match boot("mock", &amount, AIDS, &[]) {
         Ok(text) => text,
         Err(e) => return tally.enter("mock", "a plain VM boots", Err(e)),
     };
@@ -60,7 +60,7 @@ pub fn run(tally: &mut Tally, long: bool) {
 
 /// Everything that the VM printed until it powered itself off. Its kernel and the
 /// emulator get more options.
-pub fn boot(amount: &Amount, options: &str, emulator: &[&str]) -> Result<String> {
+pub fn boot(image: &str, amount: &Amount, options: &str, emulator: &[&str]) -> Result<String> {
     let append = format!(
         "console=ttyS0 quiet mitigations=off panic=-1 {options} vmbeam_sequences={} \
          vmbeam_loads={}",
@@ -75,14 +75,14 @@ pub fn boot(amount: &Amount, options: &str, emulator: &[&str]) -> Result<String>
         .arg("-kernel")
         .arg(paths::modules().join("vmlinuz"))
         .arg("-initrd")
-        .arg(paths::image("mock"))
+        .arg(paths::image(image))
         .args(["-append", &append])
         .output()
         .context("cannot start qemu-system-x86_64")?;
     let text = String::from_utf8_lossy(&output.stdout).replace('\r', "");
 
     fs::create_dir_all(paths::logs())?;
-    fs::write(paths::logs().join("mock.log"), &text)?;
+    fs::write(paths::logs().join(format!("{image}.log")), &text)?;
     if !output.status.success() || !text.contains("END ") {
         bail!(
             "{}, {}\n{}",
