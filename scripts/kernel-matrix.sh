@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 suite=$1
 out=$PWD/build/matrix/$suite
 packages=(
-	build-essential bc bison flex kmod xz-utils libelf-dev libssl-dev pahole
+	build-essential bc bison flex kmod python3 xz-utils libelf-dev libssl-dev pahole
 	rustc rust-src bindgen linux-headers-amd64 linux-source
 )
 

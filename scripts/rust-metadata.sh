@@ -32,7 +32,7 @@ value() {
 
 [ -e "$config" ] || die "$config is missing: install the headers of the kernel"
 [ "$(value RUST)" = y ] || die "this kernel was built without CONFIG_RUST"
-for tool in rustc bindgen pahole flex bison bc make; do
+for tool in rustc bindgen pahole flex bison bc python3 make; do
 	command -v "$tool" >/dev/null || die "$tool is not installed"
 done
 wanted=$(value RUSTC_VERSION_TEXT) have=$(rustc --version)

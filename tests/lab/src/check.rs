@@ -10,6 +10,7 @@ use anyhow::ensure;
 use anyhow::Result;
 
 use crate::channel::Channel;
+use crate::coverage;
 use crate::demo;
 use crate::driver;
 use crate::migrate;
@@ -94,7 +95,12 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
                     "--format=pretty",
                 ]),
             ),
-            Group::Mock => mock::run(&mut tally, long),
+            Group::Mock => {
+                mock::run(&mut tally, long);
+                if long {
+                    coverage::run(&mut tally);
+                }
+            }
             Group::Harness => tally.program(
                 "harness",
                 Command::new("build/target/release/hv-harness").arg("check"),
