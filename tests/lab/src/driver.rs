@@ -54,7 +54,7 @@ pub const QUICK: Amount = Amount {
     sequences: 3_000,
     mock_sequences: 20_000,
     loads: 10,
-    limit: Duration::from_secs(420),
+    limit: Duration::from_secs(1200),
 };
 
 /// And beside other tests on real domains, in a boot without debugging aids.
