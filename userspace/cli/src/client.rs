@@ -26,6 +26,8 @@ pub(crate) enum ClientError {
     Unexpected,
     #[error("{message}{}", consequence(*.failure))]
     Daemon { failure: Failure, message: String },
+    #[error("vmbeamd is not done yet: {0}; wait for it, or see its log (`vmbeam status` shows what it does)")]
+    Busy(String),
     #[error("cannot write {}: {error}", path.display())]
     Write {
         path: PathBuf,

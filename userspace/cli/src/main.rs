@@ -5,8 +5,11 @@
 mod check;
 mod client;
 mod display;
+mod evacuate;
+mod interrupt;
 mod list;
 mod migrate;
+mod moves;
 mod records;
 mod swap;
 
@@ -24,13 +27,15 @@ mod exit {
     pub(crate) const FAILED: u8 = 1;
     pub(crate) const REFUSED: u8 = 3;
     pub(crate) const ROLLED_BACK: u8 = 4;
+    pub(crate) const INCOMPLETE: u8 = 5;
 }
 
 /// Moves guest VMs between the virtualization systems of one host by swapping
 /// their memory instead of copying it.
 ///
 /// Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused and nothing changed,
-/// 4 failed half way and everything put back.
+/// 4 failed half way and everything put back, 5 done in part: the same command
+/// goes on.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
@@ -124,6 +129,13 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Move all guests of a host VM to another one
+    ///
+    /// First lists all that is in the way of any guest, then migrates one after the
+    /// other. Ctrl-C stops after the guest that is moving, a second one cancels its
+    /// move. Each guest runs in one place all the time; the same command goes on with
+    /// those that are left.
+    Evacuate(evacuate::Args),
     /// Cancel a migration that has not passed the point of no return
     Abort {
         /// Number of the job, from `vmbeam status`
@@ -164,6 +176,15 @@ enum MemoryMode {
     Copy,
 }
 
+impl From<MemoryMode> for Mode {
+    fn from(mode: MemoryMode) -> Self {
+        match mode {
+            MemoryMode::Swap => Self::Swap,
+            MemoryMode::Copy => Self::Copy,
+        }
+    }
+}
+
 /// The exit status of something that was asked of the driver itself.
 fn driver(result: Result<ExitCode, vmbeam_uapi::Error>) -> ExitCode {
     result.unwrap_or_else(|e| {
@@ -200,10 +221,7 @@ fn run(args: Args) -> Result<ExitCode, ClientError> {
             let request = MigrateRequest {
                 from: GuestRef { host_vm, guest },
                 to,
-                mode: match mode {
-                    MemoryMode::Swap => Mode::Swap,
-                    MemoryMode::Copy => Mode::Copy,
-                },
+                mode: mode.into(),
                 dry_run,
                 verify,
                 timeout_seconds,
@@ -211,6 +229,7 @@ fn run(args: Args) -> Result<ExitCode, ClientError> {
             };
             migrate::run(&args.socket, request, json)
         }
+        Command::Evacuate(evacuation) => evacuate::run(&args.socket, &evacuation),
         Command::Abort { job } => migrate::abort(Client::connect(&args.socket)?, job),
         Command::Swap {
             from,

@@ -21,7 +21,7 @@ const NONE: u64 = 0;
 
 /// The report as JSON: names as people write them.
 #[derive(Serialize)]
-struct Json<'a> {
+pub(crate) struct Json<'a> {
     guest: &'a str,
     from: &'a str,
     to: &'a str,

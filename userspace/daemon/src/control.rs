@@ -7,7 +7,7 @@ use crate::driver::Driver;
 use crate::exchange::SwapError;
 use crate::host_vm::HostVm;
 use crate::journal::{Journal, Record};
-use crate::migrate::{migrate, Context as MigrateContext, Finished};
+use crate::migrate::{migrate, plan, Context as MigrateContext, Finished};
 use crate::recovery::{Settled, Settling};
 use crate::side::Side;
 use crate::swap::swap;
@@ -296,6 +296,15 @@ fn serve(shared: &Arc<Shared>, mut stream: UnixStream) -> Result<(), ClientError
                 Err(e) => failed(e.failure, &e.message),
             }
         }
+        ToDaemon::Plan { from, to, mode } => {
+            let planned = shared
+                .pair(&from, &to)
+                .and_then(|host_vms| plan(&*shared.driver, host_vms, mode));
+            match planned {
+                Ok(report) => FromDaemon::Plan(report),
+                Err(e) => failed(e.failure, &e.message),
+            }
+        }
         ToDaemon::Abort { job } => match shared.abort(job) {
             Ok(()) => FromDaemon::Done,
             Err(why) => failed(Failure::Refused, &why),
@@ -393,7 +402,7 @@ impl Shared {
         let host_vms = (self.host_vm(a)?, self.host_vm(b)?);
         if a == b {
             return refuse(format!(
-                "both guests are in host VM {a}; name guests of two host VMs"
+                "source and destination are both host VM {a}; name two host VMs"
             ));
         }
         if !self.config.allows(a, b) {

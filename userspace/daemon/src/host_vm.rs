@@ -7,7 +7,7 @@ use crate::link::{Link, LinkError};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tracing::{info, warn};
 use vmbeam_wire::message::{AgentReport, AgentVersions};
 use vmbeam_xen::command::run;
@@ -16,6 +16,12 @@ use vmbeam_xen::command::run;
 const KEEP: Duration = Duration::from_secs(1);
 /// How long an agent that was there before may take to say hello again.
 const HELLO_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a job waits for another one that may only be asking something, as
+/// `vmbeam list` does.
+const ASKING: Duration = Duration::from_secs(10);
+/// How often it looks.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// How long the command that prints a domid may take.
 const DOMID_COMMAND: Duration = Duration::from_secs(30);
@@ -191,7 +197,7 @@ impl HostVm {
                 link: Some(link),
             }),
             Slot::Busy => Err(format!(
-                "host VM {} is busy with another job",
+                "host VM {} is busy with another job, and does one at a time; wait for it (`vmbeam status`), or cancel it (`vmbeam abort`)",
                 self.config.name
             )),
             Slot::Empty => {
@@ -205,6 +211,18 @@ impl HostVm {
                     self.config.name
                 ))
             }
+        }
+    }
+
+    /// The same, but whoever only asks the agent something has a while to end.
+    pub fn agent_soon(&self) -> Result<AgentGuard<'_>, String> {
+        let deadline = Instant::now() + ASKING;
+        loop {
+            let busy = matches!(*lock(&self.slot), Slot::Busy);
+            if !busy || Instant::now() >= deadline {
+                return self.agent();
+            }
+            std::thread::sleep(LOOK);
         }
     }
 

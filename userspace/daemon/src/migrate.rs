@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use vmbeam_uapi::NOT_ATTEMPTED;
 use vmbeam_wire::message::{
     Digest, Failure, Guest, GuestKind, GuestState, MigrateReport, MigrateRequest, Mode, Phase,
-    SwapRun, MAX_PAGES_PER_CHUNK,
+    PlanReport, PlannedGuest, SwapRun, MAX_PAGES_PER_CHUNK,
 };
 use vmbeam_wire::PfnRun;
 use vmbeam_xen::stream::{Contents, Scanner};
@@ -80,10 +80,10 @@ struct Job<'a> {
 /// Migrate a guest. The pair of host VMs has been found to be allowed.
 pub(crate) fn migrate<'a>(
     context: Context<'a>,
-    (from, to): (&'a HostVm, &'a HostVm),
+    host_vms: (&'a HostVm, &'a HostVm),
     request: &'a MigrateRequest,
 ) -> Finished {
-    let result = Job::begin(context, (from, to), request);
+    let result = Job::begin(context, host_vms, request);
     let mut job = match result {
         Ok(job) => job,
         Err(error) => {
@@ -117,97 +117,161 @@ fn count(runs: &[PfnRun]) -> u64 {
     runs.iter().map(|r| u64::from(r.nr)).sum()
 }
 
-/// Why a migration is not possible, as far as that can be told beforehand.
-fn blockers(
-    request: &MigrateRequest,
-    guest: &Guest,
-    there: &[Guest],
-    problems: [&Option<String>; 2],
-    free_mib: u64,
-) -> Vec<String> {
-    let (from, to) = (&request.from.host_vm, &request.to);
+/// Why a guest cannot migrate whatever the destination has room for.
+fn blockers_of(to: &str, guest: &Guest, there: &[Guest]) -> Vec<String> {
+    let name = &guest.name;
     let mut blockers = Vec::new();
     if guest.kind != GuestKind::Pv {
         blockers.push(format!(
-            "guest {} is not a PV guest; only PV guests can be migrated so far",
-            guest.name
+            "guest {name} is not a PV guest; only PV guests can be migrated so far: shut it down, and start it in {to}"
         ));
     }
     if guest.state != GuestState::Running {
         blockers.push(format!(
-            "guest {} does not run; only a guest that runs can suspend itself",
-            guest.name
+            "guest {name} does not run, and only a guest that runs can suspend itself; unpause it, or shut it down"
         ));
     }
-    if there.iter().any(|g| g.name == guest.name) {
+    if there.iter().any(|g| g.name == *name) {
         blockers.push(format!(
-            "host VM {to} has a guest named {} already",
-            guest.name
-        ));
-    }
-    if request.mode == Mode::Swap {
-        for (vm, problem) in [from, to].into_iter().zip(problems) {
-            if let Some(problem) = problem {
-                blockers.push(format!("host VM {vm}: {problem}"));
-            }
-        }
-    }
-    if free_mib < mib(guest.pages) {
-        blockers.push(format!(
-            "host VM {to} has {free_mib} MiB of free memory, and guest {} needs {} MiB",
-            guest.name,
-            mib(guest.pages)
+            "host VM {to} has a guest named {name} already; rename or shut down one of them"
         ));
     }
     blockers
+}
+
+/// Why guests of two host VMs cannot migrate whatever they are.
+fn blockers_of_pair(mode: Mode, from: (&str, &Facts), to: (&str, &Facts)) -> Vec<String> {
+    [from, to]
+        .into_iter()
+        .filter(|_| mode == Mode::Swap)
+        .filter_map(|(vm, facts)| Some(format!("host VM {vm}: {}", facts.0.as_ref()?)))
+        .collect()
+}
+
+/// Too little memory, if it is.
+fn no_room(to: &str, what: &str, needed_mib: u64, free_mib: u64) -> Option<String> {
+    (free_mib < needed_mib).then(|| {
+        format!(
+            "host VM {to} has {free_mib} MiB of free memory, and {what} {needed_mib} MiB; shut down guests there, or give the host VM more memory"
+        )
+    })
+}
+
+/// Why no guest can move to or from a host VM, if so, and its free memory in MiB.
+type Facts = (Option<String>, u64);
+
+/// Both agents, in the order of the names: of two opposite migrations, one gets
+/// both.
+fn take<'a>((from, to): (&'a HostVm, &'a HostVm)) -> Result<(Side<'a>, Side<'a>), SwapError> {
+    if from.config.name < to.config.name {
+        let from = Side::take(from).map_err(refused)?;
+        Ok((from, Side::take(to).map_err(refused)?))
+    } else {
+        let to = Side::take(to).map_err(refused)?;
+        Ok((Side::take(from).map_err(refused)?, to))
+    }
+}
+
+/// Refuse what the host hypervisor cannot do at all; gives the domids of both
+/// host VMs.
+fn domids(
+    driver: &dyn Driver,
+    (from, to): (&Side<'_>, &Side<'_>),
+    mode: Mode,
+) -> Result<(u32, u32), SwapError> {
+    let domids = (
+        from.vm.domid().map_err(refused)?,
+        to.vm.domid().map_err(refused)?,
+    );
+    if mode == Mode::Swap {
+        let offer = |e| {
+            refused(format!(
+                "{e}; `vmbeam migrate --mode copy` copies the memory instead"
+            ))
+        };
+        drop(driver.open(domids.0, domids.1).map_err(offer)?);
+    }
+    Ok(domids)
+}
+
+/// Guests and facts of both host VMs, each asked once.
+#[derive(Debug)]
+struct Inventory {
+    here: (Vec<Guest>, Facts),
+    there: (Vec<Guest>, Facts),
+}
+
+impl Inventory {
+    fn of(from: &mut Side<'_>, to: &mut Side<'_>) -> Result<Self, SwapError> {
+        let ask = |side: &mut Side<'_>| {
+            side.greet()?;
+            Ok((side.talk(|l| l.guests())?, side.talk(|l| l.facts())?))
+        };
+        let (here, there) = both(|| ask(from), || ask(to));
+        let refused = |e: String| refused(e);
+        Ok(Self {
+            here: here.map_err(refused)?,
+            there: there.map_err(refused)?,
+        })
+    }
+}
+
+/// What is in the way of all guests of a host VM.
+pub(crate) fn plan(
+    driver: &dyn Driver,
+    host_vms: (&HostVm, &HostVm),
+    mode: Mode,
+) -> Result<PlanReport, SwapError> {
+    let (mut from, mut to) = take(host_vms)?;
+    let mut report = PlanReport::default();
+    if let Err(e) = domids(driver, (&from, &to), mode) {
+        report.blockers.push(e.message);
+    }
+    let Inventory { here, there } = Inventory::of(&mut from, &mut to)?;
+    let (here, there) = (&here, &there);
+    let pair = blockers_of_pair(mode, (from.name(), &here.1), (to.name(), &there.1));
+    report.blockers.extend(pair);
+    report.free_mib = there.1 .1;
+    report.needed_mib = here.0.iter().map(|g| mib(g.pages)).sum();
+    // Guests that leave take no memory with them but what the destination has
+    // allocated for each: all of it must fit at once.
+    let what = "all guests together need";
+    report
+        .blockers
+        .extend(no_room(to.name(), what, report.needed_mib, report.free_mib));
+    let planned = |guest: &Guest| PlannedGuest {
+        blockers: blockers_of(to.name(), guest, &there.0),
+        guest: guest.clone(),
+    };
+    report.guests = here.0.iter().map(planned).collect();
+    report.guests.sort_by_key(|g| g.guest.domid);
+    Ok(report)
 }
 
 impl<'a> Job<'a> {
     /// Everything that can be found out without touching the guest.
     fn begin(
         context: Context<'a>,
-        (from, to): (&'a HostVm, &'a HostVm),
+        host_vms: (&'a HostVm, &'a HostVm),
         request: &'a MigrateRequest,
     ) -> Result<Self, SwapError> {
         let started = Instant::now();
         (context.progress)(Phase::Preflight, 0, 0);
-        // In the order of the names: of two opposite migrations, one gets both.
-        let (mut from, mut to) = if from.config.name < to.config.name {
-            let from = Side::take(from).map_err(refused)?;
-            (from, Side::take(to).map_err(refused)?)
-        } else {
-            let to = Side::take(to).map_err(refused)?;
-            (Side::take(from).map_err(refused)?, to)
-        };
-        let domids = (
-            from.vm.domid().map_err(refused)?,
-            to.vm.domid().map_err(refused)?,
-        );
-        if request.mode == Mode::Swap {
-            // Refuses what the host hypervisor can't do at all.
-            let offer = |e| {
-                refused(format!(
-                    "{e}; `vmbeam migrate --mode copy` copies the memory instead"
-                ))
-            };
-            drop(context.driver.open(domids.0, domids.1).map_err(offer)?);
-        }
-        from.greet().map_err(refused)?;
-        to.greet().map_err(refused)?;
+        let (mut from, mut to) = take(host_vms)?;
+        let domids = domids(context.driver, (&from, &to), request.mode)?;
+        let Inventory { here, there } = Inventory::of(&mut from, &mut to)?;
         let name = &request.from.guest;
-        let here = from.talk(|l| l.guests()).map_err(refused)?;
-        let Some(guest) = here.into_iter().find(|g| g.name == *name) else {
+        let Some(guest) = here.0.iter().find(|g| g.name == *name).cloned() else {
             return Err(refused(format!(
-                "host VM {} has no guest named {name}",
+                "host VM {} has no guest named {name}; `vmbeam list` shows which there are",
                 request.from.host_vm
             )));
         };
-        let there = to.talk(|l| l.guests()).map_err(refused)?;
-        let (here, facts) = both(|| from.talk(|l| l.facts()), || to.talk(|l| l.facts()));
-        let (problem_here, _) = here.map_err(refused)?;
-        let (problem_there, free_mib) = facts.map_err(refused)?;
-        let problems = [&problem_here, &problem_there];
-        let blockers = blockers(request, &guest, &there, problems, free_mib);
+        let mut blockers = blockers_of(&request.to, &guest, &there.0);
+        let facts = ((from.name(), &here.1), (to.name(), &there.1));
+        blockers.extend(blockers_of_pair(request.mode, facts.0, facts.1));
+        let needs = format!("guest {name} needs");
+        blockers.extend(no_room(&request.to, &needs, mib(guest.pages), there.1 .1));
         if !request.dry_run && !blockers.is_empty() {
             return Err(refused(blockers.join("; ")));
         }
@@ -778,7 +842,6 @@ impl<'a> Job<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmbeam_wire::message::GuestRef;
 
     fn guest(name: &str) -> Guest {
         Guest {
@@ -790,44 +853,31 @@ mod tests {
         }
     }
 
-    fn request(mode: Mode) -> MigrateRequest {
-        MigrateRequest {
-            from: GuestRef {
-                host_vm: "A".into(),
-                guest: "guest".into(),
-            },
-            to: "B".into(),
-            mode,
-            dry_run: false,
-            verify: false,
-            timeout_seconds: None,
-            max_downtime_ms: None,
-        }
-    }
-
     #[test]
     fn every_blocker_is_named() {
-        let check = |mode, guest: &Guest, there: &[Guest], problem: Option<&str>, free| {
-            let problem = problem.map(str::to_owned);
-            blockers(&request(mode), guest, there, [&None, &problem], free)
-        };
         let good = guest("guest");
-        assert!(check(Mode::Swap, &good, &[guest("other")], None, 2).is_empty());
+        assert!(blockers_of("B", &good, &[guest("other")]).is_empty());
         let mut bad = good.clone();
         bad.kind = GuestKind::Hvm;
         bad.state = GuestState::Paused;
-        let all = check(Mode::Swap, &bad, &[guest("guest")], Some("old tools"), 1);
-        for (blocker, words) in all.iter().zip([
-            "not a PV guest",
-            "does not run",
-            "has a guest named guest",
-            "host VM B: old tools",
-            "1 MiB of free memory, and guest guest needs 2 MiB",
-        ]) {
+        let all = blockers_of("B", &bad, &[guest("guest")]);
+        assert_eq!(all.len(), 3);
+        for (blocker, words) in
+            all.iter()
+                .zip(["not a PV guest", "does not run", "has a guest named guest"])
+        {
             assert!(blocker.contains(words), "{blocker}");
         }
-        assert_eq!(all.len(), 5);
+        let (fine, old) = ((None, 2), (Some("old tools".to_owned()), 2));
+        let pair = |mode| blockers_of_pair(mode, ("A", &fine), ("B", &old));
+        assert_eq!(pair(Mode::Swap), ["host VM B: old tools"]);
         // A copy needs nothing of the toolstack.
-        assert!(check(Mode::Copy, &good, &[], Some("old tools"), 2).is_empty());
+        assert!(pair(Mode::Copy).is_empty());
+        assert_eq!(no_room("B", "it needs", mib(good.pages), 2), None);
+        let full = no_room("B", "it needs", mib(good.pages), 1).unwrap();
+        assert!(
+            full.contains("1 MiB of free memory, and it needs 2 MiB"),
+            "{full}"
+        );
     }
 }

@@ -22,9 +22,9 @@ pub(crate) struct Side<'a> {
 }
 
 impl<'a> Side<'a> {
-    /// With the agent, which must be there and idle.
+    /// With the agent, which must be there, and idle soon.
     pub(crate) fn take(vm: &'a HostVm) -> Result<Self, String> {
-        let agent = vm.agent()?;
+        let agent = vm.agent_soon()?;
         Ok(Self {
             vm,
             bytes: 0,

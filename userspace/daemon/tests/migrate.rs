@@ -153,7 +153,7 @@ fn refusals() {
     let w = world();
     for (from, to, expected) in [
         ("A", "C", "[[pair]]"),
-        ("A", "A", "both guests are in host VM A"),
+        ("A", "A", "both host VM A"),
         ("B", "A", "no guest named guest"),
     ] {
         let (failure, message) = error(migrate(&w, from, to));

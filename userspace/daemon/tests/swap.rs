@@ -174,7 +174,7 @@ fn refusals_before_anything_happens() {
     let before = w.memory();
     for (from, to, expected) in [
         ("A", "C", "[[pair]]"),
-        ("A", "A", "both guests are in host VM A"),
+        ("A", "A", "both host VM A"),
         ("A", "Z", "no host VM named Z"),
         ("C", "D", "agent of host VM D is not there"),
     ] {

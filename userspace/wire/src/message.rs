@@ -499,6 +499,16 @@ pub enum ToDaemon {
     /// Migrate a guest. Answer: [`FromDaemon::Job`], any number of
     /// [`FromDaemon::Progress`], then [`FromDaemon::Migrated`].
     Migrate(MigrateRequest),
+    /// Could all guests of a host VM migrate? Changes nothing. Answer:
+    /// [`FromDaemon::Plan`].
+    Plan {
+        /// The host VM that is to be left.
+        from: String,
+        /// The host VM where its guests are to go.
+        to: String,
+        /// How their memory gets there.
+        mode: Mode,
+    },
     /// Cancel a migration. Answer: [`FromDaemon::Done`]; the job's own answer
     /// tells whether it was in time.
     Abort {
@@ -520,6 +530,10 @@ impl Message for ToDaemon {
                 short("a host VM's name", &r.from.host_vm, MAX_NAME)?;
                 short("a guest's name", &r.from.guest, MAX_NAME)?;
                 short("a host VM's name", &r.to, MAX_NAME)
+            }
+            Self::Plan { from, to, .. } => {
+                short("a host VM's name", from, MAX_NAME)?;
+                short("a host VM's name", to, MAX_NAME)
             }
             _ => Ok(()),
         }
@@ -824,6 +838,28 @@ pub struct MigrateReport {
     pub seconds: MigrateSeconds,
 }
 
+/// A guest in [`FromDaemon::Plan`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedGuest {
+    /// It.
+    pub guest: Guest,
+    /// Why it cannot migrate, for each reason a sentence.
+    pub blockers: Vec<String>,
+}
+
+/// What is in the way of a host VM's guests, all of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanReport {
+    /// Why no guest can.
+    pub blockers: Vec<String>,
+    /// The guests, in the order of their domids.
+    pub guests: Vec<PlannedGuest>,
+    /// Memory of all guests, in MiB.
+    pub needed_mib: u64,
+    /// Memory that the destination has for them, in MiB.
+    pub free_mib: u64,
+}
+
 /// How a request ended that did not end well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Failure {
@@ -869,6 +905,8 @@ pub enum FromDaemon {
     },
     /// A migration is complete, or would be possible.
     Migrated(Box<MigrateReport>),
+    /// What is in the way of a host VM's guests.
+    Plan(PlanReport),
     /// What was asked for has been noted.
     Done,
 }

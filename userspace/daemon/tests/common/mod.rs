@@ -5,7 +5,7 @@
 
 #![allow(dead_code, reason = "every test file uses a part of it")]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -80,6 +80,46 @@ impl Trouble {
             }
             _ => false,
         }
+    }
+}
+
+impl FakeHost {
+    /// Frames that no guest has, from 1024 on.
+    fn unused(&self, nr: u64) -> Vec<u64> {
+        let used: HashSet<u64> = self
+            .guests
+            .values()
+            .flat_map(|g| g.pages.iter().map(|p| p.gfn))
+            .collect();
+        let gfns: Vec<u64> = (1024..MEMORY_END)
+            .filter(|gfn| !used.contains(gfn))
+            .take(nr as usize)
+            .collect();
+        assert_eq!(gfns.len() as u64, nr, "the fake host VM is too small");
+        gfns
+    }
+
+    /// One more guest that runs, of ordinary pages.
+    pub fn add_guest(&mut self, domid: u32, name: &str, pages: u64) {
+        let page = |(pfn, gfn)| GuestPage {
+            pfn,
+            gfn,
+            kind: PageKind::Ordinary,
+        };
+        let guest = FakeGuest {
+            name: name.into(),
+            pages: (0..).zip(self.unused(pages)).map(page).collect(),
+            paused: false,
+        };
+        self.guests.insert(domid, guest);
+    }
+
+    /// Names of the guests that run, in order.
+    pub fn running(&self) -> Vec<String> {
+        let running = self.guests.values().filter(|g| !g.paused);
+        let mut names: Vec<_> = running.map(|g| g.name.clone()).collect();
+        names.sort();
+        names
     }
 }
 
@@ -249,9 +289,10 @@ impl Incoming for FakeRestore {
         }
         // In frames that no other guest has, with contents of no meaning.
         let pages = scanner.contents().external_pages() + scanner.contents().data_pages;
-        let page = |pfn: u64| GuestPage {
+        let gfns = host.unused(pages);
+        let page = |(pfn, gfn): (u64, &u64)| GuestPage {
             pfn,
-            gfn: 1024 + pfn,
+            gfn: *gfn,
             kind: match pfn {
                 8 => PageKind::XenstoreRing,
                 9 => PageKind::ConsoleRing,
@@ -259,15 +300,15 @@ impl Incoming for FakeRestore {
                 _ => PageKind::Ordinary,
             },
         };
-        for pfn in 0..pages {
-            host.memory.insert(1024 + pfn, 0xdead_0000_0000 + pfn % 3);
+        for (pfn, gfn) in (0..).zip(&gfns) {
+            host.memory.insert(*gfn, 0xdead_0000_0000 + pfn % 3);
         }
         let domid = host.guests.keys().max().map_or(RESTORED, |m| RESTORED + m);
         host.guests.insert(
             domid,
             FakeGuest {
                 name: self.name.clone(),
-                pages: (0..pages).map(page).collect(),
+                pages: (0..).zip(&gfns).map(page).collect(),
                 paused: true,
             },
         );

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! `vmbeam evacuate` with a real daemon and real agents, whose toolstacks only play
+//! with memory.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+#[path = "../../daemon/tests/common/mod.rs"]
+mod common;
+
+use common::{lock, Trouble, World};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Three guests in A, none in B.
+fn world() -> World {
+    let mut w = World::new();
+    lock(&w.hosts["B"]).guests.clear();
+    lock(&w.hosts["A"]).add_guest(2, "second", 64);
+    lock(&w.hosts["A"]).add_guest(3, "third", 64);
+    w.agents(&["A", "B"]);
+    w.start();
+    for name in ["A", "B"] {
+        w.wait_agent(name, None);
+    }
+    w
+}
+
+fn command(w: &World, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmbeam"));
+    command.arg("--socket").arg(w.control()).args(args);
+    command
+}
+
+fn vmbeam(w: &World, args: &[&str]) -> (i32, String, String) {
+    result(command(w, args).output().unwrap())
+}
+
+fn result(out: Output) -> (i32, String, String) {
+    let text = |b: Vec<u8>| String::from_utf8(b).unwrap();
+    (
+        out.status.code().unwrap(),
+        text(out.stdout),
+        text(out.stderr),
+    )
+}
+
+fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).unwrap()
+}
+
+/// Name and outcome of each guest.
+fn outcomes(report: &serde_json::Value) -> Vec<(String, String)> {
+    let text = |v: &serde_json::Value| v.as_str().unwrap().to_owned();
+    let guests = report["guests"].as_array().unwrap();
+    guests
+        .iter()
+        .map(|g| (text(&g["guest"]), text(&g["outcome"])))
+        .collect()
+}
+
+fn running(w: &World, host_vm: &str) -> Vec<String> {
+    lock(&w.hosts[host_vm]).running()
+}
+
+const ALL: [&str; 3] = ["guest", "second", "third"];
+const EVACUATE: [&str; 5] = ["evacuate", "A", "--to", "B", "--json"];
+
+#[track_caller]
+fn wait_for(what: &str, is: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !is() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn all_guests_move_one_after_the_other() {
+    let w = world();
+    let mut args = EVACUATE.to_vec();
+    args.push("--dry-run");
+    let (code, stdout, _) = vmbeam(&w, &args);
+    assert_eq!(code, 0);
+    assert_eq!(json(&stdout)["needed_mib"], 4 + 1 + 1);
+    assert_eq!(running(&w, "A"), ALL);
+
+    args[5] = "--parallel=4";
+    let (code, stdout, stderr) = vmbeam(&w, &args);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stderr.contains("one at a time, not 4"), "{stderr}");
+    let report = json(&stdout);
+    let expected = ALL.map(|name| (name.into(), "moved".into()));
+    assert_eq!(outcomes(&report), expected);
+    assert_eq!(
+        (&report["parallel"], &report["interrupted"]),
+        (&1.into(), &false.into())
+    );
+    // All but what a restored guest has of page tables and rings.
+    assert_eq!(
+        report["guests"][1]["migration"]["pages_swapped"],
+        64 - 4 - 2
+    );
+    assert_eq!(running(&w, "B"), ALL);
+    assert!(running(&w, "A").is_empty());
+
+    // Nothing is left: that is done as well.
+    let (code, stdout, _) = vmbeam(&w, &["evacuate", "A", "--to", "B"]);
+    assert_eq!(code, 0);
+    assert!(stdout.contains("0 of 0 guests moved"), "{stdout}");
+}
+
+#[test]
+fn all_that_is_in_the_way_is_named_before_anything_moves() {
+    let w = world();
+    let before = w.memory();
+    lock(&w.hosts["A"]).guests.get_mut(&2).unwrap().paused = true;
+    lock(&w.hosts["B"]).add_guest(9, "third", 8);
+    lock(&w.hosts["B"]).free_mib = 5;
+    for option in ["--dry-run", "--stop-on-error"] {
+        let (code, stdout, _) = vmbeam(&w, &["evacuate", "A", "--to", "B", option]);
+        assert_eq!(code, 3);
+        for words in [
+            "5 MiB of free memory",
+            "second does not run",
+            "guest named third",
+        ] {
+            assert!(stdout.contains(words), "{stdout}");
+        }
+        assert_eq!(w.memory(), before);
+    }
+    // What can move does if that is asked for, and that is not all.
+    let mut args = EVACUATE.to_vec();
+    args.push("--keep-going");
+    let (code, stdout, stderr) = vmbeam(&w, &args);
+    assert_eq!(code, 5, "{stderr}");
+    assert!(stderr.contains("the same command goes on"), "{stderr}");
+    let expected = [
+        ("guest", "moved"),
+        ("second", "refused"),
+        ("third", "refused"),
+    ];
+    assert_eq!(
+        outcomes(&json(&stdout)),
+        expected.map(|(g, o)| (g.into(), o.into()))
+    );
+    // They are still in the way when it is run again.
+    assert_eq!(vmbeam(&w, &EVACUATE).0, 3);
+    lock(&w.hosts["A"]).guests.get_mut(&2).unwrap().paused = false;
+    lock(&w.hosts["B"]).guests.remove(&9);
+    assert_eq!(vmbeam(&w, &EVACUATE).0, 0);
+    assert_eq!(running(&w, "B"), ALL);
+}
+
+#[test]
+fn the_first_move_that_fails_stops_it_unless_told_otherwise() {
+    for (option, moved, code) in [("--stop-on-error", 0, 4), ("--keep-going", 0, 4)] {
+        let w = world();
+        lock(&w.hosts["B"]).trouble = Trouble::RestoreFails;
+        let mut args = EVACUATE.to_vec();
+        args.push(option);
+        let (got, stdout, stderr) = vmbeam(&w, &args);
+        assert_eq!(got, code, "{stderr}");
+        let put_back = if option == "--keep-going" { 3 } else { 1 };
+        let all = outcomes(&json(&stdout));
+        let count = |o: &str| all.iter().filter(|g| g.1 == o).count();
+        assert_eq!(
+            (count("moved"), count("put_back")),
+            (moved, put_back),
+            "{all:?}"
+        );
+        assert_eq!(running(&w, "A"), ALL);
+        lock(&w.hosts["B"]).trouble = Trouble::None;
+        assert_eq!(vmbeam(&w, &EVACUATE).0, 0);
+        assert_eq!(running(&w, "B"), ALL);
+    }
+}
+
+#[test]
+fn a_move_that_the_daemon_is_still_settling_is_waited_for() {
+    let w = world();
+    lock(&w.hosts["B"]).trouble = Trouble::ResumeFails(1);
+    let (code, stdout, stderr) = vmbeam(&w, &EVACUATE);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stderr.contains("waiting for job"), "{stderr}");
+    let report = json(&stdout);
+    assert!(report["guests"][0]["reasons"][0]
+        .as_str()
+        .unwrap()
+        .contains("goes on trying"));
+    assert_eq!(running(&w, "B"), ALL);
+    // One that does not end is reported, not waited for for ever.
+    lock(&w.hosts["A"]).trouble = Trouble::ResumeFails(1000);
+    let args = ["evacuate", "B", "--to", "A", "--wait", "1"];
+    let (code, _, stderr) = vmbeam(&w, &args);
+    assert_eq!(code, 1, "{stderr}");
+    let (code, _, stderr) = vmbeam(&w, &args);
+    assert_eq!(code, 1);
+    assert!(stderr.contains("vmbeamd is not done yet"), "{stderr}");
+}
+
+fn interrupt(child: &Child) {
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+}
+
+#[test]
+fn ctrl_c_stops_between_guests_and_then_cancels() {
+    let w = world();
+    lock(&w.hosts["A"]).trouble = Trouble::SaveHangs;
+    let start = || {
+        let mut command = command(&w, &EVACUATE);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        wait_for("a guest is being saved", || running(&w, "A").len() < 3);
+        child
+    };
+    let child = start();
+    interrupt(&child);
+    // What is moving is not disturbed.
+    std::thread::sleep(Duration::from_millis(200));
+    lock(&w.hosts["A"]).trouble = Trouble::None;
+    let (code, stdout, stderr) = result(child.wait_with_output().unwrap());
+    assert_eq!(code, 5, "{stderr}");
+    assert!(stderr.contains("stopping after this step"), "{stderr}");
+    assert_eq!(json(&stdout)["interrupted"], true);
+    assert_eq!(running(&w, "B"), ["guest"]);
+
+    lock(&w.hosts["A"]).trouble = Trouble::SaveHangs;
+    let start = || {
+        let mut command = command(&w, &EVACUATE);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        wait_for("a guest is being saved", || running(&w, "A").len() < 2);
+        child
+    };
+    let child = start();
+    interrupt(&child);
+    std::thread::sleep(Duration::from_millis(200));
+    interrupt(&child);
+    let (code, stdout, stderr) = result(child.wait_with_output().unwrap());
+    assert_eq!(code, 5, "{stderr}");
+    assert_eq!(json(&stdout)["guests"][0]["outcome"], "put_back");
+    assert_eq!(running(&w, "A"), ["second", "third"]);
+    lock(&w.hosts["A"]).trouble = Trouble::None;
+    assert_eq!(vmbeam(&w, &EVACUATE).0, 0);
+    assert_eq!(running(&w, "B"), ALL);
+}
