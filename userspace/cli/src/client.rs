@@ -33,6 +33,8 @@ pub(crate) enum ClientError {
         path: PathBuf,
         error: std::io::Error,
     },
+    #[error("{0}")]
+    Refused(String),
     #[error("cannot print the result: {0}")]
     Json(#[from] serde_json::Error),
 }

@@ -4,12 +4,13 @@
 
 use crate::client::ClientError;
 use crate::interrupt::Interrupt;
-use crate::moves::{Moved, Mover, Outcome, AT_A_TIME};
+use crate::moves::{Moved, Mover, Outcome, AT_A_TIME, TOGETHER};
 use crate::{exit, MemoryMode};
 use serde::Serialize;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+use vmbeam_wire::message::no_room;
 
 /// Options of `vmbeam evacuate`.
 #[derive(Debug, clap::Args)]
@@ -149,7 +150,9 @@ pub(crate) fn run(socket: &Path, args: &Args) -> Result<ExitCode, ClientError> {
         eprintln!("vmbeam: guests of one host VM move one at a time, not {} at once: an agent has one move at a time", args.parallel);
     }
     mover.wait_until_idle([from, to])?;
-    let plan = mover.plan(from, to)?;
+    let mut plan = mover.plan(from, to)?;
+    let together = no_room(to, TOGETHER, plan.needed_mib, plan.free_mib);
+    plan.blockers.extend(together);
     let mut report = Report {
         from,
         to,
@@ -166,7 +169,7 @@ pub(crate) fn run(socket: &Path, args: &Args) -> Result<ExitCode, ClientError> {
         },
     };
     for p in plan.guests {
-        let mut moved = Moved::new(&p.guest.name, p.guest.pages.div_ceil(256));
+        let mut moved = Moved::of(&p.guest);
         if !p.blockers.is_empty() {
             moved.outcome = Outcome::Refused;
             moved.reasons = p.blockers;

@@ -11,6 +11,8 @@ mod list;
 mod migrate;
 mod moves;
 mod records;
+mod rejuvenate;
+mod restart;
 mod swap;
 
 use clap::{Parser, Subcommand};
@@ -136,6 +138,12 @@ enum Command {
     /// move. Each guest runs in one place all the time; the same command goes on with
     /// those that are left.
     Evacuate(evacuate::Args),
+    /// Restart a host VM, with another guest hypervisor, under its running guests
+    ///
+    /// Moves its guests to another host VM, shuts the host VM down, creates it again
+    /// from FILE, waits for its agent, and moves these guests back. Ctrl-C stops
+    /// between two steps; the same command goes on from there.
+    Rejuvenate(rejuvenate::Args),
     /// Cancel a migration that has not passed the point of no return
     Abort {
         /// Number of the job, from `vmbeam status`
@@ -230,6 +238,7 @@ fn run(args: Args) -> Result<ExitCode, ClientError> {
             migrate::run(&args.socket, request, json)
         }
         Command::Evacuate(evacuation) => evacuate::run(&args.socket, &evacuation),
+        Command::Rejuvenate(rejuvenation) => rejuvenate::run(&args.socket, &rejuvenation),
         Command::Abort { job } => migrate::abort(Client::connect(&args.socket)?, job),
         Command::Swap {
             from,
@@ -262,7 +271,8 @@ fn main() -> ExitCode {
         Err(e) => {
             eprintln!("vmbeam: {e}");
             ExitCode::from(match e {
-                ClientError::Daemon {
+                ClientError::Refused(_)
+                | ClientError::Daemon {
                     failure: Failure::Refused,
                     ..
                 } => exit::REFUSED,

@@ -11,8 +11,8 @@ use serde::{Serialize, Serializer};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use vmbeam_wire::message::{
-    Failure, FromDaemon, GuestRef, HostVmReport, JobReport, MigrateReport, MigrateRequest, Mode,
-    PlanReport, ToDaemon,
+    Failure, FromDaemon, Guest, GuestRef, HostVmReport, JobReport, MigrateReport, MigrateRequest,
+    Mode, PlanReport, ToDaemon,
 };
 
 /// How often to look whether the daemon has ended what it does.
@@ -21,6 +21,10 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Guests that move at a time. An agent has one port, one conversation, and one
 /// move in it; a second one would only make both guests stand still for longer.
 pub(crate) const AT_A_TIME: u32 = 1;
+
+/// Who needs memory, when several guests move: while they do, the destination has
+/// memory of its own for each.
+pub(crate) const TOGETHER: &str = "all guests together need";
 
 /// What became of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -36,6 +40,8 @@ pub(crate) enum Outcome {
     PutBack,
     /// Its move failed, and is not at an end.
     Failed,
+    /// It is in neither host VM any more.
+    Gone,
 }
 
 impl Outcome {
@@ -47,6 +53,7 @@ impl Outcome {
             Self::Refused => "refused",
             Self::PutBack => "put back",
             Self::Failed => "FAILED",
+            Self::Gone => "not there any more",
         }
     }
 }
@@ -79,6 +86,10 @@ impl Moved {
             reasons: Vec::new(),
             migration: None,
         }
+    }
+
+    pub(crate) fn of(guest: &Guest) -> Self {
+        Self::new(&guest.name, guest.pages.div_ceil(256))
     }
 
     fn ended(&mut self, outcome: Outcome, reason: &impl ToString) {

@@ -151,6 +151,7 @@ fn check_says_what_is_missing() {
         agents: vec![AgentReport {
             host_vm: "A".into(),
             socket: "/run/A.sock".into(),
+            domid_fixed: false,
             connected: None,
             problem: Some("is vmbeam-agent running?".into()),
         }],

@@ -235,6 +235,7 @@ impl HostVm {
         AgentReport {
             host_vm: self.config.name.clone(),
             socket: self.config.socket.display().to_string(),
+            domid_fixed: matches!(self.config.domid, Domid::Fixed(_)),
             connected,
             problem,
         }

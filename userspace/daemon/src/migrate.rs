@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 use vmbeam_uapi::NOT_ATTEMPTED;
 use vmbeam_wire::message::{
-    Digest, Failure, Guest, GuestKind, GuestState, MigrateReport, MigrateRequest, Mode, Phase,
-    PlanReport, PlannedGuest, SwapRun, MAX_PAGES_PER_CHUNK,
+    no_room, Digest, Failure, Guest, GuestKind, GuestState, MigrateReport, MigrateRequest, Mode,
+    Phase, PlanReport, PlannedGuest, SwapRun, MAX_PAGES_PER_CHUNK,
 };
 use vmbeam_wire::PfnRun;
 use vmbeam_xen::stream::{Contents, Scanner};
@@ -148,15 +148,6 @@ fn blockers_of_pair(mode: Mode, from: (&str, &Facts), to: (&str, &Facts)) -> Vec
         .collect()
 }
 
-/// Too little memory, if it is.
-fn no_room(to: &str, what: &str, needed_mib: u64, free_mib: u64) -> Option<String> {
-    (free_mib < needed_mib).then(|| {
-        format!(
-            "host VM {to} has {free_mib} MiB of free memory, and {what} {needed_mib} MiB; shut down guests there, or give the host VM more memory"
-        )
-    })
-}
-
 /// Why no guest can move to or from a host VM, if so, and its free memory in MiB.
 type Facts = (Option<String>, u64);
 
@@ -233,12 +224,6 @@ pub(crate) fn plan(
     report.blockers.extend(pair);
     report.free_mib = there.1 .1;
     report.needed_mib = here.0.iter().map(|g| mib(g.pages)).sum();
-    // Guests that leave take no memory with them but what the destination has
-    // allocated for each: all of it must fit at once.
-    let what = "all guests together need";
-    report
-        .blockers
-        .extend(no_room(to.name(), what, report.needed_mib, report.free_mib));
     let planned = |guest: &Guest| PlannedGuest {
         blockers: blockers_of(to.name(), guest, &there.0),
         guest: guest.clone(),

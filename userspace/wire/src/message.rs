@@ -547,6 +547,9 @@ pub struct AgentReport {
     pub host_vm: String,
     /// Its agent's socket.
     pub socket: String,
+    /// The configuration gives its domid, so it is not found any more when it was
+    /// restarted.
+    pub domid_fixed: bool,
     /// Versions, if the agent answers.
     pub connected: Option<AgentVersions>,
     /// Why it does not, otherwise.
@@ -838,6 +841,16 @@ pub struct MigrateReport {
     pub seconds: MigrateSeconds,
 }
 
+/// A sentence about too little memory in the host VM `to`, if it is too little for
+/// what `who` says, for example `guest x needs`.
+pub fn no_room(to: &str, who: &str, needed_mib: u64, free_mib: u64) -> Option<String> {
+    (free_mib < needed_mib).then(|| {
+        format!(
+            "host VM {to} has {free_mib} MiB of free memory, and {who} {needed_mib} MiB; shut down guests there, or give the host VM more memory"
+        )
+    })
+}
+
 /// A guest in [`FromDaemon::Plan`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlannedGuest {
@@ -850,7 +863,8 @@ pub struct PlannedGuest {
 /// What is in the way of a host VM's guests, all of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlanReport {
-    /// Why no guest can.
+    /// Why no guest can. Not that memory is too little for all of them: whether all
+    /// are to move is for others to say.
     pub blockers: Vec<String>,
     /// The guests, in the order of their domids.
     pub guests: Vec<PlannedGuest>,

@@ -43,6 +43,8 @@ pub struct FakeHost {
     pub free_mib: u64,
     /// What its toolstack does wrong.
     pub trouble: Trouble,
+    /// The file that says which guest hypervisor it has.
+    pub version: Option<PathBuf>,
 }
 
 /// What a fake toolstack is to do wrong.
@@ -332,7 +334,9 @@ fn no_guest(guest: u32) -> HvError {
 
 impl Hypervisor for FakeHypervisor {
     fn version(&self) -> String {
-        "Fake 1.0".into()
+        let file = lock(&self.0).version.clone();
+        file.and_then(|f| std::fs::read_to_string(f).ok())
+            .map_or("Fake 1.0".into(), |text| text.trim().into())
     }
 
     fn memory_end(&self) -> Result<u64, HvError> {
@@ -700,6 +704,8 @@ pub struct World {
     pub hosts: HashMap<String, Host>,
     /// How long an agent may be silent, in seconds.
     pub timeout: u64,
+    /// Prints the domid of A; fixed if there is none.
+    pub domid_command: Option<PathBuf>,
     daemon: Option<Daemon>,
 }
 
@@ -717,7 +723,8 @@ impl World {
         .map(|(name, seed, tables)| (name.into(), host(seed, 1024, tables)))
         .collect();
         let driver = FakeDriver {
-            hosts: ["A", "B", "C", "D"]
+            // A is domain 5 after it was restarted.
+            hosts: ["A", "B", "C", "D", "A"]
                 .iter()
                 .zip(1..)
                 .map(|(name, domid)| (domid, hosts[*name].clone()))
@@ -729,6 +736,7 @@ impl World {
             driver: Arc::new(driver),
             hosts,
             timeout: 60,
+            domid_command: None,
             daemon: None,
         }
     }
@@ -755,10 +763,16 @@ impl World {
             "[daemon]\ncontrol_socket = \"{dir}/control.sock\"\nstate_dir = \"{dir}/state\"\nagent_timeout_seconds = {}\n",
             self.timeout
         );
+        if let Some(command) = &self.domid_command {
+            text.push_str(&format!("domid_command = [{command:?}, \"domid\"]\n"));
+        }
         for (name, domid) in ["A", "B", "C", "D"].iter().zip(1..) {
             text.push_str(&format!(
-                "[[host_vm]]\nname = \"{name}\"\nsocket = \"{dir}/{name}.sock\"\ndomid = {domid}\n"
+                "[[host_vm]]\nname = \"{name}\"\nsocket = \"{dir}/{name}.sock\"\n"
             ));
+            if self.domid_command.is_none() || *name != "A" {
+                text.push_str(&format!("domid = {domid}\n"));
+            }
         }
         text.push_str("[[pair]]\nbetween = [\"A\", \"B\"]\n[[pair]]\nbetween = [\"C\", \"D\"]\n");
         let config = Config::parse(Path::new("test.toml"), &text).unwrap();

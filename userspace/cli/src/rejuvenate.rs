@@ -1,0 +1,642 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! `vmbeam rejuvenate`: the guests leave a host VM, which is restarted with another
+//! guest hypervisor, and come back.
+//!
+//! Every step looks first whether it is done already. What cannot be seen, which
+//! guests have left and which domain the host VM was, is in a small file.
+
+use crate::client::{Client, ClientError};
+use crate::exit;
+use crate::interrupt::Interrupt;
+use crate::moves::{Moved, Mover, Outcome, TOGETHER};
+use crate::restart::{check_config, Ending, Toolstack};
+use crate::MemoryMode;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use vmbeam_wire::message::{no_room, CheckReport, FromDaemon, Guest, ToDaemon};
+
+/// How often to look whether the agent is there.
+const LOOK: Duration = Duration::from_secs(2);
+/// Version of the file's format.
+const VERSION: u32 = 1;
+
+/// Options of `vmbeam rejuvenate`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Host VM that is to be restarted
+    host_vm: String,
+    /// Host VM where its guests are meanwhile; not needed if only one is paired
+    /// with it
+    #[arg(long, value_name = "HOST_VM")]
+    to: Option<String>,
+    /// Configuration to create the host VM from, with the new guest hypervisor
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// The host's toolstack; run with `domid NAME`, `shutdown -F NAME`, `destroy NAME`
+    /// and `create FILE`
+    #[arg(long, value_name = "PROGRAM", default_value = "xl")]
+    xl: PathBuf,
+    /// How long the host VM may take to shut down before it is destroyed
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    shutdown_timeout: u32,
+    /// How long it may take until its agent answers
+    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    boot_timeout: u32,
+    /// Give up a guest's move, and let it go on where it was, after so many seconds
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u32>,
+    /// How long to wait for jobs of vmbeamd that are not at an end yet
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    wait: u32,
+    /// How memory gets there: `copy` is for when the swap is not possible
+    #[arg(long, value_enum, default_value = "swap")]
+    mode: MemoryMode,
+    /// Where to note what has been done
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/vmbeam")]
+    state_dir: PathBuf,
+    /// Only find out what is in the way, and say what would be done
+    #[arg(long)]
+    dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What must be known to go on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    version: u32,
+    host_vm: String,
+    to: String,
+    /// Domid before the restart.
+    domid: u32,
+    /// Guest hypervisor before the restart.
+    hypervisor: String,
+    /// Guests that are to come back.
+    guests: Vec<String>,
+}
+
+impl State {
+    fn read(file: &Path) -> Result<Option<Self>, String> {
+        let text = match fs::read(file) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(format!("{}: {e}", file.display())),
+        };
+        match serde_json::from_slice::<Self>(&text) {
+            Ok(state) if state.version == VERSION => Ok(Some(state)),
+            Ok(state) => Err(format!(
+                "{}: version {} of the format, this vmbeam knows version {VERSION}; use the vmbeam that wrote it",
+                file.display(),
+                state.version
+            )),
+            Err(e) => Err(format!(
+                "{}: {e}; move the guests back by `vmbeam migrate`, and remove the file",
+                file.display()
+            )),
+        }
+    }
+
+    fn write(&self, file: &Path) -> Result<(), String> {
+        let write = || {
+            if let Some(dir) = file.parent() {
+                fs::create_dir_all(dir)?;
+            }
+            let new = file.with_extension("new");
+            let mut out = File::create(&new)?;
+            out.write_all(&serde_json::to_vec_pretty(self)?)?;
+            out.sync_all()?;
+            fs::rename(&new, file)
+        };
+        write().map_err(|e: std::io::Error| {
+            format!("cannot write {}: {e}; see --state-dir", file.display())
+        })
+    }
+}
+
+/// Seconds of each step of this run.
+#[derive(Debug, Default, Serialize)]
+struct Seconds {
+    preflight: f64,
+    evacuate: f64,
+    shutdown: f64,
+    create: f64,
+    boot: f64,
+    check: f64,
+    #[serde(rename = "return")]
+    back: f64,
+    total: f64,
+}
+
+/// The one report at the end.
+#[derive(Debug, Default, Serialize)]
+struct Report {
+    host_vm: String,
+    to: String,
+    dry_run: bool,
+    /// It goes on with what an earlier run began.
+    resumed: bool,
+    /// The step that it ended in, or `done`.
+    step: &'static str,
+    /// Why it did not get further.
+    error: Option<String>,
+    blockers: Vec<String>,
+    hypervisor_before: Option<String>,
+    hypervisor_after: Option<String>,
+    domid_before: Option<u32>,
+    domid_after: Option<u32>,
+    /// The host VM did not shut down in time and was destroyed.
+    forced: bool,
+    evacuated: Vec<Moved>,
+    returned: Vec<Moved>,
+    interrupted: bool,
+    seconds: Seconds,
+}
+
+/// Why it ends before it is done.
+#[derive(Debug)]
+struct Stop {
+    code: u8,
+    why: String,
+}
+
+fn stop(code: u8) -> impl Fn(String) -> Stop {
+    move |why| Stop { code, why }
+}
+
+impl From<ClientError> for Stop {
+    fn from(e: ClientError) -> Self {
+        stop(exit::INCOMPLETE)(e.to_string())
+    }
+}
+
+/// One rejuvenation.
+struct Rejuvenation<'a> {
+    args: &'a Args,
+    socket: &'a Path,
+    mover: Mover<'a>,
+    toolstack: Toolstack,
+    file: PathBuf,
+    report: Report,
+}
+
+fn seconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64()
+}
+
+impl Rejuvenation<'_> {
+    fn check(&self) -> Result<CheckReport, ClientError> {
+        match Client::connect(self.socket)?.ask(&ToDaemon::Check, |_| {})? {
+            FromDaemon::Check(report) => Ok(report),
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
+    /// The guests of a host VM, and its domid as the daemon sees it.
+    fn guests(&self, host_vm: &str) -> Result<(u32, Vec<Guest>), String> {
+        let host_vms = self.mover.list().map_err(|e| e.to_string())?;
+        let vm = host_vms.into_iter().find(|vm| vm.name == host_vm);
+        let vm = vm.ok_or_else(|| format!("vmbeamd does not know host VM {host_vm}"))?;
+        Ok((vm.domid?, vm.guests?))
+    }
+
+    /// Where the guests go: as told, or to the only host VM that they may go to.
+    fn destination(&self, check: &CheckReport) -> Result<String, String> {
+        let name = &self.args.host_vm;
+        if let Some(to) = &self.args.to {
+            return Ok(to.clone());
+        }
+        let mut partners = check.pairs.iter().filter_map(|(a, b)| match () {
+            () if a == name => Some(b),
+            () if b == name => Some(a),
+            () => None,
+        });
+        match (partners.next(), partners.next()) {
+            (Some(only), None) => Ok(only.clone()),
+            (None, _) => Err(format!(
+                "host VM {name} is in no [[pair]] of vmbeamd's configuration; add one"
+            )),
+            _ => Err(format!(
+                "host VM {name} is paired with several others; say which by --to"
+            )),
+        }
+    }
+
+    /// What must be known, from an earlier run or from what is there now. Collects
+    /// what is in the way.
+    fn begin(&mut self) -> Result<State, Stop> {
+        let refuse = stop(exit::REFUSED);
+        let name = &self.args.host_vm;
+        check_config(&self.args.config, name).map_err(&refuse)?;
+        let check = self
+            .check()
+            .map_err(|e| stop(exit::FAILED)(e.to_string()))?;
+        let Some(agent) = check.agents.iter().find(|a| a.host_vm == *name) else {
+            return Err(refuse(format!(
+                "there is no host VM named {name} in vmbeamd's configuration; add a [[host_vm]]"
+            )));
+        };
+        if agent.domid_fixed {
+            return Err(refuse(format!(
+                "vmbeamd's configuration gives host VM {name} a fixed domid, which changes when it is restarted; remove `domid` there"
+            )));
+        }
+        let to = self.destination(&check).map_err(&refuse)?;
+        let domid = self.toolstack.domid(name).map_err(&refuse)?;
+        if let Some(state) = State::read(&self.file).map_err(&refuse)? {
+            if state.to != to {
+                return Err(refuse(format!(
+                    "host VM {name} is being rejuvenated with its guests in {}; end that first, by --to {0}",
+                    state.to
+                )));
+            }
+            self.report.resumed = true;
+            return Ok(state);
+        }
+        let Some(domid) = domid else {
+            return Err(refuse(format!(
+                "host VM {name} is not running, so there is nothing to rejuvenate; start it by `{} create {}`",
+                self.toolstack.program.display(),
+                self.args.config.display()
+            )));
+        };
+        self.mover.wait_until_idle([name, &to])?;
+        let plan = self
+            .mover
+            .plan(name, &to)
+            .map_err(|e| refuse(e.to_string()))?;
+        self.report.blockers = plan.blockers;
+        let together = no_room(&to, TOGETHER, plan.needed_mib, plan.free_mib);
+        self.report.blockers.extend(together);
+        let mut guests = Vec::new();
+        for p in plan.guests {
+            self.report.blockers.extend(p.blockers);
+            self.report.evacuated.push(Moved::of(&p.guest));
+            guests.push(p.guest.name);
+        }
+        let versions = self.check()?.agents.into_iter();
+        let versions = versions.filter(|a| a.host_vm == *name);
+        let hypervisor = versions.filter_map(|a| a.connected).next();
+        Ok(State {
+            version: VERSION,
+            host_vm: name.clone(),
+            to,
+            domid,
+            hypervisor: hypervisor.map_or("unknown".into(), |v| v.hypervisor),
+            guests,
+        })
+    }
+
+    fn must_go_on(&self) -> Result<(), Stop> {
+        if self.mover.interrupt.is_wanted() {
+            return Err(stop(exit::INCOMPLETE)("it was interrupted".into()));
+        }
+        Ok(())
+    }
+
+    /// Move guests, and stop at the first that does not get there.
+    fn move_all(&self, guests: &mut [Moved], from: &str, to: &str) -> Result<(), Stop> {
+        let all = guests.len();
+        for (i, guest) in guests.iter_mut().enumerate() {
+            self.must_go_on()?;
+            eprintln!("{from}/{} -> {to} ({} of {all})", guest.guest, i + 1);
+            self.mover.go(guest, from, to);
+            let code = match guest.outcome {
+                Outcome::Moved => continue,
+                Outcome::Failed => exit::FAILED,
+                _ => exit::INCOMPLETE,
+            };
+            return Err(stop(code)(format!(
+                "guest {} did not get to {to}: {}",
+                guest.guest,
+                guest.reasons.join("; ")
+            )));
+        }
+        Ok(())
+    }
+
+    /// All guests leave, those as well that were started since the first run.
+    fn evacuate(&mut self, state: &mut State) -> Result<(), Stop> {
+        self.report.step = "evacuate";
+        let (name, to) = (state.host_vm.clone(), state.to.clone());
+        self.mover.wait_until_idle([&name, &to])?;
+        let plan = self.mover.plan(&name, &to)?;
+        let mut blockers = plan.blockers;
+        blockers.extend(no_room(&to, TOGETHER, plan.needed_mib, plan.free_mib));
+        let mut guests = Vec::new();
+        for p in plan.guests {
+            blockers.extend(p.blockers);
+            guests.push(Moved::of(&p.guest));
+            if !state.guests.contains(&p.guest.name) {
+                state.guests.push(p.guest.name);
+            }
+        }
+        if !blockers.is_empty() {
+            return Err(stop(exit::INCOMPLETE)(blockers.join("; ")));
+        }
+        state.write(&self.file).map_err(stop(exit::INCOMPLETE))?;
+        let result = self.move_all(&mut guests, &name, &to);
+        self.report.evacuated = guests;
+        result?;
+        // Somebody may have started another one meanwhile; it would die.
+        let (_, left) = self.guests(&name).map_err(stop(exit::INCOMPLETE))?;
+        match left.first() {
+            None => Ok(()),
+            Some(guest) => Err(stop(exit::INCOMPLETE)(format!(
+                "host VM {name} has a new guest, {}; nothing was shut down",
+                guest.name
+            ))),
+        }
+    }
+
+    /// The host VM ends, if it is still the one that it was, and begins again.
+    fn restart(&mut self, state: &State) -> Result<(), Stop> {
+        let incomplete = stop(exit::INCOMPLETE);
+        let name = &state.host_vm;
+        self.must_go_on()?;
+        if self.toolstack.domid(name).map_err(&incomplete)? == Some(state.domid) {
+            self.report.step = "shutdown";
+            let started = Instant::now();
+            eprintln!("shutting down host VM {name}");
+            let limit = Duration::from_secs(self.args.shutdown_timeout.into());
+            let interrupt = &self.mover.interrupt;
+            let ending = self
+                .toolstack
+                .end(name, state.domid, limit, || interrupt.is_wanted());
+            self.report.seconds.shutdown = seconds(started);
+            match ending.map_err(&incomplete)? {
+                Ending::Orderly => {}
+                Ending::Forced => self.report.forced = true,
+                Ending::Interrupted => self.must_go_on()?,
+            }
+        }
+        self.must_go_on()?;
+        if self.toolstack.domid(name).map_err(&incomplete)?.is_none() {
+            self.report.step = "create";
+            let started = Instant::now();
+            eprintln!(
+                "creating host VM {name} from {}",
+                self.args.config.display()
+            );
+            let created = self.toolstack.create(&self.args.config);
+            self.report.seconds.create = seconds(started);
+            created.map_err(|e| {
+                incomplete(format!(
+                    "{e}; host VM {name} does not run, and its guests run in {}; mend the configuration, or give an older one",
+                    state.to
+                ))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Until the new host VM's agent answers.
+    fn wait_for_agent(&mut self, state: &State) -> Result<(), Stop> {
+        self.report.step = "boot";
+        let name = &state.host_vm;
+        let started = Instant::now();
+        let limit = Duration::from_secs(self.args.boot_timeout.into());
+        eprintln!("waiting for the agent of host VM {name}");
+        loop {
+            self.must_go_on()?;
+            let why = match self.guests(name) {
+                Ok((domid, _)) if domid != state.domid => {
+                    self.report.domid_after = Some(domid);
+                    self.report.seconds.boot = seconds(started);
+                    return Ok(());
+                }
+                Ok(_) => "vmbeamd still sees the old one".into(),
+                Err(why) => why,
+            };
+            if started.elapsed() >= limit {
+                return Err(stop(exit::INCOMPLETE)(format!(
+                    "the agent of host VM {name} did not answer within {} s of its start: {why}; see the host VM's console, or --boot-timeout",
+                    limit.as_secs()
+                )));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// The new host VM can take the guests back.
+    fn verify(&mut self, state: &State) -> Result<Vec<Moved>, Stop> {
+        self.report.step = "check";
+        let (name, to) = (&state.host_vm, &state.to);
+        let started = Instant::now();
+        self.mover.wait_until_idle([name, to])?;
+        let agents = self.check()?.agents.into_iter();
+        self.report.hypervisor_after = agents
+            .filter(|a| a.host_vm == *name)
+            .find_map(|a| a.connected)
+            .map(|v| v.hypervisor);
+        let plan = self.mover.plan(to, name)?;
+        let (_, there) = self.guests(name).map_err(stop(exit::INCOMPLETE))?;
+        let mut needed = 0;
+        let mut blockers = plan.blockers;
+        let mut guests = Vec::new();
+        for guest in &state.guests {
+            let here = plan.guests.iter().find(|p| p.guest.name == *guest);
+            let mut moved = Moved::new(guest, 0);
+            match here {
+                Some(p) => {
+                    blockers.extend(p.blockers.iter().cloned());
+                    moved = Moved::of(&p.guest);
+                    needed += moved.mib;
+                }
+                None if there.iter().any(|g| g.name == *guest) => continue,
+                None => moved.outcome = Outcome::Gone,
+            }
+            guests.push(moved);
+        }
+        // The destination's own guests stay there and need no room.
+        blockers.extend(no_room(name, TOGETHER, needed, plan.free_mib));
+        self.report.seconds.check = seconds(started);
+        if blockers.is_empty() {
+            return Ok(guests);
+        }
+        self.report.returned = guests;
+        Err(stop(exit::INCOMPLETE)(format!(
+            "{}; the guests run in {to}",
+            blockers.join("; ")
+        )))
+    }
+
+    /// The guests that left come back, and no others.
+    fn come_back(&mut self, state: &State, guests: Vec<Moved>) -> Result<(), Stop> {
+        self.report.step = "return";
+        let started = Instant::now();
+        let (mut guests, gone): (Vec<_>, Vec<_>) =
+            guests.into_iter().partition(|g| g.outcome != Outcome::Gone);
+        let result = self.move_all(&mut guests, &state.to, &state.host_vm);
+        self.report.returned = guests;
+        self.report.returned.extend(gone);
+        self.report.seconds.back = seconds(started);
+        result?;
+        fs::remove_file(&self.file).map_err(|e| {
+            stop(exit::FAILED)(format!(
+                "all is done, but {} cannot be removed: {e}; remove it",
+                self.file.display()
+            ))
+        })
+    }
+
+    fn run(&mut self) -> Result<(), Stop> {
+        self.report.step = "preflight";
+        let started = Instant::now();
+        let mut state = self.begin()?;
+        self.report.to.clone_from(&state.to);
+        self.report.hypervisor_before = Some(state.hypervisor.clone());
+        self.report.domid_before = Some(state.domid);
+        self.report.seconds.preflight = seconds(started);
+        if !self.report.blockers.is_empty() {
+            return Err(stop(exit::REFUSED)(self.report.blockers.join("; ")));
+        }
+        if self.args.dry_run {
+            return Ok(());
+        }
+        let old = Some(state.domid);
+        let now = self.toolstack.domid(&state.host_vm);
+        if now.map_err(stop(exit::REFUSED))? == old {
+            let started = Instant::now();
+            let result = self.evacuate(&mut state);
+            self.report.seconds.evacuate = seconds(started);
+            result?;
+        }
+        self.restart(&state)?;
+        self.wait_for_agent(&state)?;
+        let guests = self.verify(&state)?;
+        self.come_back(&state, guests)?;
+        self.report.step = "done";
+        Ok(())
+    }
+}
+
+impl Report {
+    fn print(&self) {
+        let unknown = || "unknown".to_owned();
+        let before = self.hypervisor_before.clone().unwrap_or_else(unknown);
+        let done = match self.step {
+            "done" => "rejuvenated",
+            _ if self.dry_run => "dry run, nothing was changed",
+            _ => "NOT done",
+        };
+        println!("{}: {done}", self.host_vm);
+        match &self.hypervisor_after {
+            Some(after) => println!("  guest hypervisor {before} -> {after}"),
+            None => println!("  guest hypervisor {before}"),
+        }
+        for (title, guests) in [
+            (format!("  to {}:", self.to), &self.evacuated),
+            ("  and back:".into(), &self.returned),
+        ] {
+            if !guests.is_empty() {
+                println!("{title}");
+                guests.iter().for_each(Moved::print);
+            }
+        }
+        if self.dry_run {
+            return;
+        }
+        let s = &self.seconds;
+        let how = if self.forced { " (destroyed)" } else { "" };
+        for (step, seconds, note) in [
+            ("checks", s.preflight, ""),
+            ("evacuate", s.evacuate, ""),
+            ("shutdown", s.shutdown, how),
+            ("create", s.create, ""),
+            ("boot", s.boot, ""),
+            ("check", s.check, ""),
+            ("return", s.back, ""),
+            ("total", s.total, ""),
+        ] {
+            println!("  {step:<14} {seconds:>10.3} s{note}");
+        }
+    }
+}
+
+/// What the commands of a real run would be.
+fn print_steps(args: &Args, report: &Report) {
+    let (xl, name) = (args.xl.display(), &args.host_vm);
+    println!(
+        "  would run        vmbeam evacuate {name} --to {}",
+        report.to
+    );
+    println!(
+        "                   {xl} shutdown -F {name}, and after {} s {xl} destroy {name}",
+        args.shutdown_timeout
+    );
+    println!("                   {xl} create {}", args.config.display());
+    println!("                   vmbeam migrate for each of these guests, back to {name}");
+}
+
+pub(crate) fn run(socket: &Path, args: &Args) -> Result<ExitCode, ClientError> {
+    let started = Instant::now();
+    if args.host_vm.contains('/') {
+        return Err(ClientError::Refused(format!(
+            "{} is not the name of a host VM",
+            args.host_vm
+        )));
+    }
+    let mut job = Rejuvenation {
+        args,
+        socket,
+        mover: Mover {
+            socket,
+            mode: args.mode.into(),
+            timeout_seconds: args.timeout,
+            patience: Duration::from_secs(args.wait.into()),
+            interrupt: Interrupt::catch(socket)?,
+        },
+        toolstack: Toolstack {
+            program: args.xl.clone(),
+        },
+        file: args
+            .state_dir
+            .join(format!("rejuvenate-{}.json", args.host_vm)),
+        report: Report {
+            host_vm: args.host_vm.clone(),
+            dry_run: args.dry_run,
+            ..Report::default()
+        },
+    };
+    let result = job.run();
+    let begun = job.file.exists();
+    let mut report = job.report;
+    report.seconds.total = seconds(started);
+    let mut code = 0;
+    if let Err(stop) = result {
+        code = stop.code;
+        // Only what has been begun can be gone on with.
+        if code == exit::INCOMPLETE && !begun {
+            code = exit::REFUSED;
+        }
+        report.interrupted = job.mover.interrupt.is_wanted();
+        report.error = Some(stop.why);
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        report.print();
+        if args.dry_run {
+            print_steps(args, &report);
+        }
+    }
+    if let Some(why) = &report.error {
+        eprintln!("vmbeam: {}: {why}", report.step);
+        eprintln!(
+            "vmbeam: {}",
+            match (begun, code) {
+                (false, _) => "nothing was changed",
+                (true, exit::FAILED) => "see `vmbeam status`; the same command goes on from here",
+                (true, _) => "every guest runs in one place; the same command goes on from here",
+            }
+        );
+    }
+    Ok(ExitCode::from(code))
+}

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Shutting a host VM down and creating it again, with the host's toolstack.
+
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+use vmbeam_xen::command::{run, Output};
+
+/// How long a command may take that changes one thing.
+const COMMAND: Duration = Duration::from_secs(120);
+/// How long a host VM that is destroyed may take to be gone.
+const DESTROY: Duration = Duration::from_secs(120);
+/// How often to look.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// The program that manages host VMs: `xl`, or what stands in for it.
+#[derive(Debug)]
+pub(crate) struct Toolstack {
+    pub(crate) program: PathBuf,
+}
+
+/// How a host VM came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// As it was told to.
+    Orderly,
+    /// It was not in time, and was destroyed.
+    Forced,
+    /// Somebody does not want to wait.
+    Interrupted,
+}
+
+fn words(output: &Output) -> String {
+    let lines: Vec<_> = output.err.lines().map(str::trim).collect();
+    let said = lines[lines.len().saturating_sub(4)..].join("; ");
+    if said.is_empty() {
+        format!("it ended with {}", output.status)
+    } else {
+        said
+    }
+}
+
+impl Toolstack {
+    fn show(&self, arguments: &[&str]) -> String {
+        format!("`{} {}`", self.program.display(), arguments.join(" "))
+    }
+
+    fn try_to(&self, arguments: &[&str]) -> Result<Output, String> {
+        // In a group of its own: Ctrl-C is for this program, which ends the step.
+        let mut command = Command::new(&self.program);
+        command.args(arguments).process_group(0);
+        run(&mut command, COMMAND).map_err(|e| {
+            format!(
+                "{}: {e}; is it the host's toolstack (--xl)?",
+                self.show(arguments)
+            )
+        })
+    }
+
+    fn must(&self, arguments: &[&str]) -> Result<Output, String> {
+        let output = self.try_to(arguments)?;
+        if output.status.success() {
+            return Ok(output);
+        }
+        Err(format!("{}: {}", self.show(arguments), words(&output)))
+    }
+
+    /// The domid of a host VM, if it runs.
+    pub(crate) fn domid(&self, host_vm: &str) -> Result<Option<u32>, String> {
+        let output = self.try_to(&["domid", host_vm])?;
+        if !output.status.success() {
+            return Ok(None);
+        }
+        let text = output.out.trim();
+        let domid = text.parse().map_err(|_| {
+            format!(
+                "{} printed no domid: {text:?}",
+                self.show(&["domid", host_vm])
+            )
+        })?;
+        Ok(Some(domid))
+    }
+
+    /// Wait until a host VM is no longer this domain.
+    fn wait_until_gone(
+        &self,
+        host_vm: &str,
+        domid: u32,
+        limit: Duration,
+        stop: impl Fn() -> bool,
+    ) -> Result<bool, String> {
+        let deadline = Instant::now() + limit;
+        while self.domid(host_vm)? == Some(domid) {
+            if Instant::now() >= deadline || stop() {
+                return Ok(false);
+            }
+            std::thread::sleep(LOOK);
+        }
+        Ok(true)
+    }
+
+    /// End a host VM: in an orderly way if it does so in time.
+    pub(crate) fn end(
+        &self,
+        host_vm: &str,
+        domid: u32,
+        limit: Duration,
+        stop: impl Fn() -> bool,
+    ) -> Result<Ending, String> {
+        // -F: by the power button, for host VMs without drivers for Xen.
+        let asked = self.must(&["shutdown", "-F", host_vm]);
+        match &asked {
+            Ok(_) if self.wait_until_gone(host_vm, domid, limit, &stop)? => {
+                return Ok(Ending::Orderly);
+            }
+            Ok(_) if stop() => return Ok(Ending::Interrupted),
+            Ok(_) => eprintln!(
+                "vmbeam: host VM {host_vm} has not shut down within {} s; destroying it",
+                limit.as_secs()
+            ),
+            Err(e) => eprintln!("vmbeam: {e}; destroying host VM {host_vm}"),
+        }
+        self.must(&["destroy", host_vm])?;
+        if self.wait_until_gone(host_vm, domid, DESTROY, || false)? {
+            Ok(Ending::Forced)
+        } else {
+            Err(format!(
+                "host VM {host_vm} was destroyed, but does not go away; see `xl list`"
+            ))
+        }
+    }
+
+    /// Create a host VM.
+    pub(crate) fn create(&self, config: &Path) -> Result<(), String> {
+        let config = config.to_string_lossy();
+        self.must(&["create", &config]).map(drop)
+    }
+}
+
+/// A configuration must be there, and be that of the host VM.
+pub(crate) fn check_config(config: &Path, host_vm: &str) -> Result<(), String> {
+    let text = std::fs::read_to_string(config).map_err(|e| format!("{}: {e}", config.display()))?;
+    let name = text.lines().find_map(|line| {
+        let (key, value) = line.split_once('=')?;
+        (key.trim() == "name").then(|| value.trim().trim_matches(['"', '\'', ';']))
+    });
+    match name {
+        Some(name) if name == host_vm => Ok(()),
+        Some(name) => Err(format!(
+            "{}: name is {name:?}, which is not the host VM that is to be created again; it must be {host_vm:?}",
+            config.display()
+        )),
+        None => Err(format!(
+            "{}: there is no line `name = \"{host_vm}\"`; is it the configuration of a host VM?",
+            config.display()
+        )),
+    }
+}

@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! `vmbeam rejuvenate` with a real daemon and real agents; the toolstacks of the host
+//! VMs only play with memory, that of the host is a script.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+#[path = "../../daemon/tests/common/mod.rs"]
+mod common;
+
+use common::{lock, Trouble, World};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Host VM A is domain 1, and domain 5 once it was created again.
+const XL: &str = r#"#!/bin/sh
+cd "$(dirname "$0")" || exit 1
+echo "$*" >>calls
+case $1 in
+domid) cat "domid-$2" || exit 1 ;;
+shutdown)
+	[ ! -e refuse-shutdown ] || { echo "no such power button" >&2; exit 1; }
+	[ -e hang-shutdown ] || rm "domid-$3" ;;
+destroy) rm "domid-$2" ;;
+create)
+	[ ! -e refuse-create ] || { echo "out of luck" >&2; exit 1; }
+	echo 5 >domid-A; echo "Fake 2.0" >version ;;
+esac
+"#;
+
+/// Two guests in A; B has one of its own.
+struct Lab {
+    w: World,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let mut w = World::new();
+        let xl = w.dir.path().join("xl");
+        std::fs::write(&xl, XL).unwrap();
+        std::fs::set_permissions(&xl, std::fs::Permissions::from_mode(0o755)).unwrap();
+        w.domid_command = Some(xl);
+        lock(&w.hosts["A"]).add_guest(2, "second", 64);
+        lock(&w.hosts["A"]).version = Some(w.dir.path().join("version"));
+        lock(&w.hosts["B"]).guests.clear();
+        lock(&w.hosts["B"]).add_guest(1, "resident", 64);
+        let lab = Self { w };
+        lab.put("domid-A", "1\n");
+        lab.put("version", "Fake 1.0\n");
+        lab.put("A.cfg", "# new\nname = \"A\"\n");
+        lab
+    }
+
+    fn start() -> Self {
+        let mut lab = Self::new();
+        lab.w.agents(&["A", "B"]);
+        lab.w.start();
+        for name in ["A", "B"] {
+            lab.w.wait_agent(name, None);
+        }
+        lab
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.w.dir.path().join(name)
+    }
+
+    fn put(&self, name: &str, text: &str) {
+        std::fs::write(self.path(name), text).unwrap();
+    }
+
+    fn remove(&self, name: &str) {
+        std::fs::remove_file(self.path(name)).unwrap();
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vmbeam"));
+        command
+            .arg("--socket")
+            .arg(self.w.control())
+            .args(["rejuvenate", "A", "--json"])
+            .arg("--state-dir")
+            .arg(self.path("state"));
+        if !args.contains(&"--xl") {
+            command.arg("--xl").arg(self.path("xl"));
+        }
+        if !args.contains(&"--config") {
+            command.arg("--config").arg(self.path("A.cfg"));
+        }
+        command.args(args);
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Done {
+        Done::of(self.command(args).output().unwrap())
+    }
+
+    /// What was asked of the toolstack, but for questions.
+    fn calls(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.path("calls")).unwrap_or_default();
+        text.lines()
+            .filter(|l| !l.starts_with("domid"))
+            .map(|l| l.split('/').next().unwrap().trim().to_owned())
+            .collect()
+    }
+
+    fn running(&self, host_vm: &str) -> Vec<String> {
+        lock(&self.w.hosts[host_vm]).running()
+    }
+
+    #[track_caller]
+    fn assert_done(&self) {
+        assert_eq!(self.running("A"), ["guest", "second"]);
+        assert_eq!(self.running("B"), ["resident"]);
+        assert!(!self.path("state/rejuvenate-A.json").exists());
+    }
+}
+
+#[derive(Debug)]
+struct Done {
+    code: i32,
+    report: serde_json::Value,
+    stderr: String,
+}
+
+impl Done {
+    fn of(out: Output) -> Self {
+        Self {
+            code: out.status.code().unwrap(),
+            report: serde_json::from_slice(&out.stdout).unwrap_or_default(),
+            stderr: String::from_utf8(out.stderr).unwrap(),
+        }
+    }
+
+    fn names(&self, list: &str) -> Vec<&str> {
+        let guests = self.report[list].as_array().unwrap().iter();
+        guests
+            .filter(|g| g["outcome"] == "moved")
+            .map(|g| g["guest"].as_str().unwrap())
+            .collect()
+    }
+}
+
+#[test]
+fn the_guests_leave_and_come_back_to_another_hypervisor() {
+    let lab = Lab::start();
+    let done = lab.run(&["--dry-run"]);
+    assert_eq!(done.code, 0, "{done:?}");
+    assert!(lab.calls().is_empty());
+    assert!(!lab.path("state/rejuvenate-A.json").exists());
+
+    let done = lab.run(&[]);
+    assert_eq!(done.code, 0, "{done:?}");
+    assert_eq!(done.names("evacuated"), ["guest", "second"]);
+    assert_eq!(done.names("returned"), ["guest", "second"]);
+    let r = &done.report;
+    assert_eq!(r["hypervisor_before"], "Fake 1.0");
+    assert_eq!(r["hypervisor_after"], "Fake 2.0");
+    assert_eq!(
+        (&r["domid_before"], &r["domid_after"]),
+        (&1.into(), &5.into())
+    );
+    assert_eq!((&r["forced"], &r["step"]), (&false.into(), &"done".into()));
+    assert_eq!(lab.calls(), ["shutdown -F A", "create"]);
+    lab.assert_done();
+}
+
+#[test]
+fn a_host_vm_that_does_not_shut_down_is_destroyed() {
+    for trouble in ["hang-shutdown", "refuse-shutdown"] {
+        let lab = Lab::start();
+        lab.put(trouble, "");
+        let done = lab.run(&["--shutdown-timeout", "1"]);
+        assert_eq!(done.code, 0, "{done:?}");
+        assert_eq!(done.report["forced"], true);
+        assert_eq!(lab.calls(), ["shutdown -F A", "destroy A", "create"]);
+        lab.assert_done();
+    }
+}
+
+#[test]
+fn what_is_in_the_way_is_named_and_nothing_is_changed() {
+    let lab = Lab::start();
+    let refused = |args: &[&str], words: &str| {
+        let done = lab.run(args);
+        assert_eq!(done.code, 3, "{done:?}");
+        assert!(done.stderr.contains(words), "{done:?}");
+        assert!(done.stderr.contains("nothing was changed"), "{done:?}");
+    };
+    lock(&lab.w.hosts["B"]).free_mib = 2;
+    lock(&lab.w.hosts["A"]).guests.get_mut(&2).unwrap().paused = true;
+    refused(&[], "2 MiB of free memory");
+    refused(&["--dry-run"], "second does not run");
+    refused(&["--config", "/nonexistent"], "/nonexistent: ");
+    lab.put("B.cfg", "name = 'B'\n");
+    let b = lab.path("B.cfg");
+    refused(
+        &["--config", b.to_str().unwrap()],
+        "which is not the host VM",
+    );
+    lab.put("B.cfg", "type = 'hvm'\n");
+    refused(&["--config", b.to_str().unwrap()], "there is no line `name");
+    refused(&["--to", "C"], "[[pair]]");
+    refused(&["--xl", "/nonexistent/xl"], "--xl");
+    lab.remove("domid-A");
+    refused(&[], "nothing to rejuvenate");
+    assert!(lab.calls().is_empty());
+
+    let mut fixed = Lab::new();
+    fixed.w.domid_command = None;
+    fixed.w.agents(&["A", "B"]);
+    fixed.w.start();
+    let done = fixed.run(&[]);
+    assert!(
+        done.code == 3 && done.stderr.contains("remove `domid`"),
+        "{done:?}"
+    );
+}
+
+#[test]
+fn every_step_can_fail_and_is_gone_on_with() {
+    let lab = Lab::start();
+    // On the way out.
+    lock(&lab.w.hosts["B"]).trouble = Trouble::RestoreFails;
+    let done = lab.run(&[]);
+    assert_eq!(
+        (done.code, &done.report["step"]),
+        (5, &"evacuate".into()),
+        "{done:?}"
+    );
+    assert_eq!(lab.running("A"), ["guest", "second"]);
+    lock(&lab.w.hosts["B"]).trouble = Trouble::None;
+    // A guest that was started meanwhile leaves with the others.
+    lock(&lab.w.hosts["A"]).add_guest(7, "late", 16);
+
+    // The new configuration is of no use.
+    lab.put("refuse-create", "");
+    let done = lab.run(&[]);
+    assert_eq!(
+        (done.code, &done.report["step"]),
+        (5, &"create".into()),
+        "{done:?}"
+    );
+    assert!(done.stderr.contains("out of luck") && done.stderr.contains("goes on from here"));
+    assert_eq!(lab.running("B"), ["guest", "late", "resident", "second"]);
+    lab.remove("refuse-create");
+
+    // Not with another destination.
+    let done = lab.run(&["--to", "D"]);
+    assert!(done.code == 3 && done.stderr.contains("--to B"), "{done:?}");
+
+    // It comes up without what it needs.
+    lock(&lab.w.hosts["A"]).trouble = Trouble::Stock;
+    let done = lab.run(&[]);
+    assert_eq!(
+        (done.code, &done.report["step"]),
+        (5, &"check".into()),
+        "{done:?}"
+    );
+    assert!(done.stderr.contains("Debian's toolstack"), "{done:?}");
+
+    // On the way back.
+    lock(&lab.w.hosts["A"]).trouble = Trouble::RestoreFails;
+    let done = lab.run(&[]);
+    assert_eq!(
+        (done.code, &done.report["step"]),
+        (5, &"return".into()),
+        "{done:?}"
+    );
+    lock(&lab.w.hosts["A"]).trouble = Trouble::None;
+    // One has been shut down by its owner.
+    lock(&lab.w.hosts["B"])
+        .guests
+        .retain(|_, g| g.name != "late");
+    let done = lab.run(&[]);
+    assert_eq!(done.code, 0, "{done:?}");
+    assert_eq!(done.report["resumed"], true);
+    assert_eq!(done.report["returned"][2]["outcome"], "gone");
+    // It was shut down once, and the hypervisor before that is known.
+    assert_eq!(lab.calls(), ["shutdown -F A", "create", "create"]);
+    assert_eq!(done.report["hypervisor_before"], "Fake 1.0");
+    lab.assert_done();
+}
+
+#[test]
+fn an_agent_that_does_not_come_back_is_not_waited_for_for_ever() {
+    let mut lab = Lab::start();
+    let done = {
+        let child = spawn(&lab, &["--boot-timeout", "1"]);
+        // The daemon goes away with the host VM, and comes back without an agent.
+        wait_for("A is created", || {
+            lab.path("version").metadata().unwrap().len() == 9 && lab.calls().len() == 2
+        });
+        lab.w.stop();
+        Done::of(child.wait_with_output().unwrap())
+    };
+    assert_eq!(
+        (done.code, &done.report["step"]),
+        (5, &"boot".into()),
+        "{done:?}"
+    );
+    assert!(done.stderr.contains("--boot-timeout"), "{done:?}");
+    lab.w.start();
+    lab.w.wait_agent("A", None);
+    lab.w.wait_agent("B", None);
+    assert_eq!(lab.run(&[]).code, 0);
+    lab.assert_done();
+}
+
+fn spawn(lab: &Lab, args: &[&str]) -> Child {
+    let mut command = lab.command(args);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+#[track_caller]
+fn wait_for(what: &str, is: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !is() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn ctrl_c_stops_between_steps() {
+    let lab = Lab::start();
+    lab.put("hang-shutdown", "");
+    let child = spawn(&lab, &[]);
+    wait_for("A is being shut down", || !lab.calls().is_empty());
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    let done = Done::of(child.wait_with_output().unwrap());
+    assert_eq!(
+        (done.code, &done.report["step"]),
+        (5, &"shutdown".into()),
+        "{done:?}"
+    );
+    assert_eq!(done.report["interrupted"], true);
+    assert_eq!(lab.calls(), ["shutdown -F A"]);
+    lab.remove("hang-shutdown");
+    let done = lab.run(&[]);
+    assert_eq!(done.code, 0, "{done:?}");
+    lab.assert_done();
+}
