@@ -93,8 +93,9 @@ struct MigrationFigures {
     migrate: Migration,
 }
 
-/// Run the demonstration on a topology whose guests are up.
-pub fn run(topology: &Topology, progress: &Progress) -> Result<Report> {
+/// Run the demonstration on a topology whose guests are up. The virtual network of the
+/// lab is slow: of the bytes, one in `network_part` is sent over it for comparison.
+pub fn run(topology: &Topology, progress: &Progress, network_part: u64) -> Result<Report> {
     let setup_seconds = since_start();
     let host = &topology.machine.host;
 
@@ -118,9 +119,9 @@ pub fn run(topology: &Topology, progress: &Progress) -> Result<Report> {
     let guest_check = topology::wait_for_check(&topology.machine.a, SWAP)?;
     stage.done();
 
-    let network_bytes = there.pages_swapped * 4096;
+    let network_bytes = there.pages_swapped * 4096 / network_part;
     let stage = progress.stage(&format!(
-        "send the same {} MiB over the virtual network, from A to B",
+        "send {} MiB over the virtual network, from A to B",
         network_bytes >> 20
     ));
     topology.machine.a.sh(&format!("xl pause {GUEST}"), SHORT)?;
@@ -152,7 +153,7 @@ pub fn run(topology: &Topology, progress: &Progress) -> Result<Report> {
         swap_seconds,
         network_bytes,
         network_seconds,
-        network_over_swap: network_seconds / swap_seconds,
+        network_over_swap: network_seconds * network_part as f64 / swap_seconds,
         there,
         back,
         guest_check,
@@ -321,11 +322,11 @@ impl Report {
             format!("{:.3} s", self.swap_seconds),
         );
         row(
-            &format!("virtual network, the same {} MiB", self.network_bytes >> 20),
+            &format!("virtual network, {} MiB", self.network_bytes >> 20),
             format!("{:.3} s", self.network_seconds),
         );
         row(
-            "network over swap",
+            "network over swap, for the same bytes",
             format!("{:.1} x", self.network_over_swap),
         );
         row("guest VM's own check afterwards", self.guest_check.clone());

@@ -102,7 +102,7 @@ fn run() -> Result<bool> {
         Lab::Images => images::build().map(|()| true),
         Lab::Demo => {
             let (topology, _) = Topology::boot(sizes, &progress)?;
-            let mut report = demo::run(&topology, &progress)?;
+            let mut report = demo::run(&topology, &progress, 1)?;
             let migrated = demo::migrate(&topology, &progress, &mut report);
             report.write()?;
             report.print();
