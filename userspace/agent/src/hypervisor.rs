@@ -4,7 +4,7 @@
 
 use crate::toolstack::{self, xl, Incoming, Outgoing, Restore, Save};
 use std::time::{Duration, Instant};
-use vmbeam_wire::message::{AgentErrorCode, Guest, GuestKind, GuestState, MAX_NAME};
+use vmbeam_wire::message::{AgentErrorCode, Guest, GuestKind, GuestState, Toolstack, MAX_NAME};
 use vmbeam_xen::{DomainInfo, GuestPage, Page, Xen};
 
 /// Why the hypervisor did not do something.
@@ -35,6 +35,8 @@ impl From<vmbeam_xen::Error> for HvError {
 pub trait Hypervisor {
     /// Name and version.
     fn version(&self) -> String;
+    /// The toolstack beside it.
+    fn toolstack(&self) -> Toolstack;
     /// First frame number that this host VM does not have.
     fn memory_end(&self) -> Result<u64, HvError>;
     /// All guests.
@@ -117,6 +119,13 @@ fn find(xen: &Xen, domid: u32) -> Result<DomainInfo, HvError> {
 impl Hypervisor for Xen {
     fn version(&self) -> String {
         Xen::version(self).into()
+    }
+
+    fn toolstack(&self) -> Toolstack {
+        Toolstack {
+            version: Xen::libraries(self).into(),
+            problem: toolstack::problem(),
+        }
     }
 
     fn memory_end(&self) -> Result<u64, HvError> {

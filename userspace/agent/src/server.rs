@@ -9,7 +9,9 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::time::Instant;
 use tracing::{debug, info, warn};
-use vmbeam_wire::message::{AgentErrorCode, Digest, FromAgent, ToAgent, DIGESTS_PER_CHUNK, PAGE};
+use vmbeam_wire::message::{
+    AgentErrorCode, Digest, FromAgent, ToAgent, Toolstack, DIGESTS_PER_CHUNK, PAGE,
+};
 use vmbeam_wire::{
     encode, Decoder, Excluded, Frame, FrameError, FrameList, FrameListBuilder, FrameRun, ListError,
     PfnRun, Reason,
@@ -35,6 +37,8 @@ pub enum ServeError {
 #[derive(Debug)]
 pub struct Agent<H> {
     hypervisor: H,
+    /// Asked for once: that takes a while, and it is what this agent was started with.
+    toolstack: Option<Toolstack>,
     session: Option<u64>,
     /// The pages of guests as listed in this session. Digests refer to them.
     pages: HashMap<u32, Vec<GuestPage>>,
@@ -111,6 +115,7 @@ impl<H: Hypervisor> Agent<H> {
     pub fn new(hypervisor: H) -> Self {
         Self {
             hypervisor,
+            toolstack: None,
             session: None,
             pages: HashMap::new(),
             transfer: Transfer::default(),
@@ -202,8 +207,8 @@ impl<H: Hypervisor> Agent<H> {
                 Err(e) => Ok(Err(e)),
             },
             ToAgent::ReadPages { guest, runs } => self.read_pages(*guest, runs, &mut answers),
-            ToAgent::WritePages { guest, pfn, data } => {
-                match self.write_pages(*guest, *pfn, data) {
+            ToAgent::WritePages { guest, runs, data } => {
+                match self.write_pages(*guest, runs, data) {
                     Ok(()) => answers.send(&FromAgent::Done).map(Ok),
                     Err(e) => Ok(Err(e)),
                 }
@@ -233,7 +238,7 @@ impl<H: Hypervisor> Agent<H> {
     }
 
     fn hello<S: Write>(
-        &self,
+        &mut self,
         answers: &mut Answers<'_, S>,
     ) -> Result<Result<(), HvError>, ServeError> {
         let memory_end = match self.hypervisor.memory_end() {
@@ -244,6 +249,10 @@ impl<H: Hypervisor> Agent<H> {
             .send(&FromAgent::Hello {
                 agent_version: env!("CARGO_PKG_VERSION").into(),
                 hypervisor: self.hypervisor.version(),
+                toolstack: self
+                    .toolstack
+                    .get_or_insert_with(|| self.hypervisor.toolstack())
+                    .clone(),
                 memory_end,
             })
             .map(Ok)
@@ -365,28 +374,24 @@ impl<H: Hypervisor> Agent<H> {
         runs: &[PfnRun],
         answers: &mut Answers<'_, S>,
     ) -> Result<Result<(), HvError>, ServeError> {
-        for run in runs {
-            let pages = match self.resolve(guest, std::slice::from_ref(run)) {
-                Ok(pages) => pages,
-                Err(e) => return Ok(Err(e)),
-            };
-            let gfns: Vec<u64> = pages.iter().map(|p| p.1).collect();
-            let mut data = Vec::with_capacity(gfns.len() * PAGE);
-            let read = self.hypervisor.read(guest, &gfns, &mut |_, page| {
-                data.extend_from_slice(page);
-            });
-            if let Err(e) = read {
-                return Ok(Err(e));
-            }
-            answers.send(&FromAgent::PagesChunk { pfn: run.pfn, data })?;
+        let pages = match self.resolve(guest, runs) {
+            Ok(pages) => pages,
+            Err(e) => return Ok(Err(e)),
+        };
+        let gfns: Vec<u64> = pages.iter().map(|p| p.1).collect();
+        let mut data = Vec::with_capacity(gfns.len() * PAGE);
+        let read = self.hypervisor.read(guest, &gfns, &mut |_, page| {
+            data.extend_from_slice(page);
+        });
+        if let Err(e) = read {
+            return Ok(Err(e));
         }
-        answers.send(&FromAgent::Done).map(Ok)
+        answers.send(&FromAgent::Pages { data }).map(Ok)
     }
 
-    fn write_pages(&mut self, guest: u32, pfn: u64, data: &[u8]) -> Result<(), HvError> {
-        // At most MAX_PAGES_PER_CHUNK, as checked when it was decoded.
-        let nr = (data.len() / PAGE) as u32;
-        let pages = self.resolve(guest, &[PfnRun { pfn, nr }])?;
+    /// `data` has as many pages as `runs`, as checked when it was decoded.
+    fn write_pages(&mut self, guest: u32, runs: &[PfnRun], data: &[u8]) -> Result<(), HvError> {
+        let pages = self.resolve(guest, runs)?;
         let gfns: Vec<u64> = pages.iter().map(|p| p.1).collect();
         self.hypervisor.write(guest, &gfns, &mut |i, page| {
             page.copy_from_slice(&data[i * PAGE..(i + 1) * PAGE]);

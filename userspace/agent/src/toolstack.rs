@@ -290,25 +290,26 @@ impl Restore {
     }
 }
 
-/// Why guests cannot be moved by this toolstack, if so, and how much memory a
-/// new guest may have, in MiB.
-pub fn facts() -> Result<(Option<String>, u64), HvError> {
-    let mut problem = None;
-    for what in ["save", "restore"] {
+/// Why guests cannot be moved by this toolstack, if so.
+pub fn problem() -> Option<String> {
+    ["save", "restore"].into_iter().find_map(|what| {
         let knows = xl(&["help", what]).is_ok_and(|text| text.contains("--external-memory"));
-        if !knows {
-            problem = Some(format!(
+        (!knows).then(|| {
+            format!(
                 "its toolstack lacks `xl {what} --external-memory`; install one with the patches of hypervisor-patches/toolstack"
-            ));
-            break;
-        }
-    }
+            )
+        })
+    })
+}
+
+/// The same, and how much memory a new guest may have, in MiB.
+pub fn facts() -> Result<(Option<String>, u64), HvError> {
     let free = xl(&["info", "free_memory"])?;
     let free = free
         .trim()
         .parse()
         .map_err(|_| failed(format!("`xl info free_memory` printed {free:?}")))?;
-    Ok((problem, free))
+    Ok((problem(), free))
 }
 
 #[cfg(test)]

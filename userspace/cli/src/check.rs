@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use vmbeam_uapi::sys::FEATURE_SWAP;
 use vmbeam_uapi::Device;
-use vmbeam_wire::message::{CheckReport, FromDaemon, ToDaemon};
+use vmbeam_wire::message::{CheckReport, FromDaemon, ToDaemon, Toolstack};
 
 /// One thing that a swap needs.
 #[derive(Debug, Serialize)]
@@ -59,21 +59,42 @@ fn device(path: &Path, items: &mut Vec<Item>) {
 fn agents(report: &CheckReport, items: &mut Vec<Item>) {
     items.push(item(
         "daemon",
-        Ok(format!("vmbeamd {}", report.daemon_version)),
+        Ok(format!(
+            "vmbeamd {}, protocol {}; this is vmbeam {}",
+            report.daemon_version,
+            report.protocol,
+            env!("CARGO_PKG_VERSION")
+        )),
     ));
     if report.agents.is_empty() {
         let detail = "no [[host_vm]] in vmbeamd's configuration; add the host VMs".into();
         items.push(item("host VMs", Err(detail)));
     }
     for a in &report.agents {
-        let result = match (&a.connected, &a.problem) {
-            (Some(v), _) => Ok(format!(
+        let name = &a.host_vm;
+        let Some(v) = &a.connected else {
+            let problem = a.problem.clone();
+            let detail = Err(problem.unwrap_or_else(|| "not connected".into()));
+            items.push(item(format!("agent of host VM {name}"), detail));
+            continue;
+        };
+        items.push(item(
+            format!("agent of host VM {name}"),
+            Ok(format!(
                 "vmbeam-agent {} on {}, memory ends at frame {:#x}",
                 v.agent, v.hypervisor, v.memory_end
             )),
-            (None, problem) => Err(problem.clone().unwrap_or_else(|| "not connected".into())),
-        };
-        items.push(item(format!("agent of host VM {}", a.host_vm), result));
+        ));
+        let Toolstack { version, problem } = &v.toolstack;
+        items.push(item(
+            format!("toolstack of host VM {name}"),
+            match problem {
+                None => Ok(format!("{version}, can move guests")),
+                Some(problem) => Err(format!(
+                    "{version}: {problem}; until then only `--mode copy` moves guests"
+                )),
+            },
+        ));
     }
     let pairs: Vec<_> = report
         .pairs

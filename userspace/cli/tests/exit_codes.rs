@@ -147,6 +147,7 @@ fn check_says_what_is_missing() {
 
     let answer = FromDaemon::Check(CheckReport {
         daemon_version: "1.2.3".into(),
+        protocol: 3,
         driver: Err("irrelevant".into()),
         agents: vec![AgentReport {
             host_vm: "A".into(),

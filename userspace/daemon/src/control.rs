@@ -360,6 +360,7 @@ impl Shared {
             });
         CheckReport {
             daemon_version: crate::VERSION.into(),
+            protocol: vmbeam_wire::VERSION,
             driver,
             agents: self.host_vms.iter().map(|vm| vm.report()).collect(),
             pairs: self.config.pairs.iter().cloned().collect(),

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmbeam_wire::message::{
-    AgentErrorCode, AgentVersions, Digest, FromAgent, Guest, ToAgent, MAX_DIGEST_PAGES, MAX_PART,
-    PAGE,
+    AgentErrorCode, AgentVersions, Digest, FromAgent, Guest, ToAgent, Toolstack, MAX_DIGEST_PAGES,
+    MAX_PART, PAGE,
 };
 use vmbeam_wire::{encode, Decoder, FrameError, FrameList, FrameListBuilder, ListError, PfnRun};
 
@@ -128,6 +128,7 @@ impl Link {
             versions: AgentVersions {
                 agent: String::new(),
                 hypervisor: String::new(),
+                toolstack: Toolstack::default(),
                 memory_end: 0,
             },
         })
@@ -234,12 +235,14 @@ impl Link {
                     FromAgent::Hello {
                         agent_version,
                         hypervisor,
+                        toolstack,
                         memory_end,
                     },
                 ) => {
                     self.versions = AgentVersions {
                         agent: agent_version,
                         hypervisor,
+                        toolstack,
                         memory_end,
                     };
                     self.greeted = true;
@@ -402,30 +405,25 @@ impl Link {
         self.demand(&ToAgent::Destroy { guest })
     }
 
-    /// The contents of some consecutive pages.
-    pub fn read_pages(&mut self, guest: u32, run: PfnRun) -> Result<Vec<u8>, LinkError> {
-        let mut contents = Vec::new();
-        let wanted = run.nr as usize * PAGE;
-        let message = ToAgent::ReadPages {
-            guest,
-            runs: vec![run],
-        };
-        let last = self.ask(&message, |answer| match answer {
-            FromAgent::PagesChunk { pfn, data } if pfn == run.pfn && data.len() == wanted => {
-                contents = data;
-                Ok(())
-            }
-            other => Err(unexpected(&other)),
-        })?;
-        match last {
-            FromAgent::Done if contents.len() == wanted => Ok(contents),
+    /// The contents of some pages, one after the other.
+    pub fn read_pages(&mut self, guest: u32, runs: &[PfnRun]) -> Result<Vec<u8>, LinkError> {
+        let pages: usize = runs.iter().map(|r| r.nr as usize).sum();
+        let runs = runs.to_vec();
+        match self.ask(&ToAgent::ReadPages { guest, runs }, |a| Err(unexpected(&a)))? {
+            FromAgent::Pages { data } if data.len() == pages * PAGE => Ok(data),
             other => Err(unexpected(&other)),
         }
     }
 
-    /// Replace the contents of some consecutive pages.
-    pub fn write_pages(&mut self, guest: u32, pfn: u64, data: Vec<u8>) -> Result<(), LinkError> {
-        self.demand(&ToAgent::WritePages { guest, pfn, data })
+    /// Replace the contents of some pages.
+    pub fn write_pages(
+        &mut self,
+        guest: u32,
+        runs: &[PfnRun],
+        data: Vec<u8>,
+    ) -> Result<(), LinkError> {
+        let runs = runs.to_vec();
+        self.demand(&ToAgent::WritePages { guest, runs, data })
     }
 
     /// A guest's frame list, checked: in order, without overlaps, and within
@@ -461,7 +459,7 @@ impl Link {
         mut progress: impl FnMut(u64),
     ) -> Result<Vec<(u64, Digest)>, LinkError> {
         let mut all = Vec::new();
-        for part in parts(runs) {
+        for part in parts(runs, DIGEST_REQUEST) {
             let mut wanted = part
                 .iter()
                 .flat_map(|r| (0..u64::from(r.nr)).map(|i| r.pfn + i));
@@ -516,17 +514,17 @@ impl Link {
     }
 }
 
-/// Split into requests of at most [`DIGEST_REQUEST`] pages.
-fn parts(runs: &[PfnRun]) -> Vec<Vec<PfnRun>> {
+/// Split into requests of at most `most` pages.
+pub(crate) fn parts(runs: &[PfnRun], most: u64) -> Vec<Vec<PfnRun>> {
     let mut parts = Vec::new();
     let mut part = Vec::new();
-    let mut room = DIGEST_REQUEST;
+    let mut room = most;
     for run in runs {
         let mut pfn = run.pfn;
         let mut left = u64::from(run.nr);
         while left > 0 {
             let take = left.min(room);
-            // At most DIGEST_REQUEST.
+            // At most run.nr.
             part.push(PfnRun {
                 pfn,
                 nr: take as u32,
@@ -536,7 +534,7 @@ fn parts(runs: &[PfnRun]) -> Vec<Vec<PfnRun>> {
             room -= take;
             if room == 0 {
                 parts.push(std::mem::take(&mut part));
-                room = DIGEST_REQUEST;
+                room = most;
             }
         }
     }
@@ -563,7 +561,7 @@ mod tests {
                 nr: 1,
             },
         ];
-        let parts = parts(&runs);
+        let parts = parts(&runs, DIGEST_REQUEST);
         let sizes: Vec<u64> = parts
             .iter()
             .map(|p| p.iter().map(|r| u64::from(r.nr)).sum())

@@ -13,6 +13,7 @@ use crate::exchange::{
 use crate::host_vm::HostVm;
 use crate::join::{join, select, split, JoinedRun};
 use crate::journal::{Journal, Place, Probe, Record, State};
+use crate::link::parts;
 use crate::recovery::{Settled, Settling};
 use crate::side::Side;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +22,7 @@ use tracing::{info, warn};
 use vmbeam_uapi::NOT_ATTEMPTED;
 use vmbeam_wire::message::{
     no_room, Digest, Failure, Guest, GuestKind, GuestState, MigrateReport, MigrateRequest, Mode,
-    Phase, PlanReport, PlannedGuest, SwapRun, MAX_PAGES_PER_CHUNK,
+    Phase, PlanReport, PlannedGuest, SwapRun, MAX_PAGES_PER_CHUNK, MAX_PART,
 };
 use vmbeam_wire::PfnRun;
 use vmbeam_xen::stream::{Contents, Scanner};
@@ -34,8 +35,13 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// Most pages that are copied because they cannot be swapped: 64 MiB. With more of
 /// them it is not what was asked for any more.
 const MAX_COPIES: u64 = 16 << 10;
-/// Pages that are looked at at once in search of a difference.
-const PROBE_BATCH: usize = 64;
+/// Bytes that are pushed at once: what is not taken has to be sent again.
+const PUSH: usize = 128 << 10;
+/// Pages that are looked at in search of a difference, spread over the guest: most
+/// pages of a guest that ran differ from those of one that did not.
+const PROBE_SAMPLE: usize = 256;
+/// The same when none of these differs, and all pages are looked at.
+const PROBE_BATCH: usize = 4096;
 
 /// What a migration needs besides the host VMs.
 #[derive(Clone, Copy)]
@@ -388,25 +394,39 @@ impl<'a> Job<'a> {
 
         let mut scanner = Scanner::default();
         let mut moved = Instant::now();
-        loop {
+        let mut waiting = Vec::new();
+        let mut end = false;
+        // A part is pushed while the next one is pulled.
+        while !end || !waiting.is_empty() {
             self.go_on()?;
-            let (data, end) = self.from.talk(|l| l.pull()).map_err(refused)?;
-            if !data.is_empty() {
+            let (from, to) = (&mut self.from, &mut self.to);
+            let (pulled, pushed) = both(
+                || {
+                    if end || waiting.len() >= MAX_PART {
+                        return Ok((Vec::new(), end));
+                    }
+                    from.talk(|l| l.pull())
+                },
+                || {
+                    if waiting.is_empty() {
+                        return Ok(0);
+                    }
+                    to.talk(|l| l.push(&waiting[..waiting.len().min(PUSH)]))
+                },
+            );
+            // Of two failures the source's is the one that made the other.
+            let (data, ended) = pulled.map_err(refused)?;
+            let taken = pushed.map_err(refused)?;
+            if taken > 0 || !data.is_empty() || ended && !end {
                 moved = Instant::now();
-                scanner.feed(&data).map_err(refused)?;
-                self.push(&data)?;
-                (self.context.progress)(Phase::Stream, scanner.contents().bytes, 0);
+            } else if moved.elapsed() > STALLED {
+                return Err(refused(self.stalled(waiting.is_empty())));
             }
-            if end {
-                break;
-            }
-            if moved.elapsed() > STALLED {
-                return Err(refused(format!(
-                    "host VM {} sent nothing of the guest for {} s; does the guest suspend itself?",
-                    self.from.name(),
-                    STALLED.as_secs()
-                )));
-            }
+            scanner.feed(&data).map_err(refused)?;
+            waiting.drain(..taken);
+            waiting.extend(data);
+            end = ended;
+            (self.context.progress)(Phase::Stream, scanner.contents().bytes, 0);
         }
         let contents = scanner.contents().clone();
         if !contents.complete {
@@ -433,23 +453,19 @@ impl<'a> Job<'a> {
         Ok((contents, there))
     }
 
-    fn push(&mut self, mut data: &[u8]) -> Result<(), SwapError> {
-        let mut moved = Instant::now();
-        while !data.is_empty() {
-            let taken = self.to.talk(|l| l.push(data)).map_err(refused)?;
-            data = &data[taken..];
-            if taken > 0 {
-                moved = Instant::now();
-            } else if moved.elapsed() > STALLED {
-                return Err(refused(format!(
-                    "host VM {} took nothing of the guest for {} s",
-                    self.to.name(),
-                    STALLED.as_secs()
-                )));
-            }
-            self.go_on()?;
+    fn stalled(&self, source: bool) -> String {
+        let limit = STALLED.as_secs();
+        if source {
+            format!(
+                "host VM {} sent nothing of the guest for {limit} s; does the guest suspend itself? See its console",
+                self.from.name()
+            )
+        } else {
+            format!(
+                "host VM {} took nothing of the guest for {limit} s; see its agent's log",
+                self.to.name()
+            )
         }
-        Ok(())
     }
 
     /// Swap the memory, and copy what cannot be swapped.
@@ -591,30 +607,23 @@ impl<'a> Job<'a> {
         Ok((session, good, bad))
     }
 
-    /// Pages that differ, the first and the last: they tell where the memory is.
+    /// Pages that differ, of which two are kept: they tell where the memory is.
     fn probes(&mut self, runs: &[JoinedRun], there: u32) -> Result<Vec<Probe>, SwapError> {
         let pfns: Vec<u64> = runs
             .iter()
             .flat_map(|r| (0..u64::from(r.nr)).map(|i| r.pfn + i))
             .collect();
-        let mut probes = Vec::new();
+        let mut found = self.differences(&sample(&pfns, PROBE_SAMPLE), there)?;
         for batch in pfns.chunks(PROBE_BATCH) {
-            if let Some(first) = self.differences(batch, there)?.first() {
-                probes.push(*first);
+            if !found.is_empty() {
                 break;
             }
+            found = self.differences(batch, there)?;
         }
-        if let Some(first) = probes.first().copied() {
-            for batch in pfns.rchunks(PROBE_BATCH) {
-                if let Some(last) = self.differences(batch, there)?.last() {
-                    if *last != first {
-                        probes.push(*last);
-                    }
-                    break;
-                }
-            }
+        if let [first, .., last] = found[..] {
+            found = vec![first, last];
         }
-        Ok(probes)
+        Ok(found)
     }
 
     fn differences(&mut self, pfns: &[u64], there: u32) -> Result<Vec<Probe>, SwapError> {
@@ -642,25 +651,29 @@ impl<'a> Job<'a> {
         let here = self.guest.domid;
         let total = count(copies);
         let mut done = 0;
-        for run in copies {
-            let mut pfn = run.pfn;
-            let end = pfn + u64::from(run.nr);
-            while pfn < end {
-                self.go_on()?;
-                (self.context.progress)(Phase::Copy, done, total);
-                // At most MAX_PAGES_PER_CHUNK.
-                let nr = (end - pfn).min(MAX_PAGES_PER_CHUNK as u64) as u32;
-                let part = PfnRun { pfn, nr };
-                let data = self
-                    .from
-                    .talk(|l| l.read_pages(here, part))
-                    .map_err(refused)?;
-                self.to
-                    .talk(|l| l.write_pages(there, pfn, data))
-                    .map_err(refused)?;
-                pfn += u64::from(nr);
-                done += u64::from(nr);
-            }
+        let mut read: Option<(Vec<PfnRun>, Vec<u8>)> = None;
+        let parts = parts(copies, MAX_PAGES_PER_CHUNK as u64);
+        // One part is written while the next one is read.
+        for part in parts.into_iter().map(Some).chain([None]) {
+            self.go_on()?;
+            (self.context.progress)(Phase::Copy, done, total);
+            let (from, to) = (&mut self.from, &mut self.to);
+            let (next, written) = both(
+                || {
+                    part.map(|runs| {
+                        let data = from.talk(|l| l.read_pages(here, &runs))?;
+                        Ok((runs, data))
+                    })
+                },
+                || {
+                    read.take().map_or(Ok(0), |(runs, data)| {
+                        to.talk(|l| l.write_pages(there, &runs, data))?;
+                        Ok(count(&runs))
+                    })
+                },
+            );
+            done += written.map_err(|e: String| refused(e))?;
+            read = next.transpose().map_err(|e: String| refused(e))?;
         }
         self.report.pages_copied = total;
         self.report.seconds.copy = seconds(started);
@@ -824,6 +837,15 @@ impl<'a> Job<'a> {
     }
 }
 
+/// Some of these, spread evenly, the first and the last among them.
+fn sample(pfns: &[u64], most: usize) -> Vec<u64> {
+    let Some(last) = pfns.len().checked_sub(1) else {
+        return Vec::new();
+    };
+    let nr = pfns.len().min(most);
+    (0..nr).map(|i| pfns[i * last / (nr - 1).max(1)]).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -836,6 +858,16 @@ mod tests {
             pages: 257,
             kind: GuestKind::Pv,
         }
+    }
+
+    #[test]
+    fn samples_are_spread() {
+        let pfns: Vec<u64> = (10..1010).collect();
+        let some = sample(&pfns, 4);
+        assert_eq!(some, [10, 343, 676, 1009]);
+        assert_eq!(sample(&pfns, 1), [10]);
+        assert_eq!(sample(&pfns[..3], 256), [10, 11, 12]);
+        assert!(sample(&[], 256).is_empty());
     }
 
     #[test]

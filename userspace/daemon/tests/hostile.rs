@@ -12,7 +12,8 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 use vmbeam_wire::message::{
-    AgentErrorCode, Failure, FromAgent, FromDaemon, Guest, GuestKind, GuestState, ToAgent, ToDaemon,
+    AgentErrorCode, Failure, FromAgent, FromDaemon, Guest, GuestKind, GuestState, ToAgent,
+    ToDaemon, Toolstack,
 };
 use vmbeam_wire::{encode, Decoder, Excluded, FrameRun, Reason};
 
@@ -40,6 +41,7 @@ fn hello() -> FromAgent {
     FromAgent::Hello {
         agent_version: "0".into(),
         hypervisor: "Impostor".into(),
+        toolstack: Toolstack::default(),
         memory_end: MEMORY_END,
     }
 }

@@ -117,22 +117,21 @@ pub enum ToAgent {
     /// Give up what [`ToAgent::Send`] or [`ToAgent::Receive`] began, if
     /// anything. Answer: [`FromAgent::Done`] when its program has ended.
     Abort,
-    /// The contents of these pages. Answer: [`FromAgent::PagesChunk`] in the
-    /// order asked for, then [`FromAgent::Done`].
+    /// The contents of these pages. Answer: [`FromAgent::Pages`].
     ReadPages {
         /// The guest's domid in its host VM.
         guest: u32,
         /// Pages, in ascending order.
         runs: Vec<PfnRun>,
     },
-    /// Replace the contents of consecutive pages of a paused guest. Answer:
+    /// Replace the contents of these pages of a paused guest. Answer:
     /// [`FromAgent::Done`].
     WritePages {
         /// The guest's domid in its host VM.
         guest: u32,
-        /// First page.
-        pfn: u64,
-        /// Contents, whole pages.
+        /// Pages, in ascending order.
+        runs: Vec<PfnRun>,
+        /// Contents of all of them, one after the other.
         data: Vec<u8>,
     },
     /// Let a guest run whose saving ended, or did not. Answer:
@@ -169,8 +168,8 @@ fn ascending(runs: &[PfnRun], most: u64) -> Result<(), String> {
     Ok(())
 }
 
-/// Whole pages, at least one, and not too many.
-fn whole_pages(pfn: u64, data: &[u8]) -> Result<(), String> {
+/// Whole pages, at least one, and not too many; says how many.
+fn whole_pages(data: &[u8]) -> Result<u64, String> {
     let pages = data.len() / PAGE;
     if data.len() % PAGE != 0 || pages == 0 || pages > MAX_PAGES_PER_CHUNK {
         return Err(format!(
@@ -178,10 +177,18 @@ fn whole_pages(pfn: u64, data: &[u8]) -> Result<(), String> {
             data.len()
         ));
     }
-    match pfn.checked_add(pages as u64) {
-        Some(_) => Ok(()),
-        None => Err("page numbers overflow".into()),
+    Ok(pages as u64)
+}
+
+/// Contents for exactly these runs.
+fn pages_of(runs: &[PfnRun], data: &[u8]) -> Result<(), String> {
+    ascending(runs, MAX_PAGES_PER_CHUNK as u64)?;
+    let wanted: u64 = runs.iter().map(|r| u64::from(r.nr)).sum();
+    let got = whole_pages(data)?;
+    if got != wanted {
+        return Err(format!("{got} pages of contents for {wanted} pages"));
     }
+    Ok(())
 }
 
 fn part(data: &[u8]) -> Result<(), String> {
@@ -202,7 +209,7 @@ impl Message for ToAgent {
             Self::Hello { daemon_version } => short("a version", daemon_version, MAX_NAME),
             Self::Digest { runs, .. } => ascending(runs, MAX_DIGEST_PAGES),
             Self::ReadPages { runs, .. } => ascending(runs, MAX_PAGES_PER_CHUNK as u64),
-            Self::WritePages { pfn, data, .. } => whole_pages(*pfn, data),
+            Self::WritePages { runs, data, .. } => pages_of(runs, data),
             Self::Push { data } => part(data),
             Self::Receive { name, .. } => short("a guest's name", name, MAX_NAME),
             _ => Ok(()),
@@ -266,6 +273,15 @@ pub enum AgentErrorCode {
     Toolstack,
 }
 
+/// The toolstack of a guest management VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Toolstack {
+    /// Its version.
+    pub version: String,
+    /// Why it cannot move guests, if so.
+    pub problem: Option<String>,
+}
+
 /// From an agent to the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromAgent {
@@ -275,6 +291,8 @@ pub enum FromAgent {
         agent_version: String,
         /// The guest hypervisor and its version.
         hypervisor: String,
+        /// The toolstack and its version.
+        toolstack: Toolstack,
         /// First frame number that the host VM does not have.
         memory_end: u64,
     },
@@ -341,10 +359,8 @@ pub enum FromAgent {
         /// The guest, which is paused; nothing if it is not complete yet.
         guest: Option<u32>,
     },
-    /// Contents of consecutive pages.
-    PagesChunk {
-        /// First page.
-        pfn: u64,
+    /// Contents of the pages that were asked for, one after the other.
+    Pages {
         /// Whole pages.
         data: Vec<u8>,
     },
@@ -353,10 +369,7 @@ pub enum FromAgent {
 impl FromAgent {
     /// Whether nothing follows this answer.
     pub fn is_last(&self) -> bool {
-        !matches!(
-            self,
-            Self::FramesChunk { .. } | Self::DigestChunk { .. } | Self::PagesChunk { .. }
-        )
+        !matches!(self, Self::FramesChunk { .. } | Self::DigestChunk { .. })
     }
 
     /// Name of the message, for errors.
@@ -375,7 +388,7 @@ impl FromAgent {
             Self::Part { .. } => "Part",
             Self::Taken { .. } => "Taken",
             Self::Restored { .. } => "Restored",
-            Self::PagesChunk { .. } => "PagesChunk",
+            Self::Pages { .. } => "Pages",
         }
     }
 }
@@ -388,10 +401,14 @@ impl Message for FromAgent {
             Self::Hello {
                 agent_version,
                 hypervisor,
+                toolstack,
                 ..
             } => {
                 short("a version", agent_version, MAX_NAME)?;
-                short("a version", hypervisor, MAX_NAME)
+                short("a version", hypervisor, MAX_NAME)?;
+                short("a version", &toolstack.version, MAX_NAME)?;
+                let problem = toolstack.problem.as_deref().unwrap_or_default();
+                short("a problem", problem, MAX_TEXT)
             }
             Self::Guests(guests) => {
                 if guests.len() > MAX_GUESTS {
@@ -421,7 +438,7 @@ impl Message for FromAgent {
                 ..
             } => short("a problem", problem, MAX_TEXT),
             Self::Part { data, .. } => part(data),
-            Self::PagesChunk { pfn, data } => whole_pages(*pfn, data),
+            Self::Pages { data } => whole_pages(data).map(drop),
             _ => Ok(()),
         }
     }
@@ -563,6 +580,8 @@ pub struct AgentVersions {
     pub agent: String,
     /// The guest hypervisor and its version.
     pub hypervisor: String,
+    /// The toolstack of the management VM.
+    pub toolstack: Toolstack,
     /// First frame number that the host VM does not have.
     pub memory_end: u64,
 }
@@ -583,6 +602,8 @@ pub struct DriverReport {
 pub struct CheckReport {
     /// Version of `vmbeamd`.
     pub daemon_version: String,
+    /// Version of the protocol that it speaks with agents.
+    pub protocol: u16,
     /// What the driver says, or what is wrong.
     pub driver: Result<DriverReport, String>,
     /// One for each configured host VM.
@@ -977,19 +998,27 @@ mod tests {
         };
         assert!(pass(&part(MAX_PART)).is_ok());
         assert!(pass(&part(MAX_PART + 1)).is_err());
-        let write = |pfn, n| ToAgent::WritePages {
+        let write = |runs: &[(u64, u32)], n| ToAgent::WritePages {
             guest: 1,
-            pfn,
+            runs: runs
+                .iter()
+                .map(|(pfn, nr)| PfnRun { pfn: *pfn, nr: *nr })
+                .collect(),
             data: big(n),
         };
-        assert!(pass(&write(0, MAX_PAGES_PER_CHUNK * PAGE)).is_ok());
-        for (pfn, n) in [
-            (0, 0),
-            (0, PAGE - 1),
-            (0, (MAX_PAGES_PER_CHUNK + 1) * PAGE),
-            (u64::MAX, PAGE),
+        const MOST: u32 = MAX_PAGES_PER_CHUNK as u32;
+        let all = MAX_PAGES_PER_CHUNK * PAGE;
+        assert!(pass(&write(&[(0, MOST)], all)).is_ok());
+        assert!(pass(&write(&[(0, 1), (5, MOST - 1)], all)).is_ok());
+        for (runs, n) in [
+            (&[][..], 0),
+            (&[(0, 1)], PAGE - 1),
+            (&[(0, 1)], 2 * PAGE),
+            (&[(0, MOST + 1)], all + PAGE),
+            (&[(u64::MAX, 1)], PAGE),
+            (&[(5, 1), (0, 1)], 2 * PAGE),
         ] {
-            assert!(pass(&write(pfn, n)).is_err(), "{pfn:#x} {n}");
+            assert!(pass(&write(runs, n)).is_err(), "{runs:?} {n}");
         }
         let name = |n| ToAgent::Receive {
             name: "x".repeat(n),

@@ -99,6 +99,7 @@ pub struct Xen {
     xch: NonNull<c_void>,
     fmem: NonNull<c_void>,
     version: String,
+    libraries: String,
 }
 
 impl std::fmt::Debug for Xen {
@@ -211,6 +212,7 @@ impl Xen {
             xch,
             fmem,
             version: String::new(),
+            libraries: format!("libxenctrl 4.{minor}"),
         };
         xen.version = xen.read_version()?;
         xen.check_layout()?;
@@ -220,6 +222,11 @@ impl Xen {
     /// Version of the hypervisor, for example `Xen 4.20.2`.
     pub fn version(&self) -> &str {
         &self.version
+    }
+
+    /// Version of the libraries, for example `libxenctrl 4.20`.
+    pub fn libraries(&self) -> &str {
+        &self.libraries
     }
 
     fn read_version(&self) -> Result<String, Error> {

@@ -17,6 +17,7 @@ use vmbeam_uapi::sys::FEATURE_SWAP;
 use vmbeam_uapi::{AddFailed, Errno, Error, Info, Op, Prepared, Run, Status, Step};
 use vmbeam_wire::message::{
     AgentErrorCode, FromDaemon, Guest, GuestKind, GuestRef, GuestState, SwapRequest, ToDaemon,
+    Toolstack,
 };
 use vmbeam_wire::{encode, Decoder};
 use vmbeam_xen::{GuestPage, Page, PageKind};
@@ -238,7 +239,7 @@ impl Outgoing for FakeSave {
             Trouble::SaveDies if self.at > 0 => return Err(toolstack("the save was killed")),
             _ => {}
         }
-        let end = (self.at + 10_000).min(self.stream.len());
+        let end = (self.at + 60_000).min(self.stream.len());
         let data = self.stream[self.at..end].to_vec();
         self.at = end;
         Ok((data, end == self.stream.len()))
@@ -274,7 +275,7 @@ pub const RESTORED: u32 = 100;
 impl Incoming for FakeRestore {
     fn push(&mut self, data: &[u8]) -> Result<usize, HvError> {
         // A part of it, to be asked again.
-        let taken = data.len().min(7000);
+        let taken = data.len().min(50_000);
         self.stream.extend(&data[..taken]);
         Ok(taken)
     }
@@ -337,6 +338,13 @@ impl Hypervisor for FakeHypervisor {
         let file = lock(&self.0).version.clone();
         file.and_then(|f| std::fs::read_to_string(f).ok())
             .map_or("Fake 1.0".into(), |text| text.trim().into())
+    }
+
+    fn toolstack(&self) -> Toolstack {
+        Toolstack {
+            version: "fake 1".into(),
+            problem: None,
+        }
     }
 
     fn memory_end(&self) -> Result<u64, HvError> {
