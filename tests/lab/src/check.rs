@@ -24,6 +24,7 @@ use crate::topology::Sizes;
 use crate::topology::Topology;
 use crate::topology::GUEST;
 use crate::topology::SHORT;
+use crate::unprivileged;
 
 const TESTS: Duration = Duration::from_secs(600);
 
@@ -234,7 +235,9 @@ fn nested(
         return;
     }
     if wanted(Group::Nested) {
+        unprivileged::start(tally, topology);
         swaps(tally, topology, progress);
+        unprivileged::stop(tally, topology);
     }
     if wanted(Group::Migrate) {
         migrate::run(tally, topology);

@@ -108,6 +108,16 @@ fn host() -> Result<()> {
         image.stripped(&paths::target(program), &format!("/usr/bin/{program}"))?;
     }
     image.copy(&paths::lab_sources("host-init"), "/init")?;
+    // The daemon's user and group, and somebody else.
+    image.write(
+        b"root:x:0:0:root:/root:/bin/sh\nvmbeam:x:990:990::/:/bin/false\n\
+          nobody:x:65534:65534::/:/bin/false\n",
+        "/etc/passwd",
+    )?;
+    image.write(
+        b"root:x:0:\nvmbeam:x:990:\nnogroup:x:65534:\n",
+        "/etc/group",
+    )?;
     image.copy(&paths::vmlinux(), "/boot/vmlinux")?;
     image.copy(&paths::image("mgmt"), "/boot/mgmt.cpio")?;
     // For the tests of the patched toolstack, beside Debian's.

@@ -22,6 +22,7 @@ mod soak;
 mod tally;
 mod toolstack;
 mod topology;
+mod unprivileged;
 
 use std::process::ExitCode;
 

@@ -10,20 +10,12 @@ use crate::topology::SHORT;
 
 /// Load the driver and start the daemon.
 pub fn start(topology: &Topology) -> Result<()> {
-    let [a, b] = HOST_VMS;
-    let config = format!(
-        "[[host_vm]]\nname = \"{a}\"\n\n[[host_vm]]\nname = \"{b}\"\n\n\
-         [[pair]]\nbetween = [\"{a}\", \"{b}\"]\n"
-    );
     let host = &topology.machine.host;
     host.sh(
         "insmod /lib/modules/vmbeam.ko && test -c /dev/vmbeam",
         SHORT,
     )?;
-    host.sh(
-        &format!("mkdir -p /etc/vmbeam && cat >/etc/vmbeam/vmbeamd.toml <<'EOF'\n{config}\nEOF\n"),
-        SHORT,
-    )?;
+    configure(topology, &[])?;
     start_daemon(topology)?;
     host.follow(
         "tail -n +1 -F /var/log/vmbeamd.log",
@@ -31,10 +23,51 @@ pub fn start(topology: &Topology) -> Result<()> {
     )
 }
 
+/// Write the daemon's configuration, with the domids of the host VMs if they shall be
+/// in it.
+pub fn configure(topology: &Topology, domids: &[u32]) -> Result<()> {
+    let [a, b] = HOST_VMS;
+    let mut config = format!("[[pair]]\nbetween = [\"{a}\", \"{b}\"]\n");
+    for (index, name) in HOST_VMS.iter().enumerate() {
+        config.push_str(&format!("\n[[host_vm]]\nname = \"{name}\"\n"));
+        if let Some(domid) = domids.get(index) {
+            config.push_str(&format!("domid = {domid}\n"));
+        }
+    }
+    topology.machine.host.sh(
+        &format!("mkdir -p /etc/vmbeam && cat >/etc/vmbeam/vmbeamd.toml <<'EOF'\n{config}\nEOF\n"),
+        SHORT,
+    )?;
+    Ok(())
+}
+
+/// Where the process id of the daemon is.
+pub const PID_FILE: &str = "/run/lab/vmbeamd.pid";
+
 /// Start the daemon, the first one or the next one.
 pub fn start_daemon(topology: &Topology) -> Result<()> {
+    start_daemon_with(topology, "")
+}
+
+/// The same with these options.
+pub fn start_daemon_with(topology: &Topology, options: &str) -> Result<()> {
     topology.machine.host.sh(
-        "setsid vmbeamd </dev/null >>/var/log/vmbeamd.log 2>&1 &",
+        &format!(
+            "setsid vmbeamd {options} </dev/null >>/var/log/vmbeamd.log 2>&1 & \
+             echo $! >{PID_FILE}"
+        ),
+        SHORT,
+    )?;
+    Ok(())
+}
+
+/// End the daemon and wait until it is gone. Nobody reaps it here.
+pub fn stop_daemon(topology: &Topology) -> Result<()> {
+    topology.machine.host.sh(
+        &format!(
+            "pid=$(cat {PID_FILE}) && kill $pid && \
+             while grep -qs '^State:.[^Z]' /proc/$pid/status; do usleep 50000; done"
+        ),
         SHORT,
     )?;
     Ok(())
