@@ -32,7 +32,7 @@ races: images xen-debug
 
 ## check-long: the same with the long forms of the tests that have one
 .PHONY: check-long
-check-long: images
+check-long: images harness deb-dkms-install
 	@$(lab) check --long $(GROUPS)
 
 ## coverage: which lines of the driver its tests reach, in a plain VM
@@ -96,10 +96,15 @@ module-debug: kernel
 deb-dkms: kernel
 	@scripts/deb-dkms.sh
 
-## deb-dkms-test: also install it with apt beside the lab's kernel
+## deb-dkms-install: also install it with apt beside the lab's kernel
+.PHONY: deb-dkms-install
+deb-dkms-install: kernel
+	@scripts/deb-dkms.sh install
+
+## deb-dkms-test: and load what DKMS built, in a plain VM and on the patched Xen
 .PHONY: deb-dkms-test
-deb-dkms-test: kernel userspace kselftest
-	@scripts/deb-dkms.sh test
+deb-dkms-test: images deb-dkms-install
+	@$(lab) load build/deb/vmbeam.ko
 
 ## kernel-matrix: build the driver for the kernel of another suite: SUITE=sid
 .PHONY: kernel-matrix

@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-only
 #
-# deb-dkms.sh [test]: build vmbeam-dkms_*.deb into build/deb/, and look at it with
-# lintian. With `test` also install it as a user would, on a copy of the sysroot
+# deb-dkms.sh [install]: build vmbeam-dkms_*.deb into build/deb/, and look at it with
+# lintian. With `install` also install it as a user would, on a copy of the sysroot
 # with the lab's kernel, and leave the module that DKMS built in build/deb/.
 #
 # What this needs beyond the sysroot (debhelper, dkms, lintian, the kernel's
@@ -56,7 +56,7 @@ over sh -c 'cd /deb/stage && exec dpkg-buildpackage -us -uc -b' >"$out/build.log
 	{ tail -n 20 "$out/build.log"; die "dpkg-buildpackage failed"; }
 step_done
 over lintian --allow-root --fail-on error,warning "/deb/vmbeam-dkms_${version}_all.deb"
-[ "${1:-}" = test ] || exit 0
+[ "${1:-}" = install ] || exit 0
 
 step "vmbeam-dkms: apt install, with the packages of $release"
 # shellcheck disable=SC2016  # expanded by the inner shell
@@ -75,8 +75,4 @@ case $built in
 *.xz) xz -dc "$built" >"$out/vmbeam.ko" ;;
 *) cp "$built" "$out/vmbeam.ko" ;;
 esac
-step_done
-
-step "vmbeam-dkms: load the module that DKMS built"
-scripts/in-sysroot.sh build/target/release/lab load build/deb/vmbeam.ko
 step_done

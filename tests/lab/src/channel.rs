@@ -10,6 +10,7 @@ use std::io::BufReader;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
@@ -20,10 +21,17 @@ use std::time::Duration;
 use std::time::Instant;
 
 use anyhow::bail;
+use anyhow::ensure;
 use anyhow::Context;
 use anyhow::Result;
 use serde_json::json;
 use serde_json::Value;
+
+/// Characters in a part of a file; a multiple of four.
+const PART: &str = "65536";
+
+/// Time for one of these.
+const PUT: Duration = Duration::from_secs(60);
 
 enum Event {
     Out(String),
@@ -164,6 +172,20 @@ impl Channel {
             );
         }
         Ok(output.text)
+    }
+
+    /// Copy a file there, in parts that fit on a command line.
+    pub fn put(&self, from: &Path, to: &str) -> Result<()> {
+        let output = Command::new("base64")
+            .args(["-w", PART])
+            .arg(from)
+            .output()?;
+        ensure!(output.status.success(), "base64 {}", from.display());
+        self.sh(&format!(": >{to}"), PUT)?;
+        for part in String::from_utf8_lossy(&output.stdout).lines() {
+            self.sh(&format!("echo {part} | base64 -d >>{to}"), PUT)?;
+        }
+        Ok(())
     }
 
     /// Run a command for as long as the machine lives, its output into a file.

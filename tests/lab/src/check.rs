@@ -13,6 +13,7 @@ use crate::channel::Channel;
 use crate::coverage;
 use crate::demo;
 use crate::driver;
+use crate::load;
 use crate::migrate;
 use crate::mock;
 use crate::paths;
@@ -53,9 +54,11 @@ pub enum Group {
     Stock,
     /// The driver under a fuzzer, with the kernel's debugging aids.
     Driver,
+    /// The driver as DKMS built it from the package.
+    Package,
 }
 
-const ALL: [Group; 11] = [
+const ALL: [Group; 12] = [
     Group::Style,
     Group::Hypervisor,
     Group::Unit,
@@ -67,6 +70,7 @@ const ALL: [Group; 11] = [
     Group::Migrate,
     Group::Stock,
     Group::Driver,
+    Group::Package,
 ];
 
 /// Run the groups, all of them if none is named; true if nothing failed. Some
@@ -74,7 +78,9 @@ const ALL: [Group; 11] = [
 pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> Result<bool> {
     // These take minutes: in the long form, or when they are named.
     let wanted = |group| match group {
-        Group::Driver | Group::Migrate => groups.contains(&group) || (long && groups.is_empty()),
+        Group::Driver | Group::Migrate | Group::Package => {
+            groups.contains(&group) || (long && groups.is_empty())
+        }
         _ => groups.is_empty() || groups.contains(&group),
     };
     let mut tally = Tally::default();
@@ -114,6 +120,7 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
             Group::Nested | Group::Migrate => nested_only(&mut tally, wanted, sizes, progress),
             Group::Stock => stock(&mut tally, sizes, progress),
             Group::Driver => driver::run(&mut tally, long, sizes, progress),
+            Group::Package => load::run(&mut tally, &paths::dkms_driver(), sizes, progress),
         }
     }
     Ok(tally.close())
@@ -179,7 +186,7 @@ fn nested_only(
 }
 
 /// Run a test program inside a machine; its output also goes to `build/logs/`.
-fn guest_tests(tally: &mut Tally, group: &str, machine: &Channel, program: &str) {
+pub fn guest_tests(tally: &mut Tally, group: &str, machine: &Channel, program: &str) {
     let command = format!("/usr/lib/vmbeam/tests/{program}");
     guest_command(tally, group, machine, program, &command, TESTS);
 }

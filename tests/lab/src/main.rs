@@ -50,13 +50,16 @@ enum Lab {
         #[arg(long)]
         long: bool,
         /// Only these groups: style, hypervisor, unit, mock, harness, host, toolstack, nested,
-        /// migrate, stock, driver.
+        /// migrate, stock, driver, package.
         groups: Vec<check::Group>,
     },
-    /// Load a build of the driver in a plain VM, and try what needs no hypervisor.
+    /// Load a build of the driver in a plain VM and on the patched Xen, and try it.
     Load {
         /// The module.
         module: std::path::PathBuf,
+        /// In the plain VM only, with this kernel from before 7.3.
+        #[arg(long)]
+        old_kernel: Option<std::path::PathBuf>,
     },
     /// Which lines of the driver the tests of the plain VM run.
     Coverage,
@@ -115,9 +118,12 @@ fn run() -> Result<bool> {
             Ok(verdict.is_ok())
         }
         Lab::Check { long, groups } => check::run(&groups, long, sizes, &progress),
-        Lab::Load { module } => {
+        Lab::Load { module, old_kernel } => {
             let mut tally = tally::Tally::default();
-            load::run(&mut tally, &module);
+            match old_kernel {
+                Some(kernel) => load::pinned(&mut tally, &module, &kernel),
+                None => load::run(&mut tally, &module, sizes, &progress),
+            }
             Ok(tally.close())
         }
         Lab::Coverage => {

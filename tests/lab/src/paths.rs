@@ -74,6 +74,11 @@ pub fn debug_driver() -> PathBuf {
     build("driver/vmbeam-debug.ko")
 }
 
+/// The driver as DKMS built it from the package.
+pub fn dkms_driver() -> PathBuf {
+    build("deb/vmbeam.ko")
+}
+
 /// The driver's selftests.
 pub fn kselftests() -> [PathBuf; 3] {
     ["vmbeam_test", "vmbeam_half", "vmbeam_fault"].map(|name| build("kselftest").join(name))
