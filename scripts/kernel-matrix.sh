@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 #
 # kernel-matrix.sh SUITE: build the driver for the kernel that a suite of Debian
-# has now, with that suite's compilers, as vmbeam-dkms would on such a host. The
-# root with the suite's packages is kept in build/matrix/SUITE/.
+# has now, with that suite's compilers, as vmbeam-dkms would on such a host, and let
+# clippy and rustdoc look at it. Whatever is printed is a failure. The root with the
+# suite's packages is kept in build/matrix/SUITE/.
 
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,11 +15,11 @@ cd "$(dirname "$0")/.."
 suite=$1
 out=$PWD/build/matrix/$suite
 packages=(
-	build-essential bc bison flex kmod python3 xz-utils libelf-dev libssl-dev pahole
-	rustc rust-src bindgen linux-headers-amd64 linux-source
+	build-essential bc bison flex kmod python3 xz-utils libelf-dev libssl-dev openssl pahole
+	rustc rust-clippy rust-src bindgen linux-headers-amd64 linux-source
 )
 
-if ! [ -e "$out/root.stamp" ]; then
+if [ "$(cat "$out/root.stamp" 2>/dev/null)" != "${packages[*]}" ]; then
 	step "matrix: the compilers and the kernel of $suite"
 	need mmdebstrap debian-archive-keyring
 	# The mirror that this machine uses.
@@ -36,7 +37,7 @@ if ! [ -e "$out/root.stamp" ]; then
 		--dpkgopt='path-exclude=/usr/share/man/*' \
 		--dpkgopt='path-exclude=/usr/share/locale/*' \
 		"$suite" "$out/root" "deb $mirror $suite main"
-	touch "$out/root.stamp"
+	echo "${packages[*]}" >"$out/root.stamp"
 	step_done
 fi
 
@@ -53,6 +54,8 @@ inside() {
 		mount -t tmpfs tmpfs "$root/tmp"
 		mkdir -p "$root/src"
 		mount --bind "$top" "$root/src"
+		touch "$root/etc/resolv.conf"
+		mount --bind /etc/resolv.conf "$root/etc/resolv.conf"
 		exec chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin \
 			HOME=/root LANG=C.UTF-8 "$@"
 	' matrix "$PWD" "$out/root" "$@"
@@ -64,19 +67,31 @@ release=${headers##*/linux-headers-}
 series=$(echo "$release" | sed -n 's/^\([0-9]*\.[0-9]*\).*/\1/p')
 build=/src/build/matrix/$suite
 
-step "matrix: Rust metadata of $suite's $release"
-inside /src/scripts/rust-metadata.sh "/usr/src/linux-headers-$release" \
-	"/usr/src/linux-source-$series.tar.xz" "$build/tree"
-step_done
+if [ "$(cat "$out/tree.stamp" 2>/dev/null)" != "$release" ]; then
+	step "matrix: Rust metadata of $suite's $release"
+	inside /src/scripts/rust-metadata.sh "/usr/src/linux-headers-$release" \
+		"/usr/src/linux-source-$series.tar.xz" "$build/tree"
+	echo "$release" >"$out/tree.stamp"
+	step_done
+fi
 
-step "matrix: vmbeam.ko for $release"
-rm -rf "$out/obj"
-mkdir -p "$out/obj"
-inside make -s -C "$build/tree" M=/src "MO=$build/obj" CONFIG_DEBUG_INFO_BTF_MODULES= \
-	modules >"$out/module.log" 2>&1 || {
-	grep -E '^error|-->' "$out/module.log" | head -n 40 || tail -n 40 "$out/module.log"
-	die "the driver does not build for $release, see build/matrix/$suite/module.log"
+step "matrix: vmbeam.ko for $release, with $(inside rustc --version)"
+inside /src/scripts/driver-lint.sh "$build/tree" "build/matrix/$suite/obj" \
+	>"$out/module.log" 2>&1 || {
+	tail -n 60 "$out/module.log"
+	die "the driver is not clean for $release, see build/matrix/$suite/module.log"
 }
-[ -s "$out/module.log" ] && cat "$out/module.log"
 inside modinfo -F vermagic "$build/obj/drivers/vmbeam/vmbeam.ko"
 step_done
+
+# For `lab load`.
+if ! [ -e "$out/vmlinuz-$release" ]; then
+	step "matrix: the image of $release"
+	# shellcheck disable=SC2016  # expanded by the inner shell
+	inside sh -c 'cd /tmp && apt-get -qq update &&
+		apt-get -qq -o APT::Sandbox::User=root download "linux-binary-$1" &&
+		exec dpkg-deb --fsys-tarfile linux-binary-*.deb >"$2"' sh "$release" "$build/binary.tar"
+	tar -xOf "$out/binary.tar" --wildcards '*/vmlinuz*' >"$out/vmlinuz-$release"
+	rm "$out/binary.tar"
+	step_done
+fi

@@ -51,15 +51,8 @@ doc_userspace() {
 		--document-private-items --workspace --manifest-path userspace/Cargo.toml
 }
 
-# The kernel's own lints and warnings; any output is a failure.
 lint_driver() {
-	local text
-	rm -rf build/driver/obj-lint
-	mkdir -p build/driver/obj-lint
-	text=$(make -s -C "$kdir" M=/src MO=/src/build/driver/obj-lint CLIPPY=1 W=1 \
-		CONFIG_DEBUG_INFO_BTF_MODULES= modules 2>&1) || return 1
-	echo "$text"
-	[ -z "$text" ]
+	scripts/driver-lint.sh "$kdir" build/driver/obj-lint
 }
 
 small_driver_files() {
@@ -128,7 +121,7 @@ gate 'rustfmt: userspace and lab' format_userspace
 gate 'rustfmt: driver, in the style of the kernel' format_driver
 gate 'clippy: userspace and lab, warnings denied' clippy_userspace
 gate 'rustdoc: userspace and lab, warnings denied' doc_userspace
-gate 'driver: lints and warnings of the kernel, W=1 and CLIPPY=1' lint_driver
+gate 'driver, both flavours: rustdoc, lints and warnings of the kernel, W=1 and CLIPPY=1' lint_driver
 gate 'driver: no file over 400 lines' small_driver_files
 gate 'driver: unsafe code only in rust/kernel/' unsafe_in_one_module
 gate 'driver: no call that panics' no_panics_in_driver

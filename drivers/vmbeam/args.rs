@@ -15,7 +15,10 @@ use zerocopy::{
     IntoBytes, //
 };
 
-use crate::uapi::Request;
+use crate::{
+    errno::EOPNOTSUPP,
+    uapi::Request, //
+};
 
 /// Largest structure that is looked at. Newer programs may have larger ones than
 /// this driver, but not by this much.

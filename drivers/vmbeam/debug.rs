@@ -23,6 +23,7 @@ use zerocopy_derive::{
 };
 
 use crate::{
+    errno::EOPNOTSUPP,
     glue, uapi, xen,
     xen_abi::{
         SwapFrames,

@@ -26,6 +26,7 @@ use kernel::{
 use crate::{
     alloc,
     args::Arg,
+    errno::ECANCELED,
     glue,
     names,
     records,

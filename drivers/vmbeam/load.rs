@@ -10,6 +10,7 @@ use crate::{
         self,
         Arg, //
     },
+    errno::EBADFD,
     marks,
     pairs::{
         self,

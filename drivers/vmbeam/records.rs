@@ -21,6 +21,7 @@ use crate::{
         self,
         Arg, //
     },
+    errno::EBADFD,
     glue,
     session::Session,
     uapi,

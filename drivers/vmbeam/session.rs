@@ -7,6 +7,7 @@ use kernel::prelude::*;
 use crate::{
     alloc,
     args::Arg,
+    errno::EBADFD,
     pairs::{
         Run,
         MAX_PAIRS, //

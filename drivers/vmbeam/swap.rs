@@ -14,6 +14,11 @@ use crate::{
         Arg,
         StatusArray, //
     },
+    errno::{
+        EBADFD,
+        ECANCELED,
+        ESTALE, //
+    },
     file::Watch,
     glue,
     pairs::{

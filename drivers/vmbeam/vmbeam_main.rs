@@ -55,6 +55,8 @@ mod records;
 mod session;
 mod swap;
 
+#[path = "../../rust/kernel/errno.rs"]
+mod errno;
 #[path = "../../rust/kernel/glue.rs"]
 mod glue;
 #[path = "../../rust/kernel/xen.rs"]

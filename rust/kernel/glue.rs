@@ -59,6 +59,11 @@ pub(crate) fn init() {
     static DONE: Atomic<i32> = Atomic::new(0);
 
     if DONE.xchg(1, Relaxed) == 0 {
+        #[cfg(vmbeam_before_7_3)]
+        // SAFETY: The module is being loaded, so it is there.
+        unsafe {
+            vmbeam_pin_module()
+        };
         // SAFETY: Once, because of `DONE`.
         unsafe { RECORDS.init() };
         #[cfg(vmbeam_debug)]

@@ -13,14 +13,21 @@ use core::ffi::{
 
 use kernel::prelude::*;
 
-use crate::xen_abi::{
-    SwapFrames,
-    SwapRun,
-    SwapStats,
-    LAST_DOMID,
-    SWAP_CHECK,
-    SWAP_VERSION,
-    XENMEM_SWAP_FRAMES, //
+use crate::{
+    errno::{
+        EADDRINUSE,
+        ENOSYS,
+        EOPNOTSUPP, //
+    },
+    xen_abi::{
+        SwapFrames,
+        SwapRun,
+        SwapStats,
+        LAST_DOMID,
+        SWAP_CHECK,
+        SWAP_VERSION,
+        XENMEM_SWAP_FRAMES, //
+    },
 };
 
 extern "C" {
