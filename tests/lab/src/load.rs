@@ -4,6 +4,7 @@
 //! must where there is no hypervisor, and can be unloaded; on the patched Xen it
 //! passes the selftests.
 
+use std::fs;
 use std::path::Path;
 
 use anyhow::ensure;
@@ -37,6 +38,12 @@ fn on_xen(tally: &mut Tally, module: &Path, host: &Channel) {
     });
     check::guest_tests(tally, "load", host, "vmbeam_test");
     check::guest_tests(tally, "load", host, "vmbeam_half");
+    tally.case("load", "its trace events are recorded", || {
+        // What the selftest for them has left.
+        let text = host.sh("grep ' vmbeam_' /sys/kernel/tracing/trace", SHORT)?;
+        fs::write(paths::logs().join("trace.txt"), text)?;
+        Ok(())
+    });
     tally.case("load", "and unloaded", || {
         host.sh("rmmod vmbeam && ! test -e /dev/vmbeam", SHORT)?;
         Ok(())
