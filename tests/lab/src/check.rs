@@ -78,9 +78,7 @@ const ALL: [Group; 12] = [
 pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> Result<bool> {
     // These take minutes: in the long form, or when they are named.
     let wanted = |group| match group {
-        Group::Driver | Group::Migrate | Group::Package => {
-            groups.contains(&group) || (long && groups.is_empty())
-        }
+        Group::Migrate | Group::Package => groups.contains(&group) || (long && groups.is_empty()),
         _ => groups.is_empty() || groups.contains(&group),
     };
     let mut tally = Tally::default();
@@ -135,7 +133,6 @@ fn patched(tally: &mut Tally, wanted: impl Fn(Group) -> bool, sizes: Sizes, prog
                 product::start(&topology)
             });
             selftests(tally, &topology.machine.host);
-            driver::programs(tally, "host", &topology.machine.host, &driver::BRIEF);
             if wanted(Group::Toolstack) {
                 toolstack::run(tally, &topology);
             }

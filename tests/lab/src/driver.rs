@@ -57,14 +57,6 @@ pub const QUICK: Amount = Amount {
     limit: Duration::from_secs(1200),
 };
 
-/// And beside other tests on real domains, in a boot without debugging aids.
-pub const BRIEF: Amount = Amount {
-    sequences: 400,
-    mock_sequences: 0,
-    loads: 3,
-    limit: Duration::from_secs(120),
-};
-
 /// What `make check-long` does.
 pub const LONG: Amount = Amount {
     sequences: 50_000,
@@ -98,7 +90,7 @@ pub fn run(tally: &mut Tally, long: bool, sizes: Sizes, progress: &Progress) {
 }
 
 /// The programs that run beside the driver, which must be loaded.
-pub fn programs(tally: &mut Tally, group: &str, host: &Channel, amount: &Amount) {
+fn programs(tally: &mut Tally, group: &str, host: &Channel, amount: &Amount) {
     for (name, arguments) in [
         (
             "compat",
