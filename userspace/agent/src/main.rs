@@ -32,17 +32,7 @@ struct Args {
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let level = if args.verbose {
-        tracing::Level::DEBUG
-    } else {
-        tracing::Level::INFO
-    };
-    tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_target(false)
-        .with_ansi(false)
-        .with_writer(std::io::stderr)
-        .init();
+    vmbeam_log::init(args.verbose);
     let xen = vmbeam_xen::Xen::open()?;
     let channel = match (&args.listen, &args.port) {
         (Some(path), _) => Channel::Listen(path.clone()),

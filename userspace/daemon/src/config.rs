@@ -4,6 +4,7 @@
 
 use serde::Deserialize;
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -62,6 +63,15 @@ pub struct HostVmConfig {
     pub domid: Domid,
 }
 
+/// Where metrics can be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MetricsAt {
+    /// A UNIX socket.
+    Socket(PathBuf),
+    /// A port of this machine that others cannot reach.
+    Port(SocketAddr),
+}
+
 /// The daemon's configuration, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -73,6 +83,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// How long an agent may be silent in the middle of a request.
     pub agent_timeout: Duration,
+    /// Where metrics can be read, if anywhere.
+    pub metrics: Option<MetricsAt>,
     /// Host VMs.
     pub host_vms: Vec<HostVmConfig>,
     /// Pairs that may swap, each with its names in order.
@@ -84,6 +96,7 @@ pub struct Config {
 struct Raw {
     #[serde(default)]
     daemon: RawDaemon,
+    metrics: Option<RawMetrics>,
     #[serde(default)]
     host_vm: Vec<RawHostVm>,
     #[serde(default)]
@@ -98,6 +111,27 @@ struct RawDaemon {
     state_dir: Option<PathBuf>,
     agent_timeout_seconds: Option<Spanned<u64>>,
     domid_command: Option<Spanned<Vec<String>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawMetrics {
+    listen: Spanned<String>,
+}
+
+impl RawMetrics {
+    /// A path, or an address that only this machine has.
+    fn at(&self) -> Result<MetricsAt, &'static str> {
+        let listen = self.listen.get_ref();
+        if listen.starts_with('/') {
+            return Ok(MetricsAt::Socket(listen.into()));
+        }
+        match listen.parse::<SocketAddr>() {
+            Ok(at) if at.ip().is_loopback() => Ok(MetricsAt::Port(at)),
+            Ok(_) => Err("must be an address of this machine only, such as 127.0.0.1:9187"),
+            Err(_) => Err("must be the path of a UNIX socket, or an address with a port, such as 127.0.0.1:9187"),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -171,6 +205,14 @@ impl Config {
             Some(s) => Duration::from_secs(s.into_inner()),
         };
 
+        let metrics = match &raw.metrics {
+            None => None,
+            Some(m) => Some(
+                m.at()
+                    .map_err(|why| place.error(Some(m.listen.span()), why))?,
+            ),
+        };
+
         let mut names = BTreeSet::new();
         let mut host_vms = Vec::new();
         for vm in raw.host_vm {
@@ -230,6 +272,7 @@ impl Config {
                 .unwrap_or_else(|| vmbeam_uapi::DEVICE_PATH.into()),
             state_dir: raw.daemon.state_dir.unwrap_or_else(|| STATE_DIR.into()),
             agent_timeout,
+            metrics,
             host_vms,
             pairs,
         })
@@ -267,6 +310,20 @@ mod tests {
             Domid::Command(vec!["xl".into(), "domid".into()])
         );
         assert_eq!(c.host_vms[1].domid, Domid::Fixed(7));
+    }
+
+    #[test]
+    fn metrics_are_off_unless_asked_for() {
+        assert_eq!(parse("").unwrap().metrics, None);
+        let at = |listen: &str| {
+            let config = parse(&format!("[metrics]\nlisten = \"{listen}\"\n")).unwrap();
+            config.metrics.unwrap()
+        };
+        assert_eq!(at("/run/m.sock"), MetricsAt::Socket("/run/m.sock".into()));
+        assert_eq!(
+            at("[::1]:9187"),
+            MetricsAt::Port("[::1]:9187".parse().unwrap())
+        );
     }
 
     #[test]
@@ -324,6 +381,15 @@ mod tests {
                 "[daemon]\ndomid_command = []\n",
                 "vmbeamd.toml:2: domid_command: the command",
             ),
+            (
+                "[daemon]\n\n[metrics]\nlisten = \"0.0.0.0:9187\"\n",
+                "vmbeamd.toml:4: listen: must be an address of this machine only",
+            ),
+            (
+                "[metrics]\nlisten = \"9187\"\n",
+                "vmbeamd.toml:2: listen: must be the path",
+            ),
+            ("[metrics]\nport = 1\n", "vmbeamd.toml:2: port: unknown"),
             ("[[host_vm]\n", "vmbeamd.toml:1: "),
         ] {
             let e = parse(text).unwrap_err();

@@ -7,6 +7,7 @@ use crate::driver::Driver;
 use crate::exchange::SwapError;
 use crate::host_vm::HostVm;
 use crate::journal::{Journal, Record};
+use crate::metrics::{self, Metrics};
 use crate::migrate::{migrate, plan, Context as MigrateContext, Finished};
 use crate::recovery::{Settled, Settling};
 use crate::side::Side;
@@ -34,7 +35,9 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Jobs that are remembered.
 const MAX_JOBS: usize = 32;
 /// How long a stop waits for jobs to end.
-const STOP_PATIENCE: Duration = Duration::from_secs(60);
+/// It is more than a job may take to end that is told to, and less than systemd waits
+/// for (packaging/systemd/vmbeamd.service).
+const STOP_PATIENCE: Duration = Duration::from_secs(150);
 
 /// What all threads share.
 #[derive(Debug)]
@@ -44,6 +47,7 @@ struct Shared {
     host_vms: Vec<Arc<HostVm>>,
     jobs: Mutex<Vec<Job>>,
     journal: Journal,
+    metrics: Metrics,
     clients: AtomicUsize,
     stop: Arc<AtomicBool>,
 }
@@ -99,12 +103,19 @@ impl Daemon {
             host_vms,
             jobs: Mutex::default(),
             journal,
+            metrics: Metrics::default(),
             clients: AtomicUsize::new(0),
             stop,
         });
         // Before anybody can ask for something else.
         for record in records {
             settle_in_background(&shared, record);
+        }
+        if let Some(at) = &shared.config.metrics {
+            let (server, scraped) = (metrics::listen(at)?, shared.clone());
+            spawn("metrics", move || {
+                metrics::serve(&server, &scraped.stop, || scraped.scrape());
+            })?;
         }
         let accepting = shared.clone();
         spawn("control", move || accept(&accepting, &listener))?;
@@ -348,6 +359,12 @@ impl Shared {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn scrape(&self) -> String {
+        let agents = self.host_vms.iter().map(|vm| vm.report());
+        self.metrics
+            .scrape(agents.map(|a| (a.host_vm, a.connected.is_some())))
+    }
+
     fn check(&self) -> CheckReport {
         let driver = self
             .driver
@@ -472,8 +489,12 @@ impl Shared {
             journal: &self.journal,
             progress: &progress,
             cancel: &cancel,
+            stop: &self.stop,
         };
         let finished = caught(|| Ok(migrate(context, host_vms, request))).unwrap_or_else(refused);
+        if !request.dry_run {
+            self.metrics.migration(&finished.result);
+        }
         let outcome = match &finished.result {
             Ok(r) if r.dry_run && r.blockers.is_empty() => "dry run: possible".into(),
             Ok(r) if r.dry_run => format!("dry run: {}", r.blockers.join("; ")),

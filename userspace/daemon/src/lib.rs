@@ -18,6 +18,7 @@ pub mod host_vm;
 pub mod join;
 pub mod journal;
 pub mod link;
+pub mod metrics;
 mod migrate;
 pub mod privilege;
 pub mod recovery;

@@ -54,6 +54,8 @@ pub(crate) struct Context<'a> {
     pub progress: Progress<'a>,
     /// Somebody wants it to end.
     pub cancel: &'a AtomicBool,
+    /// The daemon is to stop.
+    pub stop: &'a AtomicBool,
 }
 
 /// How a migration ended, or did not.
@@ -322,6 +324,9 @@ impl<'a> Job<'a> {
         };
         if self.context.cancel.load(Ordering::Relaxed) {
             return stop("it was cancelled".into());
+        }
+        if self.context.stop.load(Ordering::Relaxed) {
+            return stop("vmbeamd is stopping".into());
         }
         let elapsed = self.started.elapsed();
         match self.request.timeout_seconds {
@@ -781,8 +786,6 @@ impl<'a> Job<'a> {
 
     /// Behind the point of no return: the guest runs there, whatever it takes.
     fn after(mut self) -> Finished {
-        self.from.set_regardless();
-        self.to.set_regardless();
         let deadline = Instant::now() + PATIENCE;
         let Some(there) = self.record.as_ref().and_then(|r| r.to.guest) else {
             return self.unsettled("the guest's number is not known");

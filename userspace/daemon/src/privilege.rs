@@ -55,6 +55,8 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_listen,
     libc::SYS_accept4,
     libc::SYS_getsockopt,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
     libc::SYS_setsockopt,
     libc::SYS_shutdown,
     libc::SYS_sendto,
@@ -63,6 +65,8 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_recvmsg,
     libc::SYS_poll,
     libc::SYS_ppoll,
+    // A long message to the journal.
+    libc::SYS_memfd_create,
     // Memory.
     libc::SYS_brk,
     libc::SYS_mmap,

@@ -154,8 +154,6 @@ pub(crate) struct Settling<'a, 'b> {
 impl<'b> Settling<'_, 'b> {
     /// Do what can be done. An error means: not now. It may be tried again.
     pub(crate) fn settle(&mut self) -> Result<Settled, String> {
-        self.from.set_regardless();
-        self.to.set_regardless();
         let source_up = is_up(self.from, &self.record.from)?;
         let destination_up = is_up(self.to, &self.record.to)?;
         let (state, memory, copies) = match &self.record.state {

@@ -18,7 +18,6 @@ pub(crate) struct Side<'a> {
     bytes: u64,
     /// Bytes of the conversation before this job.
     before: u64,
-    regardless: bool,
 }
 
 impl<'a> Side<'a> {
@@ -30,7 +29,6 @@ impl<'a> Side<'a> {
             bytes: 0,
             before: agent.bytes(),
             agent: Some(agent),
-            regardless: false,
         })
     }
 
@@ -41,17 +39,11 @@ impl<'a> Side<'a> {
             agent: None,
             bytes: 0,
             before: 0,
-            regardless: true,
         }
     }
 
     pub(crate) fn name(&self) -> &str {
         &self.vm.config.name
-    }
-
-    /// From now on, go on although the daemon is to stop.
-    pub(crate) fn set_regardless(&mut self) {
-        self.regardless = true;
     }
 
     /// Bytes that this job sent and received.
@@ -68,15 +60,15 @@ impl<'a> Side<'a> {
         }
     }
 
-    /// Talk to the agent, once.
+    /// Talk to the agent, once. Although the daemon is to stop, an answer is waited
+    /// for: without it the agent could not be asked to undo what was begun.
     pub(crate) fn talk<T>(
         &mut self,
         talk: impl FnOnce(&mut Link) -> Result<T, LinkError>,
     ) -> Result<T, String> {
-        let regardless = self.regardless;
         match &mut self.agent {
             Some(agent) => agent.with(|link| {
-                link.set_regardless(regardless);
+                link.set_regardless(true);
                 talk(link)
             }),
             None => Err(format!("the agent of host VM {} is gone", self.name())),
@@ -117,9 +109,8 @@ impl<'a> Side<'a> {
     fn reconnect(&mut self) -> Result<(), String> {
         let mut agent = self.vm.agent()?;
         self.before = agent.bytes();
-        let regardless = self.regardless;
         agent.with(|link| {
-            link.set_regardless(regardless);
+            link.set_regardless(true);
             Ok(())
         })?;
         agent.greet()?;

@@ -714,6 +714,8 @@ pub struct World {
     pub timeout: u64,
     /// Prints the domid of A; fixed if there is none.
     pub domid_command: Option<PathBuf>,
+    /// Where to offer metrics.
+    pub metrics: Option<String>,
     daemon: Option<Daemon>,
 }
 
@@ -745,6 +747,7 @@ impl World {
             hosts,
             timeout: 60,
             domid_command: None,
+            metrics: None,
             daemon: None,
         }
     }
@@ -773,6 +776,9 @@ impl World {
         );
         if let Some(command) = &self.domid_command {
             text.push_str(&format!("domid_command = [{command:?}, \"domid\"]\n"));
+        }
+        if let Some(listen) = &self.metrics {
+            text.push_str(&format!("[metrics]\nlisten = {listen:?}\n"));
         }
         for (name, domid) in ["A", "B", "C", "D"].iter().zip(1..) {
             text.push_str(&format!(

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Counts for Prometheus: what the daemon did since it was started.
+
+use crate::config::MetricsAt;
+use crate::exchange::SwapError;
+use anyhow::{anyhow, Context};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use tiny_http::{Header, Method, Request, Response, Server};
+use tracing::{info, warn};
+use vmbeam_wire::message::{Failure, MigrateReport};
+
+/// How often to look whether the daemon stops.
+const LOOK: Duration = Duration::from_secs(1);
+/// What Prometheus expects of this format.
+const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// One label and its value.
+type Label = [(&'static str, String); 1];
+
+/// What is counted.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    moves: Family<Label, Counter>,
+    pages: Family<Label, Counter>,
+    refused: Family<Label, Counter>,
+    seconds: Family<Label, Counter<f64, AtomicU64>>,
+    agents: Family<Label, Gauge>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut all = Self {
+            registry: Registry::with_prefix("vmbeam"),
+            moves: Family::default(),
+            pages: Family::default(),
+            refused: Family::default(),
+            seconds: Family::default(),
+            agents: Family::default(),
+        };
+        let r = &mut all.registry;
+        let build = Info::new([("version", crate::VERSION)]);
+        r.register("build", "The daemon", build);
+        r.register("moves", "Migrations by result", all.moves.clone());
+        let help = "Pages of migrated guests by how they got there";
+        r.register("pages", help, all.pages.clone());
+        let help = "Pages that the host hypervisor would not swap by reason";
+        r.register("pages_refused", help, all.refused.clone());
+        let help = "Seconds that completed migrations took by phase; downtime overlaps others";
+        r.register("move_seconds", help, all.seconds.clone());
+        let help = "Whether the agent of a host VM is connected";
+        r.register("agent_connected", help, all.agents.clone());
+        for result in ["completed", "refused", "rolled_back", "failed"] {
+            // To be there, as 0, before the first of its sort.
+            drop(all.moves.get_or_create(&[("result", result.into())]));
+        }
+        all
+    }
+}
+
+impl Metrics {
+    /// A migration has ended.
+    pub(crate) fn migration(&self, result: &Result<MigrateReport, SwapError>) {
+        let name = match result {
+            Ok(_) => "completed",
+            Err(e) => match e.failure {
+                Failure::Refused => "refused",
+                Failure::RolledBack => "rolled_back",
+                Failure::Failed => "failed",
+            },
+        };
+        self.moves.get_or_create(&[("result", name.into())]).inc();
+        let Ok(r) = result else {
+            return;
+        };
+        for (how, pages) in [
+            ("swapped", r.pages_swapped),
+            ("copied", r.pages_copied),
+            ("sent", r.pages_sent),
+        ] {
+            let counter = self.pages.get_or_create(&[("how", how.into())]);
+            counter.inc_by(pages);
+        }
+        for (reason, pages) in &r.pages_refused {
+            let counter = self.refused.get_or_create(&[("reason", reason.clone())]);
+            counter.inc_by(*pages);
+        }
+        let s = &r.seconds;
+        for (phase, seconds) in [
+            ("preflight", s.preflight),
+            ("stream", s.stream),
+            ("lists", s.lists),
+            ("probes", s.probes),
+            ("prepare", s.prepare),
+            ("swap", s.swap),
+            ("copy", s.copy),
+            ("digests", s.digests),
+            ("resume", s.resume),
+            ("destroy", s.destroy),
+            ("downtime", s.downtime),
+            ("total", s.total),
+        ] {
+            let counter = self.seconds.get_or_create(&[("phase", phase.into())]);
+            counter.inc_by(seconds);
+        }
+    }
+
+    /// All of it as text; `agents` says which are connected.
+    pub(crate) fn scrape(&self, agents: impl Iterator<Item = (String, bool)>) -> String {
+        for (host_vm, connected) in agents {
+            let gauge = self.agents.get_or_create(&[("host_vm", host_vm)]);
+            gauge.set(connected.into());
+        }
+        let mut text = String::new();
+        if let Err(e) = encode(&mut text, &self.registry) {
+            warn!("cannot write the metrics: {e}");
+        }
+        text
+    }
+}
+
+/// Listen where the configuration says. A socket of an earlier run is replaced.
+pub(crate) fn listen(at: &MetricsAt) -> anyhow::Result<Server> {
+    let server = match at {
+        MetricsAt::Socket(path) => {
+            let _ = std::fs::remove_file(path);
+            let server = Server::http_unix(path);
+            if server.is_ok() {
+                std::fs::set_permissions(path, Permissions::from_mode(0o600))
+                    .with_context(|| format!("cannot protect {}", path.display()))?;
+            }
+            server
+        }
+        MetricsAt::Port(address) => Server::http(address),
+    };
+    let server = server.map_err(|e| {
+        anyhow!("cannot offer metrics at {at:?}: {e}; change [metrics] listen in the configuration")
+    })?;
+    info!(?at, "offering metrics");
+    Ok(server)
+}
+
+/// Answer until the daemon stops.
+pub(crate) fn serve(server: &Server, stop: &AtomicBool, scrape: impl Fn() -> String) {
+    while !stop.load(Ordering::Relaxed) {
+        match server.recv_timeout(LOOK) {
+            Ok(Some(request)) => answer(request, &scrape),
+            Ok(None) => {}
+            Err(e) => {
+                warn!("metrics are not offered any more: {e}");
+                return;
+            }
+        }
+    }
+}
+
+fn answer(request: Request, scrape: impl Fn() -> String) {
+    let known = request.url() == "/metrics" && *request.method() == Method::Get;
+    let response = if known {
+        let mut response = Response::from_string(scrape());
+        if let Ok(header) = Header::from_bytes("Content-Type", CONTENT_TYPE) {
+            response.add_header(header);
+        }
+        response
+    } else {
+        Response::from_string("GET /metrics is all there is\n").with_status_code(404)
+    };
+    // Whoever asked may be gone.
+    let _ = request.respond(response);
+}

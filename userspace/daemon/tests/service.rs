@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The program as a service runs it: with few system calls, as another user if this
+//! is root, with metrics, until SIGTERM.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use common::{lock, Trouble, World};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use vmbeam_wire::message::{Failure, FromDaemon, GuestRef, MigrateRequest, Mode, ToDaemon};
+
+/// Ends with the test, whatever happens.
+struct Service(Child);
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn get(mut stream: impl Read + Write, path: &str) -> String {
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+/// An answer to this question, once the daemon is there.
+fn ask(control: &Path, request: &ToDaemon) -> FromDaemon {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let mut stream = loop {
+        match UnixStream::connect(control) {
+            Ok(stream) => break stream,
+            Err(e) => assert!(Instant::now() < deadline, "{e}"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let bytes = vmbeam_wire::encode(1, 1, request).unwrap();
+    stream.write_all(&bytes).unwrap();
+    let mut decoder = vmbeam_wire::Decoder::strict();
+    loop {
+        if let Some(frame) = decoder.next_frame().unwrap() {
+            return frame.decode().unwrap();
+        }
+        assert_ne!(decoder.fill(&mut stream).unwrap(), 0, "the daemon hung up");
+    }
+}
+
+#[test]
+fn it_lives_with_few_system_calls_and_ends_when_told_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let (control, metrics) = (dir.path().join("run/c.sock"), dir.path().join("run/m.sock"));
+    let base = dir.path().display();
+    let config = dir.path().join("vmbeamd.toml");
+    let text = format!(
+        "[daemon]\ncontrol_socket = {control:?}\nstate_dir = \"{base}/state\"\n\
+         device = \"/nonexistent/vmbeam\"\n[metrics]\nlisten = {metrics:?}\n\
+         [[host_vm]]\nname = \"A\"\nsocket = \"{base}/A.sock\"\ndomid = 1\n"
+    );
+    std::fs::write(&config, text).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmbeamd"));
+    command
+        .arg("--config")
+        .arg(&config)
+        .args(["--seccomp", "kill"]);
+    if nix::unistd::Uid::effective().is_root() {
+        let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(dir.path(), everybody).unwrap();
+        command.args(["--user", "nobody"]);
+    }
+    let mut service = Service(command.stderr(Stdio::piped()).spawn().unwrap());
+
+    for _ in 0..2 {
+        assert!(matches!(
+            ask(&control, &ToDaemon::Check),
+            FromDaemon::Check(_)
+        ));
+        let text = get(UnixStream::connect(&metrics).unwrap(), "/metrics");
+        assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+        for line in [
+            "vmbeam_moves_total{result=\"completed\"} 0",
+            "vmbeam_agent_connected{host_vm=\"A\"} 0",
+            "vmbeam_build_info{version=\"",
+            "# EOF",
+        ] {
+            assert!(text.contains(line), "no {line} in {text}");
+        }
+        let text = get(UnixStream::connect(&metrics).unwrap(), "/other");
+        assert!(text.starts_with("HTTP/1.1 404"), "{text}");
+    }
+    // A client that says nothing of use, and a job that is refused.
+    drop(UnixStream::connect(&metrics).unwrap().write_all(b"\0\n"));
+    let status = ask(&control, &ToDaemon::Status);
+    assert_eq!(status, FromDaemon::Status(vec![]));
+
+    let pid = nix::unistd::Pid::from_raw(service.0.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    let ended = service.0.wait().unwrap();
+    let mut log = String::new();
+    let mut stderr = service.0.stderr.take().unwrap();
+    stderr.read_to_string(&mut log).unwrap();
+    assert!(ended.success(), "{ended}: {log}");
+    assert!(
+        log.contains("offering metrics") && log.contains("SIGTERM: stopping"),
+        "{log}"
+    );
+    assert!(!control.exists());
+}
+
+fn request() -> MigrateRequest {
+    MigrateRequest {
+        from: GuestRef {
+            host_vm: "A".into(),
+            guest: "guest".into(),
+        },
+        to: "B".into(),
+        mode: Mode::Swap,
+        dry_run: false,
+        verify: false,
+        timeout_seconds: None,
+        max_downtime_ms: None,
+    }
+}
+
+/// A daemon with metrics at a port that is free.
+fn world() -> (World, u16) {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let mut w = World::new();
+    w.metrics = Some(format!("127.0.0.1:{port}"));
+    lock(&w.hosts["B"]).guests.clear();
+    w.agents(&["A", "B"]);
+    w.start();
+    for name in ["A", "B"] {
+        w.wait_agent(name, None);
+    }
+    (w, port)
+}
+
+#[test]
+fn moves_are_counted() {
+    let (w, port) = world();
+    let migrate = || w.ask(&ToDaemon::Migrate(request()));
+    lock(&w.hosts["B"]).trouble = Trouble::RestoreFails;
+    assert!(matches!(migrate(), FromDaemon::Error { .. }));
+    lock(&w.hosts["B"]).trouble = Trouble::None;
+    let page = lock(&w.hosts["A"]).guests[&1].pages[200];
+    lock(&w.driver.faults).refuse = [(page.gfn, -(vmbeam_uapi::Errno::EBUSY as i32))].into();
+    assert!(matches!(migrate(), FromDaemon::Migrated(_)));
+    // It is not there any more.
+    assert!(matches!(migrate(), FromDaemon::Error { .. }));
+    let text = get(TcpStream::connect(("127.0.0.1", port)).unwrap(), "/metrics");
+    for line in [
+        "vmbeam_moves_total{result=\"completed\"} 1",
+        "vmbeam_moves_total{result=\"rolled_back\"} 1",
+        "vmbeam_moves_total{result=\"refused\"} 1",
+        "vmbeam_moves_total{result=\"failed\"} 0",
+        "vmbeam_pages_total{how=\"swapped\"} 957",
+        "vmbeam_pages_total{how=\"copied\"} 1",
+        "vmbeam_pages_total{how=\"sent\"} 66",
+        "vmbeam_pages_refused_total{reason=\"referenced\"} 1",
+        "vmbeam_move_seconds_total{phase=\"swap\"} ",
+        "vmbeam_agent_connected{host_vm=\"A\"} 1",
+        "vmbeam_agent_connected{host_vm=\"C\"} 0",
+    ] {
+        assert!(text.contains(line), "no {line} in {text}");
+    }
+}
+
+#[test]
+fn a_stop_undoes_what_has_not_passed_the_point_of_no_return() {
+    let (mut w, _) = world();
+    lock(&w.hosts["A"]).trouble = Trouble::SaveHangs;
+    let control = w.control();
+    let job = std::thread::spawn(move || {
+        let mut stream = UnixStream::connect(control).unwrap();
+        let bytes = vmbeam_wire::encode(1, 1, &ToDaemon::Migrate(request())).unwrap();
+        stream.write_all(&bytes).unwrap();
+        let mut decoder = vmbeam_wire::Decoder::strict();
+        loop {
+            while let Some(frame) = decoder.next_frame().unwrap() {
+                let answer: FromDaemon = frame.decode().unwrap();
+                if answer.is_last() {
+                    return answer;
+                }
+            }
+            assert_ne!(decoder.fill(&mut stream).unwrap(), 0);
+        }
+    });
+    while !lock(&w.hosts["A"]).guests[&1].paused {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    w.stop();
+    let FromDaemon::Error { failure, message } = job.join().unwrap() else {
+        panic!()
+    };
+    assert_eq!(failure, Failure::RolledBack);
+    assert!(message.contains("stopping"), "{message}");
+    assert_eq!(lock(&w.hosts["A"]).running(), ["guest"]);
+    assert_eq!(std::fs::read_dir(w.journal()).unwrap().count(), 0);
+}

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Where VMBeam's programs log to.
+//!
+//! As a service of systemd they write to the journal, with each field (the job, the
+//! host VM) as a field of its own, and the journal's time. Otherwise lines with a time
+//! go to standard error.
+
+use nix::sys::stat::fstat;
+use std::os::fd::AsFd;
+use tracing::Level;
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::prelude::*;
+
+/// Whether systemd has connected this descriptor to the journal, which it says by
+/// `JOURNAL_STREAM`. A program may have been given another one since.
+fn is_journal(stream: Option<&str>, fd: impl AsFd) -> bool {
+    let Ok(stat) = fstat(fd) else {
+        return false;
+    };
+    stream == Some(&format!("{}:{}", stat.st_dev, stat.st_ino))
+}
+
+/// Begin to log.
+pub fn init(verbose: bool) {
+    let level = if verbose { Level::DEBUG } else { Level::INFO };
+    let stream = std::env::var("JOURNAL_STREAM").ok();
+    if is_journal(stream.as_deref(), std::io::stderr()) {
+        if let Ok(journal) = tracing_journald::layer() {
+            tracing_subscriber::registry()
+                .with(journal.with_field_prefix(Some("VMBEAM".into())))
+                .with(LevelFilter::from_level(level))
+                .init();
+            return;
+        }
+    }
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_target(false)
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_journal_is_told_from_what_replaced_it() {
+        let file = tempfile::tempfile().unwrap();
+        let stat = fstat(&file).unwrap();
+        let stream = format!("{}:{}", stat.st_dev, stat.st_ino);
+        assert!(is_journal(Some(&stream), &file));
+        assert!(!is_journal(None, &file));
+        let other = tempfile::tempfile().unwrap();
+        assert!(!is_journal(Some(&stream), &other));
+        assert!(!is_journal(Some("rubbish"), &file));
+    }
+}
