@@ -468,3 +468,58 @@ fn nothing_is_touched_when_nobody_knows_where_the_memory_is() {
     assert_eq!(failure, Failure::Refused);
     assert!(message.contains("brought to an end"), "{message}");
 }
+
+/// What the frames of a guest have.
+fn memory_of(w: &World, host_vm: &str, name: &str) -> Vec<u64> {
+    let host = lock(&w.hosts[host_vm]);
+    let guest = host.guests.values().find(|g| g.name == name).unwrap();
+    guest.pages.iter().map(|p| host.memory[&p.gfn]).collect()
+}
+
+#[test]
+fn a_host_vm_that_lies_about_its_frames_harms_only_itself() {
+    for (lie, expected) in [
+        ("double use", Some("page")),
+        ("a frame that it does not have", Some("not acceptable")),
+        ("frames of another guest of its own", None),
+    ] {
+        let w = world();
+        lock(&w.hosts["A"]).add_guest(2, "victim", 8);
+        lock(&w.hosts["B"]).add_guest(9, "resident", 64);
+        let others = || {
+            let all = w.memory();
+            (
+                memory_of(&w, "B", "resident"),
+                all["C"].clone(),
+                all["D"].clone(),
+            )
+        };
+        let before = others();
+        {
+            let mut host = lock(&w.hosts["A"]);
+            let victims: Vec<u64> = host.guests[&2].pages.iter().map(|p| p.gfn).collect();
+            let pages = &mut host.guests.get_mut(&1).unwrap().pages;
+            match lie {
+                "double use" => pages[201].gfn = pages[200].gfn,
+                "a frame that it does not have" => pages[201].gfn = common::MEMORY_END + 5,
+                _ => (200..).zip(victims).for_each(|(i, gfn)| pages[i].gfn = gfn),
+            }
+        }
+        let answer = migrate(&w, "A", "B");
+        match expected {
+            Some(words) => {
+                let (failure, message) = error(answer);
+                assert_eq!(failure, Failure::RolledBack, "{lie}: {message}");
+                assert!(message.contains(words), "{lie}: {message}");
+                assert_eq!(lock(&w.hosts["A"]).running(), ["guest", "victim"], "{lie}");
+            }
+            // It gave away what its own guest had. Nobody else can know.
+            None => {
+                report(answer);
+                assert_eq!(lock(&w.hosts["B"]).running(), ["guest", "resident"]);
+            }
+        }
+        assert!(others() == before, "{lie}");
+        assert_eq!(std::fs::read_dir(w.journal()).unwrap().count(), 0, "{lie}");
+    }
+}
