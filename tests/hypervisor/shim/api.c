@@ -460,16 +460,31 @@ API long shim_dirty_count(long id, long unused1, long unused2, long unused3)
     return shim_domains[id]->arch.paging.log_dirty.dirty_count;
 }
 
-/* Give nested P2Ms contents, so that a flush of them can be seen. */
-API long shim_arm_nested(long id, long unused1, long unused2, long unused3);
-API long shim_arm_nested(long id, long unused1, long unused2, long unused3)
+/* Make an entry in a nested guest's P2M, as a fault of that guest does. */
+API long shim_nested_write(long id, long which, long gfn, long mfn);
+API long shim_nested_write(long id, long which, long gfn, long mfn)
 {
-    unsigned int i;
+    struct p2m_domain *p2m = shim_domains[id]->arch.nested_p2m[which];
+    int rc;
 
-    for ( i = 0; i < MAX_NESTEDP2M; i++ )
-        shim_domains[id]->arch.nested_p2m[i]->np2m_base = 0;
+    p2m_lock(p2m);
+    /* In use, for the nested guest whose own tables are there. */
+    p2m->np2m_base = PAGE_SIZE;
+    rc = p2m_set_entry(p2m, _gfn(gfn), _mfn(mfn), PAGE_ORDER_4K, p2m_ram_rw,
+                       p2m_access_rwx);
+    p2m_unlock(p2m);
 
-    return MAX_NESTEDP2M;
+    return rc;
+}
+
+API long shim_nested_lookup(long id, long which, long gfn, long unused);
+API long shim_nested_lookup(long id, long which, long gfn, long unused)
+{
+    struct p2m_domain *p2m = shim_domains[id]->arch.nested_p2m[which];
+    p2m_type_t t;
+    p2m_access_t a;
+
+    return mfn_x(p2m->get_entry(p2m, _gfn(gfn), &t, &a, 0, NULL, NULL));
 }
 
 API long shim_locks(long id, long locks, long unused1, long unused2);

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! One case each of everything that a pair is refused for, and of 1 GiB entries: what the
-//! random sequences do not have.
+//! One case each of everything that a pair is refused for, of 2 MiB entries that cannot be
+//! exchanged whole, of 1 GiB entries, and of P2Ms of nested guests: what the random sequences
+//! do not have.
 
 use std::path::Path;
 
+use anyhow::bail;
 use anyhow::ensure;
 use anyhow::Context;
 use anyhow::Result;
@@ -20,6 +22,8 @@ use crate::xen::RESTART;
 /// Frames of the machine: two aligned GiB after the first one.
 const FRAMES: u64 = 4 * GIB;
 const GIB: u64 = 1 << 18;
+/// `SHIM_NESTED`.
+const NESTED: u64 = 1;
 /// Pairs that are swapped at a time, and which of them is disturbed.
 const PAIRS: usize = 16;
 const ODD: usize = 5;
@@ -80,6 +84,8 @@ pub fn run(library: &Path, ept: bool) -> Result<()> {
             refused(&xen, change, *status).with_context(|| (*name).to_owned())?;
         }
     }
+    superpages(&xen).context("2 MiB")?;
+    nested(&xen).context("nested P2Ms")?;
     gigabyte(&xen).context("1 GiB")
 }
 
@@ -143,6 +149,139 @@ fn refused(xen: &Xen, change: &Change, expected: i32) -> Result<()> {
         _ => {}
     }
     map(mfn, RAM_RW.into(), ACCESS_RWX)
+}
+
+/// A pair of 2 MiB entries of which one frame cannot be swapped: only that one stays, all
+/// others are swapped one by one.
+fn superpages(xen: &Xen) -> Result<()> {
+    let disturbed = [
+        ("in use", -libc::EBUSY),
+        ("another domain's", -libc::EXDEV),
+        ("mapped elsewhere", -libc::EMLINK),
+    ];
+    for (n, (what, expected)) in (1..).zip(disturbed) {
+        let gfn = n * 512;
+        for id in 1..=2u16 {
+            xen.populate(id, gfn, u64::from(id) * 16384 + gfn, 9)?;
+        }
+        let mfn = xen.lookup(1, gfn).mfn + ODD as u64;
+        let m2p = (xen.layout.m2p + mfn * 8) as *mut u64;
+        match expected {
+            e if e == -libc::EBUSY => ensure!(xen.get_page(mfn, 1), "no reference"),
+            e if e == -libc::EXDEV => xen.set_owner(mfn, 3),
+            // SAFETY: an entry of the simulated machine's table.
+            _ => unsafe { *m2p += 1 },
+        }
+        let before = xen.frame(mfn);
+        let run = Run {
+            gfn_a: gfn,
+            gfn_b: gfn,
+            nr: 512,
+            pad: 0,
+        };
+        let (status, args) = swap(xen, (1, 2), false, run)?;
+        for (i, got) in status.iter().enumerate() {
+            let want = if i == ODD { expected } else { 0 };
+            ensure!(*got == want, "{what}: pair {i}: status {got}, not {want}");
+        }
+        for (counter, offset, want) in [
+            ("pairs swapped", xen.layout.swapped_offset, 511),
+            ("superpages", xen.layout.superpages_offset, 0),
+            ("2 MiB entries split", xen.layout.splits_2m_offset, 2),
+        ] {
+            let got = args.get(offset);
+            ensure!(got == want, "{what}: {got} {counter}, not {want}");
+        }
+        ensure!(xen.frame(mfn) == before, "{what}: the frame has changed");
+        ensure!(xen.lookup(1, gfn + ODD as u64).mfn == mfn, "{what}: moved");
+    }
+    Ok(())
+}
+
+/// P2Ms of nested guests with entries for frames that are swapped: they are flushed once in
+/// each batch, before a frame changes its owner, and the entries are gone.
+fn nested(xen: &Xen) -> Result<()> {
+    /// More than a batch.
+    const PAIRS: u64 = 2048;
+    const P2MS: u64 = 3;
+    const GFN: u64 = 0x123;
+    let ids = [4u16, 5];
+    for id in ids {
+        xen.create(id, NESTED, 1024, false)?;
+        for i in 0..PAIRS {
+            xen.populate(id, i, u64::from(id) * 2 * PAIRS + i * 7 % PAIRS, 0)?;
+        }
+    }
+    world::with(|w| {
+        w.begin(world::Faults {
+            preempt: u64::MAX,
+            ..Default::default()
+        });
+    });
+    let runs = [Run {
+        gfn_a: 0,
+        gfn_b: 0,
+        nr: PAIRS as u32,
+        pad: 0,
+    }];
+    let mut status = vec![1; PAIRS as usize];
+    let mut args = Args::new(xen, (ids[0], ids[1]), false, &runs, &mut status);
+    let mut batches = 0;
+    let rc = loop {
+        // Of each batch one frame that is going to be swapped in it.
+        let gfn = args.get(xen.layout.done_offset) + ODD as u64;
+        for id in ids {
+            for which in 0..P2MS {
+                let mfn = xen.lookup(id, gfn).mfn;
+                xen.nested_write(id, which, GFN, mfn)?;
+                let got = xen.nested_lookup(id, which, GFN);
+                ensure!(got == mfn, "d{id}: nested P2M leads to {got:#x}");
+            }
+        }
+        let owner = xen.owner_field(xen.lookup(ids[0], gfn).mfn);
+        // SAFETY: a field of the simulated machine's frame table.
+        let old = unsafe { *owner };
+        world::with(|w| {
+            w.counts.nested = 0;
+            w.probe = Some((owner, old));
+        });
+        let rc = xen.swap(&mut args);
+        batches += 1;
+        let (flushed, violation) = world::with(|w| (w.counts.nested, w.violation.take()));
+        if let Some(violation) = violation {
+            bail!("{violation}");
+        }
+        let want = ids.len() as u64 * P2MS;
+        ensure!(flushed == want, "{flushed} flushes in a batch, not {want}");
+        // SAFETY: as above.
+        ensure!(unsafe { *owner } != old, "the frame was not swapped");
+        for id in ids {
+            for which in 0..P2MS {
+                let left = xen.nested_lookup(id, which, GFN);
+                ensure!(left == world::NONE, "d{id}: {left:#x} is still mapped");
+            }
+            ensure!(!xen.residue(id), "something is left behind");
+        }
+        if rc != RESTART {
+            break rc;
+        }
+    };
+    world::with(|w| {
+        w.probe = None;
+        w.begin(world::Faults::default());
+    });
+    ensure!(
+        rc == 0 && status.iter().all(|s| *s == 0),
+        "the swap returned {rc}"
+    );
+    let reported = args.get(xen.layout.batches_offset);
+    ensure!(batches > 1 && batches == reported, "{batches} batches");
+    let counted = args.get(xen.layout.nested_offset);
+    ensure!(
+        counted == 2 * batches,
+        "{counted} flushes of nested P2Ms are reported"
+    );
+    Ok(())
 }
 
 /// A 1 GiB entry on either side: exchanged whole, split for a part, and not put together

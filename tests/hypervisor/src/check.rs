@@ -26,6 +26,15 @@ fn property(arguments: &[&str], library: &str, seed: u64, ops: u64) -> Result<Ou
         .context("cannot run myself")
 }
 
+fn cases(arguments: &[&str], library: &str) -> Result<Output> {
+    Command::new(std::env::current_exe()?)
+        .arg("cases")
+        .args(arguments)
+        .args(["--library", library])
+        .output()
+        .context("cannot run myself")
+}
+
 /// Report an access to what the harness leaves out, rather than die silently.
 pub fn catch_faults() -> Result<()> {
     extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
@@ -79,16 +88,13 @@ pub fn run() -> Result<()> {
             &format!("property test, {name}: {OPS} operations"),
         );
     }
-    for arguments in [&["cases"][..], &["cases", "--ept"]] {
-        let output = Command::new(std::env::current_exe()?)
-            .args(arguments)
-            .output()
-            .context("cannot run myself")?;
+    for (name, arguments) in [("cases", &[][..]), ("cases --ept", &["--ept"])] {
+        let output = cases(arguments, library)?;
         print!("{}", String::from_utf8_lossy(&output.stdout));
         for line in String::from_utf8_lossy(&output.stderr).lines() {
             println!("# {line}");
         }
-        report(output.status.success(), &arguments.join(" "));
+        report(output.status.success(), name);
     }
     for line in fs::read_to_string("tests/hypervisor/mutants.txt")?.lines() {
         let mut fields = line.split('\t');
@@ -101,9 +107,14 @@ pub fn run() -> Result<()> {
             continue;
         }
         let arguments: &[&str] = if file == "p2m-ept" { &["--ept"] } else { &[] };
-        let output = property(arguments, &mutant, 1, MUTANT_OPS)?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        println!("{}", text.lines().next().unwrap_or("# no text"));
+        let mut output = property(arguments, &mutant, 1, MUTANT_OPS)?;
+        if output.status.success() {
+            output = cases(arguments, &mutant)?;
+        }
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
+        let text = text.lines().next().unwrap_or("no text");
+        println!("# {}", text.trim_start_matches("# "));
         report(!output.status.success(), &format!("defect found: {name}"));
     }
     println!("1..{number}");

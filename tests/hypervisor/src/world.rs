@@ -62,6 +62,9 @@ pub struct World {
     pub counts: Counts,
     /// Printed with a failure.
     pub reproduce: String,
+    /// Where a frame's owner is noted, and what has to be there while P2Ms of nested guests
+    /// are flushed.
+    pub probe: Option<(*const u32, u32)>,
     /// Watch P2M writes; off while domains are made.
     pub watch: bool,
     /// What each domain's entries lead to, from the writes.
@@ -279,7 +282,13 @@ pub extern "C" fn handle(kind: u32, a: u64, b: u64, c: u64, d: u64) -> u64 {
                     w.stale[*mfn as usize] &= !THIRD;
                 }
             }
-            event::FLUSH_NESTED => w.counts.nested += 1,
+            event::FLUSH_NESTED => {
+                w.counts.nested += 1;
+                // SAFETY: a field of the simulated machine's frame table.
+                if w.probe.is_some_and(|(owner, old)| unsafe { *owner } != old) {
+                    w.fail(format!("d{a} was given a frame with a nested P2M in use"));
+                }
+            }
             event::WRITE if w.watch => w.write(a as usize, b, c, d as u32 & 0xff),
             event::LOCK if w.watch => w.locked(a),
             event::UNLOCK if w.watch => w.unlocked(a),

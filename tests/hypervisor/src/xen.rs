@@ -180,6 +180,8 @@ functions!(
     residue,
     write,
     log_dirty,
+    nested_write,
+    nested_lookup,
     set_special,
     set_owner,
     memory_op
@@ -377,6 +379,24 @@ impl Xen {
         let rc = self.call(self.f.log_dirty, id.into(), on.into(), 0, 0);
         ensure!(rc == 0, "log-dirty mode of d{id}: {rc}");
         Ok(())
+    }
+
+    /// Make an entry in one of a domain's P2Ms of nested guests.
+    pub fn nested_write(&self, id: u16, which: u64, gfn: u64, mfn: u64) -> Result<()> {
+        let rc = self.call(self.f.nested_write, id.into(), which, gfn, mfn);
+        ensure!(rc == 0, "nested P2M {which} of d{id}: {rc}");
+        Ok(())
+    }
+
+    /// The frame that such an entry leads to.
+    pub fn nested_lookup(&self, id: u16, which: u64, gfn: u64) -> u64 {
+        self.call(self.f.nested_lookup, id.into(), which, gfn, 0) as u64
+    }
+
+    /// Where the owner of a frame is noted.
+    pub fn owner_field(&self, mfn: u64) -> *const u32 {
+        let l = &self.layout;
+        (l.frames + mfn * l.sizeof_page_info + l.owner_offset) as *const u32
     }
 
     /// The hypercall, once: `RESTART` means that it wants to be called again.
