@@ -2,6 +2,9 @@
 
 //! The hypervisor's operations that the tests use: of Xen 4.20, as the lab has it.
 
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
 use anyhow::bail;
 use anyhow::ensure;
 use anyhow::Result;
@@ -22,7 +25,7 @@ const SYSCTL_VERSION: u32 = 0x15;
 /// Space for the union of a domctl.
 pub type Payload = [u8; 128];
 
-/// Build a payload from 32-bit words at offsets.
+/// Build a payload from 64-bit words at offsets.
 pub fn payload(words: &[(usize, u64)]) -> Payload {
     let mut p = [0; 128];
     for (offset, value) in words {
@@ -118,6 +121,11 @@ pub fn info(domid: u16) -> Result<Option<(u64, bool)>> {
     Ok((rc == 0 && out == domid).then(|| (get64(&p, 8), flags & 5 == 0)))
 }
 
+/// Let a domain be the device model of another, and so map frames of that one.
+pub fn set_target(domid: u16, target: u16) -> Result<()> {
+    domctl(46, domid, &mut payload(&[(0, target.into())])).map(drop)
+}
+
 /// Bind a vCPU to a CPU.
 pub fn bind(domid: u16, vcpu: u32, cpu: u32) -> Result<()> {
     let map = Buffer::new(1)?;
@@ -194,6 +202,20 @@ pub fn host() -> Result<Host> {
         free: get64(&op, 56),
         claimed: get64(&op, 72),
     })
+}
+
+/// Frames of the parts of the M2P table that it is mapped in; for a part that is not
+/// there the hypervisor names the one before it again.
+pub fn machphys_parts() -> Result<Vec<u64>> {
+    const MACHPHYS_MFN_LIST: u64 = 5;
+    let buffer = Buffer::new(1)?;
+    let mut op = [0u8; 24];
+    op[..4].copy_from_slice(&((PAGE / 8) as u32).to_le_bytes());
+    op[8..16].copy_from_slice(&buffer.address().to_le_bytes());
+    let rc = xen::call(MEMORY_OP, MACHPHYS_MFN_LIST, &mut op, true)?;
+    ensure!(rc == 0, "machphys_mfn_list: {}", error(rc));
+    let words = &buffer.words()[..get32(&op, 16) as usize];
+    Ok(words.iter().map(|w| w.load(Relaxed)).collect())
 }
 
 /// Populate or decrease a reservation; gives how many extents were done.
@@ -292,7 +314,7 @@ pub fn wait_free(expected: u64) -> Result<()> {
         if host.free == expected && host.claimed == 0 {
             return Ok(());
         }
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(50));
     }
     let host = host()?;
     bail!(
@@ -300,4 +322,18 @@ pub fn wait_free(expected: u64) -> Result<()> {
         host.free,
         host.claimed
     )
+}
+
+/// Free memory once it has not changed for a second: a domain that was destroyed
+/// gives back the last of its memory later.
+pub fn settled_free() -> Result<u64> {
+    let mut free = host()?.free;
+    let mut unchanged = 0;
+    while unchanged < 10 {
+        std::thread::sleep(Duration::from_millis(100));
+        let now = host()?.free;
+        unchanged = if now == free { unchanged + 1 } else { 0 };
+        free = now;
+    }
+    Ok(free)
 }

@@ -123,9 +123,8 @@ pub fn refused(seed: u64, calls: u64) -> Result<String> {
                 put(16, &(argument + 2 * PAGE as u64 - 8).to_le_bytes());
             }
             _ => {
-                swapper.buffer.protect(2, libc::PROT_READ);
+                swapper.buffer.protect(2, libc::PROT_NONE);
                 put(24, &(argument + 2 * PAGE as u64 - 2).to_le_bytes());
-                put(32, &pairs.to_le_bytes());
             }
         }
         // SAFETY: what the structure points to is in the buffer, or cannot be written to.
@@ -148,12 +147,50 @@ pub fn refused(seed: u64, calls: u64) -> Result<String> {
             state = now;
         }
     }
+    unwritable_statuses(&world, &swapper)?;
     let how = world.audit(false)?;
     world.destroy()?;
     Ok(format!(
         "{calls} calls, all refused: {}; state unchanged; {how}",
         results.text()
     ))
+}
+
+/// That statuses cannot be written is found out after a batch. The progress must say
+/// then what was done, so that the same call again undoes it.
+fn unwritable_statuses(world: &World, swapper: &Swapper) -> Result<()> {
+    const PAIRS: u64 = 64;
+    let [x, y] = [0, 1].map(|i: usize| &world.domains[i]);
+    let run = Run {
+        a: x.base,
+        b: y.base,
+        nr: PAIRS as u32,
+    };
+    let before = [world.numbers(0)?, world.numbers(1)?];
+    swapper.fill(x.domid, y.domid, 0, &[run], PAIRS);
+    let page = swapper.buffer.address() + 2 * PAGE as u64;
+    swapper.buffer.put(24, &page.to_le_bytes());
+    swapper.buffer.protect(2, libc::PROT_READ);
+    let rc = swapper.issue()?;
+    swapper
+        .buffer
+        .protect(2, libc::PROT_READ | libc::PROT_WRITE);
+    let (done, swapped) = swapper.progress();
+    let mut after = [world.numbers(0)?, world.numbers(1)?];
+    let [a, b] = &mut after;
+    a[..PAIRS as usize].swap_with_slice(&mut b[..PAIRS as usize]);
+    ensure!(
+        rc == -i64::from(libc::EFAULT) && (done, swapped) == (PAIRS, PAIRS) && after == before,
+        "statuses that cannot be written: {}, done {done}, swapped {swapped}, which is {}",
+        control::error(rc),
+        if after == before { "true" } else { "not true" }
+    );
+    let back = swapper.call(x.domid, y.domid, 0, &[run])?;
+    ensure!(
+        back.swapped == PAIRS && before == [world.numbers(0)?, world.numbers(1)?],
+        "swapping back: {back:?}"
+    );
+    Ok(())
 }
 
 /// Calls some of which are good, while another thread changes what they read.
@@ -198,7 +235,7 @@ pub fn mutated(seed: u64, calls: u64) -> Result<String> {
                 let word = PAGE / 8 + random.usize(0..12);
                 swapper.buffer.words()[word].fetch_xor(1 << random.u32(0..64), Relaxed);
             }
-            let rc = swapper.issue()?;
+            let rc = world.announced(|| swapper.issue())?;
             results.add(rc, 1);
             swapped += swapper.field(48).min(pairs);
             if call % 1000 == 0 {

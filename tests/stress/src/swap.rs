@@ -123,6 +123,11 @@ impl Swapper {
         (self.field(40), self.field(48))
     }
 
+    /// Batches in which pairs were dealt with.
+    pub fn batches(&self) -> u64 {
+        self.field(56)
+    }
+
     /// A whole call.
     pub fn call(&self, a: u16, b: u16, flags: u32, runs: &[Run]) -> Result<Outcome> {
         let pairs = runs.iter().map(|r| u64::from(r.nr)).sum();

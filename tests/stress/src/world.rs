@@ -31,6 +31,9 @@ use crate::xen::Foreign;
 /// How long a vCPU may take to notice that it should stop.
 pub const LIMIT: Duration = Duration::from_secs(60);
 
+/// Entries in a part of the M2P table.
+const M2P_PART: usize = (2 << 20) / 8;
+
 /// Word of the program's own `k`-th thread in every frame.
 pub fn own_slot(k: usize) -> usize {
     32 + k
@@ -191,15 +194,20 @@ impl World {
                 nr: r.nr,
             })
             .collect();
+        self.announced(|| swapper.call(a.domid, b.domid, 0, &runs))
+    }
+
+    /// Do what may swap frames, and tell the guests that it happens.
+    pub fn announced<T>(&self, swap: impl FnOnce() -> T) -> T {
         let all = || self.domains.iter().flat_map(Domain::all);
         for m in all() {
             m.begun.fetch_add(1, Release);
         }
-        let outcome = swapper.call(a.domid, b.domid, 0, &runs);
+        let result = swap();
         for m in all() {
             m.ended.fetch_add(1, Release);
         }
-        outcome
+        result
     }
 
     /// Where the frames of all windows are, from the hypervisor's M2P table: each gfn
@@ -208,8 +216,10 @@ impl World {
         let end = window(self.domains.len() as u64);
         let mut found = HashMap::new();
         let table = vmbeam_xen::Xen::open()?.machine_to_physical()?;
+        let parts = control::machphys_parts()?;
+        let hole = |part: usize| part > 0 && parts.get(part) == parts.get(part - 1);
         for (mfn, gfn) in table.into_iter().enumerate() {
-            if (window(0)..end).contains(&gfn) {
+            if (window(0)..end).contains(&gfn) && !hole(mfn / M2P_PART) {
                 let before = found.insert(gfn, mfn as u64);
                 ensure!(
                     before.is_none(),
