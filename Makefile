@@ -22,17 +22,22 @@ demo: images
 
 ## check: run every test; the last line is the verdict
 .PHONY: check
-check: images harness
+check: images harness xen-debug
 	@$(lab) check $(GROUPS)
 
-## races: races, fuzzing and latency of the hypercall; not part of check yet
+## races: races, fuzzing and latency of the hypercall, long form (ARGS=)
 .PHONY: races
 races: images xen-debug
-	@$(lab) races
+	@$(lab) races $(if $(ARGS),"$(ARGS)")
+
+## races-mutants: defects in the hypervisor that the races must find (MUTANT=)
+.PHONY: races-mutants
+races-mutants: images xen-debug
+	@$(lab) mutants $(MUTANT)
 
 ## check-long: the same with the long forms of the tests that have one
 .PHONY: check-long
-check-long: images harness deb-dkms-install
+check-long: images harness xen-debug deb-dkms-install
 	@$(lab) check --long $(GROUPS)
 
 ## coverage: which lines of the driver its tests reach, in a plain VM

@@ -19,6 +19,7 @@ use crate::mock;
 use crate::paths;
 use crate::product;
 use crate::progress::Progress;
+use crate::races;
 use crate::tally::Tally;
 use crate::toolstack;
 use crate::topology::Sizes;
@@ -42,6 +43,8 @@ pub enum Group {
     Mock,
     /// Property test of the hypercall in user space.
     Harness,
+    /// Races, fuzzing and latency of the hypercall, with assertions.
+    Races,
     /// Tests in the host management VM, on bare domains.
     Host,
     /// The patched toolstack alone, in the host management VM.
@@ -58,12 +61,13 @@ pub enum Group {
     Package,
 }
 
-const ALL: [Group; 12] = [
+const ALL: [Group; 13] = [
     Group::Style,
     Group::Hypervisor,
     Group::Unit,
     Group::Mock,
     Group::Harness,
+    Group::Races,
     Group::Host,
     Group::Toolstack,
     Group::Nested,
@@ -110,6 +114,7 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
                 "harness",
                 Command::new("build/target/release/hv-harness").arg("check"),
             ),
+            Group::Races => races::check(&mut tally, long, progress),
             // These groups use one boot.
             Group::Host => patched(&mut tally, wanted, sizes, progress),
             Group::Nested | Group::Toolstack | Group::Migrate if wanted(Group::Host) => {}

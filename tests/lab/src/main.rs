@@ -49,8 +49,8 @@ enum Lab {
         /// The long forms of those that have one.
         #[arg(long)]
         long: bool,
-        /// Only these groups: style, hypervisor, unit, mock, harness, host, toolstack, nested,
-        /// migrate, stock, driver, package.
+        /// Only these groups: style, hypervisor, unit, mock, harness, races, host, toolstack,
+        /// nested, migrate, stock, driver, package.
         groups: Vec<check::Group>,
     },
     /// Load a build of the driver in a plain VM and on the patched Xen, and try it.
@@ -68,9 +68,14 @@ enum Lab {
         /// Arguments of the stress program.
         #[arg(
             allow_hyphen_values = true,
-            default_value = "--seconds 5 --calls 100000"
+            default_value = races::LONG
         )]
         arguments: String,
+    },
+    /// Hypervisors with a defect each, which the races must find.
+    Mutants {
+        /// Only these.
+        names: Vec<String>,
     },
     /// Boot the topology and leave it open to a person.
     Open,
@@ -132,6 +137,7 @@ fn run() -> Result<bool> {
             Ok(tally.close())
         }
         Lab::Races { arguments } => Ok(races::run(&arguments, &progress)),
+        Lab::Mutants { names } => races::mutants(&names, &progress),
         Lab::Open => open::run(sizes, &progress).map(|()| true),
         Lab::Soak { boots } => soak::run(boots, sizes, &progress),
     }

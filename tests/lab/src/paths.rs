@@ -49,6 +49,16 @@ pub fn xen_debug() -> PathBuf {
     build("xen/out-debug/xen")
 }
 
+/// The same with a defect, made by `scripts/xen-mutant.sh`.
+pub fn xen_mutant() -> PathBuf {
+    build("xen/mutant/xen")
+}
+
+/// The defects.
+pub fn mutants() -> PathBuf {
+    PathBuf::from("/src/tests/stress/mutants.txt")
+}
+
 /// Debian's hypervisor, which lacks the hypercall.
 pub fn stock_xen() -> PathBuf {
     images().join("xen-stock")

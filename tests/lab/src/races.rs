@@ -5,11 +5,14 @@
 //! run at the same time, and two for the domains that the program makes.
 
 use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::ensure;
 use anyhow::Result;
 
+use crate::channel::last_lines;
 use crate::machine::Accelerator;
 use crate::machine::Config;
 use crate::machine::Machine;
@@ -36,6 +39,11 @@ const WARNINGS: &[&str] = &[
     "mm locking order",
 ];
 
+/// Arguments of the stress program in `make races` and `make check-long`.
+pub const LONG: &str = "--seconds 20 --calls 100000";
+/// In `make check`: short races, less memory, and calls enough for all fuzzers together.
+const QUICK: &str = "--seconds 2 --calls 67000 --mib 256";
+
 /// Run it with these arguments; true if nothing failed.
 pub fn run(arguments: &str, progress: &Progress) -> bool {
     let mut tally = Tally::default();
@@ -48,8 +56,14 @@ pub fn run(arguments: &str, progress: &Progress) -> bool {
     tally.close()
 }
 
+/// As a group of `make check`.
+pub fn check(tally: &mut Tally, long: bool, progress: &Progress) {
+    let (arguments, limit) = if long { (LONG, 3600) } else { (QUICK, 900) };
+    run_with(tally, arguments, Duration::from_secs(limit), progress);
+}
+
 fn run_with(tally: &mut Tally, arguments: &str, limit: Duration, progress: &Progress) {
-    match boot(progress) {
+    match boot(paths::xen_debug(), progress) {
         Ok(machine) => {
             stress(tally, &machine, arguments, limit);
             tally.case(GROUP, "the hypervisor printed no warning", quiet);
@@ -58,10 +72,59 @@ fn run_with(tally: &mut Tally, arguments: &str, limit: Duration, progress: &Prog
     }
 }
 
-fn boot(progress: &Progress) -> Result<Machine> {
+/// Boot hypervisors with a defect each; true if the tests find all of them.
+pub fn mutants(names: &[String], progress: &Progress) -> Result<bool> {
+    let mut tally = Tally::default();
+    for line in fs::read_to_string(paths::mutants())?.lines() {
+        let [name, _, test, _] = line.split('\t').collect::<Vec<_>>()[..] else {
+            continue;
+        };
+        if !names.is_empty() && !names.iter().any(|n| n == name) {
+            continue;
+        }
+        tally.case("mutants", &format!("{name} is found"), || {
+            println!("    {name}: {}", found(name, test, progress)?);
+            Ok(())
+        });
+    }
+    Ok(tally.close())
+}
+
+/// How a defect was found; an error if it was not, or could not be tried.
+fn found(name: &str, test: &str, progress: &Progress) -> Result<String> {
+    let built = Command::new("scripts/xen-mutant.sh").arg(name).status()?;
+    ensure!(built.success(), "it cannot be built");
+    let machine = boot(paths::xen_mutant(), progress)?;
+    let command = format!("/usr/lib/vmbeam/tests/stress --seconds 10 --only {test}");
+    let output = machine
+        .host
+        .run_with(&command, Duration::from_secs(180), |part| print!("{part}"));
+    Ok(match output {
+        // The machine is gone, or does not answer any more.
+        Err(e) => {
+            let warning = quiet().err().map(|w| format!("{w:#}"));
+            let warning = warning.as_deref().and_then(|w| w.lines().next());
+            format!(
+                "{}; {}",
+                warning.unwrap_or("no warning"),
+                last_lines(&format!("{e:#}"), 1)
+            )
+        }
+        Ok(output) => {
+            ensure!(
+                output.text.contains("not ok 1 ") || output.text.contains("Bail out!"),
+                "the test passed"
+            );
+            let reason = output.text.lines().find_map(|l| l.strip_prefix("# "));
+            reason.unwrap_or("the first round failed").to_owned()
+        }
+    })
+}
+
+fn boot(xen: PathBuf, progress: &Progress) -> Result<Machine> {
     let stage = progress.stage("boot the host: patched Xen with assertions, 4 CPUs");
     let machine = Machine::start(&Config {
-        xen: paths::xen_debug(),
+        xen,
         accelerator: Accelerator::detect(),
         memory_mib: 4736,
         dom0_mib: 2048,
