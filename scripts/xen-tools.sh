@@ -5,10 +5,16 @@
 # scripts/xen-source.sh fetches, with hypervisor-patches/toolstack/ applied. Only
 # what the patches change is taken from it; everything else is Debian's.
 #
-# Results, in build/xen-tools/out:
-#   xl, libxl-save-helper                  programs
-#   libxenguest.so.4.20, libxenlight.so.4.20
-#   verify-stream, xen/migration/          checker of migration streams
+#   xen-tools.sh        Debian 13's Xen 4.20, in build/xen-tools/out
+#   xen-tools.sh 4.17   Debian 12's, in build/xen-tools-4.17/out, for a guest
+#                       hypervisor that is to be replaced
+#
+# Results:
+#   xl, libxl-save-helper              programs
+#   libxenguest.so.*, libxenlight.so.*
+#   verify-stream, xen/migration/      checker of migration streams
+#   root/                              only of 4.17: Debian's packages, unpacked,
+#                                      since the sysroot has those of 4.20
 #
 # A run with the same inputs does nothing.
 
@@ -17,11 +23,24 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
 . scripts/lib.sh
 
-base=build/xen-tools
+release=${1:-4.20}
+case $release in
+4.20) suffix= ;;
+4.17) suffix=-4.17 ;;
+*) die "usage: xen-tools.sh [4.17]" ;;
+esac
+
+base=build/xen-tools$suffix
 out=$base/out
 src=$base/src
 log=$base/build.log
-patches=hypervisor-patches/toolstack
+patches=hypervisor-patches/toolstack$suffix
+
+# What the lab takes of Debian's packages of 4.17.
+packages_4_17=(xen-hypervisor-4.17-amd64 xen-utils-4.17 xenstore-utils libxen-dev
+	libxenmisc4.17 libxencall1 libxendevicemodel1 libxenevtchn1
+	libxenforeignmemory1 libxengnttab1 libxenhypfs1 libxenstore4
+	libxentoolcore1 libxentoollog1)
 
 # Everything below up to the main part runs inside the sysroot.
 
@@ -45,8 +64,8 @@ configure_tools() {
 	includedir := /usr/include
 	PATHS
 	cat >"$src/tools/config.h" <<-CONFIG
-	#define LIBEXEC_BIN "/usr/lib/xen-4.20/bin"
-	#define XENFIRMWAREDIR "/usr/lib/xen-4.20/boot"
+	#define LIBEXEC_BIN "/usr/lib/xen-$release/bin"
+	#define XENFIRMWAREDIR "/usr/lib/xen-$release/boot"
 	#define XEN_CONFIG_DIR "/etc/xen"
 	#define XEN_SCRIPT_DIR "/etc/xen/scripts"
 	#define XEN_RUN_DIR "/var/run/xen"
@@ -85,7 +104,7 @@ inside() {
 	local p
 
 	step "Xen $1: toolstack of the guest management VMs (log: $log)"
-	scripts/xen-source.sh unpack "$src"
+	[ "$release" = 4.17 ] || scripts/xen-source.sh unpack "$src"
 	while read -r p; do
 		case $p in '' | '#'*) continue ;; esac
 		patch -d "$src" -p1 --no-backup-if-mismatch -s \
@@ -100,13 +119,15 @@ inside() {
 	rm -rf "$out.tmp"
 	mkdir -p "$out.tmp"
 	cp "$src/tools/xl/xl" "$src/tools/libs/light/libxl-save-helper" \
-		"$src/tools/libs/guest/libxenguest.so.4.20" \
-		"$src/tools/libs/light/libxenlight.so.4.20" "$out.tmp/"
+		"$src/tools/libs/guest/libxenguest.so.$release" \
+		"$src/tools/libs/light/libxenlight.so.$release" "$out.tmp/"
 	cp "$src/tools/python/scripts/verify-stream-v2" "$out.tmp/verify-stream"
 	mkdir "$out.tmp/xen"
 	cp -r "$src/tools/python/xen/__init__.py" \
 		"$src/tools/python/xen/util.py" \
 		"$src/tools/python/xen/migration" "$out.tmp/xen/"
+
+	[ "$release" != 4.17 ] || cp -a "$base/root" "$out.tmp/root"
 
 	# Only now, so that nobody has to do without while this was running.
 	rm -rf "$out"
@@ -114,18 +135,17 @@ inside() {
 	step_done
 }
 
-case ${1:-} in
+case ${2:-} in
 --inside)
-	inside "$2"
+	inside "$3"
 	exit 0
 	;;
 esac
 
-version=$(scripts/xen-source.sh version)
-
 key=$({
-	echo "$version"
-	cat scripts/xen-tools.sh scripts/xen-source.sh "$patches"/*
+	[ "$release" = 4.17 ] || scripts/xen-source.sh version
+	cat scripts/xen-tools.sh scripts/xen-source.sh scripts/suite-xen.sh
+	cat hypervisor-patches/toolstack/* "$patches"/*
 } | sha256sum | cut -d' ' -f1)
 
 if [ "$(cat "$out/.key" 2>/dev/null)" = "$key" ]; then
@@ -133,5 +153,14 @@ if [ "$(cat "$out/.key" 2>/dev/null)" = "$key" ]; then
 fi
 
 mkdir -p "$base"
-scripts/in-sysroot.sh scripts/xen-tools.sh --inside "$version"
+if [ "$release" = 4.17 ]; then
+	step "Xen 4.17: Debian 12's source and packages"
+	scripts/suite-xen.sh source bookworm "$base"
+	scripts/suite-xen.sh packages bookworm "$base" "${packages_4_17[@]}"
+	version=$(cat "$base/version")
+	step_done
+else
+	version=$(scripts/xen-source.sh version)
+fi
+scripts/in-sysroot.sh scripts/xen-tools.sh "$release" --inside "$version"
 echo "$key" >"$out/.key"
