@@ -20,6 +20,11 @@ KDIR ?= build/kernel/kdir
 demo: images
 	@$(lab) demo
 
+## demo-rejuvenate: replace the guest hypervisor under three running guest VMs
+.PHONY: demo-rejuvenate
+demo-rejuvenate: images xen-tools-old
+	@$(lab) rejuvenate
+
 ## check: run every test; the last line is the verdict
 .PHONY: check
 check: images harness xen-debug
@@ -37,7 +42,7 @@ races-mutants: images xen-debug
 
 ## check-long: the same with the long forms of the tests that have one
 .PHONY: check-long
-check-long: images harness xen-debug deb-dkms-install
+check-long: images harness xen-debug deb-dkms-install xen-tools-old
 	@$(lab) check --long $(GROUPS)
 
 ## coverage: which lines of the driver its tests reach, in a plain VM
@@ -80,6 +85,11 @@ xen: sysroot
 .PHONY: xen-tools
 xen-tools: sysroot
 	@scripts/xen-tools.sh
+
+## xen-tools-old: the same for Xen 4.17, which the maintenance job replaces
+.PHONY: xen-tools-old
+xen-tools-old: sysroot
+	@scripts/xen-tools.sh 4.17
 
 ## xen-debug: the same hypervisor with assertions, for races
 .PHONY: xen-debug
@@ -175,6 +185,6 @@ distclean:
 .PHONY: help
 help:
 	@sed -n 's/^## //p' $(firstword $(MAKEFILE_LIST)) | \
-		awk -F': ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
+		awk -F': ' '{ printf "  make %-16s %s\n", $$1, $$2 }'
 	@echo
 	@echo "  GUEST_MIB=512 make demo   another guest VM size, 256 to 1024"

@@ -20,6 +20,7 @@ use crate::paths;
 use crate::product;
 use crate::progress::Progress;
 use crate::races;
+use crate::rejuvenate;
 use crate::tally::Tally;
 use crate::toolstack;
 use crate::topology::Sizes;
@@ -53,6 +54,8 @@ pub enum Group {
     Nested,
     /// A running guest VM migrates, on the same topology.
     Migrate,
+    /// The guest hypervisor is replaced under running guest VMs.
+    Rejuvenate,
     /// The driver on a hypervisor that lacks the hypercall.
     Stock,
     /// The driver under a fuzzer, with the kernel's debugging aids.
@@ -61,7 +64,7 @@ pub enum Group {
     Package,
 }
 
-const ALL: [Group; 13] = [
+const ALL: [Group; 14] = [
     Group::Style,
     Group::Hypervisor,
     Group::Unit,
@@ -72,6 +75,7 @@ const ALL: [Group; 13] = [
     Group::Toolstack,
     Group::Nested,
     Group::Migrate,
+    Group::Rejuvenate,
     Group::Stock,
     Group::Driver,
     Group::Package,
@@ -82,7 +86,9 @@ const ALL: [Group; 13] = [
 pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> Result<bool> {
     // These take minutes: in the long form, or when they are named.
     let wanted = |group| match group {
-        Group::Migrate | Group::Package => groups.contains(&group) || (long && groups.is_empty()),
+        Group::Migrate | Group::Rejuvenate | Group::Package => {
+            groups.contains(&group) || (long && groups.is_empty())
+        }
         _ => groups.is_empty() || groups.contains(&group),
     };
     let mut tally = Tally::default();
@@ -121,6 +127,7 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
             Group::Toolstack => toolstack_only(&mut tally, sizes, progress),
             Group::Migrate if wanted(Group::Nested) => {}
             Group::Nested | Group::Migrate => nested_only(&mut tally, wanted, sizes, progress),
+            Group::Rejuvenate => rejuvenate::check(&mut tally, progress),
             Group::Stock => stock(&mut tally, sizes, progress),
             Group::Driver => driver::run(&mut tally, long, sizes, progress),
             Group::Package => load::run(&mut tally, &paths::dkms_driver(), sizes, progress),

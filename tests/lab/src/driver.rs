@@ -68,7 +68,7 @@ pub const LONG: Amount = Amount {
 /// Run the group.
 pub fn run(tally: &mut Tally, long: bool, sizes: Sizes, progress: &Progress) {
     let amount = if long { LONG } else { QUICK };
-    let booted = Topology::boot_host_with(sizes, &paths::xen(), (CPUS, AIDS), progress);
+    let booted = Topology::boot_host_with(sizes, &paths::xen(), "host", (CPUS, AIDS), progress);
     let topology = match booted {
         Ok((topology, _)) => topology,
         Err(e) => return tally.enter("driver", "the host boots with debugging aids", Err(e)),

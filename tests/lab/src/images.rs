@@ -19,7 +19,57 @@ use anyhow::Result;
 
 use crate::paths;
 
-const XEN_BIN: &str = "/usr/lib/xen-4.20/bin";
+/// One of the versions of Xen that the lab has.
+struct Release {
+    version: &'static str,
+    /// Where Debian's packages of it are unpacked.
+    root: PathBuf,
+    /// What the toolstack patches change of it.
+    patched: PathBuf,
+}
+
+impl Release {
+    /// Debian 13's, which the sysroot has.
+    fn current() -> Self {
+        Release {
+            version: "4.20",
+            root: "/".into(),
+            patched: paths::toolstack(""),
+        }
+    }
+
+    /// Debian 12's.
+    fn old() -> Self {
+        Release {
+            version: OLD_XEN,
+            root: paths::old_toolstack().join("root"),
+            patched: paths::old_toolstack(),
+        }
+    }
+
+    /// A file of its packages, in the sysroot.
+    fn file(&self, path: &str) -> PathBuf {
+        self.root.join(path.trim_start_matches('/'))
+    }
+
+    /// Directory of its programs.
+    fn bin(&self) -> String {
+        format!("/usr/lib/xen-{}/bin", self.version)
+    }
+
+    /// What the toolstack patches change.
+    fn patched(&self) -> [String; 4] {
+        [
+            "xl".to_owned(),
+            "libxl-save-helper".to_owned(),
+            format!("libxenguest.so.{}", self.version),
+            format!("libxenlight.so.{}", self.version),
+        ]
+    }
+}
+
+/// The version of the guest hypervisor that is there to be replaced.
+pub const OLD_XEN: &str = "4.17";
 
 /// Modules of the stock kernel that the machines need.
 const MODULES: &[&str] = &[
@@ -37,14 +87,6 @@ const MODULES: &[&str] = &[
     "virtio_net",
 ];
 
-/// What the toolstack patches change.
-const PATCHED_TOOLSTACK: [&str; 4] = [
-    "xl",
-    "libxl-save-helper",
-    "libxenguest.so.4.20",
-    "libxenlight.so.4.20",
-];
-
 /// In the host management VM: `console A` reaches the console of host VM A.
 const CONSOLE: &str = "#!/bin/sh\n\
     exec socat -,raw,echo=0,escape=0x1e UNIX-CONNECT:/run/lab/$1-console.sock\n";
@@ -53,7 +95,7 @@ const CONSOLE: &str = "#!/bin/sh\n\
 pub fn build() -> Result<()> {
     fs::create_dir_all(paths::images())?;
     guest()?;
-    management()?;
+    management("mgmt", &Release::current())?;
     mock()?;
     host()
 }
@@ -88,10 +130,32 @@ pub fn load(module: &Path) -> Result<()> {
     image.pack()
 }
 
-fn management() -> Result<()> {
-    let mut image = Image::new("mgmt")?;
-    image.xen_services()?;
-    image.patched_toolstack()?;
+/// The image of the host management VM with the old guest hypervisor besides, and a
+/// management VM for it; a kernel unpacks what it finds one behind the other.
+pub fn with_old_xen() -> Result<()> {
+    if !paths::old_toolstack().exists() {
+        bail!("Xen {OLD_XEN} is not there: run make xen-tools-old");
+    }
+    management("mgmt-old", &Release::old())?;
+    let image = Image::new("old")?;
+    image.copy(&paths::image("mgmt-old"), "/boot/mgmt-old.cpio")?;
+    let xen = Release::old().file(&format!("/boot/xen-{OLD_XEN}-amd64.gz"));
+    image.write(&sh(&format!("zcat {}", xen.display()))?, "/boot/xen-old")?;
+    image.pack()?;
+    let [host, old, both] = ["host", "old", "host-old"].map(paths::image);
+    sh(&format!(
+        "cat {} {} >{}",
+        host.display(),
+        old.display(),
+        both.display()
+    ))?;
+    Ok(())
+}
+
+fn management(name: &'static str, release: &Release) -> Result<()> {
+    let mut image = Image::new(name)?;
+    image.xen_services(release)?;
+    image.patched_toolstack(release)?;
     image.stripped(&paths::target("labtool"), "/usr/bin/labtool")?;
     image.stripped(&paths::target("vmbeam-agent"), "/usr/bin/vmbeam-agent")?;
     image.copy(&paths::lab_sources("mgmt-init"), "/init")?;
@@ -102,7 +166,8 @@ fn management() -> Result<()> {
 
 fn host() -> Result<()> {
     let mut image = Image::new("host")?;
-    image.xen_services()?;
+    let release = Release::current();
+    image.xen_services(&release)?;
     image.device_model()?;
     for program in ["labtool", "vmbeam", "vmbeamd"] {
         image.stripped(&paths::target(program), &format!("/usr/bin/{program}"))?;
@@ -122,9 +187,9 @@ fn host() -> Result<()> {
     image.copy(&paths::image("mgmt"), "/boot/mgmt.cpio")?;
     // For the tests of the patched toolstack, beside Debian's.
     image.copy(&paths::image("guest"), "/boot/guest.cpio")?;
-    for name in PATCHED_TOOLSTACK {
+    for name in release.patched() {
         image.stripped(
-            &paths::toolstack(name),
+            &release.patched.join(&name),
             &format!("/usr/lib/vmbeam/toolstack/{name}"),
         )?;
     }
@@ -197,7 +262,13 @@ impl Image {
     /// One of our own programs, without its debugging information, which would only
     /// have to be loaded again and again.
     fn stripped(&mut self, from: &Path, to: &str) -> Result<()> {
-        self.program(from, to)?;
+        self.libraries_of(from)?;
+        self.replace(from, to)
+    }
+
+    /// The same where the libraries are there already.
+    fn replace(&self, from: &Path, to: &str) -> Result<()> {
+        self.copy(from, to)?;
         sh(&format!(
             "strip --strip-debug {}",
             self.place(to)?.display()
@@ -222,7 +293,15 @@ impl Image {
     }
 
     fn libraries_of(&mut self, program: &Path) -> Result<()> {
-        let output = Command::new("ldd").arg(program).output()?;
+        self.libraries_with(program, Path::new("/"))
+    }
+
+    /// The same, where those that are under `root` come from there.
+    fn libraries_with(&mut self, program: &Path, root: &Path) -> Result<()> {
+        let output = Command::new("ldd")
+            .arg(program)
+            .env("LD_LIBRARY_PATH", root.join("usr/lib/x86_64-linux-gnu"))
+            .output()?;
         for line in String::from_utf8_lossy(&output.stdout).lines() {
             let path = match line.split_once("=>") {
                 Some((_, path)) => path,
@@ -230,7 +309,9 @@ impl Image {
             };
             let path = path.split('(').next().unwrap_or_default().trim();
             if path.starts_with('/') && self.libraries.insert(PathBuf::from(path)) {
-                self.copy(Path::new(path), path)?;
+                let path = Path::new(path);
+                let to = Path::new("/").join(path.strip_prefix(root).unwrap_or(path));
+                self.copy(path, &to.to_string_lossy())?;
             }
         }
         Ok(())
@@ -239,6 +320,13 @@ impl Image {
     /// A file of the sysroot under its own name.
     fn same(&mut self, path: &str) -> Result<()> {
         self.program(Path::new(path), path)
+    }
+
+    /// A file of Xen's packages under its own name.
+    fn xen(&mut self, release: &Release, path: &str) -> Result<()> {
+        let from = fs::canonicalize(release.file(path))?;
+        self.copy(&from, path)?;
+        self.libraries_with(&from, &release.root)
     }
 
     fn busybox(&mut self) -> Result<()> {
@@ -254,7 +342,7 @@ impl Image {
     }
 
     /// What both kinds of management VM need to run the Xen toolstack.
-    fn xen_services(&mut self) -> Result<()> {
+    fn xen_services(&mut self, release: &Release) -> Result<()> {
         self.busybox()?;
         for name in [
             "xl",
@@ -262,25 +350,25 @@ impl Image {
             "xenconsoled",
             "xen-init-dom0",
             "libxl-save-helper",
+            "xenconsole",
         ] {
-            self.same(&format!("{XEN_BIN}/{name}"))?;
+            self.xen(release, &format!("{}/{name}", release.bin()))?;
         }
-        self.same(&format!("{XEN_BIN}/xenconsole"))?;
         for name in [
             "xenstore-read",
             "xenstore-list",
             "xenstore-ls",
             "xenstore-write",
         ] {
-            let real = fs::canonicalize(format!("/usr/bin/{name}"))?;
-            self.program(&real, &format!("/usr/bin/{name}"))?;
+            self.xen(release, &format!("/usr/bin/{name}"))?;
         }
         // Loaded at run time by the agent and by `xl console`.
-        for library in ["libxenctrl.so", "libxenguest.so", "libxenforeignmemory.so"] {
-            let found = sh(&format!("ls /usr/lib/x86_64-linux-gnu/{library}.*"))?;
-            for path in String::from_utf8_lossy(&found).lines() {
-                self.same(path)?;
-            }
+        for library in [
+            format!("libxenctrl.so.{}", release.version),
+            format!("libxenguest.so.{}", release.version),
+            "libxenforeignmemory.so.1".to_owned(),
+        ] {
+            self.xen(release, &format!("/usr/lib/x86_64-linux-gnu/{library}"))?;
         }
         self.same("/lib/x86_64-linux-gnu/libgcc_s.so.1")?;
         for name in ["/usr/bin/socat", "/usr/bin/ip"] {
@@ -309,11 +397,11 @@ impl Image {
     }
 
     /// The patched toolstack in place of Debian's. The hypervisor remains Debian's.
-    fn patched_toolstack(&mut self) -> Result<()> {
-        for name in PATCHED_TOOLSTACK {
-            let from = paths::toolstack(name);
+    fn patched_toolstack(&mut self, release: &Release) -> Result<()> {
+        for name in release.patched() {
+            let from = release.patched.join(&name);
             if !name.contains(".so.") {
-                self.stripped(&from, &format!("{XEN_BIN}/{name}"))?;
+                self.replace(&from, &format!("{}/{name}", release.bin()))?;
                 continue;
             }
             // The loader's directories are two names of one, but not in the image.
@@ -326,7 +414,7 @@ impl Image {
                 bail!("{name} is not in the image: nothing to replace");
             }
             for place in taken {
-                self.stripped(&from, place)?;
+                self.replace(&from, place)?;
             }
         }
         Ok(())

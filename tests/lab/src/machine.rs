@@ -80,6 +80,8 @@ pub struct Config {
     pub dom0_cpus: u32,
     /// Further options of its kernel.
     pub dom0_options: &'static str,
+    /// Name of its image.
+    pub image: &'static str,
 }
 
 /// A running QEMU. It is ended when this is dropped.
@@ -167,7 +169,7 @@ impl Machine {
             "{} console=hvc0 quiet mitigations=off clocksource=xen tsc=nowatchdog {},{}",
             paths::vmlinux().display(),
             config.dom0_options,
-            paths::image("host").display()
+            paths::image(config.image).display()
         ));
         let child = qemu
             .stdin(Stdio::null())

@@ -18,6 +18,7 @@ mod paths;
 mod product;
 mod progress;
 mod races;
+mod rejuvenate;
 mod soak;
 mod tally;
 mod toolstack;
@@ -44,13 +45,15 @@ enum Lab {
     Images,
     /// Swap a guest VM's memory between two nested systems, verify it, time it.
     Demo,
+    /// Replace the guest hypervisor under three running guest VMs.
+    Rejuvenate,
     /// Run every test.
     Check {
         /// The long forms of those that have one.
         #[arg(long)]
         long: bool,
         /// Only these groups: style, hypervisor, unit, mock, harness, races, host, toolstack,
-        /// nested, migrate, stock, driver, package.
+        /// nested, migrate, rejuvenate, stock, driver, package.
         groups: Vec<check::Group>,
     },
     /// Load a build of the driver in a plain VM and on the patched Xen, and try it.
@@ -122,6 +125,7 @@ fn run() -> Result<bool> {
             }
             Ok(verdict.is_ok())
         }
+        Lab::Rejuvenate => rejuvenate::demo(&progress),
         Lab::Check { long, groups } => check::run(&groups, long, sizes, &progress),
         Lab::Load { module, old_kernel } => {
             let mut tally = tally::Tally::default();

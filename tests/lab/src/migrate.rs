@@ -80,7 +80,7 @@ pub fn migrate(topology: &Topology, from: &str, to: &str, options: &str) -> Resu
 }
 
 /// Names and states of the guest VMs that a host VM has.
-fn guests(vm: &Channel) -> Result<Vec<(String, String)>> {
+pub fn guests(vm: &Channel) -> Result<Vec<(String, String)>> {
     let text = vm.sh("xl list", SHORT)?;
     Ok(text
         .lines()

@@ -74,6 +74,11 @@ pub fn toolstack(name: &str) -> PathBuf {
     build("xen-tools/out").join(name)
 }
 
+/// The same of the guest hypervisor that is there to be replaced.
+pub fn old_toolstack() -> PathBuf {
+    build("xen-tools-4.17/out")
+}
+
 /// The driver.
 pub fn driver() -> PathBuf {
     build("driver/vmbeam.ko")

@@ -131,6 +131,7 @@ fn boot(xen: PathBuf, progress: &Progress) -> Result<Machine> {
         cpus: 4,
         dom0_cpus: 2,
         dom0_options: "",
+        image: "host",
     })?;
     wait_ready(
         &machine.host,

@@ -29,6 +29,25 @@ pub const GUEST: &str = "guest";
 /// Seed of the pattern in the guest VM of A.
 pub const SEED: u64 = 20_151_019;
 
+/// What a host VM runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum System {
+    /// Debian 13's guest hypervisor and toolstack.
+    Current,
+    /// Debian 12's. Only in the image `host-old`.
+    Old,
+}
+
+impl System {
+    /// The guest hypervisor and the management VM's image, in the host management VM.
+    fn files(self) -> [&'static str; 2] {
+        match self {
+            System::Current => ["/boot/xen", "/boot/mgmt.cpio"],
+            System::Old => ["/boot/xen-old", "/boot/mgmt-old.cpio"],
+        }
+    }
+}
+
 /// A short command.
 pub const SHORT: Duration = Duration::from_secs(60);
 
@@ -66,16 +85,21 @@ impl Sizes {
         if !(256..=1024).contains(&guest_mib) {
             bail!("GUEST_MIB={guest_mib} is out of range: choose 256 to 1024");
         }
+        Ok(Self::for_guests(1, guest_mib))
+    }
+
+    /// Sizes for so many guest VMs of this many MiB.
+    pub fn for_guests(count: u32, guest_mib: u32) -> Self {
         let management_mib = 640;
-        let host_vm_mib = guest_mib + management_mib + 192;
+        let host_vm_mib = count * guest_mib + management_mib + 192;
         let dom0_mib = 2048;
-        Ok(Sizes {
+        Sizes {
             guest_mib,
             management_mib,
             host_vm_mib,
             dom0_mib,
             machine_mib: dom0_mib + 2 * host_vm_mib + 512,
-        })
+        }
     }
 }
 
@@ -119,13 +143,14 @@ impl Topology {
 
     /// Boot the host only, with this hypervisor; also tells the seconds.
     pub fn boot_host(sizes: Sizes, xen: &Path, progress: &Progress) -> Result<(Self, f64)> {
-        Self::boot_host_with(sizes, xen, (1, ""), progress)
+        Self::boot_host_with(sizes, xen, "host", (1, ""), progress)
     }
 
-    /// The same with so many processors and these options of its kernel.
+    /// The same with this image, so many processors and these options of its kernel.
     pub fn boot_host_with(
         sizes: Sizes,
         xen: &Path,
+        image: &'static str,
         (dom0_cpus, dom0_options): (u32, &'static str),
         progress: &Progress,
     ) -> Result<(Self, f64)> {
@@ -147,6 +172,7 @@ impl Topology {
             cpus: 3,
             dom0_cpus,
             dom0_options,
+            image,
         };
         let machine = Machine::start(&config)?;
         wait_ready(
@@ -161,9 +187,14 @@ impl Topology {
 
     /// Start both host VMs and wait for their management VMs.
     pub fn start_host_vms(&self, progress: &Progress) -> Result<f64> {
+        self.start_host_vms_with([System::Current; 2], progress)
+    }
+
+    /// The same with these systems in A and B.
+    pub fn start_host_vms_with(&self, systems: [System; 2], progress: &Progress) -> Result<f64> {
         let stage = progress.stage("start host VMs A and B: Debian's Xen and kernel in each");
-        for (index, name) in HOST_VMS.iter().enumerate() {
-            self.create_host_vm(name, index + 1)?;
+        for (name, system) in HOST_VMS.into_iter().zip(systems) {
+            self.create_host_vm(name, system)?;
         }
         for name in HOST_VMS {
             let log = format!("host-vm-{name}.log");
@@ -177,8 +208,8 @@ impl Topology {
         Ok(stage.done())
     }
 
-    fn create_host_vm(&self, name: &str, number: usize) -> Result<()> {
-        let config = self.host_vm_config(name, number);
+    fn create_host_vm(&self, name: &str, system: System) -> Result<()> {
+        let config = self.host_vm_config(name, system);
         self.machine.host.sh(
             &format!(
                 "/usr/bin/ip tuntap add tap{name} mode tap && \
@@ -191,7 +222,10 @@ impl Topology {
         Ok(())
     }
 
-    fn host_vm_config(&self, name: &str, number: usize) -> String {
+    /// Configuration of a host VM with this system, for `xl`.
+    pub fn host_vm_config(&self, name: &str, system: System) -> String {
+        let number = if name == HOST_VMS[0] { 1 } else { 2 };
+        let [xen, image] = system.files();
         let Sizes {
             host_vm_mib,
             management_mib,
@@ -231,8 +265,8 @@ impl Topology {
              vcpus=1\n\
              cpus=\"{number}\"\n\
              tsc_mode=\"native\"\n\
-             kernel=\"/boot/xen\"\n\
-             ramdisk=\"/boot/vmlinux {kernel},/boot/mgmt.cpio\"\n\
+             kernel=\"{xen}\"\n\
+             ramdisk=\"/boot/vmlinux {kernel},{image}\"\n\
              cmdline=\"console=com1 loglvl=error guest_loglvl=error flask=disabled \
              spec-ctrl=no,eager-fpu dom0_mem={management_mib}M,max:{management_mib}M dom0_max_vcpus=1\"\n\
              serial=\"unix:/run/lab/{name}-console.sock,server=on,wait=off,\
@@ -298,7 +332,12 @@ impl Topology {
 /// Wait for a line of the guest VM that says that its memory is as it wrote it, and
 /// that was printed after this call.
 pub fn wait_for_check(vm: &Channel, limit: Duration) -> Result<String> {
-    let log = format!("/var/log/xen/console/guest-{GUEST}.log");
+    wait_for_check_of(vm, GUEST, limit)
+}
+
+/// The same of another guest VM.
+pub fn wait_for_check_of(vm: &Channel, guest: &str, limit: Duration) -> Result<String> {
+    let log = format!("/var/log/xen/console/guest-{guest}.log");
     let text = vm.sh(
         &format!(
             "touch {log}; tail -n 0 -F {log} 2>/dev/null | \
@@ -308,7 +347,7 @@ pub fn wait_for_check(vm: &Channel, limit: Duration) -> Result<String> {
     )?;
     let line = text.lines().next().unwrap_or_default().trim().to_owned();
     if !line.contains(" ok ") {
-        bail!("the guest VM's own check in {} failed: {line}", vm.name());
+        bail!("{guest}'s own check in {} failed: {line}", vm.name());
     }
     Ok(line)
 }

@@ -36,6 +36,10 @@ pub fn exec(name: &str, port: &str) -> Result<()> {
         .with_context(|| format!("cannot open {}", path.display()))?;
     let writer = Arc::new(Mutex::new(file.try_clone()?));
     let running = Running::default();
+    // If the machine was ended and started again, its last line may be cut off.
+    if let Ok(mut writer) = writer.lock() {
+        let _ = writer.write_all(b"\n");
+    }
     send(&writer, &json!({ "ready": name }));
 
     let mut reader = BufReader::new(file);

@@ -29,6 +29,9 @@ const BEAT: Duration = Duration::from_millis(50);
 /// The longest time between two beats since it was last asked for, in milliseconds.
 static LONGEST_GAP: AtomicU64 = AtomicU64::new(0);
 
+/// The same since the start.
+static LONGEST_EVER: AtomicU64 = AtomicU64::new(0);
+
 /// Beat for ever, and remember the longest gap. By the wall clock: it goes on while the
 /// guest is suspended, as the hypervisors tell it, unlike the others.
 fn heart() {
@@ -37,13 +40,18 @@ fn heart() {
         thread::sleep(BEAT);
         let now = SystemTime::now();
         let gap = now.duration_since(last).unwrap_or_default();
-        LONGEST_GAP.fetch_max(gap.as_millis() as u64, Ordering::Relaxed);
+        let gap = gap.as_millis() as u64;
+        LONGEST_GAP.fetch_max(gap, Ordering::Relaxed);
+        LONGEST_EVER.fetch_max(gap, Ordering::Relaxed);
         last = now;
     }
 }
 
-/// Fill most of the free memory, then check it for ever.
-pub fn fill(seed: u64) -> Result<()> {
+/// Fill most of the free memory, then check it for ever; with `rewrite` write another
+/// pattern after each time, so that there is always something that changes.
+pub fn fill(seed: u64, rewrite: bool) -> Result<()> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let boot = boot.trim();
     let meminfo = std::fs::read_to_string("/proc/meminfo")?;
     let available: usize = meminfo
         .lines()
@@ -56,12 +64,13 @@ pub fn fill(seed: u64) -> Result<()> {
     if pages == 0 {
         bail!("only {available} KiB are free: give the guest VM more memory");
     }
-    let memory: Vec<u64> = (0..(pages * WORDS) as u64)
+    let mut memory: Vec<u64> = (0..(pages * WORDS) as u64)
         .map(|i| pattern(seed, i))
         .collect();
     println!("FILLED pages={pages} seed={seed}");
     thread::spawn(heart);
 
+    let mut seed = seed;
     for round in 1u64.. {
         let bad: Vec<usize> = memory
             .chunks(WORDS)
@@ -76,12 +85,20 @@ pub fn fill(seed: u64) -> Result<()> {
             .collect();
         match bad.first() {
             None => println!(
-                "CHECK {round} ok pages={pages} gap_ms={}",
-                LONGEST_GAP.swap(0, Ordering::Relaxed)
+                "CHECK {round} ok pages={pages} gap_ms={} longest_ms={} boot={boot}",
+                LONGEST_GAP.swap(0, Ordering::Relaxed),
+                LONGEST_EVER.load(Ordering::Relaxed)
             ),
             Some(first) => println!("CHECK {round} BAD pages={} first={first}", bad.len()),
         }
-        thread::sleep(Duration::from_secs(1));
+        if rewrite {
+            seed = pattern(seed, round);
+            for (i, word) in memory.iter_mut().enumerate() {
+                *word = pattern(seed, i as u64);
+            }
+        } else {
+            thread::sleep(Duration::from_secs(1));
+        }
     }
     Ok(())
 }

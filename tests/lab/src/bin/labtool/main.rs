@@ -28,6 +28,9 @@ enum Tool {
         /// Seed of the pattern.
         #[arg(long)]
         seed: u64,
+        /// Write another pattern after each check, and never rest.
+        #[arg(long)]
+        rewrite: bool,
     },
     /// Send bytes to `net-recv` and print the seconds that it took.
     NetSend {
@@ -52,7 +55,7 @@ enum Tool {
 fn main() -> Result<()> {
     match Tool::parse() {
         Tool::Exec { name, port } => exec::exec(&name, &port),
-        Tool::Fill { seed } => fill::fill(seed),
+        Tool::Fill { seed, rewrite } => fill::fill(seed, rewrite),
         Tool::NetSend { address, bytes } => net::send(&address, bytes),
         Tool::NetRecv { address } => net::receive(&address),
         Tool::ProvideMemory(arguments) => provide::provide(&arguments),

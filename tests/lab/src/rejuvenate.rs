@@ -1,0 +1,453 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The maintenance job: the guest hypervisor of host VM A is replaced by a newer one
+//! under three running guest VMs, by `vmbeam rejuvenate`.
+
+use std::fs;
+use std::time::Duration;
+use std::time::Instant;
+
+use anyhow::bail;
+use anyhow::ensure;
+use anyhow::Context;
+use anyhow::Result;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::channel::Channel;
+use crate::images;
+use crate::machine::Accelerator;
+use crate::migrate;
+use crate::paths;
+use crate::product;
+use crate::progress::Progress;
+use crate::tally::Tally;
+use crate::topology;
+use crate::topology::wait_for_check_of;
+use crate::topology::Sizes;
+use crate::topology::System;
+use crate::topology::Topology;
+use crate::topology::SHORT;
+
+const GUESTS: [&str; 3] = ["guest1", "guest2", "guest3"];
+const GUEST_MIB: u32 = 128;
+const START: Duration = Duration::from_secs(1200);
+const JOB: Duration = Duration::from_secs(3600);
+
+/// Configuration of host VM A after the job, in the host management VM.
+const NEXT: &str = "/etc/xen/A-next.cfg";
+
+/// What a guest VM says each time that it has found its memory as it wrote it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Beat {
+    /// How often it has checked its memory since it was started.
+    round: u64,
+    /// Since the line before.
+    gap_ms: u64,
+    /// Since it was started.
+    longest_ms: u64,
+    /// Its kernel's own number of this boot.
+    boot: String,
+}
+
+impl Beat {
+    /// From a line of its console.
+    fn read(line: &str) -> Option<Self> {
+        let (_, text) = line.split_once("CHECK ")?;
+        let mut words = text.split_whitespace();
+        let round = words.next()?.parse().ok()?;
+        if words.next()? != "ok" {
+            return None;
+        }
+        let mut value = |name: &str| words.find_map(|w| w.strip_prefix(name));
+        Some(Beat {
+            round,
+            gap_ms: value("gap_ms=")?.parse().ok()?,
+            longest_ms: value("longest_ms=")?.parse().ok()?,
+            boot: value("boot=")?.to_owned(),
+        })
+    }
+}
+
+/// One guest VM in the report.
+#[derive(Debug, Serialize)]
+struct Guest {
+    name: &'static str,
+    /// Before the job, in A.
+    before: Beat,
+    /// After it, in A again.
+    after: Beat,
+    same_boot: bool,
+    /// The longest time between two beats of its heart, as it saw it.
+    longest_gap_seconds: f64,
+    /// The same in each host VM that it came to; the gap of a migration is seen after it.
+    gap_in_b_seconds: f64,
+    gap_in_a_again_seconds: f64,
+    /// Whether each of its checks, in all host VMs, found its memory intact.
+    memory_intact: bool,
+    checks_seen: usize,
+}
+
+/// `build/report/rejuvenate.json`.
+#[derive(Debug, Serialize)]
+struct Report {
+    accelerator: &'static str,
+    kernel_release: String,
+    xen_before: String,
+    xen_after: String,
+    guest_mib: u32,
+    guests: Vec<Guest>,
+    rejuvenate_seconds: f64,
+    /// The report of `vmbeam rejuvenate`.
+    job: Value,
+    guests_in_a: usize,
+    guests_in_b: usize,
+}
+
+/// `make demo-rejuvenate`: true if everything verified.
+pub fn demo(progress: &Progress) -> Result<bool> {
+    let topology = boot(progress)?;
+    let report = run(&topology, progress)?;
+    report.write()?;
+    report.print();
+    let mut failed = false;
+    for (what, result) in report.findings() {
+        if let Err(e) = result {
+            println!("rejuvenate: FAILED: {what}: {e:#}");
+            failed = true;
+        }
+    }
+    if !failed {
+        println!("rejuvenate: everything verified; see build/report/rejuvenate.json");
+    }
+    Ok(!failed)
+}
+
+/// The same as tests.
+pub fn check(tally: &mut Tally, progress: &Progress) {
+    let mut topology = None;
+    tally.case(
+        "rejuvenate",
+        "an older guest hypervisor with three busy guest VMs comes up",
+        || {
+            topology = Some(boot(progress)?);
+            Ok(())
+        },
+    );
+    let Some(topology) = topology else { return };
+    let mut report = None;
+    tally.case("rejuvenate", "`vmbeam rejuvenate` comes to its end", || {
+        report = Some(run(&topology, progress)?);
+        Ok(())
+    });
+    let Some(report) = report else { return };
+    tally.case("rejuvenate", "the report is written", || report.write());
+    report.print();
+    for (what, result) in report.findings() {
+        tally.enter("rejuvenate", what, result);
+    }
+}
+
+/// Bring it up: the old guest hypervisor in A with three guest VMs, the current one in B.
+fn boot(progress: &Progress) -> Result<Topology> {
+    let stage = progress.stage("images: the host with the old guest hypervisor");
+    images::with_old_xen()?;
+    stage.done();
+    let sizes = Sizes::for_guests(GUESTS.len() as u32, GUEST_MIB);
+    let (topology, _) =
+        Topology::boot_host_with(sizes, &paths::xen(), "host-old", (1, ""), progress)?;
+    product::start(&topology)?;
+    topology.start_host_vms_with([System::Old, System::Current], progress)?;
+    product::wait_for_agents(&topology)?;
+    let stage = progress.stage(&format!(
+        "start {} guest VMs of {GUEST_MIB} MiB in A, which write their memory all the time",
+        GUESTS.len()
+    ));
+    for (number, name) in GUESTS.into_iter().enumerate() {
+        start_guest(&topology, number, name)?;
+    }
+    for name in GUESTS {
+        wait_for_check_of(&topology.machine.a, name, START)?;
+    }
+    stage.done();
+    Ok(topology)
+}
+
+fn start_guest(topology: &Topology, number: usize, name: &str) -> Result<()> {
+    let a = &topology.machine.a;
+    a.sh(
+        &format!(
+            "cat >/etc/xen/{name}.cfg <<'EOF'\n\
+             name=\"{name}\"\n\
+             type=\"pv\"\n\
+             memory={GUEST_MIB}\n\
+             vcpus=1\n\
+             kernel=\"/boot/vmlinux\"\n\
+             ramdisk=\"/boot/guest.cpio\"\n\
+             cmdline=\"console=hvc0 quiet mitigations=off clocksource=xen tsc=nowatchdog \
+             vmbeam.seed={} vmbeam.rewrite\"\n\
+             on_crash=\"preserve\"\n\
+             EOF\nxl create /etc/xen/{name}.cfg",
+            topology::SEED + number as u64
+        ),
+        START,
+    )?;
+    follow(a, name, "A")?;
+    // The other host VM has no console of it yet.
+    follow(&topology.machine.b, name, "B")
+}
+
+/// Copy a guest VM's console in one host VM to a file, from now on.
+fn follow(vm: &Channel, guest: &str, place: &str) -> Result<()> {
+    let log = format!("/var/log/xen/console/guest-{guest}.log");
+    vm.follow(
+        &format!("touch {log}; tail -n +1 -F {log} 2>/dev/null"),
+        &log_file(guest, place),
+    )
+}
+
+fn log_file(guest: &str, place: &str) -> std::path::PathBuf {
+    paths::logs().join(format!("rejuvenate-{guest}-{place}.log"))
+}
+
+/// The beats in a file of [`follow`], and whether any line says that memory is wrong.
+fn beats(guest: &str, place: &str) -> Result<(Vec<Beat>, bool)> {
+    let text = fs::read(log_file(guest, place))?;
+    let text = String::from_utf8_lossy(&text);
+    let bad = text
+        .lines()
+        .any(|l| l.contains(" BAD ") || l.contains("panic"));
+    Ok((text.lines().filter_map(Beat::read).collect(), bad))
+}
+
+fn version(vm: &Channel) -> Result<String> {
+    Ok(vm.sh("xl info xen_version", SHORT)?.trim().to_owned())
+}
+
+/// Do it, and look.
+fn run(topology: &Topology, progress: &Progress) -> Result<Report> {
+    let (a, b) = (&topology.machine.a, &topology.machine.b);
+    let xen_before = version(a)?;
+    let before = GUESTS
+        .iter()
+        .map(|name| {
+            let line = wait_for_check_of(a, name, START)?;
+            Beat::read(&line).with_context(|| format!("{name} says {line}"))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    topology.machine.host.sh(
+        &format!(
+            "cat >{NEXT} <<'EOF'\n{}\nEOF\n",
+            topology.host_vm_config("A", System::Current)
+        ),
+        SHORT,
+    )?;
+
+    let stage = progress.stage("replace the guest hypervisor of A: vmbeam rejuvenate");
+    let start = Instant::now();
+    let job = rejuvenate(topology)?;
+    let rejuvenate_seconds = start.elapsed().as_secs_f64();
+    stage.done();
+
+    let stage = progress.stage("look at the guest VMs");
+    topology::wait_ready(a, START, "host VM A", &["host-vm-A.log", "host.log"])?;
+    let mut after = Vec::new();
+    for name in GUESTS {
+        follow(a, name, "A-again")?;
+        let line = wait_for_check_of(a, name, START)?;
+        after.push(Beat::read(&line).with_context(|| format!("{name} says {line}"))?);
+    }
+    let guests = GUESTS
+        .into_iter()
+        .zip(before.into_iter().zip(after))
+        .map(|(name, (before, after))| guest(name, before, after))
+        .collect::<Result<Vec<_>>>()?;
+    let guests_in_a = migrate::guests(a)?
+        .iter()
+        .filter(|(name, state)| GUESTS.contains(&name.as_str()) && !state.contains('p'))
+        .count();
+    let report = Report {
+        accelerator: Accelerator::detect().name(),
+        kernel_release: topology::kernel_release()?,
+        xen_before,
+        xen_after: version(a)?,
+        guest_mib: GUEST_MIB,
+        guests,
+        rejuvenate_seconds,
+        job,
+        guests_in_a,
+        guests_in_b: migrate::guests(b)?.len(),
+    };
+    stage.done();
+    Ok(report)
+}
+
+/// The real command; gives its report. What it says meanwhile is shown.
+fn rejuvenate(topology: &Topology) -> Result<Value> {
+    // Nothing here would answer the power button, so there is no use in waiting long.
+    let command = format!("vmbeam rejuvenate A --to B --config {NEXT} --shutdown-timeout 5 --json");
+    let host = &topology.machine.host;
+    let mut line = String::new();
+    let output = host.run_with(
+        &format!("{command} 2>&1 >/run/lab/rejuvenate.json"),
+        JOB,
+        |part| {
+            line.push_str(part);
+            while let Some((first, rest)) = line.split_once('\n') {
+                println!("    {first}");
+                line = rest.to_owned();
+            }
+        },
+    )?;
+    let text = host.sh("cat /run/lab/rejuvenate.json", SHORT)?;
+    if output.code != 0 {
+        bail!("`{command}` ended with {}: {text}", output.code);
+    }
+    serde_json::from_str(&text).with_context(|| format!("`{command}` printed: {text}"))
+}
+
+fn guest(name: &'static str, before: Beat, after: Beat) -> Result<Guest> {
+    let longest = |beats: &[Beat]| beats.iter().map(|b| b.gap_ms).max().unwrap_or(0) as f64 / 1e3;
+    let (in_a, bad_a) = beats(name, "A")?;
+    let (in_b, bad_b) = beats(name, "B")?;
+    let (again, bad_again) = beats(name, "A-again")?;
+    Ok(Guest {
+        name,
+        same_boot: before.boot == after.boot
+            && in_a
+                .iter()
+                .chain(&in_b)
+                .chain(&again)
+                .all(|b| b.boot == before.boot),
+        longest_gap_seconds: after.longest_ms as f64 / 1e3,
+        gap_in_b_seconds: longest(&in_b),
+        gap_in_a_again_seconds: longest(&again),
+        memory_intact: !(bad_a || bad_b || bad_again),
+        checks_seen: in_a.len() + in_b.len() + again.len(),
+        before,
+        after,
+    })
+}
+
+impl Guest {
+    fn never_started_again(&self) -> Result<()> {
+        ensure!(self.same_boot, "{} was started again", self.name);
+        ensure!(
+            self.after.round > self.before.round,
+            "{} counts {} after {}",
+            self.name,
+            self.after.round,
+            self.before.round
+        );
+        // A heart that beats in B has at least the gap of one beat.
+        ensure!(
+            self.gap_in_b_seconds > 0.0 && self.gap_in_a_again_seconds > 0.0,
+            "{} did not run in B and in A again",
+            self.name
+        );
+        Ok(())
+    }
+
+    fn intact(&self) -> Result<()> {
+        ensure!(self.memory_intact, "{}'s memory was wrong", self.name);
+        Ok(())
+    }
+}
+
+impl Report {
+    fn write(&self) -> Result<()> {
+        fs::create_dir_all(paths::reports())?;
+        let path = paths::reports().join("rejuvenate.json");
+        fs::write(&path, serde_json::to_string_pretty(self)? + "\n")
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// What must be true, and whether it is.
+    fn findings(&self) -> [(&'static str, Result<()>); 4] {
+        [
+            (
+                "the guest hypervisor is a newer one",
+                self.another_hypervisor(),
+            ),
+            (
+                "all guest VMs run in A again, and only there",
+                self.in_one_place(),
+            ),
+            (
+                "each went to B, and none was started again",
+                self.guests.iter().try_for_each(Guest::never_started_again),
+            ),
+            (
+                "each found its memory intact all the time",
+                self.guests.iter().try_for_each(Guest::intact),
+            ),
+        ]
+    }
+
+    fn another_hypervisor(&self) -> Result<()> {
+        ensure!(
+            self.xen_before.starts_with(images::OLD_XEN) && self.xen_after.starts_with("4.20"),
+            "A had Xen {} and has {}",
+            self.xen_before,
+            self.xen_after
+        );
+        let done = &self.job["step"];
+        ensure!(done == "done", "vmbeam rejuvenate ended in step {done}");
+        Ok(())
+    }
+
+    fn in_one_place(&self) -> Result<()> {
+        ensure!(
+            self.guests_in_a == GUESTS.len() && self.guests_in_b == 0,
+            "{} guest VMs run in A, {} are in B",
+            self.guests_in_a,
+            self.guests_in_b
+        );
+        Ok(())
+    }
+
+    fn print(&self) {
+        let row = |name: &str, value: String| println!("  {name:<44} {value:>24}");
+        println!();
+        println!(
+            "Guest hypervisor of A replaced under {} running guest VMs of {} MiB ({})",
+            self.guests.len(),
+            self.guest_mib,
+            self.accelerator
+        );
+        println!();
+        row(
+            "guest hypervisor of A",
+            format!("Xen {} -> {}", self.xen_before, self.xen_after),
+        );
+        row("guest VMs in A again", self.guests_in_a.to_string());
+        for guest in &self.guests {
+            row(
+                &format!("{}: checks of its memory, all ok", guest.name),
+                format!("{} -> {}", guest.before.round, guest.after.round),
+            );
+            row(
+                "  longest gap that it saw in B, in A again",
+                format!(
+                    "{:.1} s, {:.1} s",
+                    guest.gap_in_b_seconds, guest.gap_in_a_again_seconds
+                ),
+            );
+        }
+        row(
+            "vmbeam rejuvenate",
+            format!("{:.0} s", self.rejuvenate_seconds),
+        );
+        for (step, title) in [
+            ("evacuate", "  guest VMs to B"),
+            ("shutdown", "  shut down A"),
+            ("create", "  create A"),
+            ("boot", "  until A's agent answers"),
+            ("return", "  guest VMs back to A"),
+        ] {
+            let seconds = self.job["seconds"][step].as_f64().unwrap_or(f64::NAN);
+            row(title, format!("{seconds:.0} s"));
+        }
+        println!();
+    }
+}
