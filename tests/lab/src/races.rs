@@ -111,12 +111,13 @@ fn found(name: &str, test: &str, progress: &Progress) -> Result<String> {
             )
         }
         Ok(output) => {
-            ensure!(
-                output.text.contains("not ok 1 ") || output.text.contains("Bail out!"),
-                "the test passed"
-            );
-            let reason = output.text.lines().find_map(|l| l.strip_prefix("# "));
-            reason.unwrap_or("the first round failed").to_owned()
+            let text = output.text;
+            let reason = |start| text.lines().find_map(|l| l.strip_prefix(start));
+            if let Some(first_round) = reason("Bail out! ") {
+                return Ok(first_round.to_owned());
+            }
+            ensure!(text.contains("not ok 1 "), "the test passed");
+            reason("# ").unwrap_or("no reason given").to_owned()
         }
     })
 }

@@ -126,6 +126,12 @@ pub fn run(mib: u64) -> Result<String> {
                 control::error(outcome.rc),
                 outcome.swapped
             );
+            // Exact, where the times of an emulator are not.
+            ensure!(
+                parts == nr / BATCH,
+                "{nr} pairs in {parts} batches, expected {}: {text}",
+                nr / BATCH
+            );
         }
         text += &format!(
             "; a vCPU {what} stalled {best:.2} ms (bound {bound:.2} ms) of a swap of {total:.0} ms \

@@ -230,7 +230,8 @@ fn writers(options: Options) -> Result<String> {
 fn crossing(options: Options) -> Result<String> {
     let world = World::new(3, 1, FRAMES, false)?;
     world.write();
-    let pairs = [(0, 1), (1, 2), (2, 0)];
+    // The last one is the first from its other side.
+    let pairs = [(0, 1), (1, 2), (2, 0), (1, 0)];
     // A frame that another swap holds has no reference: it looks like a duplicate.
     race(
         world,
