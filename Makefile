@@ -42,7 +42,7 @@ races-mutants: images xen-debug
 
 ## check-long: the same with the long forms of the tests that have one
 .PHONY: check-long
-check-long: images harness xen-debug deb-dkms-install xen-tools-old
+check-long: images harness xen-debug deb-dkms-install xen-tools-old trace-tools
 	@$(lab) check --long $(GROUPS)
 
 ## coverage: which lines of the driver its tests reach, in a plain VM
@@ -120,6 +120,11 @@ deb-dkms-install: kernel
 .PHONY: deb-dkms-test
 deb-dkms-test: images deb-dkms-install
 	@$(lab) load build/deb/vmbeam.ko
+
+## trace-tools: fetch perf, trace-cmd and bpftrace for a test of check-long
+.PHONY: trace-tools
+trace-tools: sysroot
+	@scripts/trace-tools.sh
 
 ## kernel-matrix: build the driver for the kernel of another suite: SUITE=sid
 .PHONY: kernel-matrix

@@ -9,6 +9,7 @@ mod bare;
 mod compat;
 mod domains;
 mod fuzz;
+mod memory;
 mod mock;
 mod model;
 mod race;
@@ -34,6 +35,8 @@ enum Tests {
         /// How often.
         times: u32,
     },
+    /// See which memory cgroup the lists of a session are charged to.
+    Memory,
     /// Make half moves and deal with them as an operator would.
     Records {
         /// The command line, `vmbeam`.
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
     let result: Result<()> = match Tests::parse() {
         Tests::Fuzz(arguments) => fuzz::run(&arguments),
         Tests::Reload { module, times } => reload::run(&module, times),
+        Tests::Memory => memory::run(),
         Tests::Records { vmbeam } => records::run(&vmbeam),
         Tests::Compat {
             program64,

@@ -27,6 +27,7 @@ use crate::topology::Sizes;
 use crate::topology::Topology;
 use crate::topology::GUEST;
 use crate::topology::SHORT;
+use crate::tracing;
 use crate::unprivileged;
 
 const TESTS: Duration = Duration::from_secs(600);
@@ -62,9 +63,11 @@ pub enum Group {
     Driver,
     /// The driver as DKMS built it from the package.
     Package,
+    /// The driver's trace events with perf, trace-cmd and bpftrace.
+    Tracing,
 }
 
-const ALL: [Group; 14] = [
+const ALL: [Group; 15] = [
     Group::Style,
     Group::Hypervisor,
     Group::Unit,
@@ -79,6 +82,7 @@ const ALL: [Group; 14] = [
     Group::Stock,
     Group::Driver,
     Group::Package,
+    Group::Tracing,
 ];
 
 /// Run the groups, all of them if none is named; true if nothing failed. Some
@@ -86,7 +90,7 @@ const ALL: [Group; 14] = [
 pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> Result<bool> {
     // These take minutes: in the long form, or when they are named.
     let wanted = |group| match group {
-        Group::Migrate | Group::Rejuvenate | Group::Package => {
+        Group::Migrate | Group::Rejuvenate | Group::Package | Group::Tracing => {
             groups.contains(&group) || (long && groups.is_empty())
         }
         _ => groups.is_empty() || groups.contains(&group),
@@ -131,6 +135,7 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
             Group::Stock => stock(&mut tally, sizes, progress),
             Group::Driver => driver::run(&mut tally, long, sizes, progress),
             Group::Package => load::run(&mut tally, &paths::dkms_driver(), sizes, progress),
+            Group::Tracing => tracing::run(&mut tally),
         }
     }
     Ok(tally.close())

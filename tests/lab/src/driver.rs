@@ -96,6 +96,7 @@ fn programs(tally: &mut Tally, group: &str, host: &Channel, amount: &Amount) {
             "compat",
             format!("compat {PROGRAMS}/compat64 {PROGRAMS}/compat32"),
         ),
+        ("memory", "memory".to_owned()),
         ("records", "records /usr/bin/vmbeam".to_owned()),
         ("reload", format!("reload {MODULE} {}", amount.loads)),
         ("fuzz", format!("fuzz --sequences {}", amount.sequences)),

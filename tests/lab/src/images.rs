@@ -120,6 +120,25 @@ fn mock() -> Result<()> {
     image.pack()
 }
 
+/// For a plain VM with the programs that record trace events.
+pub fn tracing() -> Result<()> {
+    let tools = paths::trace_tools();
+    if !tools.exists() {
+        bail!("perf and bpftrace are not there: run make trace-tools");
+    }
+    let mut image = Image::new("tracing")?;
+    image.busybox()?;
+    image.copy(&paths::lab_sources("tracing-init"), "/init")?;
+    image.stripped(&paths::debug_driver(), "/lib/modules/vmbeam.ko")?;
+    image.tests(&paths::kselftests())?;
+    for name in ["perf", "trace-cmd", "bpftrace"] {
+        let program = tools.join("usr/bin").join(name);
+        image.copy(&program, &format!("/usr/bin/{name}"))?;
+        image.libraries_with(&program, &tools)?;
+    }
+    image.pack()
+}
+
 /// For a plain VM with one build of the driver, as it is: DKMS signs modules.
 pub fn load(module: &Path) -> Result<()> {
     let mut image = Image::new("load")?;

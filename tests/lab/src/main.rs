@@ -23,6 +23,7 @@ mod soak;
 mod tally;
 mod toolstack;
 mod topology;
+mod tracing;
 mod unprivileged;
 
 use std::process::ExitCode;

@@ -94,6 +94,11 @@ pub fn dkms_driver() -> PathBuf {
     build("deb/vmbeam.ko")
 }
 
+/// Programs that record trace events, unpacked.
+pub fn trace_tools() -> PathBuf {
+    build("trace-tools/root")
+}
+
 /// The driver's selftests.
 pub fn kselftests() -> [PathBuf; 3] {
     ["vmbeam_test", "vmbeam_half", "vmbeam_fault"].map(|name| build("kselftest").join(name))

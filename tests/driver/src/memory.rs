@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Who pays for the lists: the memory cgroup of the caller.
+
+use std::fs;
+use std::fs::File;
+use std::path::Path;
+use std::path::PathBuf;
+
+use anyhow::ensure;
+use anyhow::Context;
+use anyhow::Result;
+use nix::mount::mount;
+use nix::mount::umount;
+use nix::mount::MsFlags;
+use vmbeam_uapi::sys;
+
+use crate::domains::Host;
+use crate::fuzz::DEVICE;
+use crate::race;
+use crate::report;
+
+/// Runs of the session. They do not merge, so each takes its own room.
+const RUNS: u32 = 200_000;
+/// Runs in a call.
+const PART: u32 = 4096;
+/// What a run takes, as Documentation/userspace-api/vmbeam.rst has it.
+const RUN: u64 = 56;
+/// What the kernel counts ahead for each CPU, and what the calls allocate besides.
+const NOISE: u64 = 1 << 20;
+
+const MOUNT: &str = "/run/vmbeam-cgroup";
+
+/// A memory cgroup with this process in it.
+struct Group {
+    path: PathBuf,
+}
+
+impl Group {
+    fn enter() -> Result<Self> {
+        fs::create_dir_all(MOUNT)?;
+        mount(
+            None::<&str>,
+            MOUNT,
+            Some("cgroup2"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .context("cgroup2")?;
+        let group = Self {
+            path: Path::new(MOUNT).join("vmbeam"),
+        };
+        fs::write(Path::new(MOUNT).join("cgroup.subtree_control"), "+memory")
+            .context("no memory controller")?;
+        fs::create_dir(&group.path)?;
+        fs::write(group.path.join("cgroup.procs"), "0")?;
+        Ok(group)
+    }
+
+    /// Bytes that are charged to the group.
+    fn charged(&self) -> Result<u64> {
+        Ok(fs::read_to_string(self.path.join("memory.current"))?
+            .trim()
+            .parse()?)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // An error would only leave the group where it is, until the machine stops.
+        let _ = fs::write(Path::new(MOUNT).join("cgroup.procs"), "0");
+        let _ = fs::remove_dir(&self.path);
+        let _ = umount(MOUNT);
+    }
+}
+
+/// Fill a session and see who pays.
+pub fn run() -> Result<()> {
+    println!("1..1");
+    let name = "the lists of a session are charged to its caller's memory cgroup";
+    ensure!(report(1, name, &charge()), "see above");
+    Ok(())
+}
+
+fn charge() -> Result<()> {
+    // Ours is charged to where we come from.
+    let runs: Vec<sys::Run> = (0..RUNS)
+        .map(|i| sys::Run {
+            gfn_a: u64::from(i) * 2,
+            gfn_b: u64::from(i) * 2,
+            nr: 1,
+            reserved: 0,
+        })
+        .collect();
+    let host = Host::open()?;
+    let [a, b] = [host.domain(1)?, host.domain(1)?];
+    let group = Group::enter()?;
+    let file = File::options().read(true).write(true).open(DEVICE)?;
+    let before = group.charged()?;
+    let mut open = sys::Open {
+        size: 16,
+        flags: 0,
+        domid_a: a.domid(),
+        domid_b: b.domid(),
+    };
+    race::ioctl(&file, sys::IOCTL_OPEN, &mut open).context("OPEN")?;
+    for part in runs.chunks(PART as usize) {
+        let mut add = sys::Add {
+            size: 40,
+            runs: part.as_ptr() as u64,
+            nr_runs: part.len() as u32,
+            ..Default::default()
+        };
+        race::ioctl(&file, sys::IOCTL_ADD, &mut add).context("ADD")?;
+    }
+    let full = group.charged()?.saturating_sub(before);
+    let least = u64::from(RUNS) * RUN;
+    // Lists double when they grow.
+    let most = 2 * least + NOISE;
+    ensure!(
+        (least..=most).contains(&full),
+        "{RUNS} runs: {full} bytes are charged, expected {least} to {most}"
+    );
+    drop(file);
+    let left = group.charged()?.saturating_sub(before);
+    ensure!(
+        left <= NOISE,
+        "{left} of {full} bytes are still charged after the file is closed"
+    );
+    println!("# {RUNS} runs: {full} bytes charged, {left} after the file is closed");
+    Ok(())
+}
