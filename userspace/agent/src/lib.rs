@@ -11,12 +11,14 @@
 //! state, [`port`] the serial port, [`hypervisor`] what is needed of the guest
 //! hypervisor, [`toolstack`] what is needed of the toolstack.
 
+pub mod args;
 pub mod hypervisor;
 pub mod port;
 pub mod server;
 pub mod toolstack;
 pub mod transfer;
 
+pub use args::Args;
 pub use hypervisor::{HvError, Hypervisor};
 pub use server::Agent;
 

@@ -4,31 +4,8 @@
 
 use anyhow::Context;
 use clap::Parser;
-use std::path::PathBuf;
 use vmbeam_agent::port::{find, Channel};
-use vmbeam_agent::{Agent, PORT_NAME};
-
-/// Lists the frames of this system's guests for vmbeamd on the host.
-///
-/// Runs in the management VM of a guest hypervisor, as root. The host reaches it
-/// through a virtio-serial port of the host VM, without a network.
-#[derive(Debug, Parser)]
-#[command(version)]
-struct Args {
-    /// Device of the port, or a UNIX socket to connect to; found by its name if
-    /// not given
-    #[arg(long, value_name = "PATH")]
-    port: Option<PathBuf>,
-    /// Name of the port
-    #[arg(long, value_name = "NAME", default_value = PORT_NAME, conflicts_with = "port")]
-    port_name: String,
-    /// Listen on a UNIX socket instead, as QEMU does for a port
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["port", "port_name"])]
-    listen: Option<PathBuf>,
-    /// Say more
-    #[arg(short, long)]
-    verbose: bool,
-}
+use vmbeam_agent::{Agent, Args};
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();

@@ -10,6 +10,7 @@
 //! lists are checked, and one that breaks the protocol is dropped without harm
 //! to the others.
 
+pub mod args;
 pub mod config;
 pub mod control;
 pub mod driver;
@@ -26,6 +27,7 @@ mod side;
 pub mod swap;
 mod verify;
 
+pub use args::Args;
 pub use config::Config;
 pub use control::Daemon;
 

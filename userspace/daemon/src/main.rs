@@ -5,38 +5,12 @@
 use anyhow::Context;
 use clap::Parser;
 use nix::sys::signal::{SigSet, Signal};
-use std::path::PathBuf;
 use std::sync::Arc;
 use tracing::{info, warn};
 use vmbeamd::config::{Domid, HostVmConfig};
 use vmbeamd::driver::{DeviceDriver, Driver};
 use vmbeamd::privilege::{self, Filter};
-use vmbeamd::{Config, Daemon, CONFIG_PATH};
-
-/// Swaps the memory of guest VMs between host VMs.
-///
-/// Runs in the host management VM, as root. Use the command `vmbeam` to talk to
-/// it.
-#[derive(Debug, Parser)]
-#[command(version)]
-struct Args {
-    /// Configuration file
-    #[arg(short, long, value_name = "FILE", default_value = CONFIG_PATH)]
-    config: PathBuf,
-    /// Check the configuration and exit
-    #[arg(long)]
-    check_config: bool,
-    /// Become this user when everything is set up; it must be in the group of the
-    /// device. Host VMs then need a domid in the configuration
-    #[arg(long, value_name = "NAME")]
-    user: Option<String>,
-    /// What to do about system calls that the daemon does not need
-    #[arg(long, value_name = "ACTION", value_enum, default_value = "off")]
-    seccomp: Filter,
-    /// Say more
-    #[arg(short, long)]
-    verbose: bool,
-}
+use vmbeamd::{Args, Config, Daemon};
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! `vmbeam`: the command line.
+//! `vmbeam`: the command line. A library as well, so that the manual and the
+//! completions are made from the same definition as the program.
 
 mod check;
 mod client;
@@ -15,7 +16,7 @@ mod rejuvenate;
 mod restart;
 mod swap;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use client::{Client, ClientError};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -39,7 +40,7 @@ mod exit {
 /// 4 failed half way and everything put back, 5 done in part: the same command
 /// goes on.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(name = "vmbeam", version, max_term_width = 80)]
 struct Args {
     /// Control socket of vmbeamd
     #[arg(long, value_name = "PATH", default_value = CONTROL_SOCKET, global = true)]
@@ -265,7 +266,13 @@ fn run(args: Args) -> Result<ExitCode, ClientError> {
     }
 }
 
-fn main() -> ExitCode {
+/// What the command line accepts.
+pub fn command() -> clap::Command {
+    Args::command()
+}
+
+/// Do what the arguments of this process say.
+pub fn main() -> ExitCode {
     match run(Args::parse()) {
         Ok(code) => code,
         Err(e) => {
