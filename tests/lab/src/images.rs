@@ -71,7 +71,7 @@ impl Release {
 /// The version of the guest hypervisor that is there to be replaced.
 pub const OLD_XEN: &str = "4.17";
 
-/// Modules of the stock kernel that the machines need.
+/// Modules of the stock kernel that the management VMs need.
 const MODULES: &[&str] = &[
     "xen-privcmd",
     "xenfs",
@@ -86,6 +86,12 @@ const MODULES: &[&str] = &[
     "net_failover",
     "virtio_net",
 ];
+
+/// In the guest management VMs: a disk of the host, and backends of guests' devices.
+const BACKENDS: &[&str] = &["virtio_blk", "xen-netback", "xen-blkback"];
+
+/// In the guest VMs: their network and their disk.
+const FRONTENDS: &[&str] = &["xen-netfront", "xen-blkfront"];
 
 /// In the host management VM: `console A` reaches the console of host VM A.
 const CONSOLE: &str = "#!/bin/sh\n\
@@ -104,6 +110,7 @@ fn guest() -> Result<()> {
     let mut image = Image::new("guest")?;
     image.busybox()?;
     image.stripped(&paths::target("labtool"), "/bin/labtool")?;
+    image.modules(FRONTENDS)?;
     image.copy(&paths::lab_sources("guest-init"), "/init")?;
     image.pack()
 }
@@ -175,6 +182,8 @@ fn management(name: &'static str, release: &Release) -> Result<()> {
     let mut image = Image::new(name)?;
     image.xen_services(release)?;
     image.patched_toolstack(release)?;
+    image.modules(BACKENDS)?;
+    image.hotplug_scripts()?;
     image.stripped(&paths::target("labtool"), "/usr/bin/labtool")?;
     image.stripped(&paths::target("vmbeam-agent"), "/usr/bin/vmbeam-agent")?;
     image.copy(&paths::lab_sources("mgmt-init"), "/init")?;
@@ -398,7 +407,11 @@ impl Image {
         self.write(b"root:x:0:0:root:/root:/bin/sh\n", "/etc/passwd")?;
         self.write(b"root:x:0:\n", "/etc/group")?;
         self.copy(&paths::lab_sources("init-common"), "/etc/lab/init-common")?;
-        for module in MODULES {
+        self.modules(MODULES)
+    }
+
+    fn modules(&self, names: &[&str]) -> Result<()> {
+        for module in names {
             let found = sh(&format!(
                 "find {}/kernel/ -name {module}.ko.xz",
                 paths::modules().display()
@@ -435,6 +448,16 @@ impl Image {
             for place in taken {
                 self.replace(&from, place)?;
             }
+        }
+        Ok(())
+    }
+
+    /// What connects the backends of guests' devices.
+    fn hotplug_scripts(&self) -> Result<()> {
+        for name in ["vif-lab", "block-lab"] {
+            let path = format!("/etc/xen/scripts/{name}");
+            self.copy(&paths::lab_sources(name), &path)?;
+            self.executable(&path)?;
         }
         Ok(())
     }

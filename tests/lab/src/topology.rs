@@ -29,6 +29,9 @@ pub const GUEST: &str = "guest";
 /// Seed of the pattern in the guest VM of A.
 pub const SEED: u64 = 20_151_019;
 
+/// In the host management VM: the disk of a guest.
+const DISK: &str = "/run/lab/disk.img";
+
 /// What a host VM runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum System {
@@ -123,6 +126,20 @@ pub struct BootTimes {
     pub guests: f64,
 }
 
+/// Number of a host VM, and of its physical CPU.
+fn number(name: &str) -> u32 {
+    if name == HOST_VMS[0] {
+        1
+    } else {
+        2
+    }
+}
+
+/// Where a guest management VM is on the virtual network.
+pub fn address(name: &str) -> String {
+    format!("10.77.0.{}", number(name))
+}
+
 impl Topology {
     /// Boot everything, VMBeam included, up to guest VMs that can be swapped.
     pub fn boot(sizes: Sizes, progress: &Progress) -> Result<(Self, BootTimes)> {
@@ -212,7 +229,7 @@ impl Topology {
         let config = self.host_vm_config(name, system);
         self.machine.host.sh(
             &format!(
-                "/usr/bin/ip tuntap add tap{name} mode tap && \
+                "truncate -s 4M {DISK} && /usr/bin/ip tuntap add tap{name} mode tap && \
                  /usr/bin/ip link set tap{name} mtu 65000 master br0 up && \
                  cat >/etc/xen/{name}.cfg <<'EOF'\n{config}\nEOF\nxl create /etc/xen/{name}.cfg || \
                  {{ tail -n 20 /var/log/xen/qemu-dm-{name}.log; false; }}"
@@ -224,7 +241,8 @@ impl Topology {
 
     /// Configuration of a host VM with this system, for `xl`.
     pub fn host_vm_config(&self, name: &str, system: System) -> String {
-        let number = if name == HOST_VMS[0] { 1 } else { 2 };
+        let number = number(name);
+        let address = address(name);
         let [xen, image] = system.files();
         let Sizes {
             host_vm_mib,
@@ -233,7 +251,7 @@ impl Topology {
         } = self.sizes;
         let kernel = format!(
             "console=hvc0 quiet mitigations=off clocksource=xen tsc=nowatchdog \
-             vmbeam.name={name} vmbeam.ip=10.77.0.{number}"
+             vmbeam.name={name} vmbeam.ip={address}"
         );
         let device_model = [
             "-device",
@@ -248,6 +266,11 @@ impl Topology {
             &format!("socket,id=agent,path=/run/vmbeam/agents/{name}.sock,server=on,wait=off"),
             "-device",
             "virtserialport,chardev=agent,name=org.vmbeam.agent.0",
+            // One image for both host VMs: a guest's disk has to be where it goes.
+            "-drive",
+            &format!("file={DISK},if=none,id=disk,format=raw,file.locking=off"),
+            "-device",
+            "virtio-blk-pci,drive=disk,share-rw=on,ioeventfd=off",
             "-netdev",
             &format!("tap,id=net,ifname=tap{name},script=no,downscript=no"),
             "-device",

@@ -2,21 +2,23 @@
 
 //! The workload of a guest VM.
 
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
+use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
-use std::time::SystemTime;
 
 use anyhow::bail;
 use anyhow::Context;
 use anyhow::Result;
 
+use crate::disk;
+use crate::meter::Meter;
+use crate::talk;
+
 /// Words of a page.
 const WORDS: usize = 512;
 
 /// The word of the pattern at an index: SplitMix64, so that any word can be checked alone.
-fn pattern(seed: u64, index: u64) -> u64 {
+pub fn pattern(seed: u64, index: u64) -> u64 {
     let mut z = seed.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15));
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -26,30 +28,53 @@ fn pattern(seed: u64, index: u64) -> u64 {
 /// How often the heart beats.
 const BEAT: Duration = Duration::from_millis(50);
 
-/// The longest time between two beats since it was last asked for, in milliseconds.
-static LONGEST_GAP: AtomicU64 = AtomicU64::new(0);
+static HEART: Meter = Meter::new();
+static TALK: Meter = Meter::new();
+static DISK: Meter = Meter::new();
 
-/// The same since the start.
-static LONGEST_EVER: AtomicU64 = AtomicU64::new(0);
+#[derive(clap::Args, Debug)]
+pub struct Arguments {
+    /// Seed of the pattern.
+    #[arg(long)]
+    seed: u64,
+    /// Write another pattern after each check, and never rest.
+    #[arg(long)]
+    rewrite: bool,
+    /// Address of a `labtool listen`, for when there is a network.
+    #[arg(long)]
+    talk_to: Option<String>,
+    /// A disk to be written to, for when it is there.
+    #[arg(long)]
+    disk: Option<PathBuf>,
+}
 
-/// Beat for ever, and remember the longest gap. By the wall clock: it goes on while the
-/// guest is suspended, as the hypervisors tell it, unlike the others.
-fn heart() {
-    let mut last = SystemTime::now();
+fn heart(meter: &Meter) -> Result<()> {
+    let mut ticks = meter.ticks();
     loop {
         thread::sleep(BEAT);
-        let now = SystemTime::now();
-        let gap = now.duration_since(last).unwrap_or_default();
-        let gap = gap.as_millis() as u64;
-        LONGEST_GAP.fetch_max(gap, Ordering::Relaxed);
-        LONGEST_EVER.fetch_max(gap, Ordering::Relaxed);
-        last = now;
+        ticks.tick();
     }
+}
+
+/// What the other activities did, or what went wrong with one.
+fn others() -> Result<String> {
+    let mut text = String::new();
+    for (name, meter) in [("talk", &TALK), ("disk", &DISK)] {
+        if let Some(fault) = meter.fault() {
+            bail!("{name}: {fault}");
+        }
+        if meter.done() > 0 {
+            let (done, gap) = (meter.done(), meter.take_gap_ms());
+            text += &format!(" {name}={done} {name}_gap_ms={gap}");
+        }
+    }
+    Ok(text)
 }
 
 /// Fill most of the free memory, then check it for ever; with `rewrite` write another
 /// pattern after each time, so that there is always something that changes.
-pub fn fill(seed: u64, rewrite: bool) -> Result<()> {
+pub fn fill(arguments: Arguments) -> Result<()> {
+    let seed = arguments.seed;
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     let boot = boot.trim();
     let meminfo = std::fs::read_to_string("/proc/meminfo")?;
@@ -68,7 +93,13 @@ pub fn fill(seed: u64, rewrite: bool) -> Result<()> {
         .map(|i| pattern(seed, i))
         .collect();
     println!("FILLED pages={pages} seed={seed}");
-    thread::spawn(heart);
+    HEART.watch(heart);
+    if let Some(address) = arguments.talk_to {
+        TALK.watch(move |meter| talk::talk(&address, meter));
+    }
+    if let Some(path) = arguments.disk {
+        DISK.watch(move |meter| disk::work(&path, seed, meter));
+    }
 
     let mut seed = seed;
     for round in 1u64.. {
@@ -83,15 +114,16 @@ pub fn fill(seed: u64, rewrite: bool) -> Result<()> {
             })
             .map(|(page, _)| page)
             .collect();
-        match bad.first() {
-            None => println!(
-                "CHECK {round} ok pages={pages} gap_ms={} longest_ms={} boot={boot}",
-                LONGEST_GAP.swap(0, Ordering::Relaxed),
-                LONGEST_EVER.load(Ordering::Relaxed)
+        match (bad.first(), others()) {
+            (None, Ok(others)) => println!(
+                "CHECK {round} ok pages={pages} gap_ms={} longest_ms={} boot={boot}{others}",
+                HEART.take_gap_ms(),
+                HEART.longest_ms(),
             ),
-            Some(first) => println!("CHECK {round} BAD pages={} first={first}", bad.len()),
+            (None, Err(e)) => println!("CHECK {round} BAD {e}"),
+            (Some(first), _) => println!("CHECK {round} BAD pages={} first={first}", bad.len()),
         }
-        if rewrite {
+        if arguments.rewrite {
             seed = pattern(seed, round);
             for (i, word) in memory.iter_mut().enumerate() {
                 *word = pattern(seed, i as u64);

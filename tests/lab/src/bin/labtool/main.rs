@@ -2,11 +2,14 @@
 
 //! What the lab needs inside its machines, in one program.
 
+mod disk;
 mod exec;
 mod fill;
 mod frames;
+mod meter;
 mod net;
 mod provide;
+mod talk;
 
 use anyhow::Result;
 use clap::Parser;
@@ -24,13 +27,11 @@ enum Tool {
         port: String,
     },
     /// Fill memory with a pattern and check it for ever.
-    Fill {
-        /// Seed of the pattern.
-        #[arg(long)]
-        seed: u64,
-        /// Write another pattern after each check, and never rest.
-        #[arg(long)]
-        rewrite: bool,
+    Fill(fill::Arguments),
+    /// Answer a guest that `fill` with `--talk-to` runs in.
+    Listen {
+        /// Address to listen on.
+        address: String,
     },
     /// Send bytes to `net-recv` and print the seconds that it took.
     NetSend {
@@ -55,7 +56,8 @@ enum Tool {
 fn main() -> Result<()> {
     match Tool::parse() {
         Tool::Exec { name, port } => exec::exec(&name, &port),
-        Tool::Fill { seed, rewrite } => fill::fill(seed, rewrite),
+        Tool::Fill(arguments) => fill::fill(arguments),
+        Tool::Listen { address } => talk::listen(&address),
         Tool::NetSend { address, bytes } => net::send(&address, bytes),
         Tool::NetRecv { address } => net::receive(&address),
         Tool::ProvideMemory(arguments) => provide::provide(&arguments),
