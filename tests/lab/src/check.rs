@@ -15,6 +15,7 @@ use crate::demo;
 use crate::driver;
 use crate::load;
 use crate::migrate;
+use crate::migrate::Extent;
 use crate::mock;
 use crate::paths;
 use crate::product;
@@ -90,10 +91,14 @@ const ALL: [Group; 15] = [
 pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> Result<bool> {
     // These take minutes: in the long form, or when they are named.
     let wanted = |group| match group {
-        Group::Migrate | Group::Rejuvenate | Group::Package | Group::Tracing => {
+        Group::Rejuvenate | Group::Package | Group::Tracing => {
             groups.contains(&group) || (long && groups.is_empty())
         }
         _ => groups.is_empty() || groups.contains(&group),
+    };
+    let extent = Extent {
+        moves: if long { 100 } else { 5 },
+        failures: long || groups.contains(&Group::Migrate),
     };
     let mut tally = Tally::default();
     for group in ALL.into_iter().filter(|g| wanted(*g)) {
@@ -126,11 +131,13 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
             ),
             Group::Races => races::check(&mut tally, long, progress),
             // These groups use one boot.
-            Group::Host => patched(&mut tally, wanted, sizes, progress),
+            Group::Host => patched(&mut tally, wanted, extent, sizes, progress),
             Group::Nested | Group::Toolstack | Group::Migrate if wanted(Group::Host) => {}
             Group::Toolstack => toolstack_only(&mut tally, sizes, progress),
             Group::Migrate if wanted(Group::Nested) => {}
-            Group::Nested | Group::Migrate => nested_only(&mut tally, wanted, sizes, progress),
+            Group::Nested | Group::Migrate => {
+                nested_only(&mut tally, wanted, extent, sizes, progress)
+            }
             Group::Rejuvenate => rejuvenate::check(&mut tally, progress),
             Group::Stock => stock(&mut tally, sizes, progress),
             Group::Driver => driver::run(&mut tally, long, sizes, progress),
@@ -141,7 +148,13 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
     Ok(tally.close())
 }
 
-fn patched(tally: &mut Tally, wanted: impl Fn(Group) -> bool, sizes: Sizes, progress: &Progress) {
+fn patched(
+    tally: &mut Tally,
+    wanted: impl Fn(Group) -> bool,
+    extent: Extent,
+    sizes: Sizes,
+    progress: &Progress,
+) {
     match Topology::boot_host(sizes, &paths::xen(), progress) {
         Ok((topology, _)) => {
             tally.enter("host", "the patched hypervisor boots", Ok(()));
@@ -153,7 +166,7 @@ fn patched(tally: &mut Tally, wanted: impl Fn(Group) -> bool, sizes: Sizes, prog
             if wanted(Group::Toolstack) {
                 toolstack::run(tally, &topology);
             }
-            nested(tally, &topology, wanted, progress);
+            nested(tally, &topology, wanted, extent, progress);
         }
         Err(e) => tally.enter("host", "the patched hypervisor boots", Err(e)),
     }
@@ -185,6 +198,7 @@ fn toolstack_only(tally: &mut Tally, sizes: Sizes, progress: &Progress) {
 fn nested_only(
     tally: &mut Tally,
     wanted: impl Fn(Group) -> bool,
+    extent: Extent,
     sizes: Sizes,
     progress: &Progress,
 ) {
@@ -193,7 +207,7 @@ fn nested_only(
             tally.case("host", "load the driver, start the daemon", || {
                 product::start(&topology)
             });
-            nested(tally, &topology, wanted, progress);
+            nested(tally, &topology, wanted, extent, progress);
         }
         Err(e) => tally.enter("host", "the patched hypervisor boots", Err(e)),
     }
@@ -235,6 +249,7 @@ fn nested(
     tally: &mut Tally,
     topology: &Topology,
     wanted: impl Fn(Group) -> bool,
+    extent: Extent,
     progress: &Progress,
 ) {
     if !wanted(Group::Nested) && !wanted(Group::Migrate) {
@@ -261,7 +276,7 @@ fn nested(
         unprivileged::stop(tally, topology);
     }
     if wanted(Group::Migrate) {
-        migrate::run(tally, topology);
+        migrate::run(tally, topology, extent);
     }
 }
 

@@ -12,6 +12,7 @@ mod load;
 mod machine;
 mod migrate;
 mod mock;
+mod moves;
 mod open;
 mod outside;
 mod paths;
@@ -25,6 +26,7 @@ mod toolstack;
 mod topology;
 mod tracing;
 mod unprivileged;
+mod workload;
 
 use std::process::ExitCode;
 

@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use crate::channel::Channel;
 use crate::channel::Output;
+use crate::moves;
 use crate::product;
 use crate::tally::Tally;
 use crate::topology;
@@ -36,8 +37,10 @@ pub struct Migration {
     pub pages_swapped: u64,
     /// Pages in the saved state.
     pub pages_sent: u64,
-    pages_copied: u64,
-    pages_verified: u64,
+    /// Pages that the agents copied.
+    pub pages_copied: u64,
+    /// Pages whose digests were compared, with `--verify`.
+    pub pages_verified: u64,
     stream_bytes: u64,
     /// Everything that went through the agents' ports.
     pub wire_bytes: u64,
@@ -93,8 +96,8 @@ pub fn guests(vm: &Channel) -> Result<Vec<(String, String)>> {
         .collect())
 }
 
-/// The guest runs here and only here, with its memory as it wrote it. Gives its line.
-pub fn runs_only_in(topology: &Topology, name: &str) -> Result<String> {
+/// The guest is here and only here, and runs.
+pub fn is_only_in(topology: &Topology, name: &str) -> Result<()> {
     for vm in topology::HOST_VMS {
         let guests = guests(topology.machine.vm(vm))?;
         if vm == name {
@@ -106,6 +109,12 @@ pub fn runs_only_in(topology: &Topology, name: &str) -> Result<String> {
             ensure!(guests.is_empty(), "guests of {vm}: {guests:?}");
         }
     }
+    Ok(())
+}
+
+/// The same, with its memory as it wrote it. Gives its line.
+pub fn runs_only_in(topology: &Topology, name: &str) -> Result<String> {
+    is_only_in(topology, name)?;
     topology::wait_for_check(topology.machine.vm(name), LIMIT)
 }
 
@@ -121,10 +130,15 @@ pub fn console_lines(vm: &Channel) -> Result<u64> {
 /// The longest gap between two beats of the guest VM's heart that it saw, in
 /// milliseconds, in the lines of its console after these.
 pub fn longest_gap(vm: &Channel, after: u64) -> Result<u64> {
+    longest_gap_of(vm, GUEST, after)
+}
+
+/// The same where its console has another name.
+pub fn longest_gap_of(vm: &Channel, console: &str, after: u64) -> Result<u64> {
     let text = vm.sh(
         &format!(
-            "tail -n +{} /var/log/xen/console/guest-{GUEST}.log | \
-             sed -n 's/.*gap_ms=\\([0-9]*\\).*/\\1/p' | sort -n | tail -n 1",
+            "tail -n +{} /var/log/xen/console/guest-{console}.log | \
+             sed -n 's/.* gap_ms=\\([0-9]*\\).*/\\1/p' | sort -n | tail -n 1",
             after + 1
         ),
         SHORT,
@@ -134,16 +148,28 @@ pub fn longest_gap(vm: &Channel, after: u64) -> Result<u64> {
         .with_context(|| format!("no heart beats in the console's log: {text:?}"))
 }
 
-/// Free memory of a guest hypervisor, in MiB.
-fn free(vm: &Channel) -> Result<u64> {
-    let text = vm.sh("xl info free_memory", SHORT)?;
-    text.trim()
-        .parse()
-        .with_context(|| format!("xl info printed {text}"))
+/// Free memory of each guest hypervisor, in MiB.
+pub fn free_memory(topology: &Topology) -> Result<[u64; 2]> {
+    let free = |vm: &Channel| -> Result<u64> {
+        let text = vm.sh("xl info free_memory", SHORT)?;
+        text.trim()
+            .parse()
+            .with_context(|| format!("xl info printed {text}"))
+    };
+    Ok([free(&topology.machine.a)?, free(&topology.machine.b)?])
+}
+
+/// How much of it is tried.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent {
+    /// Moves under load.
+    pub moves: u32,
+    /// Whether it is also made to fail.
+    pub failures: bool,
 }
 
 /// Run the tests, on a topology whose guests are up. The guest VM of B is destroyed.
-pub fn run(tally: &mut Tally, topology: &Topology) {
+pub fn run(tally: &mut Tally, topology: &Topology, extent: Extent) {
     same_name(tally, topology);
     let mut ready = false;
     tally.case("migrate", "a dry run finds nothing in the way", || {
@@ -162,8 +188,10 @@ pub fn run(tally: &mut Tally, topology: &Topology) {
     if !ready {
         return;
     }
-    there_and_back(tally, topology);
-    failures(tally, topology);
+    let places = moves::run(tally, topology, extent.moves);
+    if let (Some(places), true) = (places, extent.failures) {
+        failures(tally, topology, places);
+    }
 }
 
 fn run_here(topology: &Topology, command: &str) -> Result<Output> {
@@ -184,52 +212,8 @@ fn same_name(tally: &mut Tally, topology: &Topology) {
     });
 }
 
-fn there_and_back(tally: &mut Tally, topology: &Topology) {
-    let (a, b) = (&topology.machine.a, &topology.machine.b);
-    let mut free_before = None;
-    for (from, to) in [("A", "B"), ("B", "A")] {
-        let name = format!("a running guest migrates from {from} to {to}, verified");
-        tally.case("migrate", &name, || {
-            let vm = topology.machine.vm(to);
-            let before = console_lines(vm)?;
-            let m = migrate(topology, from, to, "--verify")?;
-            runs_only_in(topology, to)?;
-            println!("    {}", summary(&m, longest_gap(vm, before)?)?);
-            ensure!(
-                m.pages_verified == m.pages_swapped + m.pages_copied,
-                "{m:?}"
-            );
-            ensure!(m.pages_swapped > m.pages_sent, "{m:?}");
-            Ok(())
-        });
-        // What the first one takes for good, it takes once.
-        tally.case(
-            "migrate",
-            &format!("no memory is lost, {from} to {to}"),
-            || {
-                let now = (free(a)?, free(b)?);
-                if to == "A" {
-                    let before = free_before.context("the migration before failed")?;
-                    migrate(topology, "A", "B", "")?;
-                    let there = (free(a)?, free(b)?);
-                    ensure!(
-                        there == before,
-                        "free in A and B: {before:?}, then {there:?}"
-                    );
-                    migrate(topology, "B", "A", "")?;
-                    runs_only_in(topology, "A")?;
-                    let again = (free(a)?, free(b)?);
-                    ensure!(again == now, "free in A and B: {now:?}, then {again:?}");
-                }
-                free_before = Some(now);
-                Ok(())
-            },
-        );
-    }
-}
-
 /// The figures, with the gap that the guest itself saw.
-fn summary(m: &Migration, gap_ms: u64) -> Result<String> {
+pub fn summary(m: &Migration, gap_ms: u64) -> Result<String> {
     Ok(format!(
         "{} pages swapped in {:.3} s, {} sent, {} copied; {} bytes of state, {} on the wire; \
          down {:.3} s (stream {:.3}, lists {:.3}, probes {:.3}, digests {:.3}, copy {:.3}, resume {:.3}), \
@@ -252,20 +236,20 @@ fn summary(m: &Migration, gap_ms: u64) -> Result<String> {
     ))
 }
 
-fn failures(tally: &mut Tally, topology: &Topology) {
+fn failures(tally: &mut Tally, topology: &Topology, [from, to]: [&str; 2]) {
     let host = &topology.machine.host;
     tally.case(
         "migrate",
         "too long a downtime: the guest goes on at the source",
         || {
-            let output = run_here(topology, &command("A", "B", "--max-downtime 1"))?;
+            let output = run_here(topology, &command(from, to, "--max-downtime 1"))?;
             ensure!(
                 output.code == ROLLED_BACK && output.text.contains("--max-downtime"),
                 "exit status {}, printed: {}",
                 output.code,
                 output.text.trim()
             );
-            runs_only_in(topology, "A")?;
+            runs_only_in(topology, from)?;
             Ok(())
         },
     );
@@ -279,7 +263,7 @@ fn failures(tally: &mut Tally, topology: &Topology) {
                     "{} >/run/lab/migrate.out 2>&1 & pid=$!; \
                  until grep -q saving /run/lab/migrate.out; do usleep 20000; done; \
                  kill -INT $pid; wait $pid; code=$?; cat /run/lab/migrate.out; exit $code",
-                    command("A", "B", "")
+                    command(from, to, "")
                 ),
             )?;
             ensure!(
@@ -288,7 +272,7 @@ fn failures(tally: &mut Tally, topology: &Topology) {
                 output.code,
                 output.text.trim()
             );
-            runs_only_in(topology, "A")?;
+            runs_only_in(topology, from)?;
             Ok(())
         },
     );
@@ -301,22 +285,22 @@ fn failures(tally: &mut Tally, topology: &Topology) {
                     "{} >/run/lab/migrate.out 2>&1 & pid=$!; \
                      until grep -q '{phase}' /run/lab/migrate.out; do usleep 20000; done; \
                      killall -9 vmbeamd; wait $pid; true",
-                    command("A", "B", "--verify")
+                    command(from, to, "--verify")
                 ),
                 LIMIT,
             )?;
             product::start_daemon(topology)?;
             product::wait_for_agents(topology)?;
             settled(topology)?;
-            runs_only_in(topology, "A")?;
+            runs_only_in(topology, from)?;
             Ok(())
         });
     }
     tally.case("migrate", "and after all that it migrates again", || {
-        migrate(topology, "A", "B", "")?;
-        runs_only_in(topology, "B")?;
-        migrate(topology, "B", "A", "")?;
-        runs_only_in(topology, "A")?;
+        migrate(topology, from, to, "")?;
+        runs_only_in(topology, to)?;
+        migrate(topology, to, from, "")?;
+        runs_only_in(topology, from)?;
         Ok(())
     });
 }

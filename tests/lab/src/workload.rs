@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A guest VM with a network card and a disk that it uses all the time.
+
+use std::time::Duration;
+use std::time::Instant;
+
+use anyhow::bail;
+use anyhow::ensure;
+use anyhow::Context;
+use anyhow::Result;
+use serde::Deserialize;
+
+use crate::channel::Channel;
+use crate::paths;
+use crate::topology;
+use crate::topology::Topology;
+use crate::topology::GUEST;
+use crate::topology::SHORT;
+
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Where the host management VM writes down what the guest says to it.
+const LOG: &str = "/run/lab/talk.log";
+
+/// A guest VM that does it, and the other end of its connection.
+#[derive(Debug)]
+pub struct Workload<'a> {
+    topology: &'a Topology,
+    /// Reports of it that were looked at.
+    reports: usize,
+}
+
+/// What the guest did so far, by its own counting.
+#[derive(Clone, Copy, Debug)]
+pub struct Done {
+    /// Blocks sent over its connection that came back.
+    pub sent: u64,
+    /// Blocks of its disk.
+    pub written: u64,
+}
+
+/// What `labtool listen` prints each second.
+#[derive(Debug, Deserialize)]
+struct Report {
+    connection: u64,
+    blocks: u64,
+    /// The longest silence since the last report.
+    gap_ms: u64,
+    fault: Option<String>,
+}
+
+impl Report {
+    fn is_good(&self) -> bool {
+        self.connection == 1 && self.fault.is_none()
+    }
+}
+
+/// Plug a network card and a disk into the guest VM in A, which begins to use them.
+/// `vmbeam swap` wants a guest whose backends are silent, so they are not in its
+/// configuration.
+pub fn attach(topology: &Topology) -> Result<Workload<'_>> {
+    let host = &topology.machine.host;
+    host.sh(
+        &format!(
+            "setsid labtool listen 10.77.0.254:7000 </dev/null >{LOG} 2>&1 & \
+             until grep -q LISTENING {LOG}; do usleep 20000; done"
+        ),
+        SHORT,
+    )?;
+    host.follow(
+        &format!("tail -n +1 -F {LOG}"),
+        &paths::logs().join("talk.log"),
+    )?;
+    let a = &topology.machine.a;
+    a.sh(
+        &format!(
+            "xl network-attach {GUEST} mac=00:16:3e:77:00:01 bridge=xenbr0 script=vif-lab && \
+             xl block-attach {GUEST} format=raw,vdev=xvda,access=rw,script=block-lab,target=/dev/vda"
+        ),
+        LIMIT,
+    )?;
+    let start = Instant::now();
+    loop {
+        let line = topology::wait_for_check(a, LIMIT)?;
+        if done(&line).is_ok() {
+            return Ok(Workload {
+                topology,
+                reports: 0,
+            });
+        }
+        if start.elapsed() > LIMIT {
+            bail!("the guest VM does not use both: {line}");
+        }
+    }
+}
+
+/// By a line of the guest's console.
+fn done(line: &str) -> Result<Done> {
+    let count = |name: &str| -> Result<u64> {
+        line.split_whitespace()
+            .find_map(|word| word.strip_prefix(name))
+            .with_context(|| format!("no {name} in {line}"))?
+            .parse()
+            .with_context(|| format!("{name} in {line}"))
+    };
+    Ok(Done {
+        sent: count("talk=")?,
+        written: count("disk=")?,
+    })
+}
+
+impl Workload<'_> {
+    /// After it has said this, the guest VM goes on with both here, and finds everything
+    /// as it left it.
+    pub fn goes_on(&self, vm: &Channel, console: &str, line: &str) -> Result<Done> {
+        let first = done(line)?;
+        let start = Instant::now();
+        loop {
+            let now = done(&topology::wait_for_check_of(vm, console, LIMIT)?)?;
+            if now.sent > first.sent && now.written > first.written {
+                return Ok(now);
+            }
+            ensure!(
+                start.elapsed() < LIMIT,
+                "the guest VM did {first:?} and after a while {now:?}"
+            );
+        }
+    }
+
+    /// The connection is still the first one, nothing was lost or came twice, and it is
+    /// used. Gives the longest silence since this was last asked, in milliseconds.
+    pub fn silence(&mut self) -> Result<u64> {
+        let reports = self.new_reports()?;
+        let (first, last) = reports
+            .first()
+            .zip(reports.last())
+            .context("no report came")?;
+        for report in &reports {
+            ensure!(report.is_good(), "the guest's connection: {report:?}");
+        }
+        ensure!(last.blocks > first.blocks, "the guest is silent: {last:?}");
+        Ok(reports.iter().map(|r| r.gap_ms).max().unwrap_or_default())
+    }
+
+    fn new_reports(&mut self) -> Result<Vec<Report>> {
+        let text = self.topology.machine.host.sh(
+            &format!("grep '^{{' {LOG} | tail -n +{}", self.reports + 1),
+            SHORT,
+        )?;
+        let reports: Vec<Report> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).with_context(|| line.to_owned()))
+            .collect::<Result<_>>()?;
+        self.reports += reports.len();
+        Ok(reports)
+    }
+}
