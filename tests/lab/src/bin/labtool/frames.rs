@@ -8,9 +8,11 @@
 //!   gfn of a listed pair to the other;
 //! * the contents of a sample of frames of both host VMs that are not on the
 //!   lists, each neighbour of a listed frame among them. The host VMs run on, so
-//!   their kernels write to some of these frames. A frame counts as changed when
-//!   it took over contents that only the other host VM had before, which is
-//!   what a misplaced frame would look like.
+//!   their kernels write to some of these frames, and as both run the same programs,
+//!   sometimes what the other one had written before. A frame counts as changed when
+//!   it took over contents that only the other host VM had, these are gone from where
+//!   they must be, and something of this host VM is there instead: which is what a
+//!   misplaced frame looks like.
 
 use std::collections::BTreeSet;
 use std::collections::HashMap;
@@ -104,19 +106,25 @@ pub fn compare(arguments: &Arguments) -> Result<()> {
     let mut checked = 0;
     let mut busy = 0;
     let mut changed = Vec::new();
-    for (domid, own, other) in [
-        (arguments.a, &before.a, &before.b),
-        (arguments.b, &before.b, &before.a),
-    ] {
-        let known: HashSet<u64> = own.all().collect();
-        let foreign: HashSet<u64> = other.all().filter(|hash| !known.contains(hash)).collect();
+    let there: HashMap<u64, u64> = pairs.iter().copied().collect();
+    let back: HashMap<u64, u64> = pairs.iter().map(|(a, b)| (*b, *a)).collect();
+    let a = (arguments.a, &before.a, &there);
+    let b = (arguments.b, &before.b, &back);
+    for ((domid, own, _), (other_domid, other, partner)) in [(a, b), (b, a)] {
+        let rule = Rule {
+            own_only: own.without(other),
+            other_only: other.without(own),
+            other,
+            partner,
+        };
+        let at = |domid, gfn| Ok(hashes(&xen, domid, &[gfn])?.get(&gfn).copied());
         let list: Vec<u64> = own.others.keys().copied().collect();
         for (gfn, hash) in hashes(&xen, domid, &list)? {
             checked += 1;
             if own.others.get(&gfn) == Some(&hash) {
                 continue;
             }
-            if foreign.contains(&hash) {
+            if rule.misplaced(hash, |gfn| at(domid, gfn), |gfn| at(other_domid, gfn))? {
                 changed.push(json!({ "domid": domid, "gfn": gfn }));
             } else {
                 busy += 1;
@@ -141,6 +149,53 @@ pub fn compare(arguments: &Arguments) -> Result<()> {
 impl Seen {
     fn all(&self) -> impl Iterator<Item = u64> + '_ {
         self.moved.values().chain(self.others.values()).copied()
+    }
+
+    /// What only this one had.
+    fn without(&self, other: &Self) -> HashSet<u64> {
+        let known: HashSet<u64> = other.all().collect();
+        self.all().filter(|hash| !known.contains(hash)).collect()
+    }
+
+    /// Where it had these contents.
+    fn places(&self, hash: u64) -> impl Iterator<Item = u64> + '_ {
+        let all = self.moved.iter().chain(&self.others);
+        all.filter(move |(_, h)| **h == hash).map(|(gfn, _)| *gfn)
+    }
+}
+
+/// Whether contents that are new in a frame of a host VM came with a frame of the other.
+struct Rule<'a> {
+    own_only: HashSet<u64>,
+    other_only: HashSet<u64>,
+    other: &'a Seen,
+    /// Where the frames of the other one go.
+    partner: &'a HashMap<u64, u64>,
+}
+
+impl Rule<'_> {
+    /// `own` and `other` tell what is in a frame of these host VMs now.
+    fn misplaced(
+        &self,
+        hash: u64,
+        own: impl Fn(u64) -> Result<Option<u64>>,
+        other: impl Fn(u64) -> Result<Option<u64>>,
+    ) -> Result<bool> {
+        if !self.other_only.contains(&hash) {
+            return Ok(false);
+        }
+        for from in self.other.places(hash) {
+            let stays = other(from)?;
+            let goes = match self.partner.get(&from) {
+                Some(to) => own(*to)?,
+                None => None,
+            };
+            let instead = stays.is_some_and(|h| self.own_only.contains(&h));
+            if stays == Some(hash) || goes == Some(hash) || !instead {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 
@@ -179,4 +234,73 @@ fn hashes(xen: &Xen, domid: u32, gfns: &[u64]) -> Result<HashMap<u64, u64>> {
         hashes.insert(gfns[i], xxh3_64(page));
     })?;
     Ok(hashes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Frames 0 and 1 of both are listed, 2 to 4 are not; 9 is in both.
+    fn before() -> [Seen; 2] {
+        let seen = |first: u64| Seen {
+            moved: [(0, first), (1, first + 1)].into(),
+            others: [(2, first + 2), (3, first + 3), (4, 9)].into(),
+        };
+        [seen(100), seen(200)]
+    }
+
+    /// Which frames of A count, with these contents of both now.
+    fn changed(a: [u64; 5], b: [u64; 5]) -> Vec<usize> {
+        let [own, other] = before();
+        let rule = Rule {
+            own_only: own.without(&other),
+            other_only: other.without(&own),
+            other: &other,
+            partner: &[(0, 0), (1, 1)].into(),
+        };
+        let at = |now: [u64; 5]| move |gfn: u64| Ok(now.get(gfn as usize).copied());
+        (2..5)
+            .filter(|i| own.others.get(&(*i as u64)) != Some(&a[*i]))
+            .filter(|i| rule.misplaced(a[*i], at(a), at(b)).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn a_swap_of_what_is_listed_is_fine() {
+        assert!(changed([200, 201, 102, 103, 9], [100, 101, 202, 203, 9]).is_empty());
+        assert!(changed([200, 101, 102, 103, 9], [100, 201, 202, 203, 9]).is_empty());
+    }
+
+    #[test]
+    fn a_frame_that_is_not_listed_was_swapped() {
+        assert_eq!(
+            changed([200, 201, 202, 103, 9], [100, 101, 102, 203, 9]),
+            [2]
+        );
+    }
+
+    #[test]
+    fn a_listed_frame_went_elsewhere() {
+        // To the neighbour of where it belongs, which went to where it came from.
+        assert_eq!(
+            changed([200, 101, 201, 103, 9], [100, 102, 202, 203, 9]),
+            [2]
+        );
+        // And with a third one.
+        assert_eq!(
+            changed([200, 102, 201, 103, 9], [100, 101, 202, 203, 9]),
+            [2]
+        );
+    }
+
+    #[test]
+    fn both_write_the_same_at_last() {
+        // B still has it.
+        assert!(changed([200, 201, 202, 103, 9], [100, 101, 202, 203, 9]).is_empty());
+        // B has something new, or what both had.
+        assert!(changed([200, 201, 202, 103, 9], [100, 101, 77, 203, 9]).is_empty());
+        assert!(changed([200, 201, 202, 103, 9], [100, 101, 9, 203, 9]).is_empty());
+        // A wrote something new.
+        assert!(changed([200, 201, 77, 103, 9], [100, 101, 202, 203, 9]).is_empty());
+    }
 }
