@@ -5,7 +5,7 @@
 use crate::toolstack::{self, xl, Incoming, Outgoing, Restore, Save};
 use std::time::{Duration, Instant};
 use vmbeam_wire::message::{AgentErrorCode, Guest, GuestKind, GuestState, Toolstack, MAX_NAME};
-use vmbeam_xen::{DomainInfo, GuestPage, Page, Xen};
+use vmbeam_xen::{DomainInfo, Page, PageRun, Xen};
 
 /// Why the hypervisor did not do something.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,8 +45,8 @@ pub trait Hypervisor {
     fn pause(&self, guest: u32) -> Result<bool, HvError>;
     /// Let a guest run.
     fn unpause(&self, guest: u32) -> Result<(), HvError>;
-    /// The pages of a guest, in ascending order of pfn.
-    fn pages(&self, guest: u32) -> Result<Vec<GuestPage>, HvError>;
+    /// The pages of a guest, in ascending order of pfn and without overlaps.
+    fn pages(&self, guest: u32) -> Result<Vec<PageRun>, HvError>;
     /// Show the contents of frames, in order.
     fn read(
         &self,
@@ -155,7 +155,7 @@ impl Hypervisor for Xen {
         Ok(Xen::unpause(self, domid)?)
     }
 
-    fn pages(&self, domid: u32) -> Result<Vec<GuestPage>, HvError> {
+    fn pages(&self, domid: u32) -> Result<Vec<PageRun>, HvError> {
         find(self, domid)?;
         Ok(Xen::pages(self, domid)?)
     }

@@ -16,7 +16,7 @@ use vmbeam_wire::{
     encode, Decoder, Excluded, Frame, FrameError, FrameList, FrameListBuilder, FrameRun, ListError,
     PfnRun, Reason,
 };
-use vmbeam_xen::{GuestPage, PageKind};
+use vmbeam_xen::{PageKind, PageRun};
 use xxhash_rust::xxh3::xxh3_128;
 
 /// Pages that are mapped and hashed at once.
@@ -41,7 +41,7 @@ pub struct Agent<H> {
     toolstack: Option<Toolstack>,
     session: Option<u64>,
     /// The pages of guests as listed in this session. Digests refer to them.
-    pages: HashMap<u32, Vec<GuestPage>>,
+    pages: HashMap<u32, Vec<PageRun>>,
     /// The guest that is on its way, if there is one.
     transfer: Transfer,
     /// The daemon has been told that an agent has started.
@@ -58,16 +58,14 @@ impl From<ListError> for HvError {
 }
 
 /// The list that is sent for a guest's pages.
-fn frame_list(pages: &[GuestPage]) -> Result<FrameList, HvError> {
+fn frame_list(pages: &[PageRun]) -> Result<FrameList, HvError> {
     let mut list = FrameListBuilder::new();
-    for p in pages {
-        let reason = match p.kind {
+    for run in pages {
+        let PageRun { pfn, gfn, kind, .. } = *run;
+        let nr = u32::try_from(run.nr).map_err(|_| ListError::TooManyPages)?;
+        let reason = match kind {
             PageKind::Ordinary => {
-                list.push_run(FrameRun {
-                    pfn: p.pfn,
-                    gfn: p.gfn,
-                    nr: 1,
-                })?;
+                list.push_run(FrameRun { pfn, gfn, nr })?;
                 continue;
             }
             PageKind::PageTable => Reason::PageTable,
@@ -77,11 +75,7 @@ fn frame_list(pages: &[GuestPage]) -> Result<FrameList, HvError> {
             PageKind::Descriptors => Reason::Descriptors,
             PageKind::Broken => Reason::Broken,
         };
-        list.push_excluded(Excluded {
-            pfn: p.pfn,
-            nr: 1,
-            reason,
-        })?;
+        list.push_excluded(Excluded { pfn, nr, reason })?;
     }
     let pages = list.pages();
     Ok(list.finish(pages)?)
@@ -309,17 +303,19 @@ impl<H: Hypervisor> Agent<H> {
         };
         let mut found = Vec::new();
         for run in runs {
-            let first = pages.partition_point(|p| p.pfn < run.pfn);
-            for i in 0..u64::from(run.nr) {
-                match pages.get(first + i as usize) {
-                    Some(p) if p.pfn == run.pfn + i && p.kind != PageKind::Broken => {
-                        found.push((p.pfn, p.gfn));
-                    }
-                    _ => {
-                        let pfn = run.pfn + i;
-                        return Err(bad_request(format!("guest {guest} has no page {pfn:#x}")));
-                    }
+            let mut pfn = run.pfn;
+            let end = run.pfn + u64::from(run.nr);
+            let first = pages.partition_point(|p| p.pfn + p.nr <= pfn);
+            for part in &pages[first..] {
+                if pfn == end || part.pfn > pfn || part.kind == PageKind::Broken {
+                    break;
                 }
+                let stop = end.min(part.pfn + part.nr);
+                found.extend((pfn..stop).map(|n| (n, part.gfn + (n - part.pfn))));
+                pfn = stop;
+            }
+            if pfn < end {
+                return Err(bad_request(format!("guest {guest} has no page {pfn:#x}")));
             }
         }
         Ok(found)

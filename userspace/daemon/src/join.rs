@@ -142,7 +142,7 @@ pub fn join(a: &FrameList, b: &FrameList) -> Joined {
 
 fn push(joined: &mut Joined, pfn: u64, gfn_a: u64, gfn_b: u64, nr: u64) {
     joined.pages += nr;
-    // A list has at most 2^24 pages, so a span fits.
+    // A list has at most 2^26 pages, so a span fits.
     let nr = nr as u32;
     joined.runs.push(JoinedRun {
         pfn,

@@ -494,7 +494,7 @@ impl<'a> Job<'a> {
         let external: Vec<PfnRun> = contents
             .external
             .iter()
-            // A guest has at most 2^24 pages.
+            // A guest has at most 2^26 pages.
             .map(|r| PfnRun {
                 pfn: r.start,
                 nr: (r.end - r.start) as u32,

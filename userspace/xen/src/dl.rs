@@ -2,7 +2,7 @@
 
 //! The only unsafe code of this crate: opening and calling the libraries.
 
-use crate::{sys, DomainInfo, Error, GuestPage, Page, Special, PAGE_SIZE};
+use crate::{sys, DomainInfo, Error, Frames, Page, PageRun, Special, PAGE_SIZE};
 use libloading::os::unix::{Library, Symbol};
 use nix::errno::Errno;
 use nix::libc;
@@ -395,7 +395,7 @@ impl Xen {
     }
 
     /// The pages of a PV guest, in ascending order of pfn.
-    pub fn pages(&self, domid: u32) -> Result<Vec<GuestPage>, Error> {
+    pub fn pages(&self, domid: u32) -> Result<Vec<PageRun>, Error> {
         let info = self.domain(domid)?;
         if info.hvm {
             return Err(Error::Unsupported(format!(
@@ -406,20 +406,20 @@ impl Xen {
         let special = self.special(&info, &frames)?;
         debug!(
             domid,
-            frames = frames.len(),
+            frames = frames.count(),
             ?special,
             "read the guest's frames"
         );
-        Ok(crate::classify(frames, &special))
+        Ok(frames.classify(&special))
     }
 
-    /// Every frame of a guest as `(gfn, pfn, type)`.
-    fn frames(&self, info: &DomainInfo) -> Result<Vec<(u64, u64, u64)>, Error> {
+    /// Every frame of a guest.
+    fn frames(&self, info: &DomainInfo) -> Result<Frames, Error> {
         let m2p = M2p::map(self)?;
         // A guest can give its pages odd numbers, within reason: this many
         // times its size leaves room for ballooning and holes.
         let pfn_end = info.pages.saturating_mul(4).max(1 << 20);
-        let mut frames = Vec::with_capacity(info.pages as usize);
+        let mut frames = Frames::new();
         let mut gfns = Vec::with_capacity(sys::PFN_TYPE_BATCH);
         let end = m2p.len();
         for gfn in 0..end {
@@ -446,10 +446,10 @@ impl Xen {
             for (gfn, ty) in gfns.drain(..).zip(types) {
                 // "Not a page of this domain".
                 if ty & sys::PFINFO_LTAB_MASK != sys::PFINFO_XTAB {
-                    frames.push((gfn, m2p.get(gfn as usize), ty));
+                    frames.push(gfn, m2p.get(gfn as usize), ty);
                 }
             }
-            if frames.len() as u64 >= info.pages {
+            if frames.count() >= info.pages {
                 break;
             }
         }
@@ -457,7 +457,7 @@ impl Xen {
     }
 
     /// Find the frames of a guest that have a special meaning.
-    fn special(&self, info: &DomainInfo, frames: &[(u64, u64, u64)]) -> Result<Special, Error> {
+    fn special(&self, info: &DomainInfo, frames: &Frames) -> Result<Special, Error> {
         let domid = info.domid;
         let frame = |node: &str| {
             self.store_read(&format!("/local/domain/{domid}/{node}"))
@@ -468,11 +468,10 @@ impl Xen {
 
         // The domain builder puts the start information right before the
         // xenstore ring. Believe it only if the page says so itself.
-        let pfn_of = |gfn| frames.iter().find(|f| f.0 == gfn).map(|f| f.1);
-        let before = xenstore.and_then(pfn_of).and_then(|pfn| pfn.checked_sub(1));
-        let candidate = before
-            .and_then(|pfn| frames.iter().find(|f| f.1 == pfn))
-            .map(|f| f.0);
+        let candidate = xenstore
+            .and_then(|gfn| frames.pfn_of(gfn))
+            .and_then(|pfn| pfn.checked_sub(1))
+            .and_then(|pfn| frames.gfn_of(pfn));
         let mut start_info = None;
         if let Some(gfn) = candidate {
             self.read_pages(domid, &[gfn], |_, page| {

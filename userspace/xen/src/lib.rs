@@ -25,7 +25,7 @@ pub mod stream;
 pub mod sys;
 
 pub use dl::Xen;
-pub use pages::{classify, GuestPage, PageKind, Special};
+pub use pages::{Frames, PageKind, PageRun, Special};
 
 use nix::errno::Errno;
 use std::path::PathBuf;

@@ -20,7 +20,7 @@ use vmbeam_wire::message::{
     Toolstack,
 };
 use vmbeam_wire::{encode, Decoder};
-use vmbeam_xen::{GuestPage, Page, PageKind};
+use vmbeam_xen::{Page, PageKind, PageRun};
 use vmbeamd::driver::{Driver, DriverSession};
 use vmbeamd::{Config, Daemon};
 
@@ -31,7 +31,8 @@ pub const MEMORY_END: u64 = 4096;
 #[derive(Clone, Debug)]
 pub struct FakeGuest {
     pub name: String,
-    pub pages: Vec<GuestPage>,
+    /// One run for each.
+    pub pages: Vec<PageRun>,
     pub paused: bool,
 }
 
@@ -104,9 +105,10 @@ impl FakeHost {
 
     /// One more guest that runs, of ordinary pages.
     pub fn add_guest(&mut self, domid: u32, name: &str, pages: u64) {
-        let page = |(pfn, gfn)| GuestPage {
+        let page = |(pfn, gfn)| PageRun {
             pfn,
             gfn,
+            nr: 1,
             kind: PageKind::Ordinary,
         };
         let guest = FakeGuest {
@@ -140,10 +142,11 @@ pub fn host(seed: u64, pages: u64, tables: u64) -> Host {
     for gfn in 0..MEMORY_END {
         host.memory.insert(gfn, seed + gfn);
     }
-    let page = |pfn: u64| GuestPage {
+    let page = |pfn: u64| PageRun {
         pfn,
         // Runs of 32 frames in an order of their own.
         gfn: MEMORY_END - 32 * (pfn / 32 + 1) + pfn % 32 - seed % 32,
+        nr: 1,
         kind: match pfn {
             8 => PageKind::XenstoreRing,
             9 => PageKind::ConsoleRing,
@@ -164,7 +167,7 @@ pub fn host(seed: u64, pages: u64, tables: u64) -> Host {
 }
 
 /// What `xl save --external-memory` would write for these pages.
-fn saved(pages: &[GuestPage], external: bool) -> Vec<u8> {
+fn saved(pages: &[PageRun], external: bool) -> Vec<u8> {
     let record = |kind: u32, body: &[u8]| {
         let mut r = kind.to_le_bytes().to_vec();
         r.extend((body.len() as u32).to_le_bytes());
@@ -172,7 +175,7 @@ fn saved(pages: &[GuestPage], external: bool) -> Vec<u8> {
         r.resize(r.len().next_multiple_of(8), 0);
         r
     };
-    let ordinary = |p: &&GuestPage| external && p.kind == PageKind::Ordinary;
+    let ordinary = |p: &&PageRun| external && p.kind == PageKind::Ordinary;
     let outside: Vec<u64> = pages.iter().filter(ordinary).map(|p| p.pfn).collect();
     let inside: Vec<u64> = pages
         .iter()
@@ -293,9 +296,10 @@ impl Incoming for FakeRestore {
         // In frames that no other guest has, with contents of no meaning.
         let pages = scanner.contents().external_pages() + scanner.contents().data_pages;
         let gfns = host.unused(pages);
-        let page = |(pfn, gfn): (u64, &u64)| GuestPage {
+        let page = |(pfn, gfn): (u64, &u64)| PageRun {
             pfn,
             gfn: *gfn,
+            nr: 1,
             kind: match pfn {
                 8 => PageKind::XenstoreRing,
                 9 => PageKind::ConsoleRing,
@@ -385,14 +389,23 @@ impl Hypervisor for FakeHypervisor {
         Ok(())
     }
 
-    fn pages(&self, guest: u32) -> Result<Vec<GuestPage>, HvError> {
+    fn pages(&self, guest: u32) -> Result<Vec<PageRun>, HvError> {
         let host = lock(&self.0);
-        Ok(host
-            .guests
-            .get(&guest)
-            .ok_or_else(|| no_guest(guest))?
-            .pages
-            .clone())
+        let guest = host.guests.get(&guest).ok_or_else(|| no_guest(guest))?;
+        let mut runs: Vec<PageRun> = Vec::new();
+        for page in &guest.pages {
+            match runs.last_mut() {
+                Some(last)
+                    if last.kind == page.kind
+                        && last.pfn + last.nr == page.pfn
+                        && last.gfn + last.nr == page.gfn =>
+                {
+                    last.nr += 1;
+                }
+                _ => runs.push(*page),
+            }
+        }
+        Ok(runs)
     }
 
     fn read(
