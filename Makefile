@@ -164,6 +164,14 @@ hv-property: harness
 bench-hv: harness
 	@$(in_sysroot) build/target/release/hv-harness bench
 
+## bench: measure what needs no boot; build/report/bench/index.html
+.PHONY: bench
+bench: harness
+	@$(in_sysroot) build/target/release/hv-harness bench
+	@$(in_sysroot) build/target/release/bench scale
+	@$(in_sysroot) build/target/release/bench lists
+	@$(in_sysroot) build/target/release/bench report
+
 ## hv-check: the patch series applies and every patch builds
 .PHONY: hv-check
 hv-check: xen

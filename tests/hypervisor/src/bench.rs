@@ -34,12 +34,16 @@ const MAX_RUNS: usize = 1024;
 /// Pairs of which instructions are counted: a batch of 2 MiB entries, or one of 4 KiB entries.
 /// Where the frames are makes no difference to that.
 const STEPPED: [(&str, usize); 2] = [("contiguous", 4096), ("4 KiB entries", 1024)];
-const LIBRARY: &str = "build/harness/timed.so";
+/// Xen's code as it is built for production.
+pub const LIBRARY: &str = "build/harness/timed.so";
 
 /// Frames of a side, in the order of the gfns.
-struct Side {
-    id: u16,
-    mfns: Vec<u64>,
+#[derive(Debug)]
+pub struct Side {
+    /// Its domain.
+    pub id: u16,
+    /// The frames.
+    pub mfns: Vec<u64>,
 }
 
 fn side(xen: &Xen, id: u16, mfns: Vec<u64>, order: u32) -> Result<Side> {
@@ -76,7 +80,7 @@ fn anywhere(rng: &mut ChaCha8Rng) -> Vec<Run> {
 }
 
 /// Swap, and pass each call of the hypercall to `call`.
-fn request(
+pub fn request(
     xen: &Xen,
     a: &Side,
     b: &Side,
@@ -130,7 +134,8 @@ thread_local! {
     static PREEMPT: Cell<bool> = const { Cell::new(false) };
 }
 
-extern "C" fn handle(kind: u32, a: u64, b: u64, c: u64, d: u64) -> u64 {
+/// Answers what Xen's code asks.
+pub extern "C" fn handle(kind: u32, a: u64, b: u64, c: u64, d: u64) -> u64 {
     if kind == event::PREEMPT {
         return PREEMPT.get().into();
     }
@@ -279,7 +284,7 @@ fn copy(xen: &Xen, a: &Side, b: &Side, both: bool) -> f64 {
 
 /// CPU time that this thread has used, in ns. What others use does not count, so that only
 /// caches and memory are shared with them.
-fn now() -> f64 {
+pub fn now() -> f64 {
     let mut t = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,

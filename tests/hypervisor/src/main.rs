@@ -7,6 +7,7 @@ mod bench;
 mod cases;
 mod check;
 mod property;
+mod scale;
 mod steps;
 mod world;
 mod xen;
@@ -50,6 +51,18 @@ enum Command {
     Check,
     /// Time it, print a table and write build/report/bench-hv.json.
     Bench,
+    /// Time swaps of guests of one size, and print the seconds.
+    Scale {
+        /// The size in MiB.
+        #[arg(long)]
+        mib: u64,
+        /// How the frames are mapped.
+        #[arg(long)]
+        entries: scale::Entries,
+        /// How often.
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+    },
 }
 
 /// Leave at once: the state of Xen's code cannot be trusted any more.
@@ -99,5 +112,10 @@ fn main() -> Result<()> {
         }
         Command::Check => check::run(),
         Command::Bench => bench::run(),
+        Command::Scale {
+            mib,
+            entries,
+            rounds,
+        } => scale::run(mib, entries, rounds),
     }
 }

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The report: one page, one table of all samples, one summary for machines.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use anyhow::ensure;
+use anyhow::Context;
+use anyhow::Result;
+use maud::html;
+use maud::Markup;
+use maud::PreEscaped;
+use maud::DOCTYPE;
+use serde_json::json;
+use vmbeam_bench::directory;
+use vmbeam_bench::Part;
+use vmbeam_bench::Sample;
+
+use crate::chart::short;
+use crate::environment;
+use crate::sections;
+use crate::sections::Section;
+use crate::stats::Spread;
+
+/// Everything that was measured, by what, series and size.
+#[derive(Debug, Default)]
+pub struct Results {
+    samples: Vec<Sample>,
+    missing: Vec<String>,
+}
+
+/// Samples of one thing at one size.
+#[derive(Clone, Debug)]
+pub struct Group<'a> {
+    /// A sample of them.
+    pub first: &'a Sample,
+    /// Their middle and spread.
+    pub spread: Spread,
+}
+
+impl Results {
+    /// Of these parts.
+    pub fn new(parts: &[Part]) -> Self {
+        Self {
+            samples: parts.iter().flat_map(|p| p.samples.clone()).collect(),
+            missing: parts.iter().flat_map(|p| p.missing.clone()).collect(),
+        }
+    }
+
+    /// All groups, in order.
+    pub fn groups(&self) -> Vec<Group<'_>> {
+        let mut all: BTreeMap<(&str, &str, u64), Vec<&Sample>> = BTreeMap::new();
+        for s in &self.samples {
+            let key = (s.what.as_str(), s.series.as_str(), s.mib as u64);
+            all.entry(key).or_default().push(s);
+        }
+        all.into_values()
+            .filter_map(|samples| {
+                let values: Vec<f64> = samples.iter().map(|s| s.value).collect();
+                Some(Group {
+                    first: samples.first()?,
+                    spread: Spread::of(&values)?,
+                })
+            })
+            .collect()
+    }
+
+    /// Those of one thing and one series.
+    pub fn series(&self, what: &str, series: &str) -> Vec<Group<'_>> {
+        let mut all = self.groups();
+        all.retain(|g| g.first.what == what && g.first.series == series);
+        all
+    }
+
+    /// The median of one thing at one size.
+    pub fn median(&self, what: &str, series: &str, mib: f64) -> Option<f64> {
+        let all = self.series(what, series);
+        let group = all.iter().find(|g| g.first.mib == mib)?;
+        Some(group.spread.median)
+    }
+
+    /// Names of the series of one thing, in the order in which they were measured.
+    pub fn names(&self, what: &str) -> Vec<&str> {
+        let mut names: Vec<&str> = Vec::new();
+        for s in self.samples.iter().filter(|s| s.what == what) {
+            if !names.contains(&s.series.as_str()) {
+                names.push(&s.series);
+            }
+        }
+        names
+    }
+}
+
+/// What `make bench-hv` left, as a part.
+fn hypercall() -> Result<Option<Part>> {
+    let Ok(text) = fs::read_to_string("build/report/bench-hv.json") else {
+        return Ok(None);
+    };
+    let json: serde_json::Value = serde_json::from_str(&text)?;
+    let times: BTreeMap<String, Vec<f64>> = serde_json::from_value(json["times"].clone())
+        .context("build/report/bench-hv.json has no times")?;
+    let mut part = Part::new("hypercall");
+    for (name, values) in times {
+        for value in values {
+            part.add("hypercall.pair", &name, 1024.0, value, "ns");
+        }
+    }
+    Ok(Some(part))
+}
+
+/// Make it of the parts that are there; the others are named as missing.
+pub fn run() -> Result<()> {
+    let mut parts = Vec::new();
+    let mut missing = Vec::new();
+    let all = [
+        ("hypercall", hypercall()?),
+        ("lists", Part::read("lists")?),
+        ("scale", Part::read("scale")?),
+    ];
+    for (name, part) in all {
+        match part {
+            Some(part) => parts.push(part),
+            None => missing.push(format!("the whole part {name}: it was not run")),
+        }
+    }
+    ensure!(!parts.is_empty(), "nothing was measured yet");
+    let mut results = Results::new(&parts);
+    missing.append(&mut results.missing);
+    missing.extend(sections::NEVER.map(str::to_owned));
+    let mut environment = environment::here();
+    for part in &parts {
+        for (key, value) in &part.environment {
+            environment.insert(format!("{} ({})", key, part.name), value.clone());
+        }
+    }
+    let sections = sections::all(&results)?;
+
+    let dir = directory();
+    fs::create_dir_all(&dir)?;
+    let mut csv = csv::Writer::from_path(dir.join("samples.csv"))?;
+    for sample in &results.samples {
+        csv.serialize(sample)?;
+    }
+    csv.flush()?;
+    for section in &sections {
+        fs::write(dir.join(format!("{}.svg", section.id)), &section.svg)?;
+    }
+    let summary = json!({
+        "environment": environment,
+        "figures": sections.iter().map(|s| (s.id, json!({
+            "title": s.title, "says": s.sentence, "fits": s.fits,
+        }))).collect::<BTreeMap<_, _>>(),
+        "values": results.groups().iter().map(|g| json!({
+            "what": g.first.what, "series": g.first.series, "mib": g.first.mib,
+            "unit": g.first.unit, "spread": g.spread,
+        })).collect::<Vec<_>>(),
+        "not_measured": missing,
+    });
+    fs::write(
+        dir.join("summary.json"),
+        serde_json::to_string_pretty(&summary)? + "\n",
+    )?;
+    let page = page(&sections, &results, &environment, &missing);
+    fs::write(dir.join("index.html"), page.into_string())?;
+    println!(
+        "bench: {} samples in {}",
+        results.samples.len(),
+        dir.display()
+    );
+    for section in &sections {
+        println!("  {}: {}", section.id, section.sentence);
+    }
+    Ok(())
+}
+
+const STYLE: &str = "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}\
+    table{border-collapse:collapse;font-size:13px}td,th{border:1px solid #ccc;padding:2px 8px;\
+    text-align:left}td.n{text-align:right;font-variant-numeric:tabular-nums}svg{max-width:100%;\
+    height:auto}h2{margin-top:2em}details{margin:1em 0}";
+
+fn page(
+    sections: &[Section],
+    results: &Results,
+    environment: &BTreeMap<String, String>,
+    missing: &[String],
+) -> Markup {
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                title { "VMBeam: measurements" }
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                h1 { "VMBeam: measurements" }
+                p {
+                    "Made by " code { "make bench" } ". Dots are medians, lines through them go from the \
+                     least to the most. All samples are in " code { "samples.csv" }
+                    ", this page's figures in " code { "summary.json" } "."
+                }
+                @for s in sections {
+                    h2 id=(s.id) { (s.title) }
+                    p { (s.sentence) }
+                    (PreEscaped(&s.svg))
+                    @if !s.method.is_empty() { p { small { (s.method) } } }
+                }
+                h2 { "What these figures can tell" }
+                @for text in sections::HONEST { p { (text) } }
+                h2 { "Not measured" }
+                ul { @for m in missing { li { (m) } } }
+                h2 { "Where it was measured" }
+                table { @for (key, value) in environment { tr { th { (key) } td { (value) } } } }
+                h2 { "All values" }
+                details {
+                    summary { "Medians with their spread" }
+                    table {
+                        tr {
+                            th { "what" } th { "series" } th { "MiB" } th { "median" } th { "least" }
+                            th { "most" } th { "middle half" } th { "n" } th { "unit" }
+                        }
+                        @for g in results.groups() {
+                            tr {
+                                td { (g.first.what) } td { (g.first.series) }
+                                td.n { (g.first.mib) }
+                                td.n { (short(&g.spread.median)) } td.n { (short(&g.spread.least)) }
+                                td.n { (short(&g.spread.most)) } td.n { (short(&g.spread.quartiles)) }
+                                td.n { (g.spread.n) } td { (g.first.unit) }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_and_finds() {
+        let mut part = Part::new("lists");
+        for (mib, value) in [(1024.0, 1.0), (1024.0, 3.0), (4096.0, 9.0)] {
+            part.add("lists.time", "a", mib, value, "s");
+        }
+        part.add("lists.time", "b", 1024.0, 7.0, "s");
+        let results = Results::new(&[part]);
+        assert_eq!(results.groups().len(), 3);
+        assert_eq!(results.series("lists.time", "a").len(), 2);
+        assert_eq!(results.median("lists.time", "a", 1024.0), Some(2.0));
+        assert_eq!(results.median("lists.time", "c", 1024.0), None);
+        assert_eq!(results.names("lists.time"), ["a", "b"]);
+    }
+
+    #[test]
+    fn the_page_escapes_and_has_all() {
+        let mut part = Part::new("lists");
+        part.add("lists.time", "a < b", 1024.0, 1.0, "s");
+        let environment = BTreeMap::from([("CPU".into(), "fast & new".into())]);
+        let section = Section {
+            id: "x",
+            title: "A title",
+            sentence: "It says.".into(),
+            svg: "<svg></svg>".into(),
+            method: "",
+            fits: BTreeMap::new(),
+        };
+        let results = Results::new(&[part]);
+        let text = page(&[section], &results, &environment, &["this".into()]).into_string();
+        for want in [
+            "a &lt; b",
+            "fast &amp; new",
+            "It says.",
+            "<svg></svg>",
+            "<li>this</li>",
+        ] {
+            assert!(text.contains(want), "no {want}");
+        }
+    }
+}
