@@ -27,6 +27,7 @@ use crate::topology;
 use crate::topology::Topology;
 use crate::topology::GUEST;
 use crate::topology::SHORT;
+use crate::workload;
 
 const SWAP: Duration = Duration::from_secs(1800);
 const NETWORK: Duration = Duration::from_secs(1800);
@@ -78,7 +79,8 @@ pub struct Report {
     total_seconds: f64,
 }
 
-/// The figures of one migration of the running guest VM.
+/// The figures of one migration of the running guest VM, which uses its network and its
+/// disk.
 #[derive(Debug, Serialize)]
 struct MigrationFigures {
     migrate_total_seconds: f64,
@@ -91,6 +93,11 @@ struct MigrationFigures {
     /// What the guest VM said at its destination.
     migrate_guest_check: String,
     migrate: Migration,
+    /// The longest silence of the guest VM's TCP connection, as its peer saw it.
+    migrate_connection_gap_seconds: f64,
+    /// What it found wrong with its memory, its connection or its disk, and what its peer
+    /// found wrong with the connection, all the time.
+    guest_errors: u64,
 }
 
 /// Run the demonstration on a topology whose guests are up. The virtual network of the
@@ -163,24 +170,36 @@ pub fn run(topology: &Topology, progress: &Progress, network_part: u64) -> Resul
     })
 }
 
-/// Then the running guest VM itself migrates from A to B; it stays there.
+/// Then the running guest VM itself migrates from A to B, while it uses a network and a
+/// disk; it stays there.
 pub fn migrate(topology: &Topology, progress: &Progress, report: &mut Report) -> Result<()> {
-    let stage = progress.stage("migrate the running guest VM from A to B");
+    let b = &topology.machine.b;
+    let stage = progress.stage("give the guest VM a network and a disk");
     migrate::make_room(topology)?;
-    let before = migrate::console_lines(&topology.machine.b)?;
+    let mut workload = workload::attach(topology)?;
+    stage.done();
+
+    let stage = progress.stage("migrate the running guest VM from A to B");
+    let before = migrate::console_lines(b)?;
     let migration = migrate::migrate(topology, "A", "B", "")?;
     let check = migrate::runs_only_in(topology, "B")?;
-    let gap_ms = migrate::longest_gap(&topology.machine.b, before)?;
+    workload.goes_on(b, &check)?;
+    let gap_ms = migrate::longest_gap(b, before)?;
+    let silence_ms = workload.silence()?;
     stage.done();
+
+    let seconds = |ms: u64| ms as f64 / 1000.0;
     report.migration = Some(MigrationFigures {
         migrate_total_seconds: migration.seconds("total")?,
         migrate_downtime_seconds: migration.seconds("downtime")?,
         migrate_bytes_on_wire: migration.wire_bytes,
         migrate_pages_swapped: migration.pages_swapped,
         migrate_pages_sent: migration.pages_sent,
-        migrate_guest_gap_seconds: gap_ms as f64 / 1000.0,
+        migrate_guest_gap_seconds: seconds(gap_ms),
         migrate_guest_check: check,
         migrate: migration,
+        migrate_connection_gap_seconds: seconds(silence_ms),
+        guest_errors: workload.errors()?,
     });
     report.total_seconds = since_start();
     Ok(())
@@ -277,6 +296,8 @@ impl Report {
         if !self.guest_check.contains(" ok ") {
             bail!("the guest VM's own check: {}", self.guest_check);
         }
+        let errors = self.migration.as_ref().map_or(0, |m| m.guest_errors);
+        ensure!(errors == 0, "the guest VM found {errors} errors");
         Ok(())
     }
 
@@ -332,7 +353,7 @@ impl Report {
         row("guest VM's own check afterwards", self.guest_check.clone());
         if let Some(m) = &self.migration {
             row(
-                "migration of the running guest VM",
+                "migration of the running guest VM, under load",
                 format!("{:.3} s", m.migrate_total_seconds),
             );
             row(
@@ -344,10 +365,15 @@ impl Report {
                 format!("{:.3} s", m.migrate_guest_gap_seconds),
             );
             row(
+                "  longest silence of its TCP connection",
+                format!("{:.3} s", m.migrate_connection_gap_seconds),
+            );
+            row(
                 "  pages swapped and sent",
                 format!("{} and {}", m.migrate_pages_swapped, m.migrate_pages_sent),
             );
             row("  bytes on the wire", m.migrate_bytes_on_wire.to_string());
+            row("  errors that it found", m.guest_errors.to_string());
             row("guest VM's own check in B", m.migrate_guest_check.clone());
         }
         row("set-up", format!("{:.0} s", self.setup_seconds));

@@ -96,8 +96,8 @@ pub fn guests(vm: &Channel) -> Result<Vec<(String, String)>> {
         .collect())
 }
 
-/// The guest is here and only here, and runs.
-pub fn is_only_in(topology: &Topology, name: &str) -> Result<()> {
+/// The guest runs here and only here, with its memory as it wrote it. Gives its line.
+pub fn runs_only_in(topology: &Topology, name: &str) -> Result<String> {
     for vm in topology::HOST_VMS {
         let guests = guests(topology.machine.vm(vm))?;
         if vm == name {
@@ -109,12 +109,6 @@ pub fn is_only_in(topology: &Topology, name: &str) -> Result<()> {
             ensure!(guests.is_empty(), "guests of {vm}: {guests:?}");
         }
     }
-    Ok(())
-}
-
-/// The same, with its memory as it wrote it. Gives its line.
-pub fn runs_only_in(topology: &Topology, name: &str) -> Result<String> {
-    is_only_in(topology, name)?;
     topology::wait_for_check(topology.machine.vm(name), LIMIT)
 }
 
@@ -130,14 +124,9 @@ pub fn console_lines(vm: &Channel) -> Result<u64> {
 /// The longest gap between two beats of the guest VM's heart that it saw, in
 /// milliseconds, in the lines of its console after these.
 pub fn longest_gap(vm: &Channel, after: u64) -> Result<u64> {
-    longest_gap_of(vm, GUEST, after)
-}
-
-/// The same where its console has another name.
-pub fn longest_gap_of(vm: &Channel, console: &str, after: u64) -> Result<u64> {
     let text = vm.sh(
         &format!(
-            "tail -n +{} /var/log/xen/console/guest-{console}.log | \
+            "tail -n +{} /var/log/xen/console/guest-{GUEST}.log | \
              sed -n 's/.* gap_ms=\\([0-9]*\\).*/\\1/p' | sort -n | tail -n 1",
             after + 1
         ),

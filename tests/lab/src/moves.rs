@@ -12,7 +12,6 @@ use crate::migrate;
 use crate::migrate::migrate;
 use crate::tally::Tally;
 use crate::topology::Topology;
-use crate::topology::GUEST;
 use crate::workload;
 use crate::workload::Workload;
 
@@ -69,7 +68,7 @@ fn one(
     );
     ensure!(m.pages_swapped > m.pages_sent, "{m:?}");
     let line = migrate::runs_only_in(topology, to)?;
-    let done = workload.goes_on(vm, GUEST, &line)?;
+    let done = workload.goes_on(vm, &line)?;
     let silence_ms = workload.silence()?;
     println!(
         "    {}",

@@ -113,11 +113,11 @@ fn done(line: &str) -> Result<Done> {
 impl Workload<'_> {
     /// After it has said this, the guest VM goes on with both here, and finds everything
     /// as it left it.
-    pub fn goes_on(&self, vm: &Channel, console: &str, line: &str) -> Result<Done> {
+    pub fn goes_on(&self, vm: &Channel, line: &str) -> Result<Done> {
         let first = done(line)?;
         let start = Instant::now();
         loop {
-            let now = done(&topology::wait_for_check_of(vm, console, LIMIT)?)?;
+            let now = done(&topology::wait_for_check(vm, LIMIT)?)?;
             if now.sent > first.sent && now.written > first.written {
                 return Ok(now);
             }
@@ -141,6 +141,24 @@ impl Workload<'_> {
         }
         ensure!(last.blocks > first.blocks, "the guest is silent: {last:?}");
         Ok(reports.iter().map(|r| r.gap_ms).max().unwrap_or_default())
+    }
+
+    /// How often the guest or its peer found something wrong since the start.
+    pub fn errors(&mut self) -> Result<u64> {
+        self.reports = 0;
+        let reports = self.new_reports()?;
+        let mut errors = reports.iter().filter(|r| !r.is_good()).count() as u64;
+        for name in topology::HOST_VMS {
+            let text = self.topology.machine.vm(name).sh(
+                &format!("grep -c 'BAD\\|panic' /var/log/xen/console/guest-{GUEST}.log || true"),
+                SHORT,
+            )?;
+            errors += text
+                .trim()
+                .parse::<u64>()
+                .with_context(|| format!("grep printed {text}"))?;
+        }
+        Ok(errors)
     }
 
     fn new_reports(&mut self) -> Result<Vec<Report>> {
