@@ -10,7 +10,7 @@ mod common;
 
 use common::{lock, Trouble, World};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -165,6 +165,61 @@ fn the_guests_leave_and_come_back_to_another_hypervisor() {
     assert_eq!((&r["forced"], &r["step"]), (&false.into(), &"done".into()));
     assert_eq!(lab.calls(), ["shutdown -F A", "create"]);
     lab.assert_done();
+}
+
+/// The same keys, and values of the same kind; whatever is null fits.
+fn alike(a: &serde_json::Value, b: &serde_json::Value) -> bool {
+    use serde_json::Value::{Array, Bool, Null, Number, Object, String};
+    match (a, b) {
+        (Null, _) | (_, Null) => true,
+        (Object(a), Object(b)) => {
+            a.len() == b.len() && a.iter().all(|(k, v)| b.get(k).is_some_and(|w| alike(v, w)))
+        }
+        (Array(a), Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| alike(a, b)),
+        (Bool(a), Bool(b)) => a == b,
+        (String(_), String(_)) | (Number(_), Number(_)) => true,
+        _ => false,
+    }
+}
+
+/// What is printed is like the example that the playbook for many hosts is tried with
+/// (tests/packages). With VMBEAM_WRITE_REPORTS set the example is made of it.
+#[track_caller]
+fn assert_like_the_example(name: &str, done: &Done) {
+    let reports = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/packages/reports");
+    let example = reports.join(name);
+    if std::env::var_os("VMBEAM_WRITE_REPORTS").is_some() {
+        let text = serde_json::to_string_pretty(&done.report).unwrap();
+        std::fs::write(&example, text + "\n").unwrap();
+    }
+    let text = std::fs::read(&example).unwrap();
+    let example: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    assert!(alike(&done.report, &example), "{name}: {:#}", done.report);
+    assert_eq!(done.report["step"], example["step"], "{name}");
+}
+
+#[test]
+fn reports_are_like_the_examples() {
+    let lab = Lab::start();
+    let done = lab.run(&["--dry-run"]);
+    assert_eq!(done.code, 0, "{done:?}");
+    assert_like_the_example("look.json", &done);
+
+    lock(&lab.w.hosts["A"]).guests.get_mut(&2).unwrap().paused = true;
+    let done = lab.run(&["--dry-run"]);
+    assert_eq!(done.code, 3, "{done:?}");
+    assert_like_the_example("blocked.json", &done);
+    lock(&lab.w.hosts["A"]).guests.get_mut(&2).unwrap().paused = false;
+
+    lab.put("refuse-create", "");
+    let done = lab.run(&[]);
+    assert_eq!(done.code, 5, "{done:?}");
+    assert_like_the_example("stuck.json", &done);
+    lab.remove("refuse-create");
+
+    let done = lab.run(&[]);
+    assert_eq!(done.code, 0, "{done:?}");
+    assert_like_the_example("done.json", &done);
 }
 
 #[test]
