@@ -42,7 +42,7 @@ races-mutants: images xen-debug
 
 ## check-long: the same with the long forms of the tests that have one
 .PHONY: check-long
-check-long: images harness xen-debug deb-dkms-install xen-tools-old trace-tools
+check-long: images harness xen-debug deb-programs deb-dkms-install xen-tools-old trace-tools
 	@$(lab) check --long $(GROUPS)
 
 ## coverage: which lines of the driver its tests reach, in a plain VM
@@ -105,6 +105,20 @@ module: kernel
 .PHONY: module-debug
 module-debug: kernel
 	@scripts/module.sh $(KDIR) debug
+
+## deb: build all packages into build/deb/ and run lintian on them
+.PHONY: deb
+deb: deb-programs deb-dkms
+
+## deb-programs: vmbeam and vmbeam-agent alone
+.PHONY: deb-programs
+deb-programs: userspace
+	@scripts/deb.sh lint
+
+## deb-test: install, upgrade and remove vmbeam and vmbeam-agent, on a copy
+.PHONY: deb-test
+deb-test: deb-programs
+	@scripts/deb-test.sh
 
 ## deb-dkms: build vmbeam-dkms_*.deb into build/deb/ and run lintian on it
 .PHONY: deb-dkms

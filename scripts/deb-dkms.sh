@@ -12,33 +12,13 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
 . scripts/lib.sh
+# shellcheck source=scripts/overlay.sh
+. scripts/overlay.sh
 
-out=$PWD/build/deb
+out=$deb
 stage=$out/stage
 version=$(sed -n 's/^vmbeam-dkms (\(.*\)).*/\1/p' packaging/dkms/debian/changelog | head -n1)
 release=$(cat build/kernel/release)
-
-# over COMMAND...: run it in the overlay, with build/deb at /deb.
-over() {
-	mkdir -p "$out/upper" "$out/work" "$out/root"
-	# shellcheck disable=SC2016  # expanded by the inner shell
-	unshare --mount --pid --fork --kill-child -- /bin/bash -c '
-		set -euo pipefail
-		top=$1 out=$2
-		shift 2
-		mount --make-rprivate /
-		mount -t overlay overlay -o \
-			"lowerdir=$top/build/sysroot,upperdir=$out/upper,workdir=$out/work" "$out/root"
-		mount --rbind /dev "$out/root/dev"
-		mount -t proc proc "$out/root/proc"
-		mount -t tmpfs tmpfs "$out/root/tmp"
-		mkdir -p "$out/root/deb"
-		mount --bind "$out" "$out/root/deb"
-		mount --bind /etc/resolv.conf "$out/root/etc/resolv.conf"
-		exec chroot "$out/root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin \
-			HOME=/root LANG=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@"
-	' over "$PWD" "$out" "$@"
-}
 
 step "vmbeam-dkms: $version"
 rm -rf "$stage"
@@ -46,12 +26,7 @@ mkdir -p "$stage/scripts" "$stage/packaging/dkms"
 cp -r Kbuild drivers rust packaging/dkms/debian packaging/dkms/modules-load.conf "$stage/"
 cp scripts/rust-metadata.sh "$stage/scripts/"
 cp packaging/dkms/dkms.conf packaging/dkms/prepare "$stage/packaging/dkms/"
-if ! [ -e "$out/tools" ]; then
-	over sh -c 'apt-get -qq update && exec apt-get -qq install -y --no-install-recommends \
-		debhelper dh-dkms dkms lintian systemd-standalone-sysusers' >"$out/tools.log" 2>&1 ||
-		{ tail -n 20 "$out/tools.log"; die "cannot install debhelper, dkms, lintian"; }
-	touch "$out/tools"
-fi
+packaging_tools
 over sh -c 'cd /deb/stage && exec dpkg-buildpackage -us -uc -b' >"$out/build.log" 2>&1 ||
 	{ tail -n 20 "$out/build.log"; die "dpkg-buildpackage failed"; }
 step_done

@@ -62,7 +62,7 @@ pub enum Group {
     Stock,
     /// The driver under a fuzzer, with the kernel's debugging aids.
     Driver,
-    /// The driver as DKMS built it from the package.
+    /// The life of the packages, and the driver as DKMS built it.
     Package,
     /// The driver's trace events with perf, trace-cmd and bpftrace.
     Tracing,
@@ -141,7 +141,10 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
             Group::Rejuvenate => rejuvenate::check(&mut tally, progress),
             Group::Stock => stock(&mut tally, sizes, progress),
             Group::Driver => driver::run(&mut tally, long, sizes, progress),
-            Group::Package => load::run(&mut tally, &paths::dkms_driver(), sizes, progress),
+            Group::Package => {
+                tally.program("package", &mut Command::new("scripts/deb-test.sh"));
+                load::run(&mut tally, &paths::dkms_driver(), sizes, progress);
+            }
             Group::Tracing => tracing::run(&mut tally),
         }
     }

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# shellcheck shell=bash
+#
+# The examples for many hosts: the Ansible playbook, with the program and with reports of
+# it (reports/, which a test of the program writes), and the units of systemd. Sourced
+# by installed.sh.
+
+# shellcheck disable=SC2317  # the tests are called by name
+
+examples=/usr/share/doc/vmbeam/examples
+reports=${0%/*}/reports
+
+# playbook [OPTION...]: run it on two hosts, which both are this one.
+playbook() {
+	cat >/tmp/hosts <<-'HOSTS'
+	[xen]
+	one
+	two
+	[xen:vars]
+	ansible_connection=local
+	ansible_become=false
+	ansible_python_interpreter=/usr/bin/python3
+	HOSTS
+	echo 'name = "A"' >/tmp/A.cfg
+	ANSIBLE_NOCOLOR=1 ansible-playbook -i /tmp/hosts "$examples/rejuvenate.yml" \
+		-e host_vm=A -e config=/tmp/A.cfg "$@"
+}
+
+# reporting LOOK STATUS RUN STATUS: run it with a vmbeam that gives these reports, and
+# notes how often it was asked.
+reporting() {
+	mkdir -p /tmp/reporting
+	: >/tmp/calls
+	cat >/tmp/reporting/vmbeam <<-PROGRAM
+	#!/bin/sh
+	echo "\$*" >>/tmp/calls
+	case \$* in
+	'rejuvenate A --config /tmp/A.cfg --dry-run --json') cat $reports/$1; exit $2 ;;
+	'rejuvenate A --config /tmp/A.cfg --json') cat $reports/$3; exit $4 ;;
+	esac
+	exit 2
+	PROGRAM
+	chmod +x /tmp/reporting/vmbeam
+	PATH=/tmp/reporting:$PATH playbook >/tmp/playbook.txt 2>&1
+}
+
+# The real program accepts what the playbook says, and there is no daemon.
+playbook_fits() {
+	playbook --syntax-check || return
+	! playbook >/tmp/playbook.txt 2>&1 || return
+	grep -q 'cannot reach vmbeamd' /tmp/playbook.txt || { cat /tmp/playbook.txt; return 1; }
+}
+
+both_hosts() {
+	reporting look.json 0 done.json 0 && [ "$(wc -l </tmp/calls)" = 4 ] &&
+		grep -q 'Fake 1.0 -> Fake 2.0' /tmp/playbook.txt && return
+	cat /tmp/playbook.txt
+	return 1
+}
+
+# stops CALLS TEXT LOOK STATUS RUN STATUS: at the first host, after so many calls, and
+# says why.
+stops() {
+	! reporting "${@:3}" && [ "$(wc -l </tmp/calls)" = "$1" ] &&
+		grep -q "$2" /tmp/playbook.txt && return
+	cat /tmp/playbook.txt
+	return 1
+}
+
+timer() {
+	local text command status
+	cp "$examples"/vmbeam-rejuvenate@.* /etc/systemd/system/ || return
+	if ! text=$(systemd-analyze verify --man=yes vmbeam-rejuvenate@A.service \
+		vmbeam-rejuvenate@A.timer 2>&1) || grep vmbeam <<<"$text"; then
+		echo "$text"
+		return 1
+	fi
+	command=$(sed -n 's/^ExecStart=//p' "$examples/vmbeam-rejuvenate@.service")
+	${command//%i/A}
+	status=$?
+	rm /etc/systemd/system/vmbeam-rejuvenate@.*
+	# There is no host VM A here; wrong usage would be 2.
+	[ "$status" = 1 ] || [ "$status" = 3 ]
+}
+
+fleet() {
+	try 'the playbook is right, and the program understands it' playbook_fits
+	try 'it does one host after the other' both_hosts
+	try 'it stops if something is in the way' \
+		stops 1 'second does not run' blocked.json 3 done.json 0
+	try 'it stops where a host VM does not come back' \
+		stops 2 'ended at create' look.json 0 stuck.json 5
+	try 'it stops if the command fails' stops 2 'FAILED' look.json 0 done.json 1
+	try 'systemd accepts the timer and what it starts' timer
+}
