@@ -3,7 +3,7 @@
 #
 # deb-dkms.sh [install]: build vmbeam-dkms_*.deb into build/deb/, and look at it with
 # lintian. With `install` also install it as a user would, on a copy of the sysroot
-# with the lab's kernel, and leave the module that DKMS built in build/deb/.
+# with the lab's kernel, leave the module that DKMS built in build/deb/, and purge it.
 #
 # What this needs beyond the sysroot (debhelper, dkms, lintian, the kernel's
 # packages) goes into an overlay on it, which is kept in build/deb/.
@@ -50,4 +50,13 @@ case $built in
 *.xz) xz -dc "$built" >"$out/vmbeam.ko" ;;
 *) cp "$built" "$out/vmbeam.ko" ;;
 esac
+step_done
+
+step "vmbeam-dkms: purge"
+over apt-get -qq purge -y vmbeam-dkms >"$out/purge.log" 2>&1 ||
+	{ tail -n 40 "$out/purge.log"; die "the package could not be purged"; }
+# The user group stays, as Debian wants it: files of users may belong to it.
+left=$(over find /usr /etc /var /boot -path /var/cache -prune -o -path /var/log -prune -o \
+	-iname '*vmbeam*' -print)
+[ -z "$left" ] || die "the purged package left: $left"
 step_done

@@ -18,13 +18,14 @@ overlay() {
 	fi
 }
 
-# over COMMAND...: run it there, in mount and PID namespaces of its own.
+# over COMMAND...: run it there, in mount and PID namespaces of its own. One at a time:
+# an overlay that is mounted twice gets I/O errors.
 over() {
 	local private=(--propagation private)
 	# Mounts are private in the sysroot already, whose / cannot be made so.
 	[ -z "${VMBEAM_IN_SYSROOT:-}" ] || private=(--propagation unchanged)
 	# shellcheck disable=SC2016  # expanded by the inner shell
-	unshare --mount "${private[@]}" --pid --fork --kill-child -- /bin/bash -c '
+	flock "$_overlay/lock" unshare --mount "${private[@]}" --pid --fork --kill-child -- /bin/bash -c '
 		set -euo pipefail
 		top=$1 overlay=$2 deb=$3
 		shift 3
