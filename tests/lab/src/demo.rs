@@ -23,6 +23,7 @@ use crate::migrate::Migration;
 use crate::outside::Outside;
 use crate::paths;
 use crate::progress::Progress;
+use crate::stock;
 use crate::topology;
 use crate::topology::Topology;
 use crate::topology::GUEST;
@@ -79,8 +80,8 @@ pub struct Report {
     total_seconds: f64,
 }
 
-/// The figures of one migration of the running guest VM, which uses its network and its
-/// disk.
+/// The figures of two migrations of the running guest VM, which uses its network and its
+/// disk: by VMBeam, and by the toolstack alone.
 #[derive(Debug, Serialize)]
 struct MigrationFigures {
     migrate_total_seconds: f64,
@@ -93,8 +94,14 @@ struct MigrationFigures {
     /// What the guest VM said at its destination.
     migrate_guest_check: String,
     migrate: Migration,
+    stock_total_seconds: f64,
+    stock_downtime_seconds: f64,
+    stock_bytes_on_wire: u64,
+    stock_guest_gap_seconds: f64,
+    stock_guest_check: String,
     /// The longest silence of the guest VM's TCP connection, as its peer saw it.
     migrate_connection_gap_seconds: f64,
+    stock_connection_gap_seconds: f64,
     /// What it found wrong with its memory, its connection or its disk, and what its peer
     /// found wrong with the connection, all the time.
     guest_errors: u64,
@@ -171,9 +178,9 @@ pub fn run(topology: &Topology, progress: &Progress, network_part: u64) -> Resul
 }
 
 /// Then the running guest VM itself migrates from A to B, while it uses a network and a
-/// disk; it stays there.
+/// disk, and goes back by what the toolstack has of its own.
 pub fn migrate(topology: &Topology, progress: &Progress, report: &mut Report) -> Result<()> {
-    let b = &topology.machine.b;
+    let (a, b) = (&topology.machine.a, &topology.machine.b);
     let stage = progress.stage("give the guest VM a network and a disk");
     migrate::make_room(topology)?;
     let mut workload = workload::attach(topology)?;
@@ -188,6 +195,16 @@ pub fn migrate(topology: &Topology, progress: &Progress, report: &mut Report) ->
     let silence_ms = workload.silence()?;
     stage.done();
 
+    let stage =
+        progress.stage("the same from B to A by xl save and xl restore, over the virtual network");
+    let before = migrate::console_lines(a)?;
+    let stock = stock::migrate(topology, "B", "A")?;
+    let stock_check = migrate::runs_only_in(topology, "A")?;
+    workload.goes_on(a, &stock_check)?;
+    let stock_gap_ms = migrate::longest_gap(a, before)?;
+    let stock_silence_ms = workload.silence()?;
+    stage.done();
+
     let seconds = |ms: u64| ms as f64 / 1000.0;
     report.migration = Some(MigrationFigures {
         migrate_total_seconds: migration.seconds("total")?,
@@ -198,7 +215,13 @@ pub fn migrate(topology: &Topology, progress: &Progress, report: &mut Report) ->
         migrate_guest_gap_seconds: seconds(gap_ms),
         migrate_guest_check: check,
         migrate: migration,
+        stock_total_seconds: stock.total_seconds,
+        stock_downtime_seconds: stock.downtime_seconds,
+        stock_bytes_on_wire: stock.bytes_on_wire,
+        stock_guest_gap_seconds: seconds(stock_gap_ms),
+        stock_guest_check: stock_check,
         migrate_connection_gap_seconds: seconds(silence_ms),
+        stock_connection_gap_seconds: seconds(stock_silence_ms),
         guest_errors: workload.errors()?,
     });
     report.total_seconds = since_start();
@@ -352,29 +375,42 @@ impl Report {
         );
         row("guest VM's own check afterwards", self.guest_check.clone());
         if let Some(m) = &self.migration {
-            row(
-                "migration of the running guest VM, under load",
-                format!("{:.3} s", m.migrate_total_seconds),
+            println!();
+            println!(
+                "  {:<44} {:>12} {:>11}",
+                "The guest VM, running, with network and disk", "vmbeam", "stock"
             );
-            row(
-                "  of it the guest VM stood still",
-                format!("{:.3} s", m.migrate_downtime_seconds),
+            let both = |name: &str, vmbeam: f64, stock: f64| {
+                println!("  {name:<44} {vmbeam:>10.3} s {stock:>9.3} s");
+            };
+            both("total", m.migrate_total_seconds, m.stock_total_seconds);
+            both(
+                "stood still",
+                m.migrate_downtime_seconds,
+                m.stock_downtime_seconds,
             );
-            row(
-                "  longest gap that it saw itself",
-                format!("{:.3} s", m.migrate_guest_gap_seconds),
+            both(
+                "longest gap that it saw itself",
+                m.migrate_guest_gap_seconds,
+                m.stock_guest_gap_seconds,
             );
-            row(
-                "  longest silence of its TCP connection",
-                format!("{:.3} s", m.migrate_connection_gap_seconds),
+            both(
+                "longest silence of its connection",
+                m.migrate_connection_gap_seconds,
+                m.stock_connection_gap_seconds,
             );
+            println!(
+                "  {:<44} {:>12} {:>11}",
+                "bytes on the wire", m.migrate_bytes_on_wire, m.stock_bytes_on_wire
+            );
+            println!();
             row(
-                "  pages swapped and sent",
+                "pages swapped and sent",
                 format!("{} and {}", m.migrate_pages_swapped, m.migrate_pages_sent),
             );
-            row("  bytes on the wire", m.migrate_bytes_on_wire.to_string());
-            row("  errors that it found", m.guest_errors.to_string());
             row("guest VM's own check in B", m.migrate_guest_check.clone());
+            row("  and in A again", m.stock_guest_check.clone());
+            row("errors that it found", m.guest_errors.to_string());
         }
         row("set-up", format!("{:.0} s", self.setup_seconds));
         row("total", format!("{:.0} s", self.total_seconds));

@@ -21,6 +21,7 @@ mod progress;
 mod races;
 mod rejuvenate;
 mod soak;
+mod stock;
 mod tally;
 mod toolstack;
 mod topology;

@@ -2,6 +2,7 @@
 
 //! What the lab needs inside its machines, in one program.
 
+mod carry;
 mod disk;
 mod exec;
 mod fill;
@@ -33,6 +34,13 @@ enum Tool {
         /// Address to listen on.
         address: String,
     },
+    /// Send standard input to a TCP connection, and count it.
+    Carry {
+        /// Where the other side listens.
+        address: String,
+    },
+    /// Put the time before each line.
+    Stamp,
     /// Send bytes to `net-recv` and print the seconds that it took.
     NetSend {
         /// Where `net-recv` listens.
@@ -58,6 +66,8 @@ fn main() -> Result<()> {
         Tool::Exec { name, port } => exec::exec(&name, &port),
         Tool::Fill(arguments) => fill::fill(arguments),
         Tool::Listen { address } => talk::listen(&address),
+        Tool::Carry { address } => carry::carry(&address),
+        Tool::Stamp => carry::stamp(),
         Tool::NetSend { address, bytes } => net::send(&address, bytes),
         Tool::NetRecv { address } => net::receive(&address),
         Tool::ProvideMemory(arguments) => provide::provide(&arguments),
