@@ -13,6 +13,7 @@ use crate::channel::Channel;
 use crate::coverage;
 use crate::demo;
 use crate::driver;
+use crate::faults;
 use crate::load;
 use crate::migrate;
 use crate::migrate::Extent;
@@ -56,6 +57,8 @@ pub enum Group {
     Nested,
     /// A running guest VM migrates, on the same topology.
     Migrate,
+    /// Somebody dies in each state of a migration, on the same topology.
+    Faults,
     /// The guest hypervisor is replaced under running guest VMs.
     Rejuvenate,
     /// The driver on a hypervisor that lacks the hypercall.
@@ -68,7 +71,7 @@ pub enum Group {
     Tracing,
 }
 
-const ALL: [Group; 15] = [
+const ALL: [Group; 16] = [
     Group::Style,
     Group::Hypervisor,
     Group::Unit,
@@ -79,6 +82,7 @@ const ALL: [Group; 15] = [
     Group::Toolstack,
     Group::Nested,
     Group::Migrate,
+    Group::Faults,
     Group::Rejuvenate,
     Group::Stock,
     Group::Driver,
@@ -91,6 +95,8 @@ const ALL: [Group; 15] = [
 pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> Result<bool> {
     // These take minutes: in the long form, or when they are named.
     let wanted = |group| match group {
+        // Most of its cases have not run yet.
+        Group::Faults => groups.contains(&group),
         Group::Rejuvenate | Group::Package | Group::Tracing => {
             groups.contains(&group) || (long && groups.is_empty())
         }
@@ -132,10 +138,12 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
             Group::Races => races::check(&mut tally, long, progress),
             // These groups use one boot.
             Group::Host => patched(&mut tally, wanted, extent, sizes, progress),
-            Group::Nested | Group::Toolstack | Group::Migrate if wanted(Group::Host) => {}
+            Group::Nested | Group::Toolstack | Group::Migrate | Group::Faults
+                if wanted(Group::Host) => {}
             Group::Toolstack => toolstack_only(&mut tally, sizes, progress),
-            Group::Migrate if wanted(Group::Nested) => {}
-            Group::Nested | Group::Migrate => {
+            Group::Migrate | Group::Faults if wanted(Group::Nested) => {}
+            Group::Faults if wanted(Group::Migrate) => {}
+            Group::Nested | Group::Migrate | Group::Faults => {
                 nested_only(&mut tally, wanted, extent, sizes, progress)
             }
             Group::Rejuvenate => rejuvenate::check(&mut tally, progress),
@@ -255,7 +263,10 @@ fn nested(
     extent: Extent,
     progress: &Progress,
 ) {
-    if !wanted(Group::Nested) && !wanted(Group::Migrate) {
+    if ![Group::Nested, Group::Migrate, Group::Faults]
+        .into_iter()
+        .any(&wanted)
+    {
         return;
     }
     let mut up = false;
@@ -280,6 +291,9 @@ fn nested(
     }
     if wanted(Group::Migrate) {
         migrate::run(tally, topology, extent);
+    }
+    if wanted(Group::Faults) {
+        faults::run(tally, topology, progress);
     }
 }
 
@@ -345,10 +359,7 @@ fn agent_loss(tally: &mut Tally, topology: &Topology) {
                 output.code,
                 output.text.trim()
             );
-            topology.machine.b.sh(
-                "setsid vmbeam-agent </dev/null >/var/log/vmbeam-agent.log 2>&1 &",
-                SHORT,
-            )?;
+            product::start_agent(topology, "B")?;
             product::wait_for_agents(topology)
         },
     );

@@ -7,6 +7,7 @@ mod check;
 mod coverage;
 mod demo;
 mod driver;
+mod faults;
 mod images;
 mod load;
 mod machine;

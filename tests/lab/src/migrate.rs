@@ -27,8 +27,10 @@ use crate::topology::SHORT;
 const LIMIT: Duration = Duration::from_secs(1200);
 
 /// Exit statuses of `vmbeam`.
-const REFUSED: i64 = 3;
-const ROLLED_BACK: i64 = 4;
+/// Nothing was changed.
+pub const REFUSED: i64 = 3;
+/// The guest goes on where it was.
+pub const ROLLED_BACK: i64 = 4;
 
 /// What `vmbeam migrate --json` prints, as far as it is used here.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -66,7 +68,8 @@ pub fn make_room(topology: &Topology) -> Result<()> {
     Ok(())
 }
 
-fn command(from: &str, to: &str, options: &str) -> String {
+/// The command line of a migration.
+pub fn command(from: &str, to: &str, options: &str) -> String {
     format!("vmbeam migrate {GUEST} --from {from} --to {to} {options}")
 }
 
@@ -295,7 +298,7 @@ fn failures(tally: &mut Tally, topology: &Topology, [from, to]: [&str; 2]) {
 }
 
 /// Wait until the daemon has no job any more.
-fn settled(topology: &Topology) -> Result<()> {
+pub fn settled(topology: &Topology) -> Result<()> {
     let start = Instant::now();
     loop {
         let text = topology.machine.host.sh("vmbeam status", SHORT)?;

@@ -73,6 +73,15 @@ pub fn stop_daemon(topology: &Topology) -> Result<()> {
     Ok(())
 }
 
+/// Start the agent of a host VM again.
+pub fn start_agent(topology: &Topology, vm: &str) -> Result<()> {
+    topology.machine.vm(vm).sh(
+        "setsid vmbeam-agent </dev/null >/var/log/vmbeam-agent.log 2>&1 &",
+        SHORT,
+    )?;
+    Ok(())
+}
+
 /// Wait until the daemon has heard from both agents.
 pub fn wait_for_agents(topology: &Topology) -> Result<()> {
     topology

@@ -239,6 +239,28 @@ impl Topology {
         Ok(())
     }
 
+    /// Start a host VM again that is gone, with another line of configuration, and wait
+    /// for its management VM.
+    pub fn restart_host_vm(&self, name: &str, line: &str, progress: &Progress) -> Result<()> {
+        let stage = progress.stage(&format!("start host VM {name} again"));
+        self.machine.host.sh(
+            &format!(
+                "{{ cat /etc/xen/{name}.cfg; echo '{line}'; }} >/run/lab/again.cfg && \
+                 xl create /run/lab/again.cfg"
+            ),
+            SHORT,
+        )?;
+        let log = format!("host-vm-{name}.log");
+        wait_ready(
+            self.machine.vm(name),
+            BOOT_HOST_VM,
+            &format!("host VM {name}"),
+            &[&log, "host.log"],
+        )?;
+        stage.done();
+        Ok(())
+    }
+
     /// Configuration of a host VM with this system, for `xl`.
     pub fn host_vm_config(&self, name: &str, system: System) -> String {
         let number = number(name);

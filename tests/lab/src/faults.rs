@@ -1,0 +1,421 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Somebody dies while a guest VM migrates. Wherever it was, the guest runs in exactly
+//! one place afterwards, with its memory, and migrates again.
+//!
+//! The daemon is stopped (SIGSTOP) as soon as the command line shows a state, so that the
+//! migration stays in it while the victim is killed.
+
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use anyhow::bail;
+use anyhow::ensure;
+use anyhow::Context;
+use anyhow::Result;
+
+use crate::migrate;
+use crate::product;
+use crate::progress::Progress;
+use crate::tally::Tally;
+use crate::topology;
+use crate::topology::Topology;
+use crate::topology::GUEST;
+use crate::topology::SHORT;
+
+const GROUP: &str = "faults";
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// What the command line shows, in order.
+const PHASES: [&str; 6] = [
+    "saving",
+    "frame lists",
+    "dry run",
+    "swapping",
+    "resuming",
+    "cleaning up",
+];
+/// From here on the guest is the destination's.
+const NO_RETURN: &str = "resuming";
+
+/// How often a state may be missed: some last for milliseconds.
+const TRIES: u32 = 4;
+
+/// Who dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Victim {
+    /// The daemon in the host's management VM.
+    Daemon,
+    /// An agent.
+    Agent(&'static str),
+    /// `xl save` or `xl restore`.
+    Xl(&'static str),
+    /// Its helper, which has the stream.
+    Helper(&'static str),
+    /// A whole host VM.
+    HostVm(&'static str),
+}
+
+impl Victim {
+    fn name(self) -> String {
+        match self {
+            Self::Daemon => "the daemon".to_owned(),
+            Self::Agent(vm) => format!("{vm}'s agent"),
+            Self::Xl(vm) => format!("{vm}'s xl"),
+            Self::Helper(vm) => format!("the helper of {vm}'s xl"),
+            Self::HostVm(vm) => format!("host VM {vm}"),
+        }
+    }
+}
+
+/// Who is killed when.
+const DEATHS: [(Victim, &str); 17] = [
+    (Victim::Xl("A"), "saving"),
+    (Victim::Xl("B"), "saving"),
+    (Victim::Helper("A"), "saving"),
+    (Victim::Helper("B"), "saving"),
+    (Victim::Agent("A"), "saving"),
+    (Victim::Agent("B"), "saving"),
+    (Victim::Daemon, "saving"),
+    (Victim::Agent("A"), "frame lists"),
+    (Victim::Agent("B"), "frame lists"),
+    (Victim::Daemon, "dry run"),
+    (Victim::Agent("A"), "swapping"),
+    (Victim::Agent("B"), "swapping"),
+    (Victim::Daemon, "swapping"),
+    (Victim::Agent("B"), "resuming"),
+    (Victim::Daemon, "resuming"),
+    (Victim::Agent("A"), "cleaning up"),
+    (Victim::Daemon, "cleaning up"),
+];
+
+/// Run the tests, on a topology whose guest VM runs in A and only there.
+pub fn run(tally: &mut Tally, topology: &Topology, progress: &Progress) {
+    let mut free = None;
+    tally.case(GROUP, "a migration there and back, undisturbed", || {
+        // The empty guest VM of group `nested` has the name.
+        let [a, b] = [&topology.machine.a, &topology.machine.b];
+        if !migrate::guests(a)?.is_empty() && !migrate::guests(b)?.is_empty() {
+            migrate::make_room(topology)?;
+        }
+        home(topology)?;
+        migrate::migrate(topology, "A", "B", "")?;
+        home(topology)?;
+        free = Some(migrate::free_memory(topology)?);
+        Ok(())
+    });
+    let Some(free) = free else {
+        return;
+    };
+    let no_leak = || {
+        let now = migrate::free_memory(topology)?;
+        ensure!(now == free, "free in A and B: {free:?}, then {now:?}");
+        Ok(())
+    };
+    for (victim, phase) in DEATHS {
+        let name = format!("kill -9 of {} while {phase}", victim.name());
+        tally.case(GROUP, &name, || {
+            die(topology, victim, phase)?;
+            no_leak()
+        });
+    }
+    tally.case(
+        GROUP,
+        "refused: too little memory at the destination",
+        || {
+            full(topology)?;
+            no_leak()
+        },
+    );
+    tally.case(GROUP, "two at once: the second is refused", || {
+        two(topology)?;
+        no_leak()
+    });
+    tally.case(
+        GROUP,
+        "a destination with fewer CPU features: the guest stays",
+        || other_cpu(topology, progress),
+    );
+    for (victim, phase) in [
+        (Victim::HostVm("B"), "saving"),
+        (Victim::HostVm("A"), "resuming"),
+    ] {
+        let name = format!("{} is destroyed while {phase}", victim.name());
+        tally.case(GROUP, &name, || {
+            let place = until(topology, victim, phase)?;
+            let expected = if phase == NO_RETURN { "B" } else { "A" };
+            ensure!(place == expected, "the guest runs in {place}");
+            Ok(())
+        });
+        let Victim::HostVm(vm) = victim else { continue };
+        tally.case(GROUP, &format!("host VM {vm} is started again"), || {
+            topology.restart_host_vm(vm, "", progress)?;
+            product::wait_for_agents(topology)?;
+            let from = if phase == NO_RETURN { "B" } else { "A" };
+            migrate::migrate(topology, from, vm, "")?;
+            home(topology)
+        });
+    }
+}
+
+/// Host VM B is started again without a feature that the guest has seen.
+fn other_cpu(topology: &Topology, progress: &Progress) -> Result<()> {
+    let host = &topology.machine.host;
+    host.sh("xl destroy B", SHORT)?;
+    topology.restart_host_vm("B", "cpuid=\"host,avx2=0\"", progress)?;
+    product::wait_for_agents(topology)?;
+    let output = host.run(&migrate::command("A", "B", ""), LIMIT)?;
+    println!(
+        "    {}",
+        output.text.trim().lines().last().unwrap_or_default()
+    );
+    migrate::settled(topology)?;
+    ensure!(
+        [migrate::REFUSED, migrate::ROLLED_BACK].contains(&output.code),
+        "exit status {}, printed: {}",
+        output.code,
+        output.text.trim()
+    );
+    migrate::runs_only_in(topology, "A")?;
+    host.sh("xl destroy B", SHORT)?;
+    topology.restart_host_vm("B", "", progress)?;
+    product::wait_for_agents(topology)
+}
+
+/// Kill somebody; the guest must be where the state diagram says, and come home.
+fn die(topology: &Topology, victim: Victim, phase: &str) -> Result<()> {
+    let place = until(topology, victim, phase)?;
+    let after = rank(phase)? >= rank(NO_RETURN)?;
+    // Between READY and the point of no return the daemon goes on or undoes.
+    let expected: &[&str] = match victim {
+        _ if after => &["B"],
+        Victim::Agent(_) if phase != PHASES[0] => &["A", "B"],
+        _ => &["A"],
+    };
+    ensure!(
+        expected.contains(&place),
+        "the guest runs in {place}, expected {expected:?}"
+    );
+    println!("    it runs in {place}");
+    home(topology)
+}
+
+fn rank(phase: &str) -> Result<usize> {
+    PHASES
+        .iter()
+        .position(|p| *p == phase)
+        .with_context(|| format!("no phase {phase}"))
+}
+
+/// Migrate from A to B and kill somebody in this state. Gives where the guest runs then.
+fn until(topology: &Topology, victim: Victim, phase: &str) -> Result<&'static str> {
+    for _ in 0..TRIES {
+        let seen = stopped_at(topology, phase)?;
+        if seen == phase {
+            if let Err(e) = kill(topology, victim) {
+                // The next test needs a daemon that runs.
+                resume(topology)?;
+                ended(topology)?;
+                return Err(e);
+            }
+            finish(topology, victim)?;
+            return place(topology, victim);
+        }
+        // Too late. Let it come to its end, and begin again.
+        resume(topology)?;
+        ended(topology)?;
+        home(topology)?;
+    }
+    bail!("the daemon could not be stopped while {phase}, {TRIES} times")
+}
+
+/// Start a migration and stop the daemon as soon as it shows this; gives what it shows then.
+fn stopped_at(topology: &Topology, phase: &str) -> Result<String> {
+    let pid = product::PID_FILE;
+    let text = topology.machine.host.sh(
+        &format!(
+            "rm -f /run/lab/migrate.out; {} >/run/lab/migrate.out 2>&1 & echo $! >/run/lab/migrate.pid; \
+             daemon=$(cat {pid}); \
+             until grep -q '{phase}' /run/lab/migrate.out 2>/dev/null; do \
+             [ -d /proc/$(cat /run/lab/migrate.pid) ] || break; usleep 1000; done; \
+             kill -STOP $daemon; cat /run/lab/migrate.out",
+            migrate::command("A", "B", "")
+        ),
+        LIMIT,
+    )?;
+    let last = PHASES
+        .iter()
+        .filter_map(|p| text.rfind(p).map(|at| (at, *p)))
+        .max();
+    let (_, last) = last.with_context(|| format!("vmbeam migrate printed: {text}"))?;
+    Ok(last.to_owned())
+}
+
+fn resume(topology: &Topology) -> Result<()> {
+    topology
+        .machine
+        .host
+        .sh(&format!("kill -CONT $(cat {})", product::PID_FILE), SHORT)?;
+    Ok(())
+}
+
+fn kill(topology: &Topology, victim: Victim) -> Result<()> {
+    // Not by its command line: the shell that looks for it has it in its own.
+    let one_of = |words: &str| {
+        format!(
+            "n=0; for p in $(pidof xl); do \
+             grep -qE '{words}' /proc/$p/cmdline && kill -9 $p && n=1; done; [ $n = 1 ]"
+        )
+    };
+    match victim {
+        Victim::Daemon => {
+            let pid = product::PID_FILE;
+            topology
+                .machine
+                .host
+                .sh(&format!("kill -9 $(cat {pid})"), SHORT)?;
+        }
+        Victim::Agent(vm) => {
+            topology
+                .machine
+                .vm(vm)
+                .sh("killall -9 vmbeam-agent", SHORT)?;
+        }
+        Victim::Xl(vm) => {
+            let words = if vm == "A" { "save" } else { "restore" };
+            topology.machine.vm(vm).sh(&one_of(words), SHORT)?;
+        }
+        Victim::Helper(vm) => {
+            // It comes a little later than its xl.
+            topology.machine.vm(vm).sh(
+                "until p=$(pidof libxl-save-helper); do usleep 10000; done; kill -9 $p",
+                SHORT,
+            )?;
+        }
+        Victim::HostVm(vm) => {
+            topology
+                .machine
+                .host
+                .sh(&format!("xl destroy {vm}"), SHORT)?;
+        }
+    }
+    Ok(())
+}
+
+/// Start again what a supervisor would, and wait until nothing is to be done any more.
+fn finish(topology: &Topology, victim: Victim) -> Result<()> {
+    if let Victim::Agent(vm) = victim {
+        product::start_agent(topology, vm)?;
+    }
+    if victim == Victim::Daemon {
+        ended(topology)?;
+        product::start_daemon(topology)?;
+    } else {
+        resume(topology)?;
+        ended(topology)?;
+    }
+    if !matches!(victim, Victim::HostVm(_)) {
+        product::wait_for_agents(topology)?;
+    }
+    migrate::settled(topology)
+}
+
+/// Wait until the command line has ended; nobody reaps it here.
+fn ended(topology: &Topology) -> Result<()> {
+    topology.machine.host.sh(
+        "pid=$(cat /run/lab/migrate.pid); \
+         while grep -qs '^State:.[^Z]' /proc/$pid/status; do usleep 50000; done",
+        LIMIT,
+    )?;
+    Ok(())
+}
+
+/// Where the guest runs, after all; it must be one place. What was left in the other is
+/// destroyed when an agent that was away is back.
+fn place(topology: &Topology, victim: Victim) -> Result<&'static str> {
+    let start = Instant::now();
+    loop {
+        let mut running = Vec::new();
+        let mut there = 0;
+        for vm in ["A", "B"] {
+            if victim == Victim::HostVm(vm) {
+                continue;
+            }
+            let guests = migrate::guests(topology.machine.vm(vm))?;
+            there += guests.len();
+            let runs = |(name, state): &(String, String)| name == GUEST && !state.contains('p');
+            running.extend(guests.iter().any(runs).then_some(vm));
+        }
+        ensure!(running.len() <= 1, "the guest runs in both");
+        if let ([place], 1) = (&running[..], there) {
+            topology::wait_for_check(topology.machine.vm(place), LIMIT)?;
+            return Ok(place);
+        }
+        ensure!(
+            start.elapsed() < Duration::from_secs(60),
+            "the guest runs in {running:?}, {there} guests are there"
+        );
+        thread::sleep(Duration::from_millis(500));
+    }
+}
+
+/// Let the guest run in A, where the next one begins.
+fn home(topology: &Topology) -> Result<()> {
+    // One that was destroyed is listed until its last page is free, without a name.
+    let guests = migrate::guests(&topology.machine.b)?;
+    if guests.iter().any(|(name, _)| name == GUEST) {
+        migrate::migrate(topology, "B", "A", "")?;
+    }
+    migrate::runs_only_in(topology, "A").map(drop)
+}
+
+/// Half of what the guest needs is free in B.
+fn full(topology: &Topology) -> Result<()> {
+    const HOG: &str = "hog";
+    let b = &topology.machine.b;
+    let [_, free] = migrate::free_memory(topology)?;
+    let hog = free.saturating_sub(u64::from(topology.sizes.guest_mib) / 2);
+    b.sh(
+        &format!("xl create -p /etc/xen/{GUEST}.cfg 'name=\"{HOG}\"' memory={hog}"),
+        LIMIT,
+    )?;
+    let output = topology
+        .machine
+        .host
+        .run(&migrate::command("A", "B", ""), LIMIT);
+    b.sh(&format!("xl destroy {HOG}"), SHORT)?;
+    let output = output?;
+    ensure!(
+        output.code == migrate::REFUSED && output.text.contains("of free memory"),
+        "exit status {}, printed: {}",
+        output.code,
+        output.text.trim()
+    );
+    migrate::runs_only_in(topology, "A").map(drop)
+}
+
+/// A second migration of the same guest, and one the other way, while one is going on.
+fn two(topology: &Topology) -> Result<()> {
+    let host = &topology.machine.host;
+    host.sh(
+        &format!(
+            "{} >/run/lab/migrate.out 2>&1 & echo $! >/run/lab/migrate.pid; \
+             until grep -q saving /run/lab/migrate.out; do usleep 5000; done",
+            migrate::command("A", "B", "")
+        ),
+        LIMIT,
+    )?;
+    for (from, to) in [("A", "B"), ("B", "A")] {
+        let output = host.run(&migrate::command(from, to, ""), LIMIT)?;
+        ensure!(
+            output.code == migrate::REFUSED,
+            "{from} to {to}: exit status {}, printed: {}",
+            output.code,
+            output.text.trim()
+        );
+    }
+    ended(topology)?;
+    migrate::runs_only_in(topology, "B")?;
+    home(topology)
+}
