@@ -85,7 +85,7 @@ fn ordinary(xen: &Xen, domid: u32) -> Result<HashMap<u64, u64>> {
     Ok(xen
         .pages(domid)?
         .into_iter()
-        .filter(|p| p.kind == PageKind::Ordinary)
-        .map(|p| (p.pfn, p.gfn))
+        .filter(|run| run.kind == PageKind::Ordinary)
+        .flat_map(|run| (0..run.nr).map(move |i| (run.pfn + i, run.gfn + i)))
         .collect())
 }
