@@ -99,7 +99,8 @@ fn main() -> ExitCode {
     ));
     tests.push((
         "fuzz: mutated calls from dom0",
-        Box::new(move |seed| fuzz::mutated(seed, calls)),
+        // Most of these do something, so they take much longer.
+        Box::new(move |seed| fuzz::mutated(seed, calls / 4)),
     ));
     tests.push((
         "fuzz: calls from unprivileged domains",
