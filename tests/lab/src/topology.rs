@@ -214,13 +214,7 @@ impl Topology {
             self.create_host_vm(name, system)?;
         }
         for name in HOST_VMS {
-            let log = format!("host-vm-{name}.log");
-            wait_ready(
-                self.machine.vm(name),
-                BOOT_HOST_VM,
-                &format!("host VM {name}"),
-                &[&log, "host.log"],
-            )?;
+            self.wait_for_host_vm(name)?;
         }
         Ok(stage.done())
     }
@@ -250,15 +244,19 @@ impl Topology {
             ),
             SHORT,
         )?;
+        self.wait_for_host_vm(name)?;
+        stage.done();
+        Ok(())
+    }
+
+    fn wait_for_host_vm(&self, name: &str) -> Result<()> {
         let log = format!("host-vm-{name}.log");
         wait_ready(
             self.machine.vm(name),
             BOOT_HOST_VM,
             &format!("host VM {name}"),
             &[&log, "host.log"],
-        )?;
-        stage.done();
-        Ok(())
+        )
     }
 
     /// Configuration of a host VM with this system, for `xl`.
