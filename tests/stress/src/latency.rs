@@ -2,6 +2,7 @@
 
 //! How long a vCPU has to wait because of a swap.
 
+use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::Duration;
@@ -55,8 +56,9 @@ fn frequency(world: &World) -> Result<f64> {
 
 /// Pairs of the largest batch: superpages, which are cheaper by the pair than 4k ones.
 const BATCH: u64 = 4096;
-/// A defect is there each time; what else the machine does is not.
-const ROUNDS: u64 = 3;
+/// A defect is there each time; what else the machine does is not. So there are more
+/// rounds while the stalls are too long.
+const ROUNDS: RangeInclusive<u64> = 3..=12;
 
 /// Times of calls that are a batch each, in ms and sorted, with nobody running.
 fn batches(world: &World, swapper: &Swapper) -> Result<Vec<f64>> {
@@ -103,9 +105,12 @@ pub fn run(mib: u64) -> Result<String> {
     let bound = 3.0 * slowest + 2.0 * quiet;
     let mut written = 0;
     for (touch, what) in [(false, "that counts"), (true, "that writes to the frames")] {
-        let mut best = f64::INFINITY;
-        let (mut total, mut parts) = (0.0, 0);
-        for _ in 0..ROUNDS {
+        let (mut best, mut share) = (f64::INFINITY, f64::INFINITY);
+        let mut round = 0;
+        // Without a check for preemption it stalls for the whole of every swap.
+        let mut good = false;
+        while round < *ROUNDS.start() || (!good && round < *ROUNDS.end()) {
+            round += 1;
             count(&world, touch);
             thread::sleep(Duration::from_millis(200));
             let run = Run {
@@ -115,11 +120,13 @@ pub fn run(mib: u64) -> Result<String> {
             };
             let start = Instant::now();
             let outcome = world.swap(&swapper, 0, 1, &[run])?;
-            total = start.elapsed().as_secs_f64() * 1e3;
-            parts = swapper.batches();
+            let total = start.elapsed().as_secs_f64() * 1e3;
+            let parts = swapper.batches();
             let (gap, writes) = longest(&world)?;
             written += writes;
             best = ms(gap).min(best);
+            share = (ms(gap) / total).min(share);
+            good = best <= bound && share <= 0.5;
             ensure!(
                 outcome.rc == 0 && outcome.swapped == nr,
                 "swap: {}, {} of {nr}",
@@ -134,13 +141,11 @@ pub fn run(mib: u64) -> Result<String> {
             );
         }
         text += &format!(
-            "; a vCPU {what} stalled {best:.2} ms (bound {bound:.2} ms) of a swap of {total:.0} ms \
-             in {parts} batches"
+            "; a vCPU {what} stalled {best:.2} ms (bound {bound:.2} ms), {:.0} % of the swap, \
+             the least of {round} swaps",
+            share * 100.0
         );
-        ensure!(
-            best <= bound && best <= total / 2.0,
-            "stalled too long: {text}"
-        );
+        ensure!(good, "stalled too long: {text}");
     }
     let sums = world.sums()?;
     let found: u64 = (0..2).map(|i| sums[slot(i, 0) as usize]).sum();
