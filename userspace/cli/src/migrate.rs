@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use vmbeam_wire::message::{
-    FromDaemon, MigrateReport, MigrateRequest, MigrateSeconds, Mode, ToDaemon,
+    FromDaemon, MigrateReport, MigrateRequest, MigrateSeconds, Mode, SwapCounts, ToDaemon,
 };
 
 /// No job yet.
@@ -36,8 +36,8 @@ pub(crate) struct Json<'a> {
     pages_verified: u64,
     stream_bytes: u64,
     wire_bytes: u64,
-    hypercalls: u64,
-    tlb_flushes: u64,
+    #[serde(flatten)]
+    counts: SwapCounts,
     pending: Option<&'a str>,
     seconds: &'a MigrateSeconds,
 }
@@ -59,8 +59,7 @@ impl<'a> From<&'a MigrateReport> for Json<'a> {
             pages_verified: r.pages_verified,
             stream_bytes: r.stream_bytes,
             wire_bytes: r.wire_bytes,
-            hypercalls: r.hypercalls,
-            tlb_flushes: r.tlb_flushes,
+            counts: r.counts,
             pending: r.pending.as_deref(),
             seconds: &r.seconds,
         }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
-use vmbeam_wire::message::{FromDaemon, Seconds, SwapReport, SwapRequest, ToDaemon};
+use vmbeam_wire::message::{FromDaemon, Seconds, SwapCounts, SwapReport, SwapRequest, ToDaemon};
 
 /// The report as JSON: names as people write them.
 #[derive(Serialize)]
@@ -28,8 +28,8 @@ struct Json<'a> {
     mismatch_examples: &'a [u64],
     runs: u64,
     seconds: &'a Seconds,
-    hypercalls: u64,
-    tlb_flushes: u64,
+    #[serde(flatten)]
+    counts: SwapCounts,
     wire_bytes: u64,
 }
 
@@ -66,8 +66,7 @@ impl<'a> From<&'a SwapReport> for Json<'a> {
             mismatch_examples: &r.mismatch_examples,
             runs: r.runs,
             seconds: &r.seconds,
-            hypercalls: r.hypercalls,
-            tlb_flushes: r.tlb_flushes,
+            counts: r.counts,
             wire_bytes: r.wire_bytes,
         }
     }
@@ -103,8 +102,13 @@ fn print(r: &SwapReport, verify: bool) {
     }
     println!("  swap            {:.6} s", r.seconds.commit);
     println!("  whole job       {:.3} s", r.seconds.total);
-    println!("  hypercalls      {}", r.hypercalls);
-    println!("  TLB flushes     {}", r.tlb_flushes);
+    println!("  hypercalls      {}", r.counts.hypercalls);
+    println!("  TLB flushes     {}", r.counts.tlb_flushes);
+    println!("  P2M entries     {} written", r.counts.p2m_writes);
+    println!(
+        "  superpages      {} exchanged whole, {} split, {} put together",
+        r.counts.superpages, r.counts.splits, r.counts.merges
+    );
     println!("  agent traffic   {} bytes", r.wire_bytes);
     if verify {
         println!(

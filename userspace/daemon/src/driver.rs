@@ -5,6 +5,7 @@
 use std::fmt::Debug;
 use std::path::PathBuf;
 use vmbeam_uapi::{AddFailed, Device, Error, Info, Prepared, Run, Session, Status, Step};
+use vmbeam_wire::message::SwapCounts;
 
 /// Something that opens sessions.
 pub trait Driver: Debug + Send + Sync {
@@ -72,5 +73,17 @@ impl DriverSession for Session {
 
     fn rollback(&mut self) -> Result<Step, Error> {
         Session::rollback(self)
+    }
+}
+
+/// The part of a session's status that reports tell.
+pub fn counts(status: &Status) -> SwapCounts {
+    SwapCounts {
+        hypercalls: status.hypercalls,
+        tlb_flushes: status.tlb_flushes,
+        p2m_writes: status.p2m_writes,
+        superpages: status.superpages,
+        splits: status.splits,
+        merges: status.merges,
     }
 }

@@ -6,7 +6,7 @@
 //! procedure that also recovers after a crash ([`crate::recovery`]); everything
 //! behind it is tried until it works.
 
-use crate::driver::{Driver, DriverSession};
+use crate::driver::{counts, Driver, DriverSession};
 use crate::exchange::{
     add, both, commit, prepare, refused, roll_back, Progress, Refusals, Sum, SwapError,
 };
@@ -545,8 +545,7 @@ impl<'a> Job<'a> {
         }
         self.report.pages_swapped = pages;
         if let Ok(counted) = counted {
-            self.report.hypercalls = counted.hypercalls;
-            self.report.tlb_flushes = counted.tlb_flushes;
+            self.report.counts = counts(&counted);
         }
         self.copy(&copies, there)?;
         if self.request.verify {

@@ -2,7 +2,7 @@
 
 //! One swap, from the request to the report.
 
-use crate::driver::{Driver, DriverSession};
+use crate::driver::{counts, Driver, DriverSession};
 use crate::exchange::{
     add, both, commit, pairs, prepare, refused, Progress, Refusals, Sum, SwapError,
 };
@@ -217,8 +217,7 @@ impl Job<'_> {
             runs: joined.runs.len() as u64,
             run_list: Vec::new(),
             seconds: Seconds::default(),
-            hypercalls: driver.hypercalls,
-            tlb_flushes: driver.tlb_flushes,
+            counts: counts(&driver),
             wire_bytes: 0,
         };
         if request.list_runs && request.dry_run {

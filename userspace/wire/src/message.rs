@@ -754,12 +754,27 @@ pub struct SwapReport {
     pub run_list: Vec<SwapRun>,
     /// Times.
     pub seconds: Seconds,
-    /// Hypercalls that the commit took.
-    pub hypercalls: u64,
-    /// TLB flushes that the hypervisor counted for them.
-    pub tlb_flushes: u64,
+    /// What the commit took.
+    pub counts: SwapCounts,
     /// Bytes that went to and came from both agents.
     pub wire_bytes: u64,
+}
+
+/// What a swap took, as the driver and the hypervisor counted it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwapCounts {
+    /// Hypercalls.
+    pub hypercalls: u64,
+    /// TLB flushes, one for each domain and batch.
+    pub tlb_flushes: u64,
+    /// Entries of a P2M that were written.
+    pub p2m_writes: u64,
+    /// Pairs of superpages that were exchanged whole.
+    pub superpages: u64,
+    /// Superpages that became smaller ones.
+    pub splits: u64,
+    /// Superpages that were made of smaller ones again.
+    pub merges: u64,
 }
 
 /// How the memory of a migrating guest gets there.
@@ -852,10 +867,8 @@ pub struct MigrateReport {
     pub stream_bytes: u64,
     /// All bytes that went to and came from both agents.
     pub wire_bytes: u64,
-    /// Hypercalls that the swap took.
-    pub hypercalls: u64,
-    /// TLB flushes that the hypervisor counted for them.
-    pub tlb_flushes: u64,
+    /// What the swap took.
+    pub counts: SwapCounts,
     /// What could not be done after the guest ran, and is being tried again.
     pub pending: Option<String>,
     /// Times.
