@@ -4,6 +4,8 @@
 
 use std::fs::File;
 use std::io;
+use std::io::Read;
+use std::io::Write;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::time::Instant;
@@ -12,12 +14,25 @@ use anyhow::Result;
 
 use crate::meter::wait_for;
 
+const BLOCK: u64 = 1 << 20;
+
 /// Standard input to a TCP connection, once the other side listens; the bytes are counted on standard error.
 pub fn carry(address: &str) -> Result<()> {
     let mut stream = wait_for(|| TcpStream::connect(address).ok());
-    // Not the standard library's handle, which has a buffer.
+    // Not the standard library's handle, which has a buffer, nor its copy, which splices page by
+    // page: the virtual network wants large writes.
     let mut input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let bytes = io::copy(&mut input, &mut stream)?;
+    let mut block = Vec::new();
+    let mut bytes = 0;
+    while Read::by_ref(&mut input)
+        .take(BLOCK)
+        .read_to_end(&mut block)?
+        > 0
+    {
+        stream.write_all(&block)?;
+        bytes += block.len();
+        block.clear();
+    }
     eprintln!("CARRIED {bytes}");
     Ok(())
 }
