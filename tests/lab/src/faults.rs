@@ -41,6 +41,8 @@ const NO_RETURN: &str = "resuming";
 
 /// How often a state may be missed: some last for milliseconds.
 const TRIES: u32 = 4;
+/// Each of them is so much later than the one before, in milliseconds.
+const LATER_MS: u32 = 100;
 
 /// Who dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,29 +115,34 @@ pub fn run(tally: &mut Tally, topology: &Topology, progress: &Progress) {
         ensure!(now == free, "free in A and B: {free:?}, then {now:?}");
         Ok(())
     };
+    let mut case = |name: &str, test: &dyn Fn() -> Result<()>| {
+        let mut failed = false;
+        tally.case(GROUP, name, || test().inspect_err(|_| failed = true));
+        // The next one begins with a guest VM in A, whatever became of this one.
+        if failed {
+            let again = "everything is as it was before that one";
+            tally.case(GROUP, again, || recover(topology));
+        }
+    };
     for (victim, phase) in DEATHS {
         let name = format!("kill -9 of {} while {phase}", victim.name());
-        tally.case(GROUP, &name, || {
+        case(&name, &|| {
             die(topology, victim, phase)?;
             no_leak()
         });
     }
-    tally.case(
-        GROUP,
-        "refused: too little memory at the destination",
-        || {
-            full(topology)?;
-            no_leak()
-        },
-    );
-    tally.case(GROUP, "two at once: the second is refused", || {
+    case("refused: too little memory at the destination", &|| {
+        full(topology)?;
+        no_leak()
+    });
+    case("two at once: the second is refused", &|| {
         two(topology)?;
         no_leak()
     });
-    tally.case(
-        GROUP,
+    // Host VM B is another one afterwards, with other memory free.
+    case(
         "a destination with fewer CPU features: the guest stays",
-        || other_cpu(topology, progress),
+        &|| other_cpu(topology, progress),
     );
     for (victim, phase) in [
         (Victim::HostVm("B"), "saving"),
@@ -210,28 +217,25 @@ fn rank(phase: &str) -> Result<usize> {
 
 /// Migrate from A to B and kill somebody in this state. Gives where the guest runs then.
 fn until(topology: &Topology, victim: Victim, phase: &str) -> Result<&'static str> {
-    for _ in 0..TRIES {
-        let seen = stopped_at(topology, phase)?;
-        if seen == phase {
-            if let Err(e) = kill(topology, victim) {
-                // The next test needs a daemon that runs.
-                resume(topology)?;
-                ended(topology)?;
-                return Err(e);
-            }
+    for number in 0..TRIES {
+        if stopped_at(topology, phase, number * LATER_MS)? == phase && kill(topology, victim)? {
             finish(topology, victim)?;
             return place(topology, victim);
         }
-        // Too late. Let it come to its end, and begin again.
+        // Too late or too early. Let it come to its end, and begin again.
         resume(topology)?;
         ended(topology)?;
         home(topology)?;
     }
-    bail!("the daemon could not be stopped while {phase}, {TRIES} times")
+    bail!(
+        "{} could not be caught while {phase}, {TRIES} times",
+        victim.name()
+    )
 }
 
-/// Start a migration and stop the daemon as soon as it shows this; gives what it shows then.
-fn stopped_at(topology: &Topology, phase: &str) -> Result<String> {
+/// Start a migration and stop the daemon when it has shown this for so many milliseconds;
+/// gives what it shows then.
+fn stopped_at(topology: &Topology, phase: &str, ms: u32) -> Result<String> {
     let pid = product::PID_FILE;
     let text = topology.machine.host.sh(
         &format!(
@@ -239,8 +243,9 @@ fn stopped_at(topology: &Topology, phase: &str) -> Result<String> {
              daemon=$(cat {pid}); \
              until grep -q '{phase}' /run/lab/migrate.out 2>/dev/null; do \
              [ -d /proc/$(cat /run/lab/migrate.pid) ] || break; usleep 1000; done; \
-             kill -STOP $daemon; cat /run/lab/migrate.out",
-            migrate::command("A", "B", "")
+             usleep {}; kill -STOP $daemon; cat /run/lab/migrate.out",
+            migrate::command("A", "B", ""),
+            ms * 1000
         ),
         LIMIT,
     )?;
@@ -252,6 +257,34 @@ fn stopped_at(topology: &Topology, phase: &str) -> Result<String> {
     Ok(last.to_owned())
 }
 
+/// Whatever a test left behind: the daemon and both agents run, no migration goes on, and
+/// the guest is in A.
+fn recover(topology: &Topology) -> Result<()> {
+    let pid = product::PID_FILE;
+    let alive = topology.machine.host.run(
+        &format!("grep -qs '^State:.[^Z]' /proc/$(cat {pid})/status && kill -CONT $(cat {pid})"),
+        SHORT,
+    )?;
+    if alive.code != 0 {
+        product::start_daemon(topology)?;
+    }
+    for vm in topology::HOST_VMS {
+        if topology
+            .machine
+            .vm(vm)
+            .run("pidof vmbeam-agent", SHORT)?
+            .code
+            != 0
+        {
+            product::start_agent(topology, vm)?;
+        }
+    }
+    ended(topology)?;
+    product::wait_for_agents(topology)?;
+    migrate::settled(topology)?;
+    home(topology)
+}
+
 fn resume(topology: &Topology) -> Result<()> {
     topology
         .machine
@@ -260,47 +293,42 @@ fn resume(topology: &Topology) -> Result<()> {
     Ok(())
 }
 
-fn kill(topology: &Topology, victim: Victim) -> Result<()> {
-    // Not by its command line: the shell that looks for it has it in its own.
-    let one_of = |words: &str| {
-        format!(
-            "n=0; for p in $(pidof xl); do \
-             grep -qE '{words}' /proc/$p/cmdline && kill -9 $p && n=1; done; [ $n = 1 ]"
-        )
+/// False if the victim is not there, or not any more.
+fn kill(topology: &Topology, victim: Victim) -> Result<bool> {
+    let machine = &topology.machine;
+    // The daemon may have been stopped before it had them started: then they never come.
+    let when_there = |vm, find: &str| -> Result<bool> {
+        let text = machine.vm(vm).sh(
+            &format!(
+                "n=0; until p=$({find}) && kill -9 $p; do \
+                 [ $((n += 1)) -lt 400 ] || {{ echo MISSING; break; }}; usleep 50000; done"
+            ),
+            SHORT,
+        )?;
+        Ok(!text.contains("MISSING"))
     };
     match victim {
         Victim::Daemon => {
             let pid = product::PID_FILE;
-            topology
-                .machine
-                .host
-                .sh(&format!("kill -9 $(cat {pid})"), SHORT)?;
+            machine.host.sh(&format!("kill -9 $(cat {pid})"), SHORT)?;
         }
         Victim::Agent(vm) => {
-            topology
-                .machine
-                .vm(vm)
-                .sh("killall -9 vmbeam-agent", SHORT)?;
+            machine.vm(vm).sh("killall -9 vmbeam-agent", SHORT)?;
         }
         Victim::Xl(vm) => {
-            let words = if vm == "A" { "save" } else { "restore" };
-            topology.machine.vm(vm).sh(&one_of(words), SHORT)?;
+            let word = if vm == "A" { "save" } else { "restore" };
+            // Not by its command line alone: the shell that looks has the word in its own.
+            let find = format!(
+                "for p in $(pidof xl); do grep -q {word} /proc/$p/cmdline && echo $p; done | grep ."
+            );
+            return when_there(vm, &find);
         }
-        Victim::Helper(vm) => {
-            // It comes a little later than its xl.
-            topology.machine.vm(vm).sh(
-                "until p=$(pidof libxl-save-helper); do usleep 10000; done; kill -9 $p",
-                SHORT,
-            )?;
-        }
+        Victim::Helper(vm) => return when_there(vm, "pidof libxl-save-helper"),
         Victim::HostVm(vm) => {
-            topology
-                .machine
-                .host
-                .sh(&format!("xl destroy {vm}"), SHORT)?;
+            machine.host.sh(&format!("xl destroy {vm}"), SHORT)?;
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Start again what a supervisor would, and wait until nothing is to be done any more.
