@@ -178,9 +178,10 @@ hv-property: harness
 bench-hv: harness
 	@$(in_sysroot) build/target/release/hv-harness bench
 
-## bench: measure what needs no boot; build/report/bench/index.html
+## bench: measure everything, in the lab and without; build/report/bench/index.html
 .PHONY: bench
-bench: harness
+bench: images harness
+	@$(lab) bench
 	@$(in_sysroot) build/target/release/hv-harness bench
 	@$(in_sysroot) build/target/release/bench scale
 	@$(in_sysroot) build/target/release/bench lists

@@ -9,6 +9,7 @@ mod guest;
 mod lists;
 mod memory;
 mod native;
+mod nested;
 mod report;
 mod scale;
 mod sections;

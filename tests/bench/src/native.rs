@@ -18,9 +18,8 @@ use crate::sections::law;
 use crate::sections::points;
 use crate::sections::size;
 use crate::sections::time;
+use crate::sections::Maker;
 use crate::sections::Section;
-
-type Maker = fn(&Results) -> Result<Option<Section>>;
 
 /// All of them.
 pub const ALL: [Maker; 5] = [hypercall, scale, against, lists, memory];

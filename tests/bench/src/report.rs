@@ -114,6 +114,7 @@ pub fn run() -> Result<()> {
     let mut parts = Vec::new();
     let mut missing = Vec::new();
     let all = [
+        ("lab", Part::read("lab")?),
         ("hypercall", hypercall()?),
         ("lists", Part::read("lists")?),
         ("scale", Part::read("scale")?),

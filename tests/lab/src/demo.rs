@@ -239,7 +239,8 @@ fn swap(topology: &Topology) -> Result<SwapResult> {
     serde_json::from_str(&text).with_context(|| format!("vmbeam swap printed: {text}"))
 }
 
-fn network(topology: &Topology, bytes: u64) -> Result<f64> {
+/// Seconds that so many bytes take over the virtual network, from A to B.
+pub fn network(topology: &Topology, bytes: u64) -> Result<f64> {
     let (a, b) = (&topology.machine.a, &topology.machine.b);
     // The receiver says when it listens; only then does the sender start.
     b.sh(

@@ -2,6 +2,7 @@
 
 //! VMBeam's lab: the whole nested topology on one machine, and what runs in it.
 
+mod bench;
 mod channel;
 mod check;
 mod coverage;
@@ -52,6 +53,8 @@ enum Lab {
     Demo,
     /// Replace the guest hypervisor under three running guest VMs.
     Rejuvenate,
+    /// Measure swaps, the virtual network and migrations for the report.
+    Bench(bench::Times),
     /// Run every test.
     Check {
         /// The long forms of those that have one.
@@ -131,6 +134,7 @@ fn run() -> Result<bool> {
             Ok(verdict.is_ok())
         }
         Lab::Rejuvenate => rejuvenate::demo(&progress),
+        Lab::Bench(times) => bench::run(times, &progress),
         Lab::Check { long, groups } => check::run(&groups, long, sizes, &progress),
         Lab::Load { module, old_kernel } => {
             let mut tally = tally::Tally::default();

@@ -46,7 +46,27 @@ pub struct Migration {
     stream_bytes: u64,
     /// Everything that went through the agents' ports.
     pub wire_bytes: u64,
+    /// What the hypervisor counted.
+    #[serde(flatten)]
+    pub counts: Counts,
     seconds: BTreeMap<String, f64>,
+}
+
+/// What a swap took, as the hypervisor counted it.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub struct Counts {
+    /// Hypercalls.
+    pub hypercalls: u64,
+    /// TLB flushes, domains by batches.
+    pub tlb_flushes: u64,
+    /// Entries of a P2M that were written.
+    pub p2m_writes: u64,
+    /// Pairs of superpages that were exchanged whole.
+    pub superpages: u64,
+    /// Superpages that were split.
+    pub splits: u64,
+    /// Superpages that were put together again.
+    pub merges: u64,
 }
 
 impl Migration {

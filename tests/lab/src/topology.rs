@@ -346,7 +346,7 @@ impl Topology {
         vm.sh(
             &format!(
                 "cat >/etc/xen/{GUEST}.cfg <<'EOF'\n{}\nEOF\nxl create {options} /etc/xen/{GUEST}.cfg",
-                self.guest_config()
+                guest_config(self.sizes.guest_mib, "")
             ),
             START_GUEST,
         )?;
@@ -355,21 +355,22 @@ impl Topology {
             &paths::logs().join(format!("guest-{name}.log")),
         )
     }
+}
 
-    fn guest_config(&self) -> String {
-        let mib = self.sizes.guest_mib;
-        format!(
-            "name=\"{GUEST}\"\n\
-             type=\"pv\"\n\
-             memory={mib}\n\
-             vcpus=1\n\
-             kernel=\"/boot/vmlinux\"\n\
-             ramdisk=\"/boot/guest.cpio\"\n\
-             cmdline=\"console=hvc0 quiet mitigations=off clocksource=xen tsc=nowatchdog \
-             vmbeam.seed={SEED}\"\n\
-             on_crash=\"preserve\""
-        )
-    }
+/// Configuration of a guest VM of this size, for `xl`, with these words more on its
+/// kernel's command line.
+pub fn guest_config(mib: u32, words: &str) -> String {
+    format!(
+        "name=\"{GUEST}\"\n\
+         type=\"pv\"\n\
+         memory={mib}\n\
+         vcpus=1\n\
+         kernel=\"/boot/vmlinux\"\n\
+         ramdisk=\"/boot/guest.cpio\"\n\
+         cmdline=\"console=hvc0 quiet mitigations=off clocksource=xen tsc=nowatchdog \
+         vmbeam.seed={SEED} {words}\"\n\
+         on_crash=\"preserve\""
+    )
 }
 
 /// Wait for a line of the guest VM that says that its memory is as it wrote it, and

@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Charts of what was measured in the whole nested topology.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+
+use crate::chart;
+use crate::chart::short;
+use crate::chart::Labels;
+use crate::chart::Series;
+use crate::report::Results;
+use crate::sections::by;
+use crate::sections::fits;
+use crate::sections::fitted;
+use crate::sections::law;
+use crate::sections::size;
+use crate::sections::time;
+use crate::sections::Maker;
+use crate::sections::Section;
+use crate::stats::Spread;
+
+/// All of them.
+pub const ALL: [Maker; 6] = [swap, network, still, total, bytes, cpu];
+
+const COMMIT: &str = "commit";
+const WHOLE: &str = "all of vmbeam swap";
+
+fn swap(results: &Results) -> Result<Option<Section>> {
+    let series = [COMMIT, WHOLE].map(|name| fitted(results, "swap.time", name));
+    let Some((mib, commit)) = series[0].points.last().copied() else {
+        return Ok(None);
+    };
+    let count = |what| short(&results.median("swap.count", what, mib).unwrap_or_default());
+    let laws: Vec<String> = series
+        .iter()
+        .filter_map(|s| Some(format!("{}: {}", s.name, law(s.fit?))))
+        .collect();
+    let sentence = format!(
+        "The memory of a guest VM of {} changes places in {} (the commit, median of {}): {} pages in {} \
+         runs, with {} hypercalls, {} TLB flushes, {} P2M entries written, {} pairs of superpages \
+         exchanged whole, {} split and {} put together. {}.",
+        size(mib),
+        time(commit.median),
+        commit.n,
+        count("pages"),
+        count("runs"),
+        count("hypercalls"),
+        count("TLB flushes"),
+        count("P2M writes"),
+        count("superpages exchanged"),
+        count("splits"),
+        count("merges"),
+        laws.join("; ")
+    );
+    let labels = Labels {
+        title: "Swap of a whole guest VM, in the lab",
+        x: "memory of the guest VM, MiB",
+        y: "s",
+    };
+    Ok(Some(Section {
+        id: "swap",
+        title: "The published experiment: swapping a guest VM's memory",
+        sentence,
+        svg: chart::lines(labels, &series)?,
+        method: "Guest VMs that were created and never ran, in both host VMs; vmbeam swap without \
+                 --verify, there and back in turns.",
+        fits: fits(&series),
+    }))
+}
+
+/// The same bytes over the virtual network.
+fn network(results: &Results) -> Result<Option<Section>> {
+    let [commit, whole] = [COMMIT, WHOLE].map(|name| Series {
+        fit: None,
+        ..fitted(results, "swap.time", name)
+    });
+    let rate = results.series("network.rate", "raw TCP");
+    let (Some(rate), Some((mib, _))) = (rate.first().map(|g| g.spread), commit.points.last())
+    else {
+        return Ok(None);
+    };
+    let mib = *mib;
+    let sent = Series {
+        name: "raw TCP over the virtual network, by its rate".into(),
+        points: commit
+            .points
+            .iter()
+            .map(|(mib, _)| {
+                let at = |rate: f64| mib * f64::from(1 << 20) / rate;
+                let spread = Spread {
+                    n: rate.n,
+                    median: at(rate.median),
+                    least: at(rate.most),
+                    most: at(rate.least),
+                    quartiles: at(rate.median) * rate.quartiles / rate.median,
+                };
+                (*mib, spread)
+            })
+            .collect(),
+        fit: None,
+    };
+    let last = |s: &Series| s.points.last().map_or(f64::NAN, |p| p.1.median);
+    let sentence = format!(
+        "The virtual network between the two management VMs carries {} MiB/s here (median of {} \
+         transfers), so {} would take {}; {} times the commit, {} times all of vmbeam swap. An emulator \
+         slows the network down far more than the swap: do not expect these ratios of hardware.",
+        short(&(rate.median / f64::from(1 << 20))),
+        rate.n,
+        size(mib),
+        time(last(&sent)),
+        short(&(last(&sent) / last(&commit))),
+        short(&(last(&sent) / last(&whole))),
+    );
+    let labels = Labels {
+        title: "Swapping against sending, in the lab",
+        x: "memory of the guest VM, MiB",
+        y: "s",
+    };
+    Ok(Some(Section {
+        id: "network",
+        title: "Against the virtual network",
+        sentence,
+        svg: chart::lines(labels, &[sent, whole, commit])?,
+        method: "A fixed number of bytes is sent over one TCP connection; the time for a guest VM's memory \
+                 is its size divided by that rate.",
+        fits: BTreeMap::new(),
+    }))
+}
+
+/// Bars of these, each with the name of its series; and what they say.
+fn bars(results: &Results, what: &[(&str, &str)], factor: f64) -> Vec<(String, Spread)> {
+    let mut values = Vec::new();
+    for (what, prefix) in what {
+        for name in results.names(what) {
+            for group in results.series(what, name) {
+                values.push((format!("{prefix}{name}"), by(group.spread, factor)));
+            }
+        }
+    }
+    values
+}
+
+fn words(values: &[(String, Spread)], text: impl Fn(f64) -> String) -> String {
+    let all: Vec<String> = values
+        .iter()
+        .map(|(name, s)| format!("{name}: {} (n={})", text(s.median), s.n))
+        .collect();
+    format!("Medians: {}.", all.join("; "))
+}
+
+fn section(
+    values: &[(String, Spread)],
+    labels: Labels<'_>,
+    text: impl Fn(f64) -> String,
+) -> Result<Option<Section>> {
+    if values.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Section {
+        id: "",
+        title: "",
+        sentence: words(values, text),
+        svg: chart::bars(labels, values)?,
+        method: "",
+        fits: BTreeMap::new(),
+    }))
+}
+
+fn still(results: &Results) -> Result<Option<Section>> {
+    let what = [
+        ("migrate.down", "stands still: "),
+        ("migrate.gap", "gap that it sees: "),
+        ("migrate.silence", "silence of its connection: "),
+    ];
+    let labels = Labels {
+        title: "How long a migrating guest VM of 256 MiB is away, in the lab",
+        x: "s",
+        y: "",
+    };
+    let section = section(&bars(results, &what, 1.0), labels, time)?;
+    Ok(section.map(|s| Section {
+        id: "still",
+        title: "Migration: how long the guest VM is away",
+        method: "From the request to suspend to the resumption, by the tools; the longest gap between two \
+                 beats of the guest VM's heart, by its wall clock; and the longest silence of its TCP \
+                 connection, by the peer in the host's management VM. Debian builds its guest hypervisors \
+                 without the log-dirty mode that xl migrate needs for PV guest VMs; xl save into the network \
+                 and xl restore from it is what is left of the toolstack's own.",
+        ..s
+    }))
+}
+
+fn total(results: &Results) -> Result<Option<Section>> {
+    let labels = Labels {
+        title: "The whole migration of 256 MiB, in the lab",
+        x: "s",
+        y: "",
+    };
+    let section = section(&bars(results, &[("migrate.total", "")], 1.0), labels, time)?;
+    Ok(section.map(|s| Section {
+        id: "total",
+        title: "Migration: all of it",
+        ..s
+    }))
+}
+
+fn bytes(results: &Results) -> Result<Option<Section>> {
+    let labels = Labels {
+        title: "Bytes that a migration of 256 MiB sends",
+        x: "MiB",
+        y: "",
+    };
+    let values = bars(results, &[("migrate.bytes", "")], 1.0 / f64::from(1 << 20));
+    let section = section(&values, labels, size)?;
+    Ok(section.map(|s| Section {
+        id: "bytes",
+        title: "Migration: what is sent",
+        method: "Everything through the agents' ports, or everything that xl save wrote.",
+        ..s
+    }))
+}
+
+fn cpu(results: &Results) -> Result<Option<Section>> {
+    let what = [
+        ("migrate.cpu.host", "host: "),
+        ("migrate.cpu.source", "source: "),
+        ("migrate.cpu.destination", "destination: "),
+    ];
+    let labels = Labels {
+        title: "CPU time of the management VMs for a migration, in the lab",
+        x: "s",
+        y: "",
+    };
+    let section = section(&bars(results, &what, 1.0), labels, time)?;
+    Ok(section.map(|s| Section {
+        id: "cpu",
+        title: "Migration: CPU time of the management VMs",
+        method: "User, system and interrupts, as each kernel counts them; the host's has the device models \
+                 of both host VMs in it.",
+        ..s
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmbeam_bench::Part;
+
+    fn everything() -> Results {
+        let mut part = Part::new("lab");
+        for mib in [256.0, 512.0, 1024.0] {
+            part.add("swap.time", COMMIT, mib, mib / 1024.0, "s");
+            part.add("swap.time", WHOLE, mib, mib / 128.0, "s");
+            part.add("swap.count", "splits", mib, 3.0, "");
+        }
+        let rate = 4.0 * f64::from(1 << 20);
+        part.add("network.rate", "raw TCP", 16.0, rate, "bytes/s");
+        for what in ["down", "gap", "silence", "total", "cpu.host"] {
+            for value in [2.0, 4.0] {
+                part.add(&format!("migrate.{what}"), "ours", 256.0, value, "s");
+            }
+        }
+        let mib = f64::from(1 << 20);
+        part.add("migrate.bytes", "ours", 256.0, 7.0 * mib, "bytes");
+        Results::new(&[part])
+    }
+
+    #[test]
+    fn all_are_drawn() {
+        let drawn = |results: &Results| -> Vec<Section> {
+            ALL.iter()
+                .filter_map(|make| make(results).unwrap())
+                .collect()
+        };
+        let all = drawn(&everything());
+        assert_eq!(all.len(), ALL.len());
+        assert!(drawn(&Results::default()).is_empty());
+        for (id, wanted) in [
+            ("swap", "1 GiB changes places in 1 s"),
+            ("swap", "3 split"),
+            // 1024 MiB at 4 MiB/s: 256 s, against 1 s and 8 s.
+            ("network", "256 s; 256 times the commit, 32 times all"),
+            ("still", "stands still: ours: 3 s (n=2)"),
+            ("total", "ours: 3 s"),
+            ("bytes", "ours: 7 MiB (n=1)"),
+            ("cpu", "host: ours: 3 s"),
+        ] {
+            let section = all.iter().find(|s| s.id == id).unwrap();
+            assert!(section.sentence.contains(wanted), "{section:?}");
+        }
+    }
+}
