@@ -9,6 +9,7 @@ use vmbeam_agent::toolstack::Outgoing;
 use vmbeam_agent::HvError;
 use vmbeam_agent::Hypervisor;
 use vmbeam_wire::message::AgentErrorCode;
+use vmbeam_wire::message::Facts;
 use vmbeam_wire::message::Guest;
 use vmbeam_wire::message::Toolstack;
 use vmbeam_xen::Frames;
@@ -131,7 +132,7 @@ impl Hypervisor for &Hv {
         unsupported()
     }
 
-    fn facts(&self) -> Result<(Option<String>, u64), HvError> {
+    fn facts(&self) -> Result<Facts, HvError> {
         unsupported()
     }
 

@@ -4,7 +4,12 @@
 
 use crate::toolstack::{self, xl, Incoming, Outgoing, Restore, Save};
 use std::time::{Duration, Instant};
-use vmbeam_wire::message::{AgentErrorCode, Guest, GuestKind, GuestState, Toolstack, MAX_NAME};
+use tracing::debug;
+use vmbeam_wire::message::{
+    AgentErrorCode, Facts, Guest, GuestKind, GuestState, Toolstack, MAX_NAME,
+};
+use vmbeam_wire::CpuFeatures;
+use vmbeam_xen::sys::CPUID_NO_SUBLEAF;
 use vmbeam_xen::{DomainInfo, Page, PageRun, Xen};
 
 /// Why the hypervisor did not do something.
@@ -61,8 +66,8 @@ pub trait Hypervisor {
         gfns: &[u64],
         fill: &mut dyn FnMut(usize, &mut Page),
     ) -> Result<(), HvError>;
-    /// Why guests cannot be moved, if so, and memory for new ones in MiB.
-    fn facts(&self) -> Result<(Option<String>, u64), HvError>;
+    /// What can be moved to or from here.
+    fn facts(&self) -> Result<Facts, HvError>;
     /// Begin to save a guest, without the contents of ordinary pages if
     /// `external`. It stays, paused.
     fn save(&self, guest: u32, external: bool) -> Result<Box<dyn Outgoing>, HvError>;
@@ -102,7 +107,22 @@ fn guest(xen: &Xen, info: &DomainInfo) -> Guest {
         } else {
             GuestKind::Pv
         },
+        // One that is going away has none any more.
+        cpu: features(xen, Some(info.domid))
+            .inspect_err(|e| debug!(domid = info.domid, "no CPU features: {e}"))
+            .ok(),
     }
+}
+
+/// CPU features of a guest, or those that a PV guest can have.
+fn features(xen: &Xen, domid: Option<u32>) -> Result<CpuFeatures, vmbeam_xen::Error> {
+    let leaves = xen.cpuid(domid)?;
+    Ok(CpuFeatures::new(|leaf, subleaf| {
+        let found = leaves
+            .iter()
+            .find(|l| l.leaf == leaf && (l.subleaf == subleaf || l.subleaf == CPUID_NO_SUBLEAF))?;
+        Some([found.a, found.b, found.c, found.d])
+    }))
 }
 
 /// A guest by its number. The management VM is not a guest.
@@ -187,8 +207,12 @@ impl Hypervisor for Xen {
         })?)
     }
 
-    fn facts(&self) -> Result<(Option<String>, u64), HvError> {
-        toolstack::facts()
+    fn facts(&self) -> Result<Facts, HvError> {
+        Ok(Facts {
+            problem: toolstack::problem(),
+            free_mib: toolstack::free_mib()?,
+            cpu: features(self, None)?,
+        })
     }
 
     fn save(&self, domid: u32, external: bool) -> Result<Box<dyn Outgoing>, HvError> {

@@ -302,14 +302,12 @@ pub fn problem() -> Option<String> {
     })
 }
 
-/// The same, and how much memory a new guest may have, in MiB.
-pub fn facts() -> Result<(Option<String>, u64), HvError> {
+/// How much memory a new guest may have, in MiB.
+pub fn free_mib() -> Result<u64, HvError> {
     let free = xl(&["info", "free_memory"])?;
-    let free = free
-        .trim()
+    free.trim()
         .parse()
-        .map_err(|_| failed(format!("`xl info free_memory` printed {free:?}")))?;
-    Ok((problem(), free))
+        .map_err(|_| failed(format!("`xl info free_memory` printed {free:?}")))
 }
 
 #[cfg(test)]

@@ -50,8 +50,7 @@ impl Transfer {
     ) -> Result<FromAgent, HvError> {
         match request {
             ToAgent::Facts => {
-                let (problem, free_mib) = hypervisor.facts()?;
-                return Ok(FromAgent::Facts { problem, free_mib });
+                return Ok(FromAgent::Facts(hypervisor.facts()?));
             }
             ToAgent::Send { guest, external } => {
                 self.must_be_idle()?;

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmbeam_wire::message::{
-    AgentErrorCode, AgentVersions, Digest, FromAgent, Guest, ToAgent, Toolstack, MAX_DIGEST_PAGES,
-    MAX_PART, PAGE,
+    AgentErrorCode, AgentVersions, Digest, Facts, FromAgent, Guest, ToAgent, Toolstack,
+    MAX_DIGEST_PAGES, MAX_PART, PAGE,
 };
 use vmbeam_wire::{encode, Decoder, FrameError, FrameList, FrameListBuilder, ListError, PfnRun};
 
@@ -343,10 +343,10 @@ impl Link {
         result
     }
 
-    /// Why no guest can move to or from there, if so, and MiB for new guests.
-    pub fn facts(&mut self) -> Result<(Option<String>, u64), LinkError> {
+    /// What can move to or from there.
+    pub fn facts(&mut self) -> Result<Facts, LinkError> {
         match self.ask(&ToAgent::Facts, |a| Err(unexpected(&a)))? {
-            FromAgent::Facts { problem, free_mib } => Ok((problem, free_mib)),
+            FromAgent::Facts(facts) => Ok(facts),
             other => Err(unexpected(&other)),
         }
     }

@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 use vmbeam_uapi::NOT_ATTEMPTED;
 use vmbeam_wire::message::{
-    no_room, Digest, Failure, Guest, GuestKind, GuestState, MigrateReport, MigrateRequest, Mode,
-    Phase, PlanReport, PlannedGuest, SwapRun, MAX_PAGES_PER_CHUNK, MAX_PART,
+    no_room, Digest, Facts, Failure, Guest, GuestKind, GuestState, MigrateReport, MigrateRequest,
+    Mode, Phase, PlanReport, PlannedGuest, SwapRun, MAX_PAGES_PER_CHUNK, MAX_PART,
 };
 use vmbeam_wire::PfnRun;
 use vmbeam_xen::stream::{Contents, Scanner};
@@ -126,7 +126,7 @@ fn count(runs: &[PfnRun]) -> u64 {
 }
 
 /// Why a guest cannot migrate whatever the destination has room for.
-fn blockers_of(to: &str, guest: &Guest, there: &[Guest]) -> Vec<String> {
+fn blockers_of(to: &str, guest: &Guest, (guests, facts): &(Vec<Guest>, Facts)) -> Vec<String> {
     let name = &guest.name;
     let mut blockers = Vec::new();
     if guest.kind != GuestKind::Pv {
@@ -139,12 +139,34 @@ fn blockers_of(to: &str, guest: &Guest, there: &[Guest]) -> Vec<String> {
             "guest {name} does not run, and only a guest that runs can suspend itself; unpause it, or shut it down"
         ));
     }
-    if there.iter().any(|g| g.name == *name) {
+    if guests.iter().any(|g| g.name == *name) {
         blockers.push(format!(
             "host VM {to} has a guest named {name} already; rename or shut down one of them"
         ));
     }
+    if guest.kind == GuestKind::Pv {
+        blockers.extend(other_cpu(to, guest, facts));
+    }
     blockers
+}
+
+/// Why a guest would find another processor there than it has booted on.
+fn other_cpu(to: &str, guest: &Guest, there: &Facts) -> Option<String> {
+    let name = &guest.name;
+    let Some(cpu) = guest.cpu else {
+        return Some(format!(
+            "the guest hypervisor does not tell which CPU features guest {name} has; look into the log of the agent"
+        ));
+    };
+    let missing = cpu.missing_in(&there.cpu);
+    let first = missing.first()?;
+    let more = match missing.len() - 1 {
+        0 => String::new(),
+        n => format!(" and {n} more"),
+    };
+    Some(format!(
+        "host VM {to} lacks CPU features that guest {name} may use: {first}{more}; give both host VMs the same `cpuid`"
+    ))
 }
 
 /// Why guests of two host VMs cannot migrate whatever they are.
@@ -152,12 +174,9 @@ fn blockers_of_pair(mode: Mode, from: (&str, &Facts), to: (&str, &Facts)) -> Vec
     [from, to]
         .into_iter()
         .filter(|_| mode == Mode::Swap)
-        .filter_map(|(vm, facts)| Some(format!("host VM {vm}: {}", facts.0.as_ref()?)))
+        .filter_map(|(vm, facts)| Some(format!("host VM {vm}: {}", facts.problem.as_ref()?)))
         .collect()
 }
-
-/// Why no guest can move to or from a host VM, if so, and its free memory in MiB.
-type Facts = (Option<String>, u64);
 
 /// Both agents, in the order of the names: of two opposite migrations, one gets
 /// both.
@@ -230,10 +249,10 @@ pub(crate) fn plan(
     let (here, there) = (&here, &there);
     let pair = blockers_of_pair(mode, (from.name(), &here.1), (to.name(), &there.1));
     report.blockers.extend(pair);
-    report.free_mib = there.1 .1;
+    report.free_mib = there.1.free_mib;
     report.needed_mib = here.0.iter().map(|g| mib(g.pages)).sum();
     let planned = |guest: &Guest| PlannedGuest {
-        blockers: blockers_of(to.name(), guest, &there.0),
+        blockers: blockers_of(to.name(), guest, there),
         guest: guest.clone(),
     };
     report.guests = here.0.iter().map(planned).collect();
@@ -260,11 +279,16 @@ impl<'a> Job<'a> {
                 request.from.host_vm
             )));
         };
-        let mut blockers = blockers_of(&request.to, &guest, &there.0);
+        let mut blockers = blockers_of(&request.to, &guest, &there);
         let facts = ((from.name(), &here.1), (to.name(), &there.1));
         blockers.extend(blockers_of_pair(request.mode, facts.0, facts.1));
         let needs = format!("guest {name} needs");
-        blockers.extend(no_room(&request.to, &needs, mib(guest.pages), there.1 .1));
+        blockers.extend(no_room(
+            &request.to,
+            &needs,
+            mib(guest.pages),
+            there.1.free_mib,
+        ));
         if !request.dry_run && !blockers.is_empty() {
             return Err(refused(blockers.join("; ")));
         }
@@ -851,6 +875,7 @@ fn sample(pfns: &[u64], most: usize) -> Vec<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vmbeam_wire::CpuFeatures;
 
     fn guest(name: &str) -> Guest {
         Guest {
@@ -859,6 +884,7 @@ mod tests {
             state: GuestState::Running,
             pages: 257,
             kind: GuestKind::Pv,
+            cpu: Some(CpuFeatures::default()),
         }
     }
 
@@ -875,11 +901,12 @@ mod tests {
     #[test]
     fn every_blocker_is_named() {
         let good = guest("guest");
-        assert!(blockers_of("B", &good, &[guest("other")]).is_empty());
+        let there = |name| (vec![guest(name)], Facts::default());
+        assert!(blockers_of("B", &good, &there("other")).is_empty());
         let mut bad = good.clone();
         bad.kind = GuestKind::Hvm;
         bad.state = GuestState::Paused;
-        let all = blockers_of("B", &bad, &[guest("guest")]);
+        let all = blockers_of("B", &bad, &there("guest"));
         assert_eq!(all.len(), 3);
         for (blocker, words) in
             all.iter()
@@ -887,7 +914,27 @@ mod tests {
         {
             assert!(blocker.contains(words), "{blocker}");
         }
-        let (fine, old) = ((None, 2), (Some("old tools".to_owned()), 2));
+        let mut strange = good.clone();
+        strange.cpu = None;
+        let mut newer = good.clone();
+        newer.cpu = Some(CpuFeatures::new(|leaf, _| {
+            (leaf == 7).then_some([0, 0x21, 0, 0])
+        }));
+        for (guest, words) in [
+            (strange, "does not tell which CPU features guest guest has"),
+            (
+                newer,
+                "host VM B lacks CPU features that guest guest may use: CPUID 0x7:0 ebx bit 0 and",
+            ),
+        ] {
+            let all = blockers_of("B", &guest, &there("other"));
+            assert!(all.len() == 1 && all[0].contains(words), "{all:?}");
+        }
+        let fine = Facts::default();
+        let old = Facts {
+            problem: Some("old tools".into()),
+            ..Facts::default()
+        };
         let pair = |mode| blockers_of_pair(mode, ("A", &fine), ("B", &old));
         assert_eq!(pair(Mode::Swap), ["host VM B: old tools"]);
         // A copy needs nothing of the toolstack.

@@ -53,6 +53,7 @@ fn guests() -> FromAgent {
         state: GuestState::Running,
         pages: 100,
         kind: GuestKind::Pv,
+        cpu: None,
     }])
 }
 

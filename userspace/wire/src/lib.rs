@@ -11,10 +11,12 @@
 //! buffered, counts before anything is summed, and a frame list is only handed
 //! out once it is known to be free of overlaps.
 
+pub mod cpu;
 pub mod frame;
 pub mod list;
 pub mod message;
 
+pub use cpu::CpuFeatures;
 pub use frame::{encode, Decoder, Frame, FrameError, MAX_PAYLOAD, VERSION};
 pub use list::{Excluded, FrameList, FrameListBuilder, FrameRun, ListError, PfnRun, Reason};
 pub use message::Message;

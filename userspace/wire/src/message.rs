@@ -6,6 +6,7 @@
 //! and session numbers of its question; the last answer to a question is the
 //! one that [`FromAgent::is_last`] or [`FromDaemon::is_last`] says.
 
+use crate::cpu::CpuFeatures;
 use crate::list::{Excluded, FrameRun, PfnRun, MAX_PAGES};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -254,6 +255,19 @@ pub struct Guest {
     pub pages: u64,
     /// What sort of guest it is.
     pub kind: GuestKind,
+    /// What CPUID has told it, if that is known.
+    pub cpu: Option<CpuFeatures>,
+}
+
+/// What can move to or from a host VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// Why no guest can, if so.
+    pub problem: Option<String>,
+    /// Memory that new guests can have, in MiB.
+    pub free_mib: u64,
+    /// CPU features that a PV guest can have there.
+    pub cpu: CpuFeatures,
 }
 
 /// Why an agent cannot do what it was asked for.
@@ -336,12 +350,7 @@ pub enum FromAgent {
     /// session are 0.
     Started,
     /// Answer to [`ToAgent::Facts`].
-    Facts {
-        /// Why no guest can move to or from here, if so.
-        problem: Option<String>,
-        /// Memory that new guests can have, in MiB.
-        free_mib: u64,
-    },
+    Facts(Facts),
     /// A part of a guest that is being saved.
     Part {
         /// It; nothing if it was not there in time.
@@ -384,7 +393,7 @@ impl FromAgent {
             Self::Done => "Done",
             Self::Error { .. } => "Error",
             Self::Started => "Started",
-            Self::Facts { .. } => "Facts",
+            Self::Facts(_) => "Facts",
             Self::Part { .. } => "Part",
             Self::Taken { .. } => "Taken",
             Self::Restored { .. } => "Restored",
@@ -433,10 +442,10 @@ impl Message for FromAgent {
                 digests.len()
             )),
             Self::Error { message, .. } => short("an error", message, MAX_TEXT),
-            Self::Facts {
-                problem: Some(problem),
-                ..
-            } => short("a problem", problem, MAX_TEXT),
+            Self::Facts(facts) => {
+                let problem = facts.problem.as_deref().unwrap_or_default();
+                short("a problem", problem, MAX_TEXT)
+            }
             Self::Part { data, .. } => part(data),
             Self::Pages { data } => whole_pages(data).map(drop),
             _ => Ok(()),
@@ -1039,9 +1048,11 @@ mod tests {
         };
         assert!(pass(&name(MAX_NAME)).is_ok());
         assert!(pass(&name(MAX_NAME + 1)).is_err());
-        let facts = |text: &str| FromAgent::Facts {
-            problem: Some(text.into()),
-            free_mib: 1,
+        let facts = |text: &str| {
+            FromAgent::Facts(Facts {
+                problem: Some(text.into()),
+                ..Facts::default()
+            })
         };
         assert!(pass(&facts("old")).is_ok());
         assert!(pass(&facts("\x1b[2J")).is_err());

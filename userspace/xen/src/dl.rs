@@ -75,6 +75,12 @@ functions!(Ctrl {
 
 functions!(Guest {
     xc_map_m2p: fn(*mut c_void, c_ulong, c_int, *mut c_ulong) -> *mut u64,
+    xc_cpu_policy_init: fn() -> *mut c_void,
+    xc_cpu_policy_destroy: fn(*mut c_void) -> (),
+    xc_cpu_policy_get_system: fn(*mut c_void, c_uint, *mut c_void) -> c_int,
+    xc_cpu_policy_get_domain: fn(*mut c_void, u32, *mut c_void) -> c_int,
+    xc_cpu_policy_get_size: fn(*mut c_void, *mut u32, *mut u32) -> c_int,
+    xc_cpu_policy_serialise: fn(*mut c_void, *const c_void, *mut sys::CpuidLeaf, *mut u32, *mut c_void, *mut u32) -> c_int,
 });
 
 functions!(ForeignMemory {
@@ -367,6 +373,53 @@ impl Xen {
         }
     }
 
+    /// What CPUID tells a guest or, without one, what it can tell PV guests here.
+    pub fn cpuid(&self, domid: Option<u32>) -> Result<Vec<sys::CpuidLeaf>, Error> {
+        let xch = self.xch.as_ptr();
+        let (mut leaves_nr, mut msrs_nr) = (0, 0);
+        // SAFETY: the library writes both numbers.
+        let rc = unsafe { (self.guest.xc_cpu_policy_get_size)(xch, &mut leaves_nr, &mut msrs_nr) };
+        if rc != 0 {
+            return Err(Error::last("xc_cpu_policy_get_size"));
+        }
+        let policy = Policy::new(self)?;
+        let to = policy.policy.as_ptr();
+        let (call, rc) = match domid {
+            Some(domid) => {
+                // SAFETY: both handles are open; the library writes the policy.
+                let rc = unsafe { (self.guest.xc_cpu_policy_get_domain)(xch, domid, to) };
+                ("xc_cpu_policy_get_domain", rc)
+            }
+            None => {
+                let which = sys::CPU_POLICY_PV_MAX;
+                // SAFETY: as above.
+                let rc = unsafe { (self.guest.xc_cpu_policy_get_system)(xch, which, to) };
+                ("xc_cpu_policy_get_system", rc)
+            }
+        };
+        if rc != 0 {
+            return Err(Error::last(call));
+        }
+        let mut leaves = vec![sys::CpuidLeaf::default(); leaves_nr as usize];
+        // SAFETY: room for as many leaves as the number says, which becomes that of those
+        // written; without room for MSRs none are written.
+        let rc = unsafe {
+            (self.guest.xc_cpu_policy_serialise)(
+                xch,
+                to,
+                leaves.as_mut_ptr(),
+                &mut leaves_nr,
+                std::ptr::null_mut(),
+                &mut msrs_nr,
+            )
+        };
+        if rc != 0 {
+            return Err(Error::last("xc_cpu_policy_serialise"));
+        }
+        leaves.truncate(leaves_nr as usize);
+        Ok(leaves)
+    }
+
     /// The value of a xenstore node, if there is one.
     pub fn store_read(&self, path: &str) -> Option<String> {
         let path = CString::new(path).ok()?;
@@ -595,6 +648,28 @@ impl Drop for Xen {
             (self.foreign.xenforeignmemory_close)(self.fmem.as_ptr());
             (self.ctrl.xc_interface_close)(self.xch.as_ptr());
         }
+    }
+}
+
+/// Room for the library's idea of a CPU.
+struct Policy<'a> {
+    xen: &'a Xen,
+    policy: NonNull<c_void>,
+}
+
+impl<'a> Policy<'a> {
+    fn new(xen: &'a Xen) -> Result<Self, Error> {
+        // SAFETY: no demands; null if there is no memory.
+        let policy = NonNull::new(unsafe { (xen.guest.xc_cpu_policy_init)() });
+        let policy = policy.ok_or_else(|| Error::last("xc_cpu_policy_init"))?;
+        Ok(Self { xen, policy })
+    }
+}
+
+impl Drop for Policy<'_> {
+    fn drop(&mut self) {
+        // SAFETY: made by xc_cpu_policy_init(), not used afterwards.
+        unsafe { (self.xen.guest.xc_cpu_policy_destroy)(self.policy.as_ptr()) };
     }
 }
 

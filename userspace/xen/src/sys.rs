@@ -72,6 +72,28 @@ pub const START_INFO_SHARED_INFO: usize = 40;
 /// Start of `start_info_t.magic`.
 pub const START_INFO_MAGIC: &[u8] = b"xen-3.0-x86";
 
+/// `xen_cpuid_leaf_t`
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(
+    missing_docs,
+    reason = "the names are those of the C structure, which documents them"
+)]
+pub struct CpuidLeaf {
+    pub leaf: u32,
+    /// [`CPUID_NO_SUBLEAF`] if the leaf has none.
+    pub subleaf: u32,
+    pub a: u32,
+    pub b: u32,
+    pub c: u32,
+    pub d: u32,
+}
+
+/// `XEN_CPUID_NO_SUBLEAF`
+pub const CPUID_NO_SUBLEAF: u32 = u32::MAX;
+/// `XEN_SYSCTL_cpu_policy_pv_max`
+pub const CPU_POLICY_PV_MAX: u32 = 2;
+
 /// `XENVER_version`
 pub const XENVER_VERSION: i32 = 0;
 /// `XENVER_extraversion`

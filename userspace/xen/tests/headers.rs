@@ -73,6 +73,16 @@ fn compare(include: &str) {
             "offsetof(start_info_t, shared_info)",
             sys::START_INFO_SHARED_INFO,
         ),
+        ("sizeof(xen_cpuid_leaf_t)", size_of::<sys::CpuidLeaf>()),
+        (
+            "offsetof(xen_cpuid_leaf_t, d)",
+            offset_of!(sys::CpuidLeaf, d),
+        ),
+        ("XEN_CPUID_NO_SUBLEAF", sys::CPUID_NO_SUBLEAF as usize),
+        (
+            "XEN_SYSCTL_cpu_policy_pv_max",
+            sys::CPU_POLICY_PV_MAX as usize,
+        ),
         ("XENVER_version", sys::XENVER_VERSION as usize),
         ("XENVER_extraversion", sys::XENVER_EXTRAVERSION as usize),
     ];

@@ -16,10 +16,10 @@ use vmbeam_agent::{Agent, HvError, Hypervisor};
 use vmbeam_uapi::sys::FEATURE_SWAP;
 use vmbeam_uapi::{AddFailed, Errno, Error, Info, Op, Prepared, Run, Status, Step};
 use vmbeam_wire::message::{
-    AgentErrorCode, FromDaemon, Guest, GuestKind, GuestRef, GuestState, SwapRequest, ToDaemon,
-    Toolstack,
+    AgentErrorCode, Facts, FromDaemon, Guest, GuestKind, GuestRef, GuestState, SwapRequest,
+    ToDaemon, Toolstack,
 };
-use vmbeam_wire::{encode, Decoder};
+use vmbeam_wire::{encode, CpuFeatures, Decoder};
 use vmbeam_xen::{Page, PageKind, PageRun};
 use vmbeamd::driver::{Driver, DriverSession};
 use vmbeamd::{Config, Daemon};
@@ -370,6 +370,7 @@ impl Hypervisor for FakeHypervisor {
                 },
                 pages: g.pages.len() as u64,
                 kind: GuestKind::Pv,
+                cpu: Some(CpuFeatures::default()),
             })
             .collect())
     }
@@ -439,10 +440,14 @@ impl Hypervisor for FakeHypervisor {
         Ok(())
     }
 
-    fn facts(&self) -> Result<(Option<String>, u64), HvError> {
+    fn facts(&self) -> Result<Facts, HvError> {
         let host = lock(&self.0);
         let problem = (host.trouble == Trouble::Stock).then(|| "it is Debian's toolstack".into());
-        Ok((problem, host.free_mib))
+        Ok(Facts {
+            problem,
+            free_mib: host.free_mib,
+            cpu: CpuFeatures::default(),
+        })
     }
 
     fn save(&self, guest: u32, external: bool) -> Result<Box<dyn Outgoing>, HvError> {
