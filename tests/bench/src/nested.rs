@@ -22,7 +22,9 @@ use crate::sections::Section;
 use crate::stats::Spread;
 
 /// All of them.
-pub const ALL: [Maker; 6] = [swap, network, still, total, bytes, cpu];
+pub const ALL: [Maker; 8] = [
+    swap, network, still, total, bytes, cpu, superpages, neighbour,
+];
 
 const COMMIT: &str = "commit";
 const WHOLE: &str = "all of vmbeam swap";
@@ -70,49 +72,44 @@ fn swap(results: &Results) -> Result<Option<Section>> {
     }))
 }
 
-/// The same bytes over the virtual network.
+/// The same bytes over virtual networks.
 fn network(results: &Results) -> Result<Option<Section>> {
     let [commit, whole] = [COMMIT, WHOLE].map(|name| Series {
         fit: None,
         ..fitted(results, "swap.time", name)
     });
-    let rate = results.series("network.rate", "raw TCP");
-    let (Some(rate), Some((mib, _))) = (rate.first().map(|g| g.spread), commit.points.last())
-    else {
+    let Some((mib, _)) = commit.points.last().copied() else {
         return Ok(None);
     };
-    let mib = *mib;
-    let sent = Series {
-        name: "raw TCP over the virtual network, by its rate".into(),
-        points: commit
-            .points
-            .iter()
-            .map(|(mib, _)| {
-                let at = |rate: f64| mib * f64::from(1 << 20) / rate;
-                let spread = Spread {
-                    n: rate.n,
-                    median: at(rate.median),
-                    least: at(rate.most),
-                    most: at(rate.least),
-                    quartiles: at(rate.median) * rate.quartiles / rate.median,
-                };
-                (*mib, spread)
-            })
-            .collect(),
-        fit: None,
-    };
     let last = |s: &Series| s.points.last().map_or(f64::NAN, |p| p.1.median);
-    let sentence = format!(
-        "The virtual network between the two management VMs carries {} MiB/s here (median of {} \
-         transfers), so {} would take {}; {} times the commit, {} times all of vmbeam swap. An emulator \
-         slows the network down far more than the swap: do not expect these ratios of hardware.",
-        short(&(rate.median / f64::from(1 << 20))),
-        rate.n,
-        size(mib),
-        time(last(&sent)),
-        short(&(last(&sent) / last(&commit))),
-        short(&(last(&sent) / last(&whole))),
-    );
+    let mut series = Vec::new();
+    let mut sentence = String::from("Plain TCP ");
+    for name in results.names("network.rate") {
+        for rate in results.series("network.rate", name) {
+            let rate = rate.spread;
+            let sent = Series {
+                name: format!("TCP {name}, by its rate"),
+                points: commit.points.iter().map(|p| (p.0, at(p.0, rate))).collect(),
+                fit: None,
+            };
+            sentence += &format!(
+                "{name} carries {} MiB/s (median of {}), so {} would take {}: {} times the commit, {} times all \
+                 of vmbeam swap; ",
+                short(&(rate.median / f64::from(1 << 20))),
+                rate.n,
+                size(mib),
+                time(last(&sent)),
+                short(&(last(&sent) / last(&commit))),
+                short(&(last(&sent) / last(&whole))),
+            );
+            series.push(sent);
+        }
+    }
+    if series.is_empty() {
+        return Ok(None);
+    }
+    sentence += "an emulator slows networks down far more than the swap: do not expect these ratios of hardware.";
+    series.extend([whole, commit]);
     let labels = Labels {
         title: "Swapping against sending, in the lab",
         x: "memory of the guest VM, MiB",
@@ -120,13 +117,25 @@ fn network(results: &Results) -> Result<Option<Section>> {
     };
     Ok(Some(Section {
         id: "network",
-        title: "Against the virtual network",
+        title: "Against virtual networks",
         sentence,
-        svg: chart::lines(labels, &[sent, whole, commit])?,
+        svg: chart::lines(labels, &series)?,
         method: "A fixed number of bytes is sent over one TCP connection; the time for a guest VM's memory \
                  is its size divided by that rate.",
         fits: BTreeMap::new(),
     }))
+}
+
+/// The time of so many MiB at a rate in bytes/s.
+fn at(mib: f64, rate: Spread) -> Spread {
+    let at = |rate: f64| mib * f64::from(1 << 20) / rate;
+    Spread {
+        n: rate.n,
+        median: at(rate.median),
+        least: at(rate.most),
+        most: at(rate.least),
+        quartiles: at(rate.median) * rate.quartiles / rate.median,
+    }
 }
 
 /// Bars of these, each with the name of its series; and what they say.
@@ -243,6 +252,74 @@ fn cpu(results: &Results) -> Result<Option<Section>> {
     }))
 }
 
+/// What becomes of the superpages of the host VMs.
+fn superpages(results: &Results) -> Result<Option<Section>> {
+    const WHAT: &str = "migrate.count";
+    const NAMES: [&str; 3] = ["superpages exchanged", "splits", "merges"];
+    let mut values = bars(results, &[(WHAT, "")], 1.0);
+    values.retain(|(name, _)| NAMES.iter().any(|n| name.starts_with(n)));
+    if values.iter().all(|(_, s)| s.most == 0.0) {
+        return Ok(None);
+    }
+    let moves: usize = values
+        .iter()
+        .filter(|(name, _)| name.starts_with("splits"))
+        .map(|(_, s)| s.n)
+        .sum();
+    let [whole, splits, merges] = NAMES.map(|name| results.sum(WHAT, name));
+    let counts: Vec<String> = ["hypercalls", "TLB flushes", "P2M writes"]
+        .iter()
+        .map(|name| {
+            format!(
+                "{} {name}",
+                short(&(results.sum(WHAT, name) / moves as f64))
+            )
+        })
+        .collect();
+    let sentence = format!(
+        "In {moves} migrations together, {} pairs of superpages were exchanged whole, {} superpages were \
+         split and {} put together again: {} fewer in both host VMs than before the first one. On the average \
+         one took {}.",
+        short(&whole),
+        short(&splits),
+        short(&merges),
+        short(&(splits - merges)),
+        counts.join(", ")
+    );
+    let labels = Labels {
+        title: "Superpages of both host VMs in a migration of 256 MiB",
+        x: "superpages",
+        y: "",
+    };
+    Ok(Some(Section {
+        id: "superpages",
+        title: "Migration: superpages of the host VMs",
+        sentence,
+        svg: chart::bars(labels, &values)?,
+        method: "The host hypervisor's own counts, which each vmbeam migrate --json has.",
+        fits: BTreeMap::new(),
+    }))
+}
+
+/// What another guest VM notices.
+fn neighbour(results: &Results) -> Result<Option<Section>> {
+    let values = bars(results, &[("neighbour.share", "")], 100.0);
+    let labels = Labels {
+        title: "CPU time of another guest VM in B, in the lab",
+        x: "% of a processor",
+        y: "",
+    };
+    let percent = |share: f64| format!("{} %", short(&share));
+    let section = section(&values, labels, percent)?;
+    Ok(section.map(|s| Section {
+        id: "neighbour",
+        title: "Migration: what is left for another guest VM",
+        method: "A guest VM in B that computes all the time, and what xl list says of its CPU time, divided by \
+                 the time on the wall; its management VM, and all else of B, are on the same processor.",
+        ..s
+    }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -256,7 +333,19 @@ mod tests {
             part.add("swap.count", "splits", mib, 3.0, "");
         }
         let rate = 4.0 * f64::from(1 << 20);
-        part.add("network.rate", "raw TCP", 16.0, rate, "bytes/s");
+        part.add("network.rate", "here", 16.0, rate, "bytes/s");
+        part.add("neighbour.share", "nothing moves", 256.0, 0.5, "");
+        for load in ["idle", "busy"] {
+            for (count, value) in [("splits", 7.0), ("merges", 5.0), ("hypercalls", 16.0)] {
+                part.add(
+                    "migrate.count",
+                    &format!("{count}, {load}"),
+                    256.0,
+                    value,
+                    "",
+                );
+            }
+        }
         for what in ["down", "gap", "silence", "total", "cpu.host"] {
             for value in [2.0, 4.0] {
                 part.add(&format!("migrate.{what}"), "ours", 256.0, value, "s");
@@ -281,11 +370,18 @@ mod tests {
             ("swap", "1 GiB changes places in 1 s"),
             ("swap", "3 split"),
             // 1024 MiB at 4 MiB/s: 256 s, against 1 s and 8 s.
-            ("network", "256 s; 256 times the commit, 32 times all"),
+            ("network", "256 s: 256 times the commit, 32 times all"),
             ("still", "stands still: ours: 3 s (n=2)"),
             ("total", "ours: 3 s"),
             ("bytes", "ours: 7 MiB (n=1)"),
             ("cpu", "host: ours: 3 s"),
+            ("superpages", "In 2 migrations"),
+            (
+                "superpages",
+                "14 superpages were split and 10 put together again: 4 fewer",
+            ),
+            ("superpages", "one took 16 hypercalls"),
+            ("neighbour", "nothing moves: 50 %"),
         ] {
             let section = all.iter().find(|s| s.id == id).unwrap();
             assert!(section.sentence.contains(wanted), "{section:?}");

@@ -80,6 +80,15 @@ impl Results {
         Some(group.spread.median)
     }
 
+    /// All values of one thing in the series whose names begin like this, together.
+    pub fn sum(&self, what: &str, series: &str) -> f64 {
+        self.samples
+            .iter()
+            .filter(|s| s.what == what && s.series.starts_with(series))
+            .map(|s| s.value)
+            .sum()
+    }
+
     /// Names of the series of one thing, in the order in which they were measured.
     pub fn names(&self, what: &str) -> Vec<&str> {
         let mut names: Vec<&str> = Vec::new();

@@ -197,6 +197,9 @@ fn host() -> Result<()> {
     let release = Release::current();
     image.xen_services(&release)?;
     image.device_model()?;
+    // For PVH host VMs, which have no device model.
+    image.modules(&["xen-netback"])?;
+    image.hotplug_scripts()?;
     for program in ["labtool", "vmbeam", "vmbeamd"] {
         image.stripped(&paths::target(program), &format!("/usr/bin/{program}"))?;
     }

@@ -346,7 +346,7 @@ impl Topology {
         vm.sh(
             &format!(
                 "cat >/etc/xen/{GUEST}.cfg <<'EOF'\n{}\nEOF\nxl create {options} /etc/xen/{GUEST}.cfg",
-                guest_config(self.sizes.guest_mib, "")
+                guest_config(GUEST, self.sizes.guest_mib, "")
             ),
             START_GUEST,
         )?;
@@ -357,11 +357,11 @@ impl Topology {
     }
 }
 
-/// Configuration of a guest VM of this size, for `xl`, with these words more on its
-/// kernel's command line.
-pub fn guest_config(mib: u32, words: &str) -> String {
+/// Configuration of a guest VM of this name and size, for `xl`, with these words more on
+/// its kernel's command line.
+pub fn guest_config(name: &str, mib: u32, words: &str) -> String {
     format!(
-        "name=\"{GUEST}\"\n\
+        "name=\"{name}\"\n\
          type=\"pv\"\n\
          memory={mib}\n\
          vcpus=1\n\

@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Migrations under several loads, by `vmbeam migrate` and by the toolstack's own way.
+
+use std::fmt;
+use std::time::Duration;
+use std::time::Instant;
+
+use anyhow::Context;
+use anyhow::Result;
+use vmbeam_bench::Part;
+
+use super::named;
+use super::Bench;
+use super::Times;
+use super::LIMIT;
+use crate::channel::Channel;
+use crate::migrate;
+use crate::stock;
+use crate::topology;
+use crate::topology::GUEST;
+use crate::topology::HOST_VMS;
+use crate::topology::SHORT;
+use crate::workload;
+use crate::workload::Workload;
+
+/// Size of the guest VM that migrates, in MiB.
+const MIGRATED: u32 = 256;
+
+/// The one that stays in B and computes all the time.
+const NEIGHBOUR: &str = "neighbour";
+/// How long it is watched when nothing moves.
+const UNDISTURBED: Duration = Duration::from_secs(20);
+
+/// What the guest VM does meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Load {
+    /// Read its memory.
+    Reading,
+    /// Use its network and its disk as well.
+    NetworkAndDisk,
+    /// Write all its memory anew, again and again.
+    Rewriting,
+}
+
+impl fmt::Display for Load {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Load::Reading => "reading memory",
+            Load::NetworkAndDisk => "network and disk",
+            Load::Rewriting => "rewriting memory",
+        })
+    }
+}
+
+/// Seconds of CPU time that the management VMs have used: the host's, A's and B's.
+type Cpu = [f64; 3];
+
+impl Bench<'_> {
+    /// Without what was idle, waited or stolen.
+    fn cpu(&self) -> Result<Cpu> {
+        let machine = &self.topology.machine;
+        let used = |vm: &Channel| -> Result<f64> {
+            let text = vm.sh("awk '/^cpu /{print $2+$3+$4+$7+$8}' /proc/stat", SHORT)?;
+            Ok(text.trim().parse::<f64>()? / 100.0)
+        };
+        Ok([used(&machine.host)?, used(&machine.a)?, used(&machine.b)?])
+    }
+
+    /// All of them.
+    pub fn migrations(&self, part: &mut Part, times: Times) -> Result<()> {
+        let mut at = 0;
+        self.create("A", GUEST, MIGRATED, "", "")?;
+        topology::wait_for_check(&self.topology.machine.a, LIMIT)?;
+        self.under(part, Load::Reading, times, &mut at, None)?;
+        if at != 0 {
+            self.ours(part, Load::Reading, &mut at, None)?;
+        }
+        let mut workload = workload::attach(self.topology)?;
+        self.under(
+            part,
+            Load::NetworkAndDisk,
+            times,
+            &mut at,
+            Some(&mut workload),
+        )?;
+        self.destroy(HOST_VMS[at], GUEST)?;
+        self.create("A", GUEST, MIGRATED, "vmbeam.rewrite", "")?;
+        topology::wait_for_check(&self.topology.machine.a, LIMIT)?;
+        self.under(part, Load::Rewriting, times, &mut 0, None)
+    }
+
+    /// All migrations under one load; `at` is where the guest VM is.
+    fn under(
+        &self,
+        part: &mut Part,
+        load: Load,
+        times: Times,
+        at: &mut usize,
+        mut workload: Option<&mut Workload<'_>>,
+    ) -> Result<()> {
+        for i in 1..=times.migrations {
+            let text = format!("{load}: vmbeam migrate, {i} of {}", times.migrations);
+            let stage = self.progress.stage(&text);
+            self.ours(part, load, at, workload.as_deref_mut())?;
+            stage.done();
+        }
+        for i in 1..=times.stock {
+            let text = format!("{load}: xl save and xl restore, {i} of {}", times.stock);
+            let stage = self.progress.stage(&text);
+            self.stock(part, load, at, workload.as_deref_mut())?;
+            stage.done();
+        }
+        Ok(())
+    }
+
+    fn ours(
+        &self,
+        part: &mut Part,
+        load: Load,
+        at: &mut usize,
+        workload: Option<&mut Workload<'_>>,
+    ) -> Result<()> {
+        let who = format!("vmbeam migrate, {load}");
+        let m = self.one(part, &who, at, workload, |from, to| {
+            migrate::migrate(self.topology, from, to, "")
+        })?;
+        let mib = f64::from(MIGRATED);
+        part.add("migrate.total", &who, mib, m.seconds("total")?, "s");
+        part.add("migrate.down", &who, mib, m.seconds("downtime")?, "s");
+        part.add("migrate.swap", &who, mib, m.seconds("swap")?, "s");
+        let bytes = m.wire_bytes as f64;
+        part.add("migrate.bytes", &who, mib, bytes, "bytes");
+        for (series, value) in [
+            ("pages swapped", m.pages_swapped),
+            ("pages sent", m.pages_sent),
+        ]
+        .into_iter()
+        .chain(named(&m.counts))
+        {
+            let series = format!("{series}, {load}");
+            part.add("migrate.count", &series, mib, value as f64, "");
+        }
+        Ok(())
+    }
+
+    fn stock(
+        &self,
+        part: &mut Part,
+        load: Load,
+        at: &mut usize,
+        workload: Option<&mut Workload<'_>>,
+    ) -> Result<()> {
+        let who = format!("xl save and restore, {load}");
+        let s = self.one(part, &who, at, workload, |from, to| {
+            stock::migrate(self.topology, from, to)
+        })?;
+        let mib = f64::from(MIGRATED);
+        part.add("migrate.total", &who, mib, s.total_seconds, "s");
+        part.add("migrate.down", &who, mib, s.downtime_seconds, "s");
+        let bytes = s.bytes_on_wire as f64;
+        part.add("migrate.bytes", &who, mib, bytes, "bytes");
+        Ok(())
+    }
+
+    /// Move the guest VM to where it is not, and enter what can be seen from outside of it.
+    fn one<T>(
+        &self,
+        part: &mut Part,
+        who: &str,
+        at: &mut usize,
+        workload: Option<&mut Workload<'_>>,
+        moves: impl FnOnce(&str, &str) -> Result<T>,
+    ) -> Result<T> {
+        let (from, to) = (HOST_VMS[*at], HOST_VMS[1 - *at]);
+        let vm = self.topology.machine.vm(to);
+        let console = migrate::console_lines(vm)?;
+        let before = self.cpu()?;
+        let result = moves(from, to)?;
+        let after = self.cpu()?;
+        *at = 1 - *at;
+        let line = migrate::runs_only_in(self.topology, to)?;
+        let mib = f64::from(MIGRATED);
+        if let Some(workload) = workload {
+            workload.goes_on(vm, &line)?;
+            let silence = workload.silence()? as f64 / 1000.0;
+            part.add("migrate.silence", who, mib, silence, "s");
+        }
+        let gap = migrate::longest_gap(vm, console)? as f64 / 1000.0;
+        part.add("migrate.gap", who, mib, gap, "s");
+        // Whichever of the two is the source.
+        let (source, destination) = if from == HOST_VMS[0] { (1, 2) } else { (2, 1) };
+        for (name, i) in [
+            ("host", 0),
+            ("source", source),
+            ("destination", destination),
+        ] {
+            let what = format!("migrate.cpu.{name}");
+            part.add(&what, who, mib, after[i] - before[i], "s");
+        }
+        Ok(result)
+    }
+
+    /// What a guest VM in B that computes all the time gets of its processor while another
+    /// one arrives and leaves.
+    pub fn neighbour(&self, part: &mut Part, times: u32) -> Result<()> {
+        let stage = self.progress.stage(&format!(
+            "{times} migrations beside a guest VM in B that computes"
+        ));
+        let b = &self.topology.machine.b;
+        // Where a migration that failed has left it.
+        for vm in HOST_VMS {
+            for (name, _) in migrate::guests(self.topology.machine.vm(vm))? {
+                self.destroy(vm, &name)?;
+            }
+        }
+        self.create("B", NEIGHBOUR, MIGRATED, "vmbeam.rewrite", "")?;
+        self.create("A", GUEST, MIGRATED, "", "")?;
+        topology::wait_for_check_of(b, NEIGHBOUR, LIMIT)?;
+        topology::wait_for_check(&self.topology.machine.a, LIMIT)?;
+        let mib = f64::from(MIGRATED);
+        let enter = |part: &mut Part, series: &str, share: f64| {
+            part.add("neighbour.share", series, mib, share, "");
+        };
+        for at in (0..times).map(|i| i as usize % 2) {
+            let (from, to) = (HOST_VMS[at], HOST_VMS[1 - at]);
+            let share = self.share(|| {
+                // What is measured is a time, and nothing tells when it is over.
+                std::thread::sleep(UNDISTURBED);
+                Ok(())
+            })?;
+            enter(part, "nothing moves", share);
+            let share = self.share(|| migrate::migrate(self.topology, from, to, "").map(drop))?;
+            let series = ["a guest VM arrives", "a guest VM leaves"][at];
+            enter(part, series, share);
+            topology::wait_for_check(self.topology.machine.vm(to), LIMIT)?;
+        }
+        topology::wait_for_check_of(b, NEIGHBOUR, LIMIT)?;
+        stage.done();
+        Ok(())
+    }
+
+    /// CPU seconds that the neighbour used meanwhile, of each second.
+    fn share(&self, what: impl FnOnce() -> Result<()>) -> Result<f64> {
+        let used = || -> Result<f64> {
+            let text = self.topology.machine.b.sh(
+                &format!("xl list {NEIGHBOUR} | awk 'END {{ print $NF }}'"),
+                SHORT,
+            )?;
+            text.trim()
+                .parse()
+                .with_context(|| format!("xl list printed {text}"))
+        };
+        let (start, before) = (Instant::now(), used()?);
+        what()?;
+        Ok((used()? - before) / start.elapsed().as_secs_f64())
+    }
+}
