@@ -141,7 +141,8 @@ impl Session {
 
 fn sorted(runs: &[uapi::Run], side: Side) -> Result<KVVec<Candidate>> {
     let mut out = alloc::list(Candidate::default(), runs.len())?;
+    let mut scratch = alloc::list(Candidate::default(), runs.len())?;
 
-    ranges::candidates(runs, side, &mut out);
+    ranges::candidates(runs, side, &mut out, &mut scratch);
     Ok(out)
 }

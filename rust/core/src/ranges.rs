@@ -53,9 +53,14 @@ pub enum Side {
     B,
 }
 
-/// Put the frames of `runs` on one side into `out`, which must be as long, in
-/// ascending order.
-pub fn candidates(runs: &[uapi::Run], side: Side, out: &mut [Candidate]) {
+/// Put the frames of `runs` on one side into `out`, in ascending order. `out` and
+/// `scratch`, whose contents do not matter, must be as long as `runs`.
+pub fn candidates(
+    runs: &[uapi::Run],
+    side: Side,
+    out: &mut [Candidate],
+    scratch: &mut [Candidate],
+) {
     let mut index = 0u32;
 
     for (run, slot) in runs.iter().zip(out.iter_mut()) {
@@ -69,53 +74,63 @@ pub fn candidates(runs: &[uapi::Run], side: Side, out: &mut [Candidate]) {
         };
         index = index.saturating_add(1);
     }
-    sort(out);
+    sort(out, scratch);
 }
 
-/// Sort by first frame. Not the standard library's sort: that one panics when an
-/// order contradicts itself, which this code may not even seem to do.
-fn sort(list: &mut [Candidate]) {
+/// Sort by first frame, one byte after the other: a radix sort, since frame numbers are
+/// short. Not the standard library's sort: that one panics when an order contradicts
+/// itself, which this code may not even seem to do.
+fn sort(list: &mut [Candidate], scratch: &mut [Candidate]) {
     if list.is_sorted_by_key(|c| c.start) {
         return;
     }
-    // Heapsort: no memory, and no input makes it slow.
-    for root in (0..list.len() / 2).rev() {
-        sift_down(list, root);
+    // Bits that are not the same everywhere.
+    let first = list.first().map_or(0, |c| c.start);
+    let differ = list.iter().fold(0, |bits, c| bits | (c.start ^ first));
+    let (mut from, mut to) = (list, scratch);
+    let mut swapped = false;
+
+    for byte in 0..8 {
+        if byte_of(differ, byte) != 0 {
+            distribute(from, to, byte);
+            core::mem::swap(&mut from, &mut to);
+            swapped = !swapped;
+        }
     }
-    for end in (1..list.len()).rev() {
-        exchange(list, 0, end);
-        if let Some(heap) = list.get_mut(..end) {
-            sift_down(heap, 0);
+    if swapped {
+        for (slot, sorted) in to.iter_mut().zip(from.iter()) {
+            *slot = *sorted;
         }
     }
 }
 
-/// Let the element at `root` sink until none of its two children is larger.
-fn sift_down(heap: &mut [Candidate], mut root: usize) {
-    let start = |heap: &[Candidate], i: usize| heap.get(i).map(|c| c.start);
-
-    loop {
-        let left = root.saturating_mul(2).saturating_add(1);
-        let right = left.saturating_add(1);
-        // `None`, an element that is not there, is smaller than any.
-        let child = if start(heap, right) > start(heap, left) {
-            right
-        } else {
-            left
-        };
-        if start(heap, child) <= start(heap, root) {
-            return;
-        }
-        exchange(heap, root, child);
-        root = child;
-    }
+fn byte_of(start: u64, byte: usize) -> u8 {
+    start.to_le_bytes().get(byte).copied().unwrap_or(0)
 }
 
-/// Exchange the elements at `low` and `high`, which must follow it.
-fn exchange(list: &mut [Candidate], low: usize, high: usize) {
-    if let Some((front, back)) = list.split_at_mut_checked(high) {
-        if let (Some(a), Some(b)) = (front.get_mut(low), back.first_mut()) {
-            core::mem::swap(a, b);
+/// Put the elements of `from` into `to` in the order of one byte, and of their places
+/// where that is the same.
+fn distribute(from: &[Candidate], to: &mut [Candidate], byte: usize) {
+    // How many have each value, then where the next one of each value goes.
+    let mut places = [0u32; 256];
+    let mut total = 0u32;
+
+    for candidate in from {
+        if let Some(nr) = places.get_mut(usize::from(byte_of(candidate.start, byte))) {
+            *nr = nr.saturating_add(1);
+        }
+    }
+    for place in &mut places {
+        let nr = *place;
+        *place = total;
+        total = total.saturating_add(nr);
+    }
+    for candidate in from {
+        if let Some(place) = places.get_mut(usize::from(byte_of(candidate.start, byte))) {
+            if let Some(slot) = to.get_mut(*place as usize) {
+                *slot = *candidate;
+            }
+            *place = place.saturating_add(1);
         }
     }
 }
@@ -136,14 +151,27 @@ pub(super) fn count_before<T>(list: &[T], before: impl Fn(&T) -> bool) -> usize 
     low
 }
 
+/// The same if that many, or fewer, are known to be: near ones are found fast.
+fn count_before_from<T>(list: &[T], known: usize, before: impl Fn(&T) -> bool) -> usize {
+    let (mut low, mut step) = (known, 1usize);
+
+    while list.get(low.saturating_add(step)).is_some_and(&before) {
+        low = low.saturating_add(step);
+        step = step.saturating_mul(2);
+    }
+    let high = low.saturating_add(step).min(list.len());
+    let rest = list.get(low..high).unwrap_or(&[]);
+    low.saturating_add(count_before(rest, before))
+}
+
 /// Whether any of the runs before `limit` shares a frame with `used` or with
 /// another run before `limit`.
 fn conflict_before(used: &[Range], sorted: &[Candidate], limit: u32) -> bool {
-    let mut end = 0;
+    let (mut end, mut at) = (0, 0);
 
     for candidate in sorted.iter().filter(|c| c.index < limit) {
         let range = candidate.range();
-        let at = count_before(used, |u| u.end() <= range.start);
+        at = count_before_from(used, at, |u| u.end() <= range.start);
 
         if range.start < end || used.get(at).is_some_and(|u| u.overlaps(&range)) {
             return true;

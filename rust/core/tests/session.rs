@@ -95,7 +95,9 @@ impl Session {
             .zip(self.used.iter().zip(&mut sorted))
         {
             sorted.resize(new.len(), Candidate::default());
-            ranges::candidates(new, side, sorted);
+            let mut scratch = sorted.clone();
+            ranges::candidates(new, side, sorted, &mut scratch);
+            assert!(sorted.is_sorted_by_key(|c| c.start));
             let found = ranges::first_conflict(used, sorted);
             conflict = [conflict, found].into_iter().flatten().min();
         }

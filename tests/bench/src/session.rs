@@ -34,7 +34,8 @@ pub struct Session {
 
 fn sorted(runs: &[uapi::Run], side: Side) -> Vec<Candidate> {
     let mut out = vec![Candidate::default(); runs.len()];
-    ranges::candidates(runs, side, &mut out);
+    let mut scratch = out.clone();
+    ranges::candidates(runs, side, &mut out, &mut scratch);
     out
 }
 
