@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use vmbeam_uapi::Run;
 use vmbeam_wire::message::SwapRun;
-use vmbeam_wire::{FrameList, PfnRun, Reason};
+use vmbeam_wire::{Excluded, FrameList, FrameRun, PfnRun, Reason};
 
 /// Pages that both guests have and that may move on both sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,39 +65,47 @@ enum Side {
     Absent,
 }
 
-/// The spans of a list in ascending order of pfn: start, end, what it says.
-fn spans(list: &FrameList) -> Vec<(u64, u64, Side)> {
-    let movable = list
-        .runs()
-        .iter()
-        .map(|r| (r.pfn, r.pfn + u64::from(r.nr), Side::Movable(r.gfn)));
-    let excluded = list
-        .excluded()
-        .iter()
-        .filter(|e| e.reason != Reason::NotPresent)
-        .map(|e| (e.pfn, e.pfn + u64::from(e.nr), Side::Excluded(e.reason)));
-    let mut all: Vec<_> = movable.chain(excluded).collect();
-    all.sort_by_key(|s| s.0);
-    all
+/// What a list says from some page on.
+struct Cursor<'a> {
+    runs: &'a [FrameRun],
+    excluded: &'a [Excluded],
 }
 
-/// A position in the spans of a list.
-struct Cursor {
-    spans: Vec<(u64, u64, Side)>,
-    at: usize,
-}
-
-impl Cursor {
-    /// What the list says at `pfn`, and up to where that holds.
-    fn look(&mut self, pfn: u64) -> (Side, u64) {
-        while self.spans.get(self.at).is_some_and(|s| s.1 <= pfn) {
-            self.at += 1;
+impl<'a> Cursor<'a> {
+    fn new(list: &'a FrameList) -> Self {
+        Self {
+            runs: list.runs(),
+            excluded: list.excluded(),
         }
-        match self.spans.get(self.at) {
+    }
+
+    /// What the list says at `pfn`, and up to where that holds. It is never asked about
+    /// an earlier page again.
+    fn look(&mut self, pfn: u64) -> (Side, u64) {
+        let end = |first: u64, nr: u32| first + u64::from(nr);
+        while let [run, rest @ ..] = self.runs {
+            if end(run.pfn, run.nr) > pfn {
+                break;
+            }
+            self.runs = rest;
+        }
+        while let [gone, rest @ ..] = self.excluded {
+            if end(gone.pfn, gone.nr) > pfn && gone.reason != Reason::NotPresent {
+                break;
+            }
+            self.excluded = rest;
+        }
+        let run = self.runs.first();
+        let run = run.map(|r| (r.pfn, end(r.pfn, r.nr), Side::Movable(r.gfn)));
+        let excluded = self.excluded.first();
+        let excluded = excluded.map(|e| (e.pfn, end(e.pfn, e.nr), Side::Excluded(e.reason)));
+        // No page is in both.
+        let next = run.into_iter().chain(excluded).min_by_key(|s| s.0);
+        match next {
             None => (Side::Absent, u64::MAX),
-            Some((start, _, _)) if *start > pfn => (Side::Absent, *start),
-            Some((start, end, Side::Movable(gfn))) => (Side::Movable(gfn + (pfn - start)), *end),
-            Some((_, end, side)) => (*side, *end),
+            Some((start, ..)) if start > pfn => (Side::Absent, start),
+            Some((start, end, Side::Movable(gfn))) => (Side::Movable(gfn + (pfn - start)), end),
+            Some((_, end, side)) => (side, end),
         }
     }
 }
@@ -108,14 +116,7 @@ impl Cursor {
 /// reason if it has one.
 pub fn join(a: &FrameList, b: &FrameList) -> Joined {
     let mut joined = Joined::default();
-    let mut a = Cursor {
-        spans: spans(a),
-        at: 0,
-    };
-    let mut b = Cursor {
-        spans: spans(b),
-        at: 0,
-    };
+    let (mut a, mut b) = (Cursor::new(a), Cursor::new(b));
     let mut pfn = 0;
     loop {
         let (side_a, end_a) = a.look(pfn);
