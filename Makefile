@@ -64,6 +64,7 @@ lab-soak: images
 ## images: build everything and the images of the lab's machines
 .PHONY: images
 images: userspace module module-debug kselftest xen xen-tools
+	@scripts/deb.sh
 	@$(lab) images
 
 ## sysroot: make the Debian 13 sysroot in which everything is built

@@ -29,8 +29,8 @@ key=$({
 
 if [ "$(cat "$deb/programs.key" 2>/dev/null)" != "$key" ]; then
 	step "vmbeam, vmbeam-agent: $version"
-	rm -rf "$stage" "$deb"/vmbeam_* "$deb"/vmbeam-agent_*
-	mkdir -p "$stage/programs"
+	rm -rf "$stage" "$deb"/vmbeam_* "$deb"/vmbeam-agent_* "$deb/contents"
+	mkdir -p "$stage/programs" "$deb/contents"
 	cp -r packaging/vmbeam/debian packaging/examples "$stage/"
 	cp packaging/systemd/vmbeamd.service "$stage/debian/vmbeam.vmbeamd.service"
 	cp packaging/systemd/vmbeam-agent.service "$stage/debian/"
@@ -45,6 +45,10 @@ if [ "$(cat "$deb/programs.key" 2>/dev/null)" != "$key" ]; then
 	scripts/in-sysroot.sh sh -c 'cd "$1" && exec dpkg-buildpackage -us -uc -b' sh "$stage" \
 		>>"$deb/programs.log" 2>&1 ||
 		{ tail -n 20 "$deb/programs.log"; die "dpkg-buildpackage failed"; }
+	# For the lab's images, which have what is shipped.
+	for package in vmbeam vmbeam-agent; do
+		dpkg-deb -x "$deb/${package}_${version}_amd64.deb" "$deb/contents"
+	done
 	rm -rf "$stage"
 	echo "$key" >"$deb/programs.key"
 	step_done

@@ -121,7 +121,7 @@ fn mock() -> Result<()> {
     image.busybox()?;
     image.copy(&paths::lab_sources("mock-init"), "/init")?;
     image.stripped(&paths::debug_driver(), "/lib/modules/vmbeam.ko")?;
-    image.stripped(&paths::target("vmbeam"), "/usr/bin/vmbeam")?;
+    image.packaged("/usr/bin/vmbeam")?;
     image.tests(&paths::kselftests())?;
     image.tests(&paths::driver_tests())?;
     image.pack()
@@ -185,7 +185,7 @@ fn management(name: &'static str, release: &Release) -> Result<()> {
     image.modules(BACKENDS)?;
     image.hotplug_scripts()?;
     image.stripped(&paths::target("labtool"), "/usr/bin/labtool")?;
-    image.stripped(&paths::target("vmbeam-agent"), "/usr/bin/vmbeam-agent")?;
+    image.packaged("/usr/sbin/vmbeam-agent")?;
     image.copy(&paths::lab_sources("mgmt-init"), "/init")?;
     image.copy(&paths::vmlinux(), "/boot/vmlinux")?;
     image.copy(&paths::image("guest"), "/boot/guest.cpio")?;
@@ -200,9 +200,9 @@ fn host() -> Result<()> {
     // For PVH host VMs, which have no device model.
     image.modules(&["xen-netback"])?;
     image.hotplug_scripts()?;
-    for program in ["labtool", "vmbeam", "vmbeamd"] {
-        image.stripped(&paths::target(program), &format!("/usr/bin/{program}"))?;
-    }
+    image.stripped(&paths::target("labtool"), "/usr/bin/labtool")?;
+    image.packaged("/usr/bin/vmbeam")?;
+    image.packaged("/usr/sbin/vmbeamd")?;
     image.copy(&paths::lab_sources("host-init"), "/init")?;
     // The daemon's user and group, and somebody else.
     image.write(
@@ -290,8 +290,8 @@ impl Image {
         )?)
     }
 
-    /// One of our own programs, without its debugging information, which would only
-    /// have to be loaded again and again.
+    /// A program that was built here, without its debugging information, which would
+    /// only have to be loaded again and again.
     fn stripped(&mut self, from: &Path, to: &str) -> Result<()> {
         self.libraries_of(from)?;
         self.replace(from, to)
@@ -305,6 +305,11 @@ impl Image {
             self.place(to)?.display()
         ))?;
         Ok(())
+    }
+
+    /// One of our programs as it is shipped.
+    fn packaged(&mut self, path: &str) -> Result<()> {
+        self.program(&paths::packaged(path), path)
     }
 
     /// Test programs.

@@ -24,6 +24,11 @@ pub fn target(name: &str) -> PathBuf {
     build("target/release").join(name)
 }
 
+/// A file of the packages of our programs, which `scripts/deb.sh` leaves.
+pub fn packaged(path: &str) -> PathBuf {
+    build("deb/contents").join(path.trim_start_matches('/'))
+}
+
 /// A file that goes into an image as it is.
 pub fn lab_sources(name: &str) -> PathBuf {
     PathBuf::from("/src/tests/lab/images").join(name)
