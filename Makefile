@@ -42,7 +42,7 @@ races-mutants: images xen-debug
 
 ## check-long: the same with the long forms of the tests that have one
 .PHONY: check-long
-check-long: images harness xen-debug deb-programs deb-dkms-install xen-tools-old trace-tools
+check-long: images harness xen-debug deb-programs deb-dkms-install deb-xen xen-tools-old trace-tools
 	@$(lab) check --long $(GROUPS)
 
 ## coverage: which lines of the driver its tests reach, in a plain VM
@@ -109,17 +109,23 @@ module-debug: kernel
 
 ## deb: build all packages into build/deb/ and run lintian on them
 .PHONY: deb
-deb: deb-programs deb-dkms
+deb: deb-programs deb-dkms deb-xen
 
 ## deb-programs: vmbeam and vmbeam-agent alone
 .PHONY: deb-programs
 deb-programs: userspace
 	@scripts/deb.sh lint
 
-## deb-test: install, upgrade and remove vmbeam and vmbeam-agent, on a copy
+## deb-xen: Debian's packages of Xen with our patches, and lintian on them
+.PHONY: deb-xen
+deb-xen: sysroot
+	@scripts/deb-xen.sh lint
+
+## deb-test: install, upgrade and remove the packages but the driver's, on a copy
 .PHONY: deb-test
-deb-test: deb-programs
+deb-test: deb-programs deb-xen
 	@scripts/deb-test.sh
+	@scripts/deb-test.sh xen
 
 ## deb-dkms: build vmbeam-dkms_*.deb into build/deb/ and run lintian on it
 .PHONY: deb-dkms

@@ -5,6 +5,7 @@
 #
 #   xen-source.sh version     fetch it if needed, print its version
 #   xen-source.sh unpack DIR  the pristine source in DIR
+#   xen-source.sh debian DIR  that of Debian's package, its patches not applied
 #
 # It is the one in hypervisor-patches/UPSTREAM, as long as the Debian mirror has
 # the archive: a point release of Debian replaces the package, at once in the
@@ -21,10 +22,16 @@ chosen=$dl/version
 upstream=hypervisor-patches/UPSTREAM
 pinned=$(sed -n 's/^version: //p' "$upstream")
 pinned_hash=$(sed -n 's/^sha256: \([0-9a-f]*\) .*/\1/p' "$upstream")
+pinned_packaging=$(sed -n 's/^packaging: \([0-9a-f]*\) .*/\1/p' "$upstream")
 
 # archive VERSION: the name that Debian gives the upstream source.
 archive() {
 	echo "xen_${1%-*}.orig.tar.xz"
+}
+
+# packaging VERSION: the same of what Debian adds to it.
+packaging() {
+	echo "xen_$1.debian.tar.xz"
 }
 
 # have FILE SHA256
@@ -40,29 +47,51 @@ get() {
 		have "$2" "$3"
 }
 
-# The part that runs inside the sysroot.
-fetch() {
-	local uri version url file hash
+# pool FILE SHA256: from where the mirror keeps all versions.
+pool() {
+	local uri
 
 	# shellcheck disable=SC2016  # apt expands it
 	uri=$(apt-get indextargets --format '$(REPO_URI)' \
 		'Created-By: Packages' | head -n 1)
-	file=$(archive "$pinned")
-	if get "${uri%/}/pool/main/x/xen/$file" "$file" "$pinned_hash"; then
+	get "${uri%/}/pool/main/x/xen/$1" "$1" "$2"
+}
+
+# indexed VERSION FILE: the .dsc itself is not needed, apt knows the hashes from
+# the signed index.
+indexed() {
+	local url hash
+
+	read -r url _ _ hash < <(apt-get source --print-uris "xen=$1" \
+		2>/dev/null | grep -F " $2 ") &&
+		get "${url//\'/}" "$2" "${hash#SHA256:}"
+}
+
+# The parts that run inside the sysroot.
+fetch() {
+	local version
+
+	if pool "$(archive "$pinned")" "$pinned_hash"; then
 		echo "$pinned" >"$chosen"
 		return
 	fi
 
-	# The .dsc itself is not needed: apt knows the hashes from the signed
-	# index.
 	version=$(apt-cache madison xen | awk '/Sources/ { print $3; exit }')
 	[ -n "$version" ] || die "the package index has no source of Xen"
-	file=$(archive "$version")
-	read -r url _ _ hash < <(apt-get source --print-uris "xen=$version" \
-		2>/dev/null | grep -F " $file ")
-	get "${url//\'/}" "$file" "${hash#SHA256:}" ||
+	indexed "$version" "$(archive "$version")" ||
 		die "the mirror has the source neither of Xen $pinned nor of $version"
 	echo "$version" >"$chosen"
+}
+
+fetch_packaging() {
+	local file
+
+	file=$(packaging "$1")
+	if [ "$1" = "$pinned" ]; then
+		pool "$file" "$pinned_packaging"
+	else
+		indexed "$1" "$file"
+	fi || die "the mirror does not have $file"
 }
 
 # What was fetched once stays, for builds that can be repeated.
@@ -94,9 +123,23 @@ unpack() {
 	mv "$1.tmp" "$1"
 }
 
+# The archive of an earlier version may be there without its packaging.
+debian() {
+	local version
+
+	version=$(version)
+	if [ "$version" != "$pinned" ] || ! have "$(packaging "$version")" "$pinned_packaging"; then
+		scripts/in-sysroot.sh scripts/xen-source.sh --fetch-packaging "$version"
+	fi
+	unpack "$1"
+	tar -C "$1" -xf "$dl/$(packaging "$version")"
+}
+
 case ${1:-} in
 version) version ;;
 unpack) unpack "$2" ;;
+debian) debian "$2" ;;
 --fetch) fetch ;;
-*) die "usage: xen-source.sh version | unpack DIR" ;;
+--fetch-packaging) fetch_packaging "$2" ;;
+*) die "usage: xen-source.sh version | unpack DIR | debian DIR" ;;
 esac

@@ -10,26 +10,8 @@
 set -uo pipefail
 
 version=$1
-number=0
-failed=0
-
-# try NAME COMMAND...: show what it printed only if it failed.
-try() {
-	local name=$1 text
-	shift
-	number=$((number + 1))
-	if text=$("$@" 2>&1); then
-		echo "ok $number - $name"
-	else
-		printf '%s\n' "$text" | tail -n 30
-		echo "not ok $number - $name"
-		failed=1
-	fi
-}
-
-get() {
-	apt-get -q install -y --no-install-recommends "$@"
-}
+# shellcheck source=tests/packages/try.sh
+. "${0%/*}/try.sh"
 
 # Every file with its contents, but for what apt and dpkg note about themselves.
 files() {
@@ -97,13 +79,10 @@ upgraded() {
 		[ -e /etc/vmbeam/vmbeamd.toml ] && enabled
 }
 
-# What the next version would be: the same with a higher number.
 next_version() {
 	local package
 	for package in vmbeam vmbeam-agent; do
-		dpkg-deb -R "/deb/${package}_${version}_amd64.deb" "/tmp/next/$package" &&
-			sed -i "s/^Version: .*/Version: $1/" "/tmp/next/$package/DEBIAN/control" &&
-			dpkg-deb -b "/tmp/next/$package" "/tmp/next/$package.deb" || return
+		higher "/deb/${package}_${version}_amd64.deb" "$1" || return
 	done
 }
 
@@ -126,9 +105,8 @@ nothing_left() {
 # shellcheck source=tests/packages/fleet.sh
 . "${0%/*}/fleet.sh"
 
-# Nothing is to be started here, and a user has the manual pages that the sysroot lacks.
-printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
-chmod +x /usr/sbin/policy-rc.d
+nothing_starts
+# A user has the manual pages that the sysroot lacks.
 rm -f /etc/dpkg/dpkg.cfg.d/*
 {
 	apt-get -q update && get systemd man-db groff bash-completion ansible-core
@@ -153,5 +131,4 @@ try 'with the configuration as it was' upgraded "$version.1"
 try 'removal leaves the configuration and the journal, and no program' removed
 try 'they can be purged' purged
 try 'nothing is left' nothing_left
-echo "1..$number"
-exit $failed
+finish

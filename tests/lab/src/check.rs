@@ -14,10 +14,10 @@ use crate::coverage;
 use crate::demo;
 use crate::driver;
 use crate::faults;
-use crate::load;
 use crate::migrate;
 use crate::migrate::Extent;
 use crate::mock;
+use crate::packaged;
 use crate::paths;
 use crate::product;
 use crate::progress::Progress;
@@ -32,7 +32,8 @@ use crate::topology::SHORT;
 use crate::tracing;
 use crate::unprivileged;
 
-const TESTS: Duration = Duration::from_secs(600);
+/// Time for a test program.
+pub const TESTS: Duration = Duration::from_secs(600);
 
 /// A part of `make check`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -65,7 +66,7 @@ pub enum Group {
     Stock,
     /// The driver under a fuzzer, with the kernel's debugging aids.
     Driver,
-    /// The life of the packages, and the driver as DKMS built it.
+    /// The life of the packages; the driver, hypervisor and toolstack that they hold.
     Package,
     /// The driver's trace events with perf, trace-cmd and bpftrace.
     Tracing,
@@ -151,7 +152,8 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
             Group::Driver => driver::run(&mut tally, long, sizes, progress),
             Group::Package => {
                 tally.program("package", &mut Command::new("scripts/deb-test.sh"));
-                load::run(&mut tally, &paths::dkms_driver(), sizes, progress);
+                tally.program("package", Command::new("scripts/deb-test.sh").arg("xen"));
+                packaged::run(&mut tally, sizes, progress);
             }
             Group::Tracing => tracing::run(&mut tally),
         }

@@ -23,14 +23,15 @@ use crate::topology::SHORT;
 
 /// Run it.
 pub fn run(tally: &mut Tally, module: &Path, sizes: Sizes, progress: &Progress) {
-    plain(tally, module, &paths::modules().join("vmlinuz"), "0");
+    current(tally, module);
     match Topology::boot_host(sizes, &paths::xen(), progress) {
         Ok((topology, _)) => on_xen(tally, module, &topology.machine.host),
         Err(e) => tally.enter("load", "the patched hypervisor boots", Err(e)),
     }
 }
 
-fn on_xen(tally: &mut Tally, module: &Path, host: &Channel) {
+/// In the host management VM.
+pub fn on_xen(tally: &mut Tally, module: &Path, host: &Channel) {
     tally.case("load", "it is loaded in the host management VM", || {
         host.put(module, "/run/vmbeam.ko")?;
         host.sh("insmod /run/vmbeam.ko && test -c /dev/vmbeam", SHORT)?;
@@ -48,6 +49,11 @@ fn on_xen(tally: &mut Tally, module: &Path, host: &Channel) {
         host.sh("rmmod vmbeam && ! test -e /dev/vmbeam", SHORT)?;
         Ok(())
     });
+}
+
+/// In a plain VM with the lab's kernel.
+pub fn current(tally: &mut Tally, module: &Path) {
+    plain(tally, module, &paths::modules().join("vmlinuz"), "0");
 }
 
 /// In a plain VM with a kernel older than 7.3, where the module keeps itself loaded.

@@ -17,6 +17,7 @@ mod mock;
 mod moves;
 mod open;
 mod outside;
+mod packaged;
 mod paths;
 mod product;
 mod progress;

@@ -99,6 +99,16 @@ pub fn dkms_driver() -> PathBuf {
     build("deb/vmbeam.ko")
 }
 
+/// The patched hypervisor of the packages that `scripts/deb-xen.sh` builds.
+pub fn packaged_xen() -> PathBuf {
+    build("deb/xen/xen")
+}
+
+/// A file of the toolstack of these packages.
+pub fn packaged_toolstack(path: &str) -> PathBuf {
+    build("deb/xen/root").join(path)
+}
+
 /// Programs that record trace events, unpacked.
 pub fn trace_tools() -> PathBuf {
     build("trace-tools/root")

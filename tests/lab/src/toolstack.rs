@@ -22,7 +22,9 @@ const LIMIT: Duration = Duration::from_secs(300);
 const GUEST_MIB: u64 = 128;
 const SAVED: &str = "/run/lab/saved";
 
-/// The patched toolstack, which lies beside Debian's here.
+/// Where the patched toolstack is, beside Debian's.
+pub const PATCHED: &str = "/usr/lib/vmbeam/toolstack";
+
 const XL: &str = "LD_LIBRARY_PATH=/usr/lib/vmbeam/toolstack \
     LIBXL_SAVE_HELPER=/usr/lib/vmbeam/toolstack/libxl-save-helper \
     /usr/lib/vmbeam/toolstack/xl";

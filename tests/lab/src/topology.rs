@@ -174,10 +174,10 @@ impl Topology {
         let accelerator = Accelerator::detect();
         let stage = progress.stage(&format!(
             "boot the host: {} and Debian's kernel ({})",
-            if xen == paths::xen() {
-                "patched Xen"
-            } else {
+            if xen == paths::stock_xen() {
                 "Debian's Xen"
+            } else {
+                "patched Xen"
             },
             accelerator.name()
         ));

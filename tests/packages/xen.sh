@@ -1,0 +1,94 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# xen.sh VERSION: the life of the packages of Xen in /deb/xen on this system, a copy of the
+# sysroot that scripts/deb-test.sh made, which has Debian's: put in their place, upgraded,
+# purged. Prints TAP. What they do is tried in the lab.
+
+# shellcheck disable=SC2317  # the tests are called by name
+
+set -uo pipefail
+
+version=$1
+# shellcheck source=tests/packages/try.sh
+. "${0%/*}/try.sh"
+
+# Those of the host and of the management VMs; the rest of Xen's source is libxen-dev and
+# what apt adds.
+mapfile -t packages < <(dpkg-query -W -f '${source:Package} ${db:Status-Status} ${Package}\n' |
+	awk '$1 == "xen" && $2 == "installed" { print $3 }')
+files=("${packages[@]/#/./}")
+mkdir /tmp/next
+
+in_place() {
+	[ ${#packages[@]} -gt 10 ] || { echo "Debian's packages: ${packages[*]}"; return 1; }
+	get --allow-downgrades "${files[@]/%/_${version}_amd64.deb}"
+}
+
+# every VERSION: the packages are of it, and the files what the packages say.
+every() {
+	[ "$(dpkg-query -W -f '${Version}\n' "${packages[@]}" | sort -u)" = "$1" ] || {
+		dpkg-query -W "${packages[@]}"
+		return 1
+	}
+	# The sysroot has no manual pages.
+	! dpkg --verify "${packages[@]}" | grep -v ' /usr/share/man/'
+}
+
+patched() {
+	local bin=/usr/lib/xen-4.20/bin lib=/usr/lib/x86_64-linux-gnu
+	grep -q external-memory "$bin/xl" &&
+		grep -q xc_domain_swap_frames "$lib/libxenctrl.so.4.20" &&
+		grep -q "External pages" "$lib/libxenguest.so.4.20" &&
+		zcat /boot/xen-4.20-amd64.gz >/tmp/xen && grep -q -F "$version" /tmp/xen
+}
+
+# All that the programs are linked against is there.
+linked() {
+	local program
+	for program in /usr/lib/xen-4.20/bin/*; do
+		! ldd "$program" 2>/dev/null | grep 'not found' || { echo "$program"; return 1; }
+	done
+}
+
+next_version() {
+	local package
+	for package in "${packages[@]}"; do
+		higher "/deb/xen/${package}_${version}_amd64.deb" "$1" || return
+	done
+}
+
+purged() {
+	dpkg -L "${packages[@]}" | sort -u >/tmp/owned
+	apt-get -q purge -y "${packages[@]}" && ! dpkg-query -W "${packages[@]}" 2>/dev/null |
+		grep "$version"
+}
+
+# Files that they had, and whatever else of Xen belongs to no package.
+nothing_left() {
+	local file left=0
+	while read -r file; do
+		[ -d "$file" ] || ! [ -e "$file" ] || { echo "$file"; left=1; }
+	done </tmp/owned
+	while read -r file; do
+		dpkg -S "$file" >/dev/null 2>&1 || { echo "$file"; left=1; }
+	done < <(find /boot /etc /usr /var -iname '*xen*' -not -path '/var/lib/dpkg/*' \
+		-not -path '/var/cache/*' -not -path '/var/lib/apt/*')
+	return "$left"
+}
+
+nothing_starts
+apt-get -q update >/deb/xen-installed.log 2>&1 || { tail -n 20 /deb/xen-installed.log; exit 1; }
+cd /deb/xen || exit 1
+
+try "apt puts them in the place of Debian's" in_place
+try 'all are of this version, and whole' every "$version"
+try 'hypervisor, libraries and xl are the patched ones' patched
+try 'all libraries are there' linked
+try 'make a higher version' next_version "$version.1"
+cd /tmp/next || exit 1
+try 'apt upgrades them' get "${files[@]/%/.deb}"
+try 'all are of that version, and whole' every "$version.1"
+try 'they can be purged' purged
+try 'nothing is left' nothing_left
+finish
