@@ -6,7 +6,7 @@ use crate::hypervisor::{HvError, Hypervisor};
 use crate::transfer::Transfer;
 use std::collections::hash_map::Entry;
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::{BufWriter, Read, Write};
 use std::time::Instant;
 use tracing::{debug, info, warn};
 use vmbeam_wire::message::{
@@ -88,17 +88,26 @@ fn bad_request(message: String) -> HvError {
     }
 }
 
+/// Bytes of answers that are written at once. A write to a serial port is a way to the
+/// device model and back, whatever its size.
+const WRITTEN_AT_ONCE: usize = 64 << 10;
+
 /// Where the answers to one request go.
-struct Answers<'a, S> {
-    stream: &'a mut S,
+struct Answers<'a, S: Write> {
+    stream: BufWriter<&'a mut S>,
     request: u32,
     session: u64,
 }
 
 impl<S: Write> Answers<'_, S> {
+    /// One of them. It is on its way when [`Answers::end`] was called.
     fn send(&mut self, message: &FromAgent) -> Result<(), ServeError> {
         let bytes = encode(self.request, self.session, message)?;
         self.stream.write_all(&bytes)?;
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<(), ServeError> {
         self.stream.flush()?;
         Ok(())
     }
@@ -155,10 +164,19 @@ impl<H: Hypervisor> Agent<H> {
 
     fn request<S: Write>(&mut self, frame: &Frame, stream: &mut S) -> Result<(), ServeError> {
         let mut answers = Answers {
-            stream,
+            stream: BufWriter::with_capacity(WRITTEN_AT_ONCE, stream),
             request: frame.request,
             session: frame.session,
         };
+        self.answer(frame, &mut answers)?;
+        answers.end()
+    }
+
+    fn answer<S: Write>(
+        &mut self,
+        frame: &Frame,
+        answers: &mut Answers<'_, S>,
+    ) -> Result<(), ServeError> {
         let message = match frame.decode::<ToAgent>() {
             Ok(m) => m,
             // A frame that arrived whole: the stream is fine, the request is not.
@@ -182,16 +200,16 @@ impl<H: Hypervisor> Agent<H> {
                 self.session = Some(frame.session);
                 self.pages.clear();
                 self.transfer.abort();
-                self.hello(&mut answers)
+                self.hello(answers)
             }
             _ if self.session != Some(frame.session) => {
                 let code = AgentErrorCode::NoSession;
                 let message = "this session is not open here; say hello first".into();
                 Ok(Err(HvError { code, message }))
             }
-            ToAgent::ListGuests => self.list(&mut answers),
-            ToAgent::Frames { guest } => self.frames(*guest, &mut answers),
-            ToAgent::Digest { guest, runs } => self.digest(*guest, runs, &mut answers),
+            ToAgent::ListGuests => self.list(answers),
+            ToAgent::Frames { guest } => self.frames(*guest, answers),
+            ToAgent::Digest { guest, runs } => self.digest(*guest, runs, answers),
             ToAgent::Pause { guest } => match self.hypervisor.pause(*guest) {
                 Ok(was_paused) => answers.send(&FromAgent::Paused { was_paused }).map(Ok),
                 Err(e) => Ok(Err(e)),
@@ -200,7 +218,7 @@ impl<H: Hypervisor> Agent<H> {
                 Ok(()) => answers.send(&FromAgent::Done).map(Ok),
                 Err(e) => Ok(Err(e)),
             },
-            ToAgent::ReadPages { guest, runs } => self.read_pages(*guest, runs, &mut answers),
+            ToAgent::ReadPages { guest, runs } => self.read_pages(*guest, runs, answers),
             ToAgent::WritePages { guest, runs, data } => {
                 match self.write_pages(*guest, runs, data) {
                     Ok(()) => answers.send(&FromAgent::Done).map(Ok),
