@@ -22,8 +22,8 @@ use crate::sections::Section;
 use crate::stats::Spread;
 
 /// All of them.
-pub const ALL: [Maker; 8] = [
-    swap, network, still, total, bytes, cpu, superpages, neighbour,
+pub const ALL: [Maker; 9] = [
+    swap, network, still, parts, total, bytes, cpu, superpages, neighbour,
 ];
 
 const COMMIT: &str = "commit";
@@ -201,6 +201,24 @@ fn still(results: &Results) -> Result<Option<Section>> {
     }))
 }
 
+/// What the guest VM stands still for.
+fn parts(results: &Results) -> Result<Option<Section>> {
+    let labels = Labels {
+        title: "What a migrating guest VM of 256 MiB stands still for, in the lab",
+        x: "s",
+        y: "",
+    };
+    let section = section(&bars(results, &[("migrate.part", "")], 1.0), labels, time)?;
+    Ok(section.map(|s| Section {
+        id: "parts",
+        title: "Migration: what the guest VM stands still for",
+        method: "stream: its state, saved by the one toolstack and restored by the other; lists: both frame \
+                 lists and their join; probes: digests of pages by which a daemon that starts again would see \
+                 where the memory is; copy: pages that cannot be swapped.",
+        ..s
+    }))
+}
+
 fn total(results: &Results) -> Result<Option<Section>> {
     let labels = Labels {
         title: "The whole migration of 256 MiB, in the lab",
@@ -334,6 +352,7 @@ mod tests {
         }
         let rate = 4.0 * f64::from(1 << 20);
         part.add("network.rate", "here", 16.0, rate, "bytes/s");
+        part.add("migrate.part", "stream, idle", 256.0, 5.0, "s");
         part.add("neighbour.share", "nothing moves", 256.0, 0.5, "");
         for load in ["idle", "busy"] {
             for (count, value) in [("splits", 7.0), ("merges", 5.0), ("hypercalls", 16.0)] {
@@ -382,6 +401,7 @@ mod tests {
             ),
             ("superpages", "one took 16 hypercalls"),
             ("neighbour", "nothing moves: 50 %"),
+            ("parts", "stream, idle: 5 s"),
         ] {
             let section = all.iter().find(|s| s.id == id).unwrap();
             assert!(section.sentence.contains(wanted), "{section:?}");

@@ -96,9 +96,7 @@ const ALL: [Group; 16] = [
 pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> Result<bool> {
     // These take minutes: in the long form, or when they are named.
     let wanted = |group| match group {
-        // Most of its cases have not run yet.
-        Group::Faults => groups.contains(&group),
-        Group::Rejuvenate | Group::Package | Group::Tracing => {
+        Group::Faults | Group::Rejuvenate | Group::Package | Group::Tracing => {
             groups.contains(&group) || (long && groups.is_empty())
         }
         _ => groups.is_empty() || groups.contains(&group),
@@ -286,13 +284,19 @@ fn nested(
     if !up {
         return;
     }
-    if wanted(Group::Nested) {
+    if wanted(Group::Nested) || wanted(Group::Migrate) {
+        // All that succeeds is done by a daemon with as little privilege as it can have.
         unprivileged::start(tally, topology);
-        swaps(tally, topology, progress);
+        if wanted(Group::Nested) {
+            swaps(tally, topology, progress);
+        }
+        let places = wanted(Group::Migrate)
+            .then(|| migrate::run(tally, topology, extent.moves))
+            .flatten();
         unprivileged::stop(tally, topology);
-    }
-    if wanted(Group::Migrate) {
-        migrate::run(tally, topology, extent);
+        if let Some(places) = places.filter(|_| extent.failures) {
+            migrate::failures(tally, topology, places);
+        }
     }
     if wanted(Group::Faults) {
         faults::run(tally, topology, progress);

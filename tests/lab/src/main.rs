@@ -8,6 +8,7 @@ mod check;
 mod coverage;
 mod demo;
 mod driver;
+mod evacuate;
 mod faults;
 mod images;
 mod load;

@@ -180,8 +180,12 @@ pub struct Extent {
     pub failures: bool,
 }
 
-/// Run the tests, on a topology whose guests are up. The guest VM of B is destroyed.
-pub fn run(tally: &mut Tally, topology: &Topology, extent: Extent) {
+/// Where the guest VM is, and the other host VM.
+pub type Places = [&'static str; 2];
+
+/// Move it so often, on a topology whose guests are up. The guest VM of B is destroyed.
+/// Gives where it is, unless a move failed.
+pub fn run(tally: &mut Tally, topology: &Topology, moves: u32) -> Option<Places> {
     same_name(tally, topology);
     let mut ready = false;
     tally.case("migrate", "a dry run finds nothing in the way", || {
@@ -198,12 +202,9 @@ pub fn run(tally: &mut Tally, topology: &Topology, extent: Extent) {
         Ok(())
     });
     if !ready {
-        return;
+        return None;
     }
-    let places = moves::run(tally, topology, extent.moves);
-    if let (Some(places), true) = (places, extent.failures) {
-        failures(tally, topology, places);
-    }
+    moves::run(tally, topology, moves)
 }
 
 fn run_here(topology: &Topology, command: &str) -> Result<Output> {
@@ -248,7 +249,8 @@ pub fn summary(m: &Migration, gap_ms: u64) -> Result<String> {
     ))
 }
 
-fn failures(tally: &mut Tally, topology: &Topology, [from, to]: [&str; 2]) {
+/// Make it fail, and see that the guest goes on where it was.
+pub fn failures(tally: &mut Tally, topology: &Topology, [from, to]: Places) {
     let host = &topology.machine.host;
     tally.case(
         "migrate",

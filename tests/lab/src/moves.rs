@@ -10,6 +10,7 @@ use anyhow::Result;
 
 use crate::migrate;
 use crate::migrate::migrate;
+use crate::migrate::Places;
 use crate::tally::Tally;
 use crate::topology::Topology;
 use crate::workload;
@@ -20,7 +21,7 @@ const VERIFIED: u32 = 2;
 
 /// Run them with the guest VM of A. Gives the place where it is afterwards, and the
 /// other one.
-pub fn run(tally: &mut Tally, topology: &Topology, moves: u32) -> Option<[&'static str; 2]> {
+pub fn run(tally: &mut Tally, topology: &Topology, moves: u32) -> Option<Places> {
     let mut workload = None;
     tally.case("migrate", "the guest VM gets a network and a disk", || {
         workload = Some(workload::attach(topology)?);

@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::channel::Channel;
+use crate::evacuate;
 use crate::images;
 use crate::machine::Accelerator;
 use crate::migrate;
@@ -146,6 +147,7 @@ pub fn check(tally: &mut Tally, progress: &Progress) {
     for (what, result) in report.findings() {
         tally.enter("rejuvenate", what, result);
     }
+    evacuate::run(tally, &topology, &GUESTS);
 }
 
 /// Bring it up: the old guest hypervisor in A with three guest VMs, the current one in B.

@@ -27,6 +27,9 @@ use crate::workload::Workload;
 /// Size of the guest VM that migrates, in MiB.
 const MIGRATED: u32 = 256;
 
+/// What the guest VM stands still for, as `vmbeam migrate --json` names it.
+const PARTS: [&str; 6] = ["stream", "lists", "probes", "swap", "copy", "resume"];
+
 /// The one that stays in B and computes all the time.
 const NEIGHBOUR: &str = "neighbour";
 /// How long it is watched when nothing moves.
@@ -128,7 +131,10 @@ impl Bench<'_> {
         let mib = f64::from(MIGRATED);
         part.add("migrate.total", &who, mib, m.seconds("total")?, "s");
         part.add("migrate.down", &who, mib, m.seconds("downtime")?, "s");
-        part.add("migrate.swap", &who, mib, m.seconds("swap")?, "s");
+        for part_of in PARTS {
+            let series = format!("{part_of}, {load}");
+            part.add("migrate.part", &series, mib, m.seconds(part_of)?, "s");
+        }
         let bytes = m.wire_bytes as f64;
         part.add("migrate.bytes", &who, mib, bytes, "bytes");
         for (series, value) in [
