@@ -154,23 +154,24 @@ pub fn run(tally: &mut Tally, topology: &Topology, progress: &Progress) {
     case("refused: a destination with fewer CPU features", &|| {
         other_cpu(topology, progress)
     });
-    for (victim, phase) in [
-        (Victim::HostVm("B"), "saving"),
-        (Victim::HostVm("A"), "resuming"),
+    // Always the one whose guest it is not.
+    for (vm, survivor, phase) in [
+        ("B", "A", "saving"),
+        ("B", "A", "frame lists"),
+        ("A", "B", "resuming"),
+        ("A", "B", "cleaning up"),
     ] {
+        let victim = Victim::HostVm(vm);
         let name = format!("{} is destroyed while {phase}", victim.name());
         tally.case(GROUP, &name, || {
             let place = until(topology, victim, phase)?;
-            let expected = if phase == NO_RETURN { "B" } else { "A" };
-            ensure!(place == expected, "the guest runs in {place}");
+            ensure!(place == survivor, "the guest runs in {place}");
             Ok(())
         });
-        let Victim::HostVm(vm) = victim else { continue };
         tally.case(GROUP, &format!("host VM {vm} is started again"), || {
             topology.restart_host_vm(vm, "", progress)?;
             product::wait_for_agents(topology)?;
-            let from = if phase == NO_RETURN { "B" } else { "A" };
-            migrate::migrate(topology, from, vm, "")?;
+            migrate::migrate(topology, survivor, vm, "")?;
             home(topology)
         });
     }
@@ -206,7 +207,7 @@ fn begin(topology: &Topology, options: &str) -> Result<()> {
     topology.machine.host.sh(
         &format!(
             "rm -f /run/lab/migrate.out /run/lab/migrate.code; \
-             {{ {} 2>&1; echo $? >/run/lab/migrate.code; }} >/run/lab/migrate.out & \
+             {{ {}; echo $? >/run/lab/migrate.code; }} >/run/lab/migrate.out 2>&1 & \
              echo $! >/run/lab/migrate.pid; \
              until grep -qs saving /run/lab/migrate.out; do usleep 5000; done",
             migrate::command("A", "B", options)
