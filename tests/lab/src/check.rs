@@ -14,6 +14,7 @@ use crate::coverage;
 use crate::demo;
 use crate::driver;
 use crate::faults;
+use crate::lies;
 use crate::migrate;
 use crate::migrate::Extent;
 use crate::mock;
@@ -289,6 +290,7 @@ fn nested(
         unprivileged::start(tally, topology);
         if wanted(Group::Nested) {
             swaps(tally, topology, progress);
+            lies::run(tally, topology);
         }
         let places = wanted(Group::Migrate)
             .then(|| migrate::run(tally, topology, extent.moves))

@@ -11,6 +11,7 @@ mod driver;
 mod evacuate;
 mod faults;
 mod images;
+mod lies;
 mod load;
 mod machine;
 mod migrate;

@@ -7,6 +7,7 @@ mod disk;
 mod exec;
 mod fill;
 mod frames;
+mod lie;
 mod meter;
 mod net;
 mod provide;
@@ -55,6 +56,14 @@ enum Tool {
     },
     /// Give a restored guest the memory that its saved state lacks, by copying.
     ProvideMemory(provide::Arguments),
+    /// Be an agent that lies about the frames of guests.
+    Lie {
+        /// How.
+        how: lie::Lie,
+        /// Domid of the guest whose frames are told instead.
+        #[arg(long, default_value_t = 0)]
+        other: u32,
+    },
     /// Remember the host's M2P table and frames of both host VMs.
     FramesSave(frames::Arguments),
     /// Compare with what `frames-save` remembered.
@@ -71,6 +80,7 @@ fn main() -> Result<()> {
         Tool::NetSend { address, bytes } => net::send(&address, bytes),
         Tool::NetRecv { address } => net::receive(&address),
         Tool::ProvideMemory(arguments) => provide::provide(&arguments),
+        Tool::Lie { how, other } => lie::lie(how, other),
         Tool::FramesSave(arguments) => frames::save(&arguments),
         Tool::FramesCompare(arguments) => frames::compare(&arguments),
     }
