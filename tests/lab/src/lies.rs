@@ -49,13 +49,13 @@ pub fn run(tally: &mut Tally, topology: &Topology) {
         "a lying agent: pages that the other guest does not have stay where they are",
         || {
             believed(topology, "pages", || {
-                let output = swap(topology, "--dry-run --json")?;
+                let output = swap(topology, "--dry-run --json 2>/run/lab/swap.err")?;
                 let report: Value =
                     serde_json::from_str(&output.text).with_context(|| output.text.clone())?;
                 let kept = &report["pages_refused"];
                 ensure!(
                     kept["only_in_source"].as_u64() > Some(0)
-                        && kept["only_in_source"] == kept["only_in_destination"],
+                        && kept["only_in_destination"].as_u64() > Some(0),
                     "{report}"
                 );
                 Ok(())
