@@ -160,12 +160,12 @@ fn other_cpu(to: &str, guest: &Guest, there: &Facts) -> Option<String> {
     };
     let missing = cpu.missing_in(&there.cpu);
     let first = missing.first()?;
-    let more = match missing.len() - 1 {
-        0 => String::new(),
-        n => format!(" and {n} more"),
+    let features = match missing.len() - 1 {
+        0 => first.to_string(),
+        n => format!("{first} and {n} more"),
     };
     Some(format!(
-        "host VM {to} lacks CPU features that guest {name} may use: {first}{more}; give both host VMs the same `cpuid`"
+        "host VM {to} lacks CPU features that guest {name} may use: {features}; give both host VMs the same `cpuid`"
     ))
 }
 

@@ -32,6 +32,8 @@ const NO_MESSAGES: &[&str] = &[
     "  to ...:",
     "... pages do not match",
     "... and ...",
+    "... and ... more",
+    "CPUID ...:... ... bit ...",
     "...: ... pairs a hypercall, ... pairs a session",
     "Xen ..........",
     "`... ...`",
