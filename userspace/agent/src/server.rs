@@ -57,9 +57,9 @@ impl From<ListError> for HvError {
     }
 }
 
-/// The list that is sent for a guest's pages.
-fn frame_list(pages: &[PageRun]) -> Result<FrameList, HvError> {
-    let mut list = FrameListBuilder::new();
+/// The list that is sent for a guest's pages, in a host VM whose memory ends there.
+fn frame_list(pages: &[PageRun], memory_end: u64) -> Result<FrameList, HvError> {
+    let mut list = FrameListBuilder::within(memory_end);
     for run in pages {
         let PageRun { pfn, gfn, kind, .. } = *run;
         let nr = u32::try_from(run.nr).map_err(|_| ListError::TooManyPages)?;
@@ -285,12 +285,13 @@ impl<H: Hypervisor> Agent<H> {
         guest: u32,
         answers: &mut Answers<'_, S>,
     ) -> Result<Result<(), HvError>, ServeError> {
-        let pages = match self.hypervisor.pages(guest) {
-            Ok(pages) => pages,
-            Err(e) => return Ok(Err(e)),
+        let listed = || {
+            let pages = self.hypervisor.pages(guest)?;
+            let list = frame_list(&pages, self.hypervisor.memory_end()?)?;
+            Ok((pages, list))
         };
-        let list = match frame_list(&pages) {
-            Ok(list) => list,
+        let (pages, list) = match listed() {
+            Ok(listed) => listed,
             Err(e) => return Ok(Err(e)),
         };
         info!(
