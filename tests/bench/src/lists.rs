@@ -85,7 +85,7 @@ fn lists(
     }
     let mut links = <[Link; 2]>::try_from(links).map_err(|_| anyhow!("not two agents"))?;
     let lists = receive(&mut links)?;
-    let bytes = links[0].bytes();
+    let bytes = links[0].traffic().bytes;
     drop(links);
     let mut used = agents
         .into_iter()

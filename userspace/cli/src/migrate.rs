@@ -35,6 +35,7 @@ pub(crate) struct Json<'a> {
     pages_refused: &'a BTreeMap<String, u64>,
     pages_verified: u64,
     stream_bytes: u64,
+    wire_messages: u64,
     wire_bytes: u64,
     #[serde(flatten)]
     counts: SwapCounts,
@@ -58,7 +59,8 @@ impl<'a> From<&'a MigrateReport> for Json<'a> {
             pages_refused: &r.pages_refused,
             pages_verified: r.pages_verified,
             stream_bytes: r.stream_bytes,
-            wire_bytes: r.wire_bytes,
+            wire_messages: r.traffic.messages,
+            wire_bytes: r.traffic.bytes,
             counts: r.counts,
             pending: r.pending.as_deref(),
             seconds: &r.seconds,
@@ -90,7 +92,10 @@ fn print(r: &MigrateReport, verify: bool) {
         println!("    {nr:>9} {}", reason.replace('_', " "));
     }
     println!("  saved state     {} bytes", r.stream_bytes);
-    println!("  agent traffic   {} bytes", r.wire_bytes);
+    println!(
+        "  agent traffic   {} messages, {} bytes",
+        r.traffic.messages, r.traffic.bytes
+    );
     if verify {
         println!("  verified        {} pages", r.pages_verified);
     }

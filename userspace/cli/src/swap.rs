@@ -30,6 +30,7 @@ struct Json<'a> {
     seconds: &'a Seconds,
     #[serde(flatten)]
     counts: SwapCounts,
+    wire_messages: u64,
     wire_bytes: u64,
 }
 
@@ -67,7 +68,8 @@ impl<'a> From<&'a SwapReport> for Json<'a> {
             runs: r.runs,
             seconds: &r.seconds,
             counts: r.counts,
-            wire_bytes: r.wire_bytes,
+            wire_messages: r.traffic.messages,
+            wire_bytes: r.traffic.bytes,
         }
     }
 }
@@ -109,7 +111,10 @@ fn print(r: &SwapReport, verify: bool) {
         "  superpages      {} exchanged whole, {} split, {} put together",
         r.counts.superpages, r.counts.splits, r.counts.merges
     );
-    println!("  agent traffic   {} bytes", r.wire_bytes);
+    println!(
+        "  agent traffic   {} messages, {} bytes",
+        r.traffic.messages, r.traffic.bytes
+    );
     if verify {
         println!(
             "  verified        {} swapped pages on both sides",

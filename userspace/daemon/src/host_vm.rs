@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
-use vmbeam_wire::message::{AgentReport, AgentVersions};
+use vmbeam_wire::message::{AgentReport, AgentVersions, Traffic};
 use vmbeam_xen::command::run;
 
 /// How often to look after an idle connection, or try for a new one.
@@ -253,9 +253,9 @@ impl AgentGuard<'_> {
         self.vm.domid()
     }
 
-    /// Bytes sent and received so far.
-    pub fn bytes(&self) -> u64 {
-        self.link.as_ref().map_or(0, Link::bytes)
+    /// What was sent and received so far.
+    pub fn traffic(&self) -> Traffic {
+        self.link.as_ref().map(Link::traffic).unwrap_or_default()
     }
 
     /// Whether the conversation can go on.

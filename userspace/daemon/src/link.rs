@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmbeam_wire::message::{
-    AgentErrorCode, AgentVersions, Digest, Facts, FromAgent, Guest, ToAgent, Toolstack,
+    AgentErrorCode, AgentVersions, Digest, Facts, FromAgent, Guest, ToAgent, Toolstack, Traffic,
     MAX_DIGEST_PAGES, MAX_PART, PAGE,
 };
 use vmbeam_wire::{encode, Decoder, FrameError, FrameList, FrameListBuilder, ListError, PfnRun};
@@ -85,7 +85,7 @@ pub struct Link {
     request: u32,
     /// Hello has been answered: from now on everything must fit.
     greeted: bool,
-    bytes: u64,
+    traffic: Traffic,
     timeout: Duration,
     stop: Arc<AtomicBool>,
     /// What is going on now is finished although the daemon is to stop.
@@ -121,7 +121,7 @@ impl Link {
             session,
             request: 0,
             greeted: false,
-            bytes: 0,
+            traffic: Traffic::default(),
             timeout,
             stop,
             regardless: false,
@@ -134,9 +134,9 @@ impl Link {
         })
     }
 
-    /// Bytes sent and received so far.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
+    /// What was sent and received so far.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
     }
 
     /// What the agent said about itself when it was greeted.
@@ -148,7 +148,8 @@ impl Link {
         self.request = self.request.wrapping_add(1);
         let bytes = encode(self.request, self.session, message)?;
         self.stream.write_all(&bytes)?;
-        self.bytes += bytes.len() as u64;
+        self.traffic.messages += 1;
+        self.traffic.bytes += bytes.len() as u64;
         Ok(self.request)
     }
 
@@ -158,6 +159,7 @@ impl Link {
         let mut late = false;
         loop {
             while let Some(frame) = self.decoder.next_frame()? {
+                self.traffic.messages += 1;
                 if frame.session == self.session {
                     return Ok((frame.request, frame.decode()?));
                 }
@@ -188,7 +190,7 @@ impl Link {
                     ));
                 }
                 Ok(0) => return Err(LinkError::Closed),
-                Ok(n) => self.bytes += n as u64,
+                Ok(n) => self.traffic.bytes += n as u64,
                 Err(e) => match e.kind() {
                     ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut => {}
                     ErrorKind::ConnectionReset => return Err(LinkError::Closed),

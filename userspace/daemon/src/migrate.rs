@@ -842,7 +842,7 @@ impl<'a> Job<'a> {
             unsettled = self.record.take();
         }
         self.report.seconds.total = seconds(self.started);
-        self.report.wire_bytes = self.from.bytes() + self.to.bytes();
+        self.report.traffic = self.from.traffic().and(self.to.traffic());
         Finished {
             result: Ok(self.report),
             unsettled,

@@ -5,6 +5,7 @@
 use crate::host_vm::{AgentGuard, HostVm};
 use crate::link::{Link, LinkError};
 use std::time::{Duration, Instant};
+use vmbeam_wire::message::Traffic;
 
 /// How often to look whether an agent is back.
 const LOOK: Duration = Duration::from_millis(250);
@@ -14,10 +15,10 @@ const LOOK: Duration = Duration::from_millis(250);
 pub(crate) struct Side<'a> {
     pub(crate) vm: &'a HostVm,
     agent: Option<AgentGuard<'a>>,
-    /// Bytes of conversations that are over.
-    bytes: u64,
-    /// Bytes of the conversation before this job.
-    before: u64,
+    /// That of conversations that are over.
+    traffic: Traffic,
+    /// That of the conversation before this job.
+    before: Traffic,
 }
 
 impl<'a> Side<'a> {
@@ -26,8 +27,8 @@ impl<'a> Side<'a> {
         let agent = vm.agent_soon()?;
         Ok(Self {
             vm,
-            bytes: 0,
-            before: agent.bytes(),
+            traffic: Traffic::default(),
+            before: agent.traffic(),
             agent: Some(agent),
         })
     }
@@ -37,8 +38,8 @@ impl<'a> Side<'a> {
         Self {
             vm,
             agent: None,
-            bytes: 0,
-            before: 0,
+            traffic: Traffic::default(),
+            before: Traffic::default(),
         }
     }
 
@@ -46,10 +47,10 @@ impl<'a> Side<'a> {
         &self.vm.config.name
     }
 
-    /// Bytes that this job sent and received.
-    pub(crate) fn bytes(&self) -> u64 {
-        let now = self.agent.as_ref().map_or(self.before, AgentGuard::bytes);
-        self.bytes + now.saturating_sub(self.before)
+    /// What this job sent and received.
+    pub(crate) fn traffic(&self) -> Traffic {
+        let now = self.agent.as_ref().map_or(self.before, AgentGuard::traffic);
+        self.traffic.and(now.since(self.before))
     }
 
     /// Start afresh with the agent.
@@ -101,14 +102,14 @@ impl<'a> Side<'a> {
     }
 
     fn release(&mut self) {
-        self.bytes = self.bytes();
-        self.before = 0;
+        self.traffic = self.traffic();
+        self.before = Traffic::default();
         self.agent = None;
     }
 
     fn reconnect(&mut self) -> Result<(), String> {
         let mut agent = self.vm.agent()?;
-        self.before = agent.bytes();
+        self.before = agent.traffic();
         agent.with(|link| {
             link.set_regardless(true);
             Ok(())

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use vmbeam_uapi::NOT_ATTEMPTED;
 use vmbeam_wire::message::{
     Failure, Guest, GuestKind, GuestState, Phase, Seconds, SwapReport, SwapRequest, SwapRun,
+    Traffic,
 };
 use vmbeam_wire::FrameList;
 
@@ -218,7 +219,7 @@ impl Job<'_> {
             run_list: Vec::new(),
             seconds: Seconds::default(),
             counts: counts(&driver),
-            wire_bytes: 0,
+            traffic: Traffic::default(),
         };
         if request.list_runs && request.dry_run {
             report.run_list = run_list(&joined.runs, &status)?;
@@ -291,7 +292,7 @@ pub fn swap(
     let started = Instant::now();
     let agent_from = host_vms.0.agent().map_err(refused)?;
     let agent_to = host_vms.1.agent().map_err(refused)?;
-    let bytes_before = agent_from.bytes() + agent_to.bytes();
+    let before = agent_from.traffic().and(agent_to.traffic());
 
     // What can be refused without the agents is.
     let domids = (
@@ -320,8 +321,8 @@ pub fn swap(
         Ok(mut report) => {
             job.seconds.total = started.elapsed().as_secs_f64();
             report.seconds = job.seconds;
-            report.wire_bytes =
-                (job.from.agent.bytes() + job.to.agent.bytes()).saturating_sub(bytes_before);
+            let now = job.from.agent.traffic().and(job.to.agent.traffic());
+            report.traffic = now.since(before);
             Ok(report)
         }
         Err(e) => {

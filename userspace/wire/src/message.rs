@@ -765,8 +765,35 @@ pub struct SwapReport {
     pub seconds: Seconds,
     /// What the commit took.
     pub counts: SwapCounts,
-    /// Bytes that went to and came from both agents.
-    pub wire_bytes: u64,
+    /// What went to and came from both agents.
+    pub traffic: Traffic,
+}
+
+/// What went through ports of agents, both ways.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Messages.
+    pub messages: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Traffic {
+    /// This and that.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            messages: self.messages + other.messages,
+            bytes: self.bytes + other.bytes,
+        }
+    }
+
+    /// This without what was there before.
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            messages: self.messages.saturating_sub(before.messages),
+            bytes: self.bytes.saturating_sub(before.bytes),
+        }
+    }
 }
 
 /// What a swap took, as the driver and the hypervisor counted it.
@@ -874,8 +901,8 @@ pub struct MigrateReport {
     pub pages_verified: u64,
     /// Bytes of the saved state.
     pub stream_bytes: u64,
-    /// All bytes that went to and came from both agents.
-    pub wire_bytes: u64,
+    /// All that went to and came from both agents.
+    pub traffic: Traffic,
     /// What the swap took.
     pub counts: SwapCounts,
     /// What could not be done after the guest ran, and is being tried again.
