@@ -26,7 +26,7 @@ packages=(
 	xen-hypervisor-4.20-amd64 xen-utils-4.20 xenstore-utils libxen-dev
 	qemu-system-xen uuid-dev zlib1g-dev libyajl-dev acpica-tools
 	# the lab
-	qemu-system-x86 busybox-static iproute2 socat util-linux
+	qemu-system-x86 busybox-static iproute2 socat util-linux dropbear-bin
 )
 
 stamp=build/sysroot.stamp

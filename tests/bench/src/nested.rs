@@ -41,13 +41,14 @@ fn swap(results: &Results) -> Result<Option<Section>> {
         .collect();
     let sentence = format!(
         "The memory of a guest VM of {} changes places in {} (the commit, median of {}): {} pages in {} \
-         runs, with {} hypercalls, {} TLB flushes, {} P2M entries written, {} pairs of superpages \
+         runs, with {} messages between agents and daemon, {} hypercalls, {} TLB flushes, {} P2M entries written, {} pairs of superpages \
          exchanged whole, {} split and {} put together. {}.",
         size(mib),
         time(commit.median),
         commit.n,
         count("pages"),
         count("runs"),
+        count("messages"),
         count("hypercalls"),
         count("TLB flushes"),
         count("P2M writes"),
@@ -138,40 +139,54 @@ fn at(mib: f64, rate: Spread) -> Spread {
     }
 }
 
-/// Bars of these, each with the name of its series; and what they say.
-fn bars(results: &Results, what: &[(&str, &str)], factor: f64) -> Vec<(String, Spread)> {
-    let mut values = Vec::new();
+/// Bars of a chart, each with the name of its series.
+#[derive(Debug, Default)]
+struct Bars {
+    /// Memory of the guest VM in MiB: there is one size.
+    mib: f64,
+    values: Vec<(String, Spread)>,
+}
+
+fn bars(results: &Results, what: &[(&str, &str)], factor: f64) -> Bars {
+    let mut bars = Bars::default();
     for (what, prefix) in what {
         for name in results.names(what) {
             for group in results.series(what, name) {
-                values.push((format!("{prefix}{name}"), by(group.spread, factor)));
+                bars.mib = group.first.mib;
+                let value = by(group.spread, factor);
+                bars.values.push((format!("{prefix}{name}"), value));
             }
         }
     }
-    values
+    bars
 }
 
-fn words(values: &[(String, Spread)], text: impl Fn(f64) -> String) -> String {
-    let all: Vec<String> = values
+fn words(bars: &Bars, text: impl Fn(f64) -> String) -> String {
+    let all: Vec<String> = bars
+        .values
         .iter()
         .map(|(name, s)| format!("{name}: {} (n={})", text(s.median), s.n))
         .collect();
-    format!("Medians: {}.", all.join("; "))
+    format!(
+        "Medians, for a guest VM of {}: {}.",
+        size(bars.mib),
+        all.join("; ")
+    )
 }
 
 fn section(
-    values: &[(String, Spread)],
+    bars: &Bars,
     labels: Labels<'_>,
     text: impl Fn(f64) -> String,
 ) -> Result<Option<Section>> {
-    if values.is_empty() {
+    if bars.values.is_empty() {
         return Ok(None);
     }
     Ok(Some(Section {
         id: "",
         title: "",
-        sentence: words(values, text),
-        svg: chart::bars(labels, values)?,
+        sentence: words(bars, text),
+        svg: chart::bars(labels, &bars.values)?,
         method: "",
         fits: BTreeMap::new(),
     }))
@@ -184,7 +199,7 @@ fn still(results: &Results) -> Result<Option<Section>> {
         ("migrate.silence", "silence of its connection: "),
     ];
     let labels = Labels {
-        title: "How long a migrating guest VM of 256 MiB is away, in the lab",
+        title: "How long a migrating guest VM is away, in the lab",
         x: "s",
         y: "",
     };
@@ -204,7 +219,7 @@ fn still(results: &Results) -> Result<Option<Section>> {
 /// What the guest VM stands still for.
 fn parts(results: &Results) -> Result<Option<Section>> {
     let labels = Labels {
-        title: "What a migrating guest VM of 256 MiB stands still for, in the lab",
+        title: "What a migrating guest VM stands still for, in the lab",
         x: "s",
         y: "",
     };
@@ -221,7 +236,7 @@ fn parts(results: &Results) -> Result<Option<Section>> {
 
 fn total(results: &Results) -> Result<Option<Section>> {
     let labels = Labels {
-        title: "The whole migration of 256 MiB, in the lab",
+        title: "The whole migration, in the lab",
         x: "s",
         y: "",
     };
@@ -235,7 +250,7 @@ fn total(results: &Results) -> Result<Option<Section>> {
 
 fn bytes(results: &Results) -> Result<Option<Section>> {
     let labels = Labels {
-        title: "Bytes that a migration of 256 MiB sends",
+        title: "Bytes that a migration sends",
         x: "MiB",
         y: "",
     };
@@ -274,7 +289,7 @@ fn cpu(results: &Results) -> Result<Option<Section>> {
 fn superpages(results: &Results) -> Result<Option<Section>> {
     const WHAT: &str = "migrate.count";
     const NAMES: [&str; 3] = ["superpages exchanged", "splits", "merges"];
-    let mut values = bars(results, &[(WHAT, "")], 1.0);
+    let Bars { mib, mut values } = bars(results, &[(WHAT, "")], 1.0);
     values.retain(|(name, _)| NAMES.iter().any(|n| name.starts_with(n)));
     if values.iter().all(|(_, s)| s.most == 0.0) {
         return Ok(None);
@@ -285,7 +300,7 @@ fn superpages(results: &Results) -> Result<Option<Section>> {
         .map(|(_, s)| s.n)
         .sum();
     let [whole, splits, merges] = NAMES.map(|name| results.sum(WHAT, name));
-    let counts: Vec<String> = ["hypercalls", "TLB flushes", "P2M writes"]
+    let counts: Vec<String> = ["messages", "hypercalls", "TLB flushes", "P2M writes"]
         .iter()
         .map(|name| {
             format!(
@@ -295,9 +310,10 @@ fn superpages(results: &Results) -> Result<Option<Section>> {
         })
         .collect();
     let sentence = format!(
-        "In {moves} migrations together, {} pairs of superpages were exchanged whole, {} superpages were \
+        "In {moves} migrations of a guest VM of {} together, {} pairs of superpages were exchanged whole, {} superpages were \
          split and {} put together again: {} fewer in both host VMs than before the first one. On the average \
          one took {}.",
+        size(mib),
         short(&whole),
         short(&splits),
         short(&merges),
@@ -305,7 +321,7 @@ fn superpages(results: &Results) -> Result<Option<Section>> {
         counts.join(", ")
     );
     let labels = Labels {
-        title: "Superpages of both host VMs in a migration of 256 MiB",
+        title: "Superpages of both host VMs in a migration",
         x: "superpages",
         y: "",
     };
@@ -355,7 +371,12 @@ mod tests {
         part.add("migrate.part", "stream, idle", 256.0, 5.0, "s");
         part.add("neighbour.share", "nothing moves", 256.0, 0.5, "");
         for load in ["idle", "busy"] {
-            for (count, value) in [("splits", 7.0), ("merges", 5.0), ("hypercalls", 16.0)] {
+            for (count, value) in [
+                ("splits", 7.0),
+                ("merges", 5.0),
+                ("hypercalls", 16.0),
+                ("messages", 90.0),
+            ] {
                 part.add(
                     "migrate.count",
                     &format!("{count}, {load}"),
@@ -394,12 +415,12 @@ mod tests {
             ("total", "ours: 3 s"),
             ("bytes", "ours: 7 MiB (n=1)"),
             ("cpu", "host: ours: 3 s"),
-            ("superpages", "In 2 migrations"),
+            ("superpages", "In 2 migrations of a guest VM of 256 MiB"),
             (
                 "superpages",
                 "14 superpages were split and 10 put together again: 4 fewer",
             ),
-            ("superpages", "one took 16 hypercalls"),
+            ("superpages", "one took 90 messages, 16 hypercalls"),
             ("neighbour", "nothing moves: 50 %"),
             ("parts", "stream, idle: 5 s"),
         ] {

@@ -50,8 +50,8 @@ pub struct Times {
     /// Migrations by `vmbeam migrate`, under each load.
     #[arg(long, default_value_t = 7)]
     migrations: u32,
-    /// Migrations by `xl save` and `xl restore`, under each load.
-    #[arg(long, default_value_t = 2)]
+    /// Migrations by `xl save` and `xl restore`, under each load and over SSH.
+    #[arg(long, default_value_t = 5)]
     stock: u32,
 }
 
@@ -60,6 +60,7 @@ pub struct Times {
 struct Swap {
     pages_swapped: u64,
     runs: u64,
+    wire_messages: u64,
     wire_bytes: u64,
     #[serde(flatten)]
     counts: Counts,
@@ -164,9 +165,13 @@ impl Bench<'_> {
                 let seconds = *seconds.with_context(|| format!("no seconds.{name}"))?;
                 part.add("swap.time", series, size, seconds, "s");
             }
-            for (series, value) in [("pages", swap.pages_swapped), ("runs", swap.runs)]
-                .into_iter()
-                .chain(named(&swap.counts))
+            for (series, value) in [
+                ("pages", swap.pages_swapped),
+                ("runs", swap.runs),
+                ("messages", swap.wire_messages),
+            ]
+            .into_iter()
+            .chain(named(&swap.counts))
             {
                 part.add("swap.count", series, size, value as f64, "");
             }

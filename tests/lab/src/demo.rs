@@ -24,6 +24,7 @@ use crate::outside::Outside;
 use crate::paths;
 use crate::progress::Progress;
 use crate::stock;
+use crate::stock::Transport;
 use crate::topology;
 use crate::topology::Topology;
 use crate::topology::GUEST;
@@ -198,7 +199,7 @@ pub fn migrate(topology: &Topology, progress: &Progress, report: &mut Report) ->
     let stage =
         progress.stage("the same from B to A by xl save and xl restore, over the virtual network");
     let before = migrate::console_lines(a)?;
-    let stock = stock::migrate(topology, "B", "A")?;
+    let stock = stock::migrate(topology, "B", "A", Transport::Tcp)?;
     let stock_check = migrate::runs_only_in(topology, "A")?;
     workload.goes_on(a, &stock_check)?;
     let stock_gap_ms = migrate::longest_gap(a, before)?;

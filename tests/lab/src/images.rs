@@ -184,6 +184,13 @@ fn management(name: &'static str, release: &Release) -> Result<()> {
     image.patched_toolstack(release)?;
     image.modules(BACKENDS)?;
     image.hotplug_scripts()?;
+    for name in [
+        "/usr/bin/dbclient",
+        "/usr/bin/dropbearkey",
+        "/usr/sbin/dropbear",
+    ] {
+        image.same(name)?;
+    }
     image.stripped(&paths::target("labtool"), "/usr/bin/labtool")?;
     image.packaged("/usr/sbin/vmbeam-agent")?;
     image.copy(&paths::lab_sources("mgmt-init"), "/init")?;

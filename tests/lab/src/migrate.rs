@@ -45,6 +45,7 @@ pub struct Migration {
     pub pages_verified: u64,
     stream_bytes: u64,
     /// Everything that went through the agents' ports.
+    pub wire_messages: u64,
     pub wire_bytes: u64,
     /// What the hypervisor counted.
     #[serde(flatten)]

@@ -17,6 +17,7 @@ use super::LIMIT;
 use crate::channel::Channel;
 use crate::migrate;
 use crate::stock;
+use crate::stock::Transport;
 use crate::topology;
 use crate::topology::GUEST;
 use crate::topology::HOST_VMS;
@@ -25,7 +26,7 @@ use crate::workload;
 use crate::workload::Workload;
 
 /// Size of the guest VM that migrates, in MiB.
-const MIGRATED: u32 = 256;
+const MIGRATED: u32 = 128;
 
 /// What the guest VM stands still for, as `vmbeam migrate --json` names it.
 const PARTS: [&str; 6] = ["stream", "lists", "probes", "swap", "copy", "resume"];
@@ -76,6 +77,12 @@ impl Bench<'_> {
         self.create("A", GUEST, MIGRATED, "", "")?;
         topology::wait_for_check(&self.topology.machine.a, LIMIT)?;
         self.under(part, Load::Reading, times, &mut at, None)?;
+        for i in 1..=times.stock {
+            let text = format!("the same over SSH, {i} of {}", times.stock);
+            let stage = self.progress.stage(&text);
+            self.stock(part, Load::Reading, Transport::Ssh, &mut at, None)?;
+            stage.done();
+        }
         if at != 0 {
             self.ours(part, Load::Reading, &mut at, None)?;
         }
@@ -111,7 +118,7 @@ impl Bench<'_> {
         for i in 1..=times.stock {
             let text = format!("{load}: xl save and xl restore, {i} of {}", times.stock);
             let stage = self.progress.stage(&text);
-            self.stock(part, load, at, workload.as_deref_mut())?;
+            self.stock(part, load, Transport::Tcp, at, workload.as_deref_mut())?;
             stage.done();
         }
         Ok(())
@@ -140,6 +147,7 @@ impl Bench<'_> {
         for (series, value) in [
             ("pages swapped", m.pages_swapped),
             ("pages sent", m.pages_sent),
+            ("messages", m.wire_messages),
         ]
         .into_iter()
         .chain(named(&m.counts))
@@ -154,12 +162,17 @@ impl Bench<'_> {
         &self,
         part: &mut Part,
         load: Load,
+        transport: Transport,
         at: &mut usize,
         workload: Option<&mut Workload<'_>>,
     ) -> Result<()> {
-        let who = format!("xl save and restore, {load}");
+        let over = match transport {
+            Transport::Tcp => "",
+            Transport::Ssh => " over SSH",
+        };
+        let who = format!("xl save and restore{over}, {load}");
         let s = self.one(part, &who, at, workload, |from, to| {
-            stock::migrate(self.topology, from, to)
+            stock::migrate(self.topology, from, to, transport)
         })?;
         let mib = f64::from(MIGRATED);
         part.add("migrate.total", &who, mib, s.total_seconds, "s");

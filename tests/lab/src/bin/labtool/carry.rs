@@ -16,10 +16,14 @@ use crate::meter::wait_for;
 
 const BLOCK: u64 = 1 << 20;
 
-/// Standard input to a TCP connection, once the other side listens; the bytes are counted on standard error.
-pub fn carry(address: &str) -> Result<()> {
-    let mut stream = wait_for(|| TcpStream::connect(address).ok());
-    // Not the standard library's handle, which has a buffer, nor its copy, which splices page by
+/// Standard input to a TCP connection, once the other side listens, or to standard output;
+/// the bytes are counted on standard error.
+pub fn carry(address: Option<&str>) -> Result<()> {
+    let mut output: Box<dyn Write> = match address {
+        Some(address) => Box::new(wait_for(|| TcpStream::connect(address).ok())),
+        None => Box::new(File::from(io::stdout().as_fd().try_clone_to_owned()?)),
+    };
+    // Not the standard library's handles, which have buffers, nor its copy, which splices page by
     // page: the virtual network wants large writes.
     let mut input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let mut block = Vec::new();
@@ -29,7 +33,7 @@ pub fn carry(address: &str) -> Result<()> {
         .read_to_end(&mut block)?
         > 0
     {
-        stream.write_all(&block)?;
+        output.write_all(&block)?;
         bytes += block.len();
         block.clear();
     }

@@ -35,10 +35,10 @@ enum Tool {
         /// Address to listen on.
         address: String,
     },
-    /// Send standard input to a TCP connection, and count it.
+    /// Send standard input to a TCP connection or to standard output, and count it.
     Carry {
         /// Where the other side listens.
-        address: String,
+        address: Option<String>,
     },
     /// Put the time before each line.
     Stamp,
@@ -75,7 +75,7 @@ fn main() -> Result<()> {
         Tool::Exec { name, port } => exec::exec(&name, &port),
         Tool::Fill(arguments) => fill::fill(arguments),
         Tool::Listen { address } => talk::listen(&address),
-        Tool::Carry { address } => carry::carry(&address),
+        Tool::Carry { address } => carry::carry(address.as_deref()),
         Tool::Stamp => carry::stamp(),
         Tool::NetSend { address, bytes } => net::send(&address, bytes),
         Tool::NetRecv { address } => net::receive(&address),
