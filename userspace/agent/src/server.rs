@@ -57,9 +57,12 @@ impl From<ListError> for HvError {
     }
 }
 
-/// The list that is sent for a guest's pages, in a host VM whose memory ends there.
-fn frame_list(pages: &[PageRun], memory_end: u64) -> Result<FrameList, HvError> {
-    let mut list = FrameListBuilder::within(memory_end);
+/// The list that is sent for a guest's pages.
+fn frame_list(pages: &[PageRun]) -> Result<FrameList, HvError> {
+    // An end makes it cheap to see that no frame is there twice. Whether the host VM has
+    // these frames is for the daemon to judge.
+    let end = pages.iter().map(|run| run.gfn.saturating_add(run.nr)).max();
+    let mut list = FrameListBuilder::within(end.unwrap_or_default());
     for run in pages {
         let PageRun { pfn, gfn, kind, .. } = *run;
         let nr = u32::try_from(run.nr).map_err(|_| ListError::TooManyPages)?;
@@ -285,13 +288,12 @@ impl<H: Hypervisor> Agent<H> {
         guest: u32,
         answers: &mut Answers<'_, S>,
     ) -> Result<Result<(), HvError>, ServeError> {
-        let listed = || {
-            let pages = self.hypervisor.pages(guest)?;
-            let list = frame_list(&pages, self.hypervisor.memory_end()?)?;
-            Ok((pages, list))
+        let pages = match self.hypervisor.pages(guest) {
+            Ok(pages) => pages,
+            Err(e) => return Ok(Err(e)),
         };
-        let (pages, list) = match listed() {
-            Ok(listed) => listed,
+        let list = match frame_list(&pages) {
+            Ok(list) => list,
             Err(e) => return Ok(Err(e)),
         };
         info!(

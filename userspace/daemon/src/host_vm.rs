@@ -59,7 +59,7 @@ enum Slot {
     /// There is none.
     Empty,
     /// Nobody uses it.
-    Idle(Link),
+    Idle(Box<Link>),
     /// A job has it.
     Busy,
 }
@@ -73,7 +73,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Debug)]
 pub struct AgentGuard<'a> {
     vm: &'a HostVm,
-    link: Option<Link>,
+    link: Option<Box<Link>>,
 }
 
 impl HostVm {
@@ -174,7 +174,7 @@ impl HostVm {
                 let versions = link.versions().clone();
                 info!(host_vm = self.config.name, ?versions, "agent connected");
                 *lock(&self.agent) = Agent::Connected(versions);
-                *lock(&self.slot) = Slot::Idle(link);
+                *lock(&self.slot) = Slot::Idle(Box::new(link));
             }
             Err(LinkError::Stopping) => {}
             Err(e) => {
@@ -255,7 +255,10 @@ impl AgentGuard<'_> {
 
     /// What was sent and received so far.
     pub fn traffic(&self) -> Traffic {
-        self.link.as_ref().map(Link::traffic).unwrap_or_default()
+        self.link
+            .as_ref()
+            .map(|link| link.traffic())
+            .unwrap_or_default()
     }
 
     /// Whether the conversation can go on.
