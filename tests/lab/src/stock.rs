@@ -64,7 +64,7 @@ pub fn migrate(topology: &Topology, from: &str, to: &str, transport: Transport) 
                 None,
                 format!(
                     "labtool carry | dbclient -y -y -i {KEY} root@{address} \
-                     'xl restore /proc/self/fd/0 >/run/xl-restore.log 2>&1'"
+                     \"PATH=$PATH xl restore /proc/self/fd/0 >/run/xl-restore.log 2>&1\""
                 ),
             )
         }
