@@ -50,9 +50,15 @@ pub struct Times {
     /// Migrations by `vmbeam migrate`, under each load.
     #[arg(long, default_value_t = 7)]
     migrations: u32,
-    /// Migrations by `xl save` and `xl restore`, under each load and over SSH.
+    /// Migrations by `xl save` and `xl restore`, under each load.
     #[arg(long, default_value_t = 5)]
     stock: u32,
+    /// The same over SSH, which takes long here, under one load.
+    #[arg(long, default_value_t = 2)]
+    ssh: u32,
+    /// Migrations beside another guest VM.
+    #[arg(long, default_value_t = 4)]
+    beside: u32,
 }
 
 /// What `vmbeam swap --json` prints, as far as it is used here.
@@ -120,7 +126,7 @@ pub fn run(times: Times, progress: &Progress) -> Result<bool> {
     }
     let result = bench.migrations(&mut part, times);
     keep(&mut part, "migrations", result)?;
-    let result = bench.neighbour(&mut part, times.migrations);
+    let result = bench.neighbour(&mut part, times.beside);
     keep(&mut part, "migrations beside another guest VM", result)?;
     Ok(good)
 }

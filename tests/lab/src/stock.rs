@@ -26,6 +26,9 @@ const LIMIT: Duration = Duration::from_secs(1800);
 const PORT: u16 = 7010;
 /// With which a management VM logs in at the other.
 const KEY: &str = "/run/ssh.key";
+/// Bytes that SSH has on the way. By default dropbear has 24 KiB, and waits for the
+/// virtual network after each of them.
+const WINDOW: u32 = 4 << 20;
 
 /// What it took.
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +66,7 @@ pub fn migrate(topology: &Topology, from: &str, to: &str, transport: Transport) 
             (
                 None,
                 format!(
-                    "labtool carry | dbclient -y -y -i {KEY} root@{address} \
+                    "labtool carry | dbclient -y -y -W {WINDOW} -i {KEY} root@{address} \
                      \"PATH=$PATH xl restore /proc/self/fd/0 >/run/xl-restore.log 2>&1\""
                 ),
             )
@@ -115,7 +118,7 @@ fn trust(source: &Channel, destination: &Channel) -> Result<()> {
              chmod 700 /root; chmod 600 /root/.ssh/authorized_keys; \
              pidof dropbear >/dev/null || {{ \
              dropbearkey -t ed25519 -f /run/ssh-host.key >/dev/null 2>&1; \
-             dropbear -r /run/ssh-host.key >/run/dropbear.log 2>&1; }}",
+             dropbear -W {WINDOW} -r /run/ssh-host.key >/run/dropbear.log 2>&1; }}",
             key.trim()
         ),
         SHORT,

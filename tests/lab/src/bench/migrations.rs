@@ -77,8 +77,8 @@ impl Bench<'_> {
         self.create("A", GUEST, MIGRATED, "", "")?;
         topology::wait_for_check(&self.topology.machine.a, LIMIT)?;
         self.under(part, Load::Reading, times, &mut at, None)?;
-        for i in 1..=times.stock {
-            let text = format!("the same over SSH, {i} of {}", times.stock);
+        for i in 1..=times.ssh {
+            let text = format!("the same over SSH, {i} of {}", times.ssh);
             let stage = self.progress.stage(&text);
             self.stock(part, Load::Reading, Transport::Ssh, &mut at, None)?;
             stage.done();
