@@ -41,8 +41,8 @@ fn swap(results: &Results) -> Result<Option<Section>> {
         .collect();
     let sentence = format!(
         "The memory of a guest VM of {} changes places in {} (the commit, median of {}): {} pages in {} \
-         runs, with {} messages between agents and daemon, {} hypercalls, {} TLB flushes, {} P2M entries written, {} pairs of superpages \
-         exchanged whole, {} split and {} put together. {}.",
+         runs, with {} messages between agents and daemon, {} hypercalls, {} TLB flushes, {} P2M \
+         entries written, {} pairs of superpages exchanged whole, {} split and {} put together. {}.",
         size(mib),
         time(commit.median),
         commit.n,
@@ -310,9 +310,9 @@ fn superpages(results: &Results) -> Result<Option<Section>> {
         })
         .collect();
     let sentence = format!(
-        "In {moves} migrations of a guest VM of {} together, {} pairs of superpages were exchanged whole, {} superpages were \
-         split and {} put together again: {} fewer in both host VMs than before the first one. On the average \
-         one took {}.",
+        "In {moves} migrations of a guest VM of {} together, {} pairs of superpages were exchanged \
+         whole, {} superpages were split and {} put together again: {} fewer in both host VMs than \
+         before the first one. On the average one took {}.",
         size(mib),
         short(&whole),
         short(&splits),

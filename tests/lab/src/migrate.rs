@@ -44,7 +44,7 @@ pub struct Migration {
     /// Pages whose digests were compared, with `--verify`.
     pub pages_verified: u64,
     stream_bytes: u64,
-    /// Everything that went through the agents' ports.
+    /// Everything that went through the agents' ports, and its bytes.
     pub wire_messages: u64,
     pub wire_bytes: u64,
     /// What the hypervisor counted.

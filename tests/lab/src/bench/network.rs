@@ -78,7 +78,7 @@ impl Bench<'_> {
             &format!(
                 "log=/var/log/xen/console/guest-send.log; touch $log; \
                  until [ $(grep -c seconds $log) -ge {times} ]; do usleep 200000; done; \
-                 grep seconds $log"
+                 sed -n /seconds/p $log"
             ),
             LIMIT,
         );
