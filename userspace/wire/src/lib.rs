@@ -15,6 +15,7 @@ pub mod cpu;
 pub mod frame;
 pub mod list;
 pub mod message;
+mod packed;
 
 pub use cpu::CpuFeatures;
 pub use frame::{encode, Decoder, Frame, FrameError, MAX_PAYLOAD, VERSION};

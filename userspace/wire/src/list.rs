@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 pub const MAX_PAGES: u64 = 1 << 26;
 /// Most runs of one guest's list, of either sort.
 pub const MAX_RUNS: usize = 1 << 20;
-/// Most runs of either sort in one message; keeps it well below the limit.
-pub const RUNS_PER_CHUNK: usize = 16 << 10;
+/// Most runs of either sort in one message; keeps it well below the limit, and what it is
+/// read into in the processor's caches.
+pub const RUNS_PER_CHUNK: usize = 4 << 10;
 /// No frame number reaches this: physical addresses have at most 52 bits.
 pub const FRAME_LIMIT: u64 = 1 << 40;
 

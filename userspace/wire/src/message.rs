@@ -315,6 +315,7 @@ pub enum FromAgent {
     /// A part of a frame list, in ascending order of pfn.
     FramesChunk {
         /// Pages that may move.
+        #[serde(with = "crate::packed")]
         runs: Vec<FrameRun>,
         /// Pages that may not.
         excluded: Vec<Excluded>,
