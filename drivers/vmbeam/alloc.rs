@@ -41,6 +41,18 @@ pub(crate) fn reserve<T>(list: &mut KVVec<T>, more: usize) -> Result<(), AllocEr
     list.reserve(more, GFP_KERNEL_ACCOUNT)
 }
 
+/// Put `value` at a place in `list`.
+#[inline(never)]
+pub(crate) fn insert<T>(list: &mut KVVec<T>, at: usize, value: T) -> Result<(), AllocError> {
+    let mut last = value;
+
+    reserve(list, 1)?;
+    for slot in list.iter_mut().skip(at) {
+        core::mem::swap(slot, &mut last);
+    }
+    list.push(last, GFP_KERNEL_ACCOUNT)
+}
+
 /// Enlarge `list` to `len` elements, the new ones being `value`.
 #[inline(never)]
 pub(crate) fn resize<T: Clone>(

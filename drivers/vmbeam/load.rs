@@ -11,16 +11,11 @@ use crate::{
         Arg, //
     },
     errno::EBADFD,
-    marks,
+    frames, marks,
     pairs::{
         self,
         BadRun,
         MAX_PAIRS, //
-    },
-    ranges::{
-        self,
-        Candidate,
-        Side, //
     },
     session::{
         Session,
@@ -100,49 +95,26 @@ impl Session {
             index = index.saturating_add(1);
         }
 
-        let [used_a, used_b] = &mut self.used;
-        let new_a = sorted(&new, Side::A)?;
-        let new_b = sorted(&new, Side::B)?;
-        let conflicts = [
-            ranges::first_conflict(used_a, &new_a),
-            ranges::first_conflict(used_b, &new_b),
-        ];
-        if let Some(run) = conflicts.into_iter().flatten().min() {
-            return Err(Refusal::of_run(EEXIST, run));
-        }
-
         let (nr_merged, nr_pairs) = pairs::size_with(&self.runs, &new);
         let nr_pairs = u32::try_from(nr_pairs).unwrap_or(u32::MAX);
         if nr_merged > MAX_RUNS || nr_pairs > MAX_PAIRS {
             return Err(ENOSPC.into());
         }
 
-        // All that can fail comes first.
+        // All that can fail comes first, the frames last: nobody has to give them back.
         let nr_words = marks::words(nr_pairs);
         alloc::reserve(&mut self.runs, nr_runs)?;
-        alloc::reserve(used_a, nr_runs)?;
-        alloc::reserve(used_b, nr_runs)?;
         alloc::resize(&mut self.refused, nr_words, 0)?;
         alloc::resize(&mut self.back, nr_words, 0)?;
+        frames::take(&mut self.used, &new).map_err(|(run, refusal)| match refusal {
+            frames::Refusal::InUse => Refusal::of_run(EEXIST, run),
+            frames::Refusal::NoChunk(error) => error.into(),
+        })?;
 
         alloc::extend(&mut self.runs, nr_runs, |runs, len| {
             pairs::append(runs, len, &new)
         })?;
-        alloc::extend(used_a, nr_runs, |used, len| {
-            ranges::merge(used, len, &new_a)
-        })?;
-        alloc::extend(used_b, nr_runs, |used, len| {
-            ranges::merge(used, len, &new_b)
-        })?;
         self.progress.loaded(nr_pairs);
         Ok(())
     }
-}
-
-fn sorted(runs: &[uapi::Run], side: Side) -> Result<KVVec<Candidate>> {
-    let mut out = alloc::list(Candidate::default(), runs.len())?;
-    let mut scratch = alloc::list(Candidate::default(), runs.len())?;
-
-    ranges::candidates(runs, side, &mut out, &mut scratch);
-    Ok(out)
 }

@@ -13,9 +13,9 @@ use crate::{
         MAX_PAIRS, //
     },
     progress::Progress,
-    ranges::Range,
     records::Place,
     uapi,
+    used::Used,
     xen::{
         self,
         DomId,
@@ -26,11 +26,11 @@ use crate::{
     xen_abi::SwapRun,
 };
 
-/// Most runs in one `ADD`: its copy and the two sorted lists of it take 3.5 MiB.
+/// Most runs in one `ADD`: its copy takes 1.5 MiB.
 pub(crate) const MAX_ADD_RUNS: u32 = 1 << 16;
 
-/// Most runs in one session: the three lists of them take 56 MiB, and twice that
-/// when they have just been enlarged.
+/// Most runs in one session: the list of them takes 24 MiB, and twice that when it
+/// has just been enlarged.
 pub(crate) const MAX_RUNS: usize = 1 << 20;
 
 /// Most pairs in one hypercall. A signal waits for one hypercall at most.
@@ -110,8 +110,8 @@ pub(crate) struct Session {
     pub(crate) bound: Option<Bound>,
     /// The runs in the order of their pairs' numbers, merged.
     pub(crate) runs: KVVec<Run>,
-    /// The frames in use in A and in B, sorted.
-    pub(crate) used: [KVVec<Range>; 2],
+    /// The frames in use in A and in B.
+    pub(crate) used: [Used; 2],
     /// Pairs that a commit passed over; one bit each.
     pub(crate) refused: KVVec<u64>,
     /// Pairs that a rollback put back out of turn; one bit each.

@@ -25,15 +25,16 @@
 //! - `xen`: the hypercall. `glue`: the rest of what the kernel crate lacks. All
 //!   `unsafe` code is in these two.
 //! - `debug`: in a debug build, a model of a hypervisor, and faults on request.
-//! - [`pairs`], [`ranges`], [`marks`], [`progress`]: logic that knows neither a
+//! - `used`: the frames of a session.
+//! - [`pairs`], [`frames`], [`marks`], [`progress`]: logic that knows neither a
 //!   kernel nor a hypervisor. `cargo test` in `rust/core` runs the same files.
 //!
 //! # Limitations
 //!
-//! - A session's lists take up to about 200 MiB of kernel memory at the very
-//!   largest (`MAX_RUNS` runs that do not merge, `MAX_PAIRS` pairs, while an
-//!   `ADD` runs), charged to the memory cgroup of the caller. A guest VM of
-//!   256 MiB whose frames are all apart takes 4 to 8 MiB.
+//! - A session's lists take up to about 250 MiB of kernel memory at the very
+//!   largest (`MAX_RUNS` runs that do not merge, `MAX_PAIRS` pairs, frames in
+//!   `MAX_CHUNKS` chunks, while an `ADD` runs), charged to the memory cgroup of the
+//!   caller. A guest VM of 256 MiB whose frames are all apart takes 2 to 4 MiB.
 //! - x86 only: elsewhere Xen does not have the hypercall.
 
 use kernel::{
@@ -54,6 +55,7 @@ mod load;
 mod records;
 mod session;
 mod swap;
+mod used;
 
 #[path = "../../rust/kernel/errno.rs"]
 mod errno;
@@ -62,6 +64,8 @@ mod glue;
 #[path = "../../rust/kernel/xen.rs"]
 mod xen;
 
+#[path = "../../rust/core/src/frames.rs"]
+pub mod frames;
 #[path = "../../rust/core/src/marks.rs"]
 pub mod marks;
 #[path = "../../rust/core/src/names.rs"]
@@ -70,8 +74,6 @@ pub mod names;
 pub mod pairs;
 #[path = "../../rust/core/src/progress.rs"]
 pub mod progress;
-#[path = "../../rust/core/src/ranges.rs"]
-pub mod ranges;
 #[path = "../../rust/core/src/uapi.rs"]
 pub mod uapi;
 #[path = "../../rust/core/src/xen_abi.rs"]

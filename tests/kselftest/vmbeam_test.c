@@ -504,12 +504,35 @@ TEST_F_TIMEOUT(pair, add_too_many_runs, 120)
 			runs[i].gfn_b = 3 * (chunk * (call + 1) - i);
 			runs[i].nr = 1;
 		}
+		/* Found among nearly a million. */
+		if (call == 15)
+			EXPECT_FAIL(EEXIST, add_one(self->fd, 2 * 12345, 1ULL << 40, 1));
 		ASSERT_EQ(0, do_add(self->fd, runs, chunk, &add));
 	}
 	EXPECT_EQ(1 << 20, add.total_runs);
 	EXPECT_FAIL(ENOSPC, add_one(self->fd, 1ULL << 40, 1ULL << 40, 1));
-	/* Found among a million. */
-	EXPECT_FAIL(EEXIST, add_one(self->fd, 2 * 12345, 1ULL << 40, 1));
+	free(runs);
+}
+
+TEST_F_TIMEOUT(pair, add_too_far_apart, 60)
+{
+	const unsigned int blocks = 1 << 14;
+	struct vmbeam_run *runs = calloc(blocks, sizeof(*runs));
+	struct vmbeam_add add;
+	unsigned int i;
+
+	ASSERT_NE(NULL, runs);
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	for (i = 0; i < blocks; i++) {
+		runs[i].gfn_a = 32768ULL * i;
+		runs[i].gfn_b = i;
+		runs[i].nr = 1;
+	}
+	ASSERT_EQ(0, do_add(self->fd, runs, blocks, &add));
+	EXPECT_FAIL(ENOSPC, add_one(self->fd, 32768ULL * blocks, blocks, 1));
+	/* Its last frame is in a block of its own, and none of them is kept. */
+	EXPECT_FAIL(ENOSPC, add_one(self->fd, 32768ULL * blocks - 1, blocks, 2));
+	EXPECT_EQ(0, add_one(self->fd, 32768ULL * blocks - 1, blocks, 1));
 	free(runs);
 }
 

@@ -13,10 +13,10 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod frames;
 pub mod marks;
 pub mod names;
 pub mod pairs;
 pub mod progress;
-pub mod ranges;
 pub mod uapi;
 pub mod xen_abi;

@@ -7,7 +7,6 @@
 //! by number by construction, so a pair is found by bisection.
 
 use super::{
-    ranges,
     uapi,
     xen_abi::SwapRun, //
 };
@@ -144,6 +143,22 @@ pub fn append(runs: &mut [Run], len: usize, new: &[uapi::Run]) -> usize {
     len
 }
 
+/// How many elements, all at the beginning of `list`, are `before` something. Not
+/// the standard library's `partition_point()`: its arithmetic could panic in theory.
+pub fn count_before<T>(list: &[T], before: impl Fn(&T) -> bool) -> usize {
+    let (mut low, mut high) = (0usize, list.len());
+
+    while low < high {
+        let middle = low.midpoint(high);
+        if list.get(middle).is_some_and(&before) {
+            low = middle.saturating_add(1);
+        } else {
+            high = middle;
+        }
+    }
+    low
+}
+
 /// How much of a batch is in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Filled {
@@ -158,7 +173,7 @@ pub struct Filled {
 /// batch's `i`th.
 pub fn fill(runs: &[Run], from: u32, to: u32, max_pairs: u32, out: &mut [SwapRun]) -> Filled {
     let to = to.min(from.saturating_add(max_pairs));
-    let start = ranges::count_before(runs, |run| run.end() <= from);
+    let start = count_before(runs, |run| run.end() <= from);
     let mut filled = Filled::default();
 
     for (run, slot) in runs.get(start..).unwrap_or(&[]).iter().zip(out) {
@@ -188,7 +203,7 @@ pub fn fill_back(
 ) -> Filled {
     let mut filled = Filled::default();
     let mut slots = out.iter_mut().zip(firsts);
-    let after = ranges::count_before(runs, |run| run.first < to);
+    let after = count_before(runs, |run| run.first < to);
 
     for run in runs.get(..after).unwrap_or(&[]).iter().rev() {
         let floor = run.first.max(from);

@@ -6,21 +6,26 @@
 //! them. The model refuses pairs at random and fails at random in the middle of a
 //! request; whatever happens, the frames must be where the cursor says.
 
+use std::{
+    collections::BTreeMap,
+    convert::Infallible, //
+};
+
 use proptest::prelude::*;
 
 use vmbeam_core::{
+    frames::{
+        self,
+        Chunks,
+        Refusal,
+        WORDS, //
+    },
     marks,
     pairs::{
         self,
         Run, //
     },
     progress::Progress,
-    ranges::{
-        self,
-        Candidate,
-        Range,
-        Side, //
-    },
     uapi,
     xen_abi::SwapRun, //
 };
@@ -77,10 +82,22 @@ impl Hypervisor {
     }
 }
 
+/// As many chunks as there can be.
+#[derive(Default)]
+struct Used(BTreeMap<u64, Vec<u64>>);
+
+impl Chunks for Used {
+    type Error = Infallible;
+
+    fn chunk(&mut self, number: u64) -> Result<&mut [u64], Infallible> {
+        Ok(self.0.entry(number).or_insert_with(|| vec![0; WORDS]))
+    }
+}
+
 #[derive(Default)]
 struct Session {
     runs: Vec<Run>,
-    used: [Vec<Range>; 2],
+    used: [Used; 2],
     refused: Vec<u64>,
     back: Vec<u64>,
     progress: Progress,
@@ -88,29 +105,11 @@ struct Session {
 
 impl Session {
     fn add(&mut self, new: &[uapi::Run]) -> Result<(), u32> {
-        let mut sorted = [vec![], vec![]];
-        let mut conflict = None;
-        for (side, (used, sorted)) in [Side::A, Side::B]
-            .into_iter()
-            .zip(self.used.iter().zip(&mut sorted))
-        {
-            sorted.resize(new.len(), Candidate::default());
-            let mut scratch = sorted.clone();
-            ranges::candidates(new, side, sorted, &mut scratch);
-            assert!(sorted.is_sorted_by_key(|c| c.start));
-            let found = ranges::first_conflict(used, sorted);
-            conflict = [conflict, found].into_iter().flatten().min();
-        }
-        if let Some(index) = conflict {
+        if let Err((index, refusal)) = frames::take(&mut self.used, new) {
+            assert_eq!(refusal, Refusal::InUse);
             return Err(index);
         }
         let expected = pairs::size_with(&self.runs, new);
-        for (used, sorted) in self.used.iter_mut().zip(&sorted) {
-            let len = used.len();
-            used.resize(len + new.len(), Range::default());
-            let len = ranges::merge(used, len, sorted);
-            used.truncate(len);
-        }
         let len = self.runs.len();
         self.runs.resize(len + new.len(), Run::default());
         let len = pairs::append(&mut self.runs, len, new);
@@ -373,7 +372,6 @@ fn runs_that_follow_on_are_merged() {
     session.add(&[run(15, 25, 1), run(16, 30, 1)]).unwrap();
     assert_eq!(session.runs.len(), 2);
     assert_eq!(session.progress.pairs(), 7);
-    assert_eq!(session.used[0].len(), 1);
 }
 
 #[test]

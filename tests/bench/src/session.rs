@@ -4,39 +4,49 @@
 //! order in which `drivers/vmbeam/load.rs` and `swap.rs` call them, on memory of this
 //! program. Copies from and to the caller are plain copies here.
 
+use std::convert::Infallible;
+
+use anyhow::anyhow;
 use anyhow::ensure;
 use anyhow::Result;
+use vmbeam_core::frames;
+use vmbeam_core::frames::Chunks;
 use vmbeam_core::marks;
 use vmbeam_core::pairs;
 use vmbeam_core::progress::Progress;
-use vmbeam_core::ranges;
-use vmbeam_core::ranges::Candidate;
-use vmbeam_core::ranges::Range;
-use vmbeam_core::ranges::Side;
 use vmbeam_core::uapi;
 use vmbeam_core::xen_abi::SwapRun;
 
 /// The driver's limits: `MAX_ADD_RUNS`, `MAX_RUNS`, `BATCH_PAIRS`, `BATCH_RUNS`.
-const ADD_RUNS: usize = 1 << 16;
+pub const ADD_RUNS: usize = 1 << 16;
 const MAX_RUNS: usize = 1 << 20;
 const BATCH_PAIRS: u32 = 4096;
 const BATCH_RUNS: usize = 512;
+
+/// The chunks of one side, by number.
+#[derive(Debug, Default)]
+struct Used(Vec<(u64, Vec<u64>)>);
+
+impl Chunks for Used {
+    type Error = Infallible;
+
+    fn chunk(&mut self, number: u64) -> Result<&mut [u64], Infallible> {
+        let at = frames::find(&self.0, number, |chunk| chunk.0).unwrap_or_else(|at| {
+            self.0.insert(at, (number, vec![0; frames::WORDS]));
+            at
+        });
+        Ok(&mut self.0[at].1)
+    }
+}
 
 /// A session.
 #[derive(Debug, Default)]
 pub struct Session {
     runs: Vec<pairs::Run>,
-    used: [Vec<Range>; 2],
+    used: [Used; 2],
     refused: Vec<u64>,
     back: Vec<u64>,
     progress: Progress,
-}
-
-fn sorted(runs: &[uapi::Run], side: Side) -> Vec<Candidate> {
-    let mut out = vec![Candidate::default(); runs.len()];
-    let mut scratch = out.clone();
-    ranges::candidates(runs, side, &mut out, &mut scratch);
-    out
 }
 
 fn extend<T: Clone + Default>(
@@ -51,23 +61,12 @@ fn extend<T: Clone + Default>(
 }
 
 impl Session {
-    /// All of a list, in as many calls as its limit makes necessary.
-    pub fn add(&mut self, runs: &[uapi::Run]) -> Result<()> {
-        runs.chunks(ADD_RUNS).try_for_each(|part| self.take(part))
-    }
-
-    fn take(&mut self, user: &[uapi::Run]) -> Result<()> {
+    /// At most [`ADD_RUNS`] runs.
+    pub fn add(&mut self, user: &[uapi::Run]) -> Result<()> {
         let new = user.to_vec();
         for run in &new {
             ensure!(pairs::validate(run).is_ok(), "a bad run");
         }
-        let [used_a, used_b] = &mut self.used;
-        let (new_a, new_b) = (sorted(&new, Side::A), sorted(&new, Side::B));
-        ensure!(
-            ranges::first_conflict(used_a, &new_a).is_none()
-                && ranges::first_conflict(used_b, &new_b).is_none(),
-            "a frame is named twice"
-        );
         let (nr_runs, nr_pairs) = pairs::size_with(&self.runs, &new);
         ensure!(
             nr_runs <= MAX_RUNS && nr_pairs <= pairs::MAX_PAIRS.into(),
@@ -77,10 +76,10 @@ impl Session {
         let words = marks::words(nr_pairs as u32);
         self.refused.resize(words, 0);
         self.back.resize(words, 0);
+        let taken = frames::take(&mut self.used, &new);
+        taken.map_err(|(run, _)| anyhow!("a frame of run {run} is named twice"))?;
         let nr = new.len();
         extend(&mut self.runs, nr, |r, len| pairs::append(r, len, &new));
-        extend(used_a, nr, |u, len| ranges::merge(u, len, &new_a));
-        extend(used_b, nr, |u, len| ranges::merge(u, len, &new_b));
         self.progress.loaded(nr_pairs as u32);
         Ok(())
     }
@@ -138,7 +137,8 @@ mod tests {
             })
             .collect();
         let mut session = Session::default();
-        session.add(&runs).unwrap();
+        runs.chunks(ADD_RUNS)
+            .for_each(|part| session.add(part).unwrap());
         let mut status = vec![1; 700_000];
         assert_eq!(session.commit(&mut status), 100_000u64.div_ceil(512));
         assert!(status.iter().all(|s| *s == 0));

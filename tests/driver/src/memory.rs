@@ -25,7 +25,7 @@ const RUNS: u32 = 200_000;
 /// Runs in a call.
 const PART: u32 = 4096;
 /// What a run takes, as Documentation/userspace-api/vmbeam.rst has it.
-const RUN: u64 = 56;
+const RUN: u64 = 24;
 /// What the kernel counts ahead for each CPU, and what the calls allocate besides.
 const NOISE: u64 = 1 << 20;
 

@@ -212,6 +212,10 @@ impl Session {
                 return Err((Errno::EOVERFLOW, Some(index)));
             }
         }
+        let more: u64 = new.iter().map(|run| u64::from(run.nr)).sum();
+        if self.pairs() + more > MAX_PAIRS {
+            return Err((Errno::ENOSPC, None));
+        }
         let overlap =
             |x: u64, nx: u32, y: u64, ny: u32| x < y + u64::from(ny) && y < x + u64::from(nx);
         for (index, run) in new.iter().enumerate() {
@@ -222,10 +226,6 @@ impl Session {
             if taken {
                 return Err((Errno::EEXIST, Some(index as u32)));
             }
-        }
-        let more: u64 = new.iter().map(|run| u64::from(run.nr)).sum();
-        if self.pairs() + more > MAX_PAIRS {
-            return Err((Errno::ENOSPC, None));
         }
         for run in new {
             let follows = self.runs.last().is_some_and(|last| {

@@ -145,7 +145,8 @@ struct vmbeam_run {
  * 0 pairs, a reserved field not 0), E2BIG (more than max_add_runs), EOVERFLOW
  * (a run that ends beyond gfn 2^52 - 1), EEXIST (a frame that the
  * session has already, on the same side), ENOSPC (more than max_runs or
- * max_pairs), ENOMEM.
+ * max_pairs, or the frames of one domain are in more than 2^14 blocks of
+ * 2^15), ENOMEM.
  */
 struct vmbeam_add {
 	__u32 size;

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The frames that a session uses in one domain.
+
+use kernel::prelude::*;
+
+use crate::{
+    alloc,
+    frames::{
+        self,
+        Chunks,
+        WORDS, //
+    },
+};
+
+/// Most chunks of one domain: the frames of 2 TiB. They take 64 MiB.
+const MAX_CHUNKS: usize = 1 << 14;
+
+/// Part of the frames, one bit each.
+struct Chunk {
+    number: u64,
+    words: KVVec<u64>,
+}
+
+/// All chunks in which a frame is or was in use, by number.
+#[derive(Default)]
+pub(crate) struct Used(KVVec<Chunk>);
+
+impl Chunks for Used {
+    type Error = Error;
+
+    /// # Errors
+    ///
+    /// [`ENOSPC`]: there are [`MAX_CHUNKS`] already. [`ENOMEM`].
+    fn chunk(&mut self, number: u64) -> Result<&mut [u64]> {
+        let at = match frames::find(&self.0, number, |chunk| chunk.number) {
+            Ok(at) => at,
+            Err(at) => {
+                if self.0.len() >= MAX_CHUNKS {
+                    return Err(ENOSPC);
+                }
+                let words = alloc::list(0, WORDS)?;
+                alloc::insert(&mut self.0, at, Chunk { number, words })?;
+                at
+            }
+        };
+        let chunk = self.0.get_mut(at).ok_or(EINVAL)?;
+        Ok(&mut chunk.words)
+    }
+}
