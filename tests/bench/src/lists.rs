@@ -27,6 +27,7 @@ use crate::guest::Hv;
 use crate::guest::Synthetic;
 use crate::memory;
 use crate::session::Session;
+use crate::session::ADD_RUNS;
 
 const GIB: u64 = 1 << 18;
 /// Pages of a run, with the name of the shape.
@@ -154,17 +155,17 @@ fn round(part: &mut Part, shape: (&str, u64), gib: u64) -> Result<f64> {
     drop(lists);
     let mut session = Session::default();
     meter.stage("driver: add", || {
-        let raw: Vec<uapi::Run> = joined
-            .runs
-            .iter()
-            .map(|r| uapi::Run {
+        let mut raw = Vec::new();
+        joined.runs.chunks(ADD_RUNS).try_for_each(|part| {
+            raw.clear();
+            raw.extend(part.iter().map(|r| uapi::Run {
                 gfn_a: r.gfn_a,
                 gfn_b: r.gfn_b,
                 nr: r.nr,
                 reserved: 0,
-            })
-            .collect();
-        session.add(&raw)
+            }));
+            session.add(&raw)
+        })
     })?;
     let calls = meter.stage("driver: batches", || {
         let mut status = vec![0; joined.pages as usize];

@@ -11,6 +11,9 @@ use tracing::error;
 use vmbeam_uapi::{refusal_reason, Errno, Run, NOT_ATTEMPTED};
 use vmbeam_wire::message::{Failure, Phase};
 
+/// Runs that the driver is handed at once. They are copied for it, and a copy of all runs of a
+/// large guest would be memory that nothing else needs.
+const ADD_CHUNK: usize = 64 << 10;
 /// Pairs that one dry-run call is given, so that there is progress to show.
 const PREPARE_CHUNK: usize = 64 << 10;
 /// The same for the swap; larger, because calls cost time there: 1 GiB.
@@ -95,17 +98,21 @@ pub(crate) fn add(
     progress: Progress<'_>,
 ) -> Result<f64, SwapError> {
     progress(Phase::Add, 0, 0);
-    let raw: Vec<Run> = runs.iter().map(Run::from).collect();
     let started = Instant::now();
-    session.add(&raw).map_err(|e| {
-        let which = e.run.and_then(|i| runs.get(i)).map_or(String::new(), |r| {
-            format!(
-                ": page {:#x}, frames {:#x} and {:#x}, {} pages",
-                r.pfn, r.gfn_a, r.gfn_b, r.nr
-            )
-        });
-        refused(format!("{e}{which}"))
-    })?;
+    let mut raw: Vec<Run> = Vec::new();
+    for part in runs.chunks(ADD_CHUNK) {
+        raw.clear();
+        raw.extend(part.iter().map(Run::from));
+        session.add(&raw).map_err(|e| {
+            let which = e.run.and_then(|i| part.get(i)).map_or(String::new(), |r| {
+                format!(
+                    ": page {:#x}, frames {:#x} and {:#x}, {} pages",
+                    r.pfn, r.gfn_a, r.gfn_b, r.nr
+                )
+            });
+            refused(format!("{e}{which}"))
+        })?;
+    }
     Ok(started.elapsed().as_secs_f64())
 }
 
