@@ -27,6 +27,8 @@ use crate::topology::SHORT;
 const LIMIT: Duration = Duration::from_secs(1200);
 
 /// Exit statuses of `vmbeam`.
+/// Something is left to be done, or to be looked at.
+pub const FAILED: i64 = 1;
 /// Nothing was changed.
 pub const REFUSED: i64 = 3;
 /// The guest goes on where it was.

@@ -305,6 +305,7 @@ impl Drop for AgentGuard<'_> {
     fn drop(&mut self) {
         if let Some(link) = &mut self.link {
             link.set_regardless(false);
+            link.set_until(None);
         }
         *lock(&self.vm.slot) = self.link.take().map_or(Slot::Empty, Slot::Idle);
     }

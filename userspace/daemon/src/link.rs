@@ -19,6 +19,9 @@ use vmbeam_wire::{encode, Decoder, FrameError, FrameList, FrameListBuilder, List
 const TICK: Duration = Duration::from_millis(500);
 /// How long an agent may take over what it answers within a few seconds.
 const PROMPT: Duration = Duration::from_secs(60);
+/// An agent that is there answers within this time, if only that there is nothing yet. To
+/// drop it earlier would take longer than to wait.
+const GRACE: Duration = Duration::from_secs(5);
 /// How often to say hello to an agent that does not answer.
 const HELLO_AGAIN: Duration = Duration::from_secs(15);
 /// Answers of an earlier conversation that are passed over before the first one
@@ -90,6 +93,8 @@ pub struct Link {
     stop: Arc<AtomicBool>,
     /// What is going on now is finished although the daemon is to stop.
     regardless: bool,
+    /// When nobody wants the answer any more.
+    until: Option<Instant>,
     /// What the agent said about itself.
     versions: AgentVersions,
 }
@@ -125,6 +130,7 @@ impl Link {
             timeout,
             stop,
             regardless: false,
+            until: None,
             versions: AgentVersions {
                 agent: String::new(),
                 hypervisor: String::new(),
@@ -284,6 +290,9 @@ impl Link {
         let request = self.send(message)?;
         let mut late_hellos = 0;
         loop {
+            let limit = self.until.map_or(limit, |until| {
+                limit.min(until.saturating_duration_since(Instant::now()).max(GRACE))
+            });
             let (number, answer) = self.receive(Instant::now() + limit).map_err(|e| match e {
                 LinkError::Timeout(_) => LinkError::Timeout(limit),
                 other => other,
@@ -327,6 +336,11 @@ impl Link {
     /// Whether to go on although the daemon is to stop.
     pub fn set_regardless(&mut self, regardless: bool) {
         self.regardless = regardless;
+    }
+
+    /// Answers are waited for until then, or for 5 seconds if that is later.
+    pub fn set_until(&mut self, until: Option<Instant>) {
+        self.until = until;
     }
 
     /// Ask for something whose only answer is that it was done.

@@ -368,6 +368,22 @@ impl<'a> Job<'a> {
         }
     }
 
+    /// Have both agents' answers waited for as long as [`Job::go_on`] agrees.
+    fn limit(&mut self) {
+        let limits = [
+            self.request
+                .timeout_seconds
+                .map(|s| self.started + Duration::from_secs(s.into())),
+            self.request
+                .max_downtime_ms
+                .zip(self.suspended)
+                .map(|(ms, suspended)| suspended + Duration::from_millis(ms.into())),
+        ];
+        let until = limits.into_iter().flatten().min();
+        self.from.until = until;
+        self.to.until = until;
+    }
+
     fn write(&mut self, change: impl FnOnce(&mut Record)) -> Result<(), SwapError> {
         if let Some(record) = &mut self.record {
             let mut new = record.clone();
@@ -413,10 +429,12 @@ impl<'a> Job<'a> {
         let name = self.guest.name.clone();
         let here = self.guest.domid;
         (self.context.progress)(Phase::Stream, 0, 0);
+        self.limit();
         self.to
             .talk(|l| l.restore(&name, external))
             .map_err(refused)?;
         self.suspended = Some(Instant::now());
+        self.limit();
         self.from
             .talk(|l| l.save(here, external))
             .map_err(refused)?;
@@ -753,7 +771,16 @@ impl<'a> Job<'a> {
     }
 
     /// Before the point of no return: everything as it was.
-    fn undo(mut self, error: SwapError) -> Finished {
+    fn undo(mut self, mut error: SwapError) -> Finished {
+        // An agent that did not answer in time is one thing, whose time that was another.
+        match self.go_on() {
+            Err(why) if why != error => {
+                error.message = format!("{}: {}", why.message, error.message);
+            }
+            _ => {}
+        }
+        self.from.until = None;
+        self.to.until = None;
         let Some(mut record) = self.record.take() else {
             return Finished {
                 result: Err(error),
@@ -809,6 +836,8 @@ impl<'a> Job<'a> {
 
     /// Behind the point of no return: the guest runs there, whatever it takes.
     fn after(mut self) -> Finished {
+        self.from.until = None;
+        self.to.until = None;
         let deadline = Instant::now() + PATIENCE;
         let Some(there) = self.record.as_ref().and_then(|r| r.to.guest) else {
             return self.unsettled("the guest's number is not known");

@@ -15,6 +15,8 @@ const LOOK: Duration = Duration::from_millis(250);
 pub(crate) struct Side<'a> {
     pub(crate) vm: &'a HostVm,
     agent: Option<AgentGuard<'a>>,
+    /// How long to wait for its answers, if not as long as ever.
+    pub(crate) until: Option<Instant>,
     /// That of conversations that are over.
     traffic: Traffic,
     /// That of the conversation before this job.
@@ -30,6 +32,7 @@ impl<'a> Side<'a> {
             traffic: Traffic::default(),
             before: agent.traffic(),
             agent: Some(agent),
+            until: None,
         })
     }
 
@@ -38,6 +41,7 @@ impl<'a> Side<'a> {
         Self {
             vm,
             agent: None,
+            until: None,
             traffic: Traffic::default(),
             before: Traffic::default(),
         }
@@ -67,9 +71,11 @@ impl<'a> Side<'a> {
         &mut self,
         talk: impl FnOnce(&mut Link) -> Result<T, LinkError>,
     ) -> Result<T, String> {
+        let until = self.until;
         match &mut self.agent {
             Some(agent) => agent.with(|link| {
                 link.set_regardless(true);
+                link.set_until(until);
                 talk(link)
             }),
             None => Err(format!("the agent of host VM {} is gone", self.name())),

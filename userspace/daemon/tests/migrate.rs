@@ -276,14 +276,23 @@ fn limits_of_time_and_ctrl_c() {
     let (_, message) = error(w.ask(&ToDaemon::Migrate(r.clone())));
     assert!(message.contains("--timeout"), "{message}");
     assert_runs_only_in(&w, "A", &pages);
+    // An agent that is silent for longer than that is not waited for.
+    lock(&w.hosts["A"]).trouble = Trouble::None;
+    lock(&w.hosts["B"]).trouble = Trouble::RestoreSleeps;
+    let (failure, message) = error(w.ask(&ToDaemon::Migrate(r.clone())));
+    assert_eq!(failure, Failure::RolledBack);
+    let expected = "the --timeout: agent of host VM B: it did not answer within 5 s; ";
+    assert!(message.contains(expected), "{message}");
+    assert_runs_only_in(&w, "A", &pages);
+    lock(&w.hosts["A"]).trouble = Trouble::SaveHangs;
     r.timeout_seconds = None;
     std::thread::scope(|s| {
         let job = s.spawn(|| w.ask(&ToDaemon::Migrate(r)));
         while !lock(&w.hosts["A"]).guests[&1].paused {
             std::thread::sleep(Duration::from_millis(5));
         }
-        // The third job.
-        assert_eq!(w.ask(&ToDaemon::Abort { job: 3 }), FromDaemon::Done);
+        // The fourth job.
+        assert_eq!(w.ask(&ToDaemon::Abort { job: 4 }), FromDaemon::Done);
         let (failure, message) = error(job.join().unwrap());
         assert_eq!(failure, Failure::RolledBack);
         assert!(message.contains("cancelled"), "{message}");

@@ -62,6 +62,8 @@ pub enum Trouble {
     SaveHangs,
     /// A save dies and leaves the guest as it is.
     SaveDies,
+    /// A restore takes nothing for 7 seconds, once, and its agent does nothing else.
+    RestoreSleeps,
     /// A restore fails when it has everything.
     RestoreFails,
     /// The restored guest cannot be let run, so many times.
@@ -277,6 +279,10 @@ pub const RESTORED: u32 = 100;
 
 impl Incoming for FakeRestore {
     fn push(&mut self, data: &[u8]) -> Result<usize, HvError> {
+        if lock(&self.host).trouble == Trouble::RestoreSleeps {
+            lock(&self.host).trouble = Trouble::None;
+            std::thread::sleep(Duration::from_secs(7));
+        }
         // A part of it, to be asked again.
         let taken = data.len().min(50_000);
         self.stream.extend(&data[..taken]);
