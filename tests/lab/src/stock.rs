@@ -26,8 +26,6 @@ const LIMIT: Duration = Duration::from_secs(1800);
 const PORT: u16 = 7010;
 /// With which a management VM logs in at the other.
 const KEY: &str = "/run/ssh.key";
-/// Where it says who may.
-const TRUSTED: &str = "/run/ssh";
 /// Bytes that SSH has on the way. By default dropbear has 24 KiB, and waits for the
 /// virtual network after each of them.
 const WINDOW: u32 = 4 << 20;
@@ -116,11 +114,11 @@ fn trust(source: &Channel, destination: &Channel) -> Result<()> {
     )?;
     destination.sh(
         &format!(
-            "mkdir -p -m 700 {TRUSTED}; echo '{}' >{TRUSTED}/authorized_keys; \
-             chmod 600 {TRUSTED}/authorized_keys; \
+            "mkdir -p -m 700 /root/.ssh; echo '{}' >/root/.ssh/authorized_keys; \
+             chmod 700 /root; chmod 600 /root/.ssh/authorized_keys; \
              pidof dropbear >/dev/null || {{ \
              dropbearkey -t ed25519 -f /run/ssh-host.key >/dev/null 2>&1; \
-             dropbear -D {TRUSTED} -W {WINDOW} -r /run/ssh-host.key >/run/dropbear.log 2>&1; }}",
+             dropbear -W {WINDOW} -r /run/ssh-host.key >/run/dropbear.log 2>&1; }}",
             key.trim()
         ),
         SHORT,
