@@ -115,10 +115,23 @@ impl<'a> Cursor<'a> {
 /// A page that may not move on either side is counted once, with the source's
 /// reason if it has one.
 pub fn join(a: &FrameList, b: &FrameList) -> Joined {
-    let mut joined = Joined::default();
+    let mut joined = Joined {
+        // Mostly the runs of one of the two, cut where the other's end.
+        runs: Vec::with_capacity(a.runs().len().max(b.runs().len())),
+        ..Joined::default()
+    };
     let (mut a, mut b) = (Cursor::new(a), Cursor::new(b));
     let mut pfn = 0;
     loop {
+        // Most of two lists. What a list does not let move is in none of its runs.
+        if let ([x, rest_x @ ..], [y, rest_y @ ..]) = (a.runs, b.runs) {
+            if (x.pfn, y.pfn, x.nr) == (pfn, pfn, y.nr) {
+                push(&mut joined, pfn, x.gfn, y.gfn, x.nr.into());
+                (a.runs, b.runs) = (rest_x, rest_y);
+                pfn += u64::from(x.nr);
+                continue;
+            }
+        }
         let (side_a, end_a) = a.look(pfn);
         let (side_b, end_b) = b.look(pfn);
         let end = end_a.min(end_b);
