@@ -63,6 +63,7 @@ fn frame_list(pages: &[PageRun]) -> Result<FrameList, HvError> {
     // these frames is for the daemon to judge.
     let end = pages.iter().map(|run| run.gfn.saturating_add(run.nr)).max();
     let mut list = FrameListBuilder::within(end.unwrap_or_default());
+    list.expect(pages.len());
     for run in pages {
         let PageRun { pfn, gfn, kind, .. } = *run;
         let nr = u32::try_from(run.nr).map_err(|_| ListError::TooManyPages)?;
@@ -303,17 +304,9 @@ impl<H: Hypervisor> Agent<H> {
             "listed a guest's frames"
         );
         self.pages.insert(guest, pages);
-        for (runs, excluded) in list.chunks() {
-            answers.send(&FromAgent::FramesChunk {
-                runs: runs.to_vec(),
-                excluded: excluded.to_vec(),
-            })?;
-        }
-        answers
-            .send(&FromAgent::FramesEnd {
-                pages: list.pages(),
-            })
-            .map(Ok)
+        list.messages()
+            .try_for_each(|message| answers.send(&message))?;
+        Ok(Ok(()))
     }
 
     /// The frames behind some pages, from the list of this session.

@@ -451,7 +451,12 @@ impl Link {
     ) -> Result<FrameList, LinkError> {
         let mut list = FrameListBuilder::within(self.versions.memory_end);
         let last = self.ask(&ToAgent::Frames { guest }, |answer| match answer {
-            FromAgent::FramesChunk { runs, excluded } => {
+            FromAgent::FramesChunk {
+                runs,
+                excluded,
+                more,
+            } => {
+                list.expect(runs.len() + more as usize);
                 runs.into_iter().try_for_each(|r| list.push_run(r))?;
                 excluded
                     .into_iter()

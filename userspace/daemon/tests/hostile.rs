@@ -113,6 +113,7 @@ fn chunk(request: u32, session: u64, runs: &[(u64, u64, u32)], excluded: &[(u64,
     let m = FromAgent::FramesChunk {
         runs: runs.collect(),
         excluded: excluded.collect(),
+        more: u32::MAX,
     };
     encode(request, session, &m).unwrap()
 }

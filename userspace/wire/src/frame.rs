@@ -503,7 +503,7 @@ mod tests {
         fn list_round_trip(runs in proptest::collection::vec(any::<(u64, u64, u32)>(), 0..200)) {
             let runs: Vec<_> =
                 runs.into_iter().map(|(pfn, gfn, nr)| FrameRun { pfn, gfn, nr }).collect();
-            let m = FromAgent::FramesChunk { runs, excluded: vec![] };
+            let m = FromAgent::FramesChunk { runs, excluded: vec![], more: 7 };
             let f = encode(0, 0, &m).unwrap();
             prop_assert_eq!(postcard::from_bytes::<FromAgent>(&f[HEADER..]).unwrap(), m);
         }

@@ -2,6 +2,7 @@
 
 //! Frame lists: which frame of its host VM is behind each page of a guest.
 
+use crate::message::FromAgent;
 use serde::{Deserialize, Serialize};
 
 /// Most pages of one guest: 256 GiB.
@@ -157,11 +158,30 @@ impl FrameList {
         total(self.runs.iter().map(|r| r.nr))
     }
 
-    /// Split into the chunks that fit messages.
-    pub fn chunks(&self) -> impl Iterator<Item = (&[FrameRun], &[Excluded])> {
-        let runs = self.runs.chunks(RUNS_PER_CHUNK).map(|r| (r, &[][..]));
-        let excluded = self.excluded.chunks(RUNS_PER_CHUNK).map(|e| (&[][..], e));
-        runs.chain(excluded)
+    /// Split into the messages that carry it.
+    pub fn messages(&self) -> impl Iterator<Item = FromAgent> + use<'_> {
+        let mut more = self.runs.len();
+        let runs = self.runs.chunks(RUNS_PER_CHUNK).map(move |part| {
+            more -= part.len();
+            FromAgent::FramesChunk {
+                runs: part.to_vec(),
+                excluded: Vec::new(),
+                // At most MAX_RUNS.
+                more: more as u32,
+            }
+        });
+        let excluded = self
+            .excluded
+            .chunks(RUNS_PER_CHUNK)
+            .map(|part| FromAgent::FramesChunk {
+                runs: Vec::new(),
+                excluded: part.to_vec(),
+                more: 0,
+            });
+        let end = FromAgent::FramesEnd {
+            pages: self.pages(),
+        };
+        runs.chain(excluded).chain([end])
     }
 }
 
@@ -200,6 +220,12 @@ impl FrameListBuilder {
             memory_end: Some(end),
             ..Self::default()
         }
+    }
+
+    /// Make room for so many runs more, if a list can have them.
+    pub fn expect(&mut self, more: usize) {
+        let room = MAX_RUNS - self.list.runs.len();
+        self.list.runs.reserve(more.min(room));
     }
 
     /// Pages received so far.
@@ -294,15 +320,13 @@ impl FrameList {
     /// A page that is both among those that may move and those that may not. Each of
     /// the two lists is in order and without overlaps.
     fn ambiguous_page(&self) -> Option<u64> {
-        let mut excluded = self.excluded.iter().peekable();
-        self.runs.iter().find_map(|run| {
-            let end = run.pfn + u64::from(run.nr);
-            while excluded
-                .next_if(|e| e.pfn + u64::from(e.nr) <= run.pfn)
-                .is_some()
-            {}
-            let next = excluded.peek().filter(|e| e.pfn < end)?;
-            Some(next.pfn.max(run.pfn))
+        // A list has far fewer excluded pages than runs.
+        let mut runs = self.runs.as_slice();
+        self.excluded.iter().find_map(|gone| {
+            let before = runs.partition_point(|r| r.pfn + u64::from(r.nr) <= gone.pfn);
+            runs = &runs[before..];
+            let next = runs.first()?;
+            (next.pfn < gone.pfn + u64::from(gone.nr)).then_some(next.pfn.max(gone.pfn))
         })
     }
 }

@@ -319,6 +319,9 @@ pub enum FromAgent {
         runs: Vec<FrameRun>,
         /// Pages that may not.
         excluded: Vec<Excluded>,
+        /// How many more runs of pages that may move follow in other parts, about; so that
+        /// room for them is made once.
+        more: u32,
     },
     /// The frame list is complete.
     FramesEnd {
@@ -432,7 +435,7 @@ impl Message for FromAgent {
                 Err(format!("{pages} pages; the most is {MAX_PAGES}"))
             }
             // Parts without contents could go on for ever.
-            Self::FramesChunk { runs, excluded } if runs.is_empty() && excluded.is_empty() => {
+            Self::FramesChunk { runs, excluded, .. } if runs.is_empty() && excluded.is_empty() => {
                 Err("a part of a frame list without runs".into())
             }
             Self::DigestChunk { digests, .. } if digests.is_empty() => {

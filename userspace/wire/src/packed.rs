@@ -85,7 +85,13 @@ mod tests {
 
     fn payload(runs: Vec<FrameRun>) -> Vec<u8> {
         let excluded = Vec::new();
-        postcard::to_stdvec(&FromAgent::FramesChunk { runs, excluded }).unwrap()
+        let more = 0;
+        let message = FromAgent::FramesChunk {
+            runs,
+            excluded,
+            more,
+        };
+        postcard::to_stdvec(&message).unwrap()
     }
 
     #[test]
@@ -99,10 +105,10 @@ mod tests {
             14, 0, 1,
         ];
         assert_eq!(unpack(&bytes), Some(runs.clone()));
-        // Message 2, the bytes, nothing that may not move.
+        // Message 2, the bytes, nothing that may not move, no more runs.
         let mut whole = vec![2, bytes.len() as u8];
         whole.extend(bytes);
-        whole.push(0);
+        whole.extend([0, 0]);
         assert_eq!(payload(runs), whole);
     }
 
@@ -124,7 +130,7 @@ mod tests {
             let runs: Vec<_> =
                 runs.into_iter().map(|(pfn, gfn, nr)| FrameRun { pfn, gfn, nr }).collect();
             let whole = payload(runs.clone());
-            let bytes = &whole[2 + usize::from(whole[1] > 127)..whole.len() - 1];
+            let bytes = &whole[2 + usize::from(whole[1] > 127)..whole.len() - 2];
             prop_assert_eq!(unpack(bytes), Some(runs));
             prop_assert_eq!(unpack(&bytes[..bytes.len() - 1]), None);
             let mut long = bytes.to_vec();
