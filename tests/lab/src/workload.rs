@@ -2,6 +2,7 @@
 
 //! A guest VM with a network card and a disk that it uses all the time.
 
+use std::fs;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -22,6 +23,19 @@ const LIMIT: Duration = Duration::from_secs(300);
 
 /// Where the host management VM writes down what the guest says to it.
 const LOG: &str = "/run/lab/talk.log";
+
+/// What a management VM knows about its guest VM's disk and network: whether its own disk
+/// answers, and what the backends wait for.
+const STATE: &str = "exec 2>&1; \
+    cat /sys/block/vda/stat /sys/block/vda/inflight; \
+    timeout 20 dd if=/dev/vda of=/dev/null bs=4096 count=1 skip=$((RANDOM % 4096)); echo \"dd: $?\"; \
+    cat /sys/block/vda/stat; cat /proc/interrupts; \
+    for p in /proc/[0-9]*; do \
+      grep -q 'xvd\\|vif\\|xenwatch\\|xenbus' $p/comm && { cat $p/comm $p/wchan $p/stack; echo; }; \
+    done; \
+    for f in /sys/devices/vbd-*/statistics/* /sys/devices/vbd-*/state; do echo $f $(cat $f); done; \
+    xenstore-ls -f /local/domain/0/backend; xenstore-ls -f /local/domain | grep device/; \
+    dmesg | tail -n 40; xl debug-keys e; xl debug-keys q; xl dmesg | tail -n 120";
 
 /// A guest VM that does it, and the other end of its connection.
 #[derive(Debug)]
@@ -121,10 +135,14 @@ impl Workload<'_> {
             if now.sent > first.sent && now.written > first.written {
                 return Ok(now);
             }
-            ensure!(
-                start.elapsed() < LIMIT,
-                "the guest VM did {first:?} and after a while {now:?}"
-            );
+            if start.elapsed() >= LIMIT {
+                let path = paths::logs().join("stuck.log");
+                fs::write(&path, vm.run(STATE, LIMIT)?.text)?;
+                bail!(
+                    "the guest VM did {first:?} and after a while {now:?}; what its backends did: {}",
+                    path.display()
+                );
+            }
         }
     }
 
