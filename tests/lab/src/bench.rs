@@ -124,8 +124,12 @@ pub fn run(times: Times, progress: &Progress) -> Result<bool> {
         let result = bench.swaps(&mut part, mib, times.swaps);
         keep(&mut part, &format!("swaps of {mib} MiB"), result)?;
     }
-    let result = bench.migrations(&mut part, times);
-    keep(&mut part, "migrations", result)?;
+    for load in migrations::LOADS {
+        let result = bench.migrations(&mut part, load, times);
+        keep(&mut part, &format!("migrations, {load}"), result)?;
+    }
+    let result = bench.over_ssh(&mut part, times.ssh);
+    keep(&mut part, "migrations over SSH", result)?;
     let result = bench.neighbour(&mut part, times.beside);
     keep(&mut part, "migrations beside another guest VM", result)?;
     Ok(good)

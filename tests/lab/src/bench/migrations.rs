@@ -26,7 +26,7 @@ use crate::workload;
 use crate::workload::Workload;
 
 /// Size of the guest VM that migrates, in MiB.
-const MIGRATED: u32 = 128;
+const MIGRATED: u32 = 96;
 
 /// What the guest VM stands still for, as `vmbeam migrate --json` names it.
 const PARTS: [&str; 6] = ["stream", "lists", "probes", "swap", "copy", "resume"];
@@ -36,9 +36,9 @@ const NEIGHBOUR: &str = "neighbour";
 /// How long it is watched when nothing moves.
 const UNDISTURBED: Duration = Duration::from_secs(20);
 
-/// What the guest VM does meanwhile.
+/// What the guest VM that migrates does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Load {
+pub enum Load {
     /// Read its memory.
     Reading,
     /// Use its network and its disk as well.
@@ -46,6 +46,9 @@ enum Load {
     /// Write all its memory anew, again and again.
     Rewriting,
 }
+
+/// Each of them.
+pub const LOADS: [Load; 3] = [Load::Reading, Load::NetworkAndDisk, Load::Rewriting];
 
 impl fmt::Display for Load {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -71,55 +74,60 @@ impl Bench<'_> {
         Ok([used(&machine.host)?, used(&machine.a)?, used(&machine.b)?])
     }
 
-    /// All of them.
-    pub fn migrations(&self, part: &mut Part, times: Times) -> Result<()> {
+    /// All migrations under one load, of a guest VM of its own.
+    pub fn migrations(&self, part: &mut Part, load: Load, times: Times) -> Result<()> {
+        let words = match load {
+            Load::Rewriting => "vmbeam.rewrite",
+            Load::Reading | Load::NetworkAndDisk => "",
+        };
+        self.guest_in_a(words)?;
+        let mut workload = match load {
+            Load::NetworkAndDisk => Some(workload::attach(self.topology)?),
+            Load::Reading | Load::Rewriting => None,
+        };
         let mut at = 0;
-        self.create("A", GUEST, MIGRATED, "", "")?;
-        topology::wait_for_check(&self.topology.machine.a, LIMIT)?;
-        self.under(part, Load::Reading, times, &mut at, None)?;
-        for i in 1..=times.ssh {
-            let text = format!("the same over SSH, {i} of {}", times.ssh);
-            let stage = self.progress.stage(&text);
-            self.stock(part, Load::Reading, Transport::Ssh, &mut at, None)?;
-            stage.done();
-        }
-        if at != 0 {
-            self.ours(part, Load::Reading, &mut at, None)?;
-        }
-        let mut workload = workload::attach(self.topology)?;
-        self.under(
-            part,
-            Load::NetworkAndDisk,
-            times,
-            &mut at,
-            Some(&mut workload),
-        )?;
-        self.destroy(HOST_VMS[at], GUEST)?;
-        self.create("A", GUEST, MIGRATED, "vmbeam.rewrite", "")?;
-        topology::wait_for_check(&self.topology.machine.a, LIMIT)?;
-        self.under(part, Load::Rewriting, times, &mut 0, None)
-    }
-
-    /// All migrations under one load; `at` is where the guest VM is.
-    fn under(
-        &self,
-        part: &mut Part,
-        load: Load,
-        times: Times,
-        at: &mut usize,
-        mut workload: Option<&mut Workload<'_>>,
-    ) -> Result<()> {
         for i in 1..=times.migrations {
             let text = format!("{load}: vmbeam migrate, {i} of {}", times.migrations);
             let stage = self.progress.stage(&text);
-            self.ours(part, load, at, workload.as_deref_mut())?;
+            self.ours(part, load, &mut at, workload.as_mut())?;
             stage.done();
         }
         for i in 1..=times.stock {
             let text = format!("{load}: xl save and xl restore, {i} of {}", times.stock);
             let stage = self.progress.stage(&text);
-            self.stock(part, load, Transport::Tcp, at, workload.as_deref_mut())?;
+            self.stock(part, load, Transport::Tcp, &mut at, workload.as_mut())?;
             stage.done();
+        }
+        Ok(())
+    }
+
+    /// The toolstack's own way over SSH, under the first load.
+    pub fn over_ssh(&self, part: &mut Part, times: u32) -> Result<()> {
+        let load = Load::Reading;
+        self.guest_in_a("")?;
+        let mut at = 0;
+        for i in 1..=times {
+            let text = format!("{load}: xl save and xl restore over SSH, {i} of {times}");
+            let stage = self.progress.stage(&text);
+            self.stock(part, load, Transport::Ssh, &mut at, None)?;
+            stage.done();
+        }
+        Ok(())
+    }
+
+    /// A guest VM in A, and no other, wherever what was before has left one.
+    fn guest_in_a(&self, words: &str) -> Result<()> {
+        self.no_guests()?;
+        self.create("A", GUEST, MIGRATED, words, "")?;
+        topology::wait_for_check(&self.topology.machine.a, LIMIT)?;
+        Ok(())
+    }
+
+    fn no_guests(&self) -> Result<()> {
+        for vm in HOST_VMS {
+            for (name, _) in migrate::guests(self.topology.machine.vm(vm))? {
+                self.destroy(vm, &name)?;
+            }
         }
         Ok(())
     }
@@ -227,12 +235,7 @@ impl Bench<'_> {
             "{times} migrations beside a guest VM in B that computes"
         ));
         let b = &self.topology.machine.b;
-        // Where a migration that failed has left it.
-        for vm in HOST_VMS {
-            for (name, _) in migrate::guests(self.topology.machine.vm(vm))? {
-                self.destroy(vm, &name)?;
-            }
-        }
+        self.no_guests()?;
         self.create("B", NEIGHBOUR, MIGRATED, "vmbeam.rewrite", "")?;
         self.create("A", GUEST, MIGRATED, "", "")?;
         topology::wait_for_check_of(b, NEIGHBOUR, LIMIT)?;
