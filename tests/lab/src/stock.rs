@@ -114,8 +114,8 @@ fn trust(source: &Channel, destination: &Channel) -> Result<()> {
     )?;
     destination.sh(
         &format!(
-            "mkdir -p -m 700 /root/.ssh; echo '{}' >/root/.ssh/authorized_keys; \
-             chmod 700 /root; chmod 600 /root/.ssh/authorized_keys; \
+            "mkdir -p -m 700 ~root/.ssh; echo '{}' >~root/.ssh/authorized_keys; \
+             chmod 700 ~root; chmod 600 ~root/.ssh/authorized_keys; \
              pidof dropbear >/dev/null || {{ \
              dropbearkey -t ed25519 -f /run/ssh-host.key >/dev/null 2>&1; \
              dropbear -W {WINDOW} -r /run/ssh-host.key >/run/dropbear.log 2>&1; }}",
