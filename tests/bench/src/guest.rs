@@ -140,6 +140,10 @@ impl Hypervisor for &Hv {
         unsupported()
     }
 
+    fn raise_events(&self, _: u32) -> Result<(), HvError> {
+        unsupported()
+    }
+
     fn restore(&self, _: &str, _: bool) -> Result<Box<dyn Incoming>, HvError> {
         unsupported()
     }

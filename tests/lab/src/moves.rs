@@ -13,6 +13,7 @@ use crate::migrate::migrate;
 use crate::migrate::Places;
 use crate::tally::Tally;
 use crate::topology::Topology;
+use crate::topology::SHORT;
 use crate::workload;
 use crate::workload::Workload;
 
@@ -68,6 +69,11 @@ fn one(
         "{m:?}"
     );
     ensure!(m.pages_swapped > m.pages_sent, "{m:?}");
+    // Those of its console, its store, its disk and its network, after it was suspended.
+    topology.machine.vm(from).sh(
+        "tail -n 50 /var/log/vmbeam-agent.log | grep 'events pending.*events=[4-9]$'",
+        SHORT,
+    )?;
     let line = migrate::runs_only_in(topology, to)?;
     let done = workload.goes_on(vm, &line)?;
     let silence_ms = workload.silence()?;

@@ -4,7 +4,7 @@
 
 use crate::toolstack::{self, xl, Incoming, Outgoing, Restore, Save};
 use std::time::{Duration, Instant};
-use tracing::debug;
+use tracing::{debug, info};
 use vmbeam_wire::message::{
     AgentErrorCode, Facts, Guest, GuestKind, GuestState, Toolstack, MAX_NAME,
 };
@@ -71,6 +71,10 @@ pub trait Hypervisor {
     /// Begin to save a guest, without the contents of ordinary pages if
     /// `external`. It stays, paused.
     fn save(&self, guest: u32, external: bool) -> Result<Box<dyn Outgoing>, HvError>;
+    /// Make every event of a guest pending that its management VM can raise: none that
+    /// comes later changes the guest's memory then, and none that came while its memory
+    /// was elsewhere is missed.
+    fn raise_events(&self, guest: u32) -> Result<(), HvError>;
     /// Begin to restore a guest of this name, paused.
     fn restore(&self, name: &str, external: bool) -> Result<Box<dyn Incoming>, HvError>;
     /// Let a guest run, in whatever state a save has left it.
@@ -218,6 +222,13 @@ impl Hypervisor for Xen {
     fn save(&self, domid: u32, external: bool) -> Result<Box<dyn Outgoing>, HvError> {
         find(self, domid)?;
         Ok(Box::new(Save::start(domid, external)?))
+    }
+
+    fn raise_events(&self, domid: u32) -> Result<(), HvError> {
+        find(self, domid)?;
+        let events = Xen::raise_events(self, domid)?;
+        info!(domid, events, "made its events pending");
+        Ok(())
     }
 
     fn restore(&self, _: &str, external: bool) -> Result<Box<dyn Incoming>, HvError> {

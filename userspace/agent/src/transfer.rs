@@ -13,8 +13,8 @@ pub enum Transfer {
     /// Nothing.
     #[default]
     None,
-    /// A guest is being saved.
-    Out(Box<dyn Outgoing>),
+    /// A guest with this number is being saved.
+    Out(u32, Box<dyn Outgoing>),
     /// A guest of this name is being restored.
     In(String, Box<dyn Incoming>),
 }
@@ -32,7 +32,7 @@ impl Transfer {
     pub fn abort(&mut self) {
         let result = match self {
             Self::None => return,
-            Self::Out(save) => save.abort(),
+            Self::Out(_, save) => save.abort(),
             Self::In(_, restore) => restore.abort(),
         };
         match result {
@@ -55,9 +55,9 @@ impl Transfer {
             ToAgent::Send { guest, external } => {
                 self.must_be_idle()?;
                 info!(guest, external, "saving a guest");
-                *self = Self::Out(hypervisor.save(*guest, *external)?);
+                *self = Self::Out(*guest, hypervisor.save(*guest, *external)?);
             }
-            ToAgent::Pull => return self.pull(),
+            ToAgent::Pull => return self.pull(hypervisor),
             ToAgent::Receive { name, external } => {
                 self.must_be_idle()?;
                 info!(name, external, "restoring a guest");
@@ -95,12 +95,16 @@ impl Transfer {
         }
     }
 
-    fn pull(&mut self) -> Result<FromAgent, HvError> {
-        let Self::Out(save) = self else {
+    fn pull<H: Hypervisor>(&mut self, hypervisor: &H) -> Result<FromAgent, HvError> {
+        let Self::Out(guest, save) = self else {
             return Err(out_of_turn("no guest is being saved"));
         };
         let (data, end) = save.pull()?;
         if end {
+            // It has come this far without: nothing to give up for.
+            if let Err(e) = hypervisor.raise_events(*guest) {
+                warn!("cannot make the events of guest {guest} pending: {e}");
+            }
             *self = Self::None;
         }
         Ok(FromAgent::Part { data, end })

@@ -127,6 +127,16 @@ fn there_and_back() {
 }
 
 #[test]
+fn an_event_for_a_guest_that_is_suspended_is_no_damage() {
+    let w = world();
+    lock(&w.hosts["A"]).trouble = Trouble::LateEvent;
+    let r = report(migrate(&w, "A", "B"));
+    assert_eq!(r.pages_verified, r.pages_swapped);
+    assert_eq!(lock(&w.hosts["A"]).trouble, Trouble::None);
+    assert!(contents(&w, "B").unwrap().0);
+}
+
+#[test]
 fn a_dry_run_names_what_is_in_the_way_and_changes_nothing() {
     let w = world();
     let before = w.memory();

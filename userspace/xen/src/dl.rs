@@ -90,6 +90,14 @@ functions!(ForeignMemory {
     xenforeignmemory_unmap: fn(*mut c_void, *mut c_void, usize) -> c_int,
 });
 
+functions!(Call {
+    xencall_open: fn(*mut c_void, c_uint) -> *mut c_void,
+    xencall_close: fn(*mut c_void) -> c_int,
+    xencall_alloc_buffer: fn(*mut c_void, usize) -> *mut c_void,
+    xencall_free_buffer: fn(*mut c_void, *mut c_void) -> (),
+    xencall2: fn(*mut c_void, c_uint, u64, u64) -> c_int,
+});
+
 functions!(Store {
     xs_open: fn(c_ulong) -> *mut c_void,
     xs_close: fn(*mut c_void) -> (),
@@ -101,6 +109,7 @@ pub struct Xen {
     ctrl: Ctrl,
     guest: Guest,
     foreign: ForeignMemory,
+    call: Call,
     store: Store,
     xch: NonNull<c_void>,
     fmem: NonNull<c_void>,
@@ -193,6 +202,7 @@ impl Xen {
         };
         let guest = Guest::open(&beside(&format!("libxenguest.so.4.{minor}")))?;
         let foreign = ForeignMemory::open(&beside("libxenforeignmemory.so.1"))?;
+        let call = Call::open(&beside("libxencall.so.1"))?;
         let store = Store::open(&beside("libxenstore.so.4"))
             .or_else(|_| Store::open(&beside("libxenstore.so.3.0")))?;
 
@@ -214,6 +224,7 @@ impl Xen {
             ctrl,
             guest,
             foreign,
+            call,
             store,
             xch,
             fmem,
@@ -359,6 +370,45 @@ impl Xen {
         } else {
             Err(Error::last("xc_domain_unpause"))
         }
+    }
+
+    /// Raise every event of a domain whose other end is here; gives their number.
+    ///
+    /// An event that is pending already changes nothing in the domain's memory when it
+    /// is raised again.
+    pub fn raise_events(&self, domid: u32) -> Result<u64, Error> {
+        let domid = u16::try_from(domid).map_err(|_| Error::NoDomain(domid))?;
+        let mut hypercall = EventChannelOp::new(self)?;
+        let mut raised = 0;
+        for port in 1..=sys::LAST_EVENT_CHANNEL {
+            let asked = hypercall.call(
+                sys::EVTCHNOP_STATUS,
+                sys::EventChannelStatus {
+                    dom: domid,
+                    port,
+                    ..Default::default()
+                },
+            );
+            let status = match asked {
+                Ok(status) => status,
+                // Behind the last port that the domain has.
+                Err(Error::Call {
+                    errno: Errno::EINVAL,
+                    ..
+                }) => break,
+                Err(e) => return Err(e),
+            };
+            if status.status == sys::EVTCHNSTAT_INTERDOMAIN && status.remote_dom == 0 {
+                hypercall.call(
+                    sys::EVTCHNOP_SEND,
+                    sys::EventChannelSend {
+                        port: status.remote_port,
+                    },
+                )?;
+                raised += 1;
+            }
+        }
+        Ok(raised)
     }
 
     /// First frame number that this system does not have.
@@ -647,6 +697,66 @@ impl Drop for Xen {
         unsafe {
             (self.foreign.xenforeignmemory_close)(self.fmem.as_ptr());
             (self.ctrl.xc_interface_close)(self.xch.as_ptr());
+        }
+    }
+}
+
+/// `event_channel_op`, with room for its argument.
+struct EventChannelOp<'a> {
+    xen: &'a Xen,
+    handle: NonNull<c_void>,
+    argument: NonNull<c_void>,
+}
+
+impl<'a> EventChannelOp<'a> {
+    fn new(xen: &'a Xen) -> Result<Self, Error> {
+        // SAFETY: a null logger means the default one.
+        let handle = NonNull::new(unsafe { (xen.call.xencall_open)(std::ptr::null_mut(), 0) });
+        let handle = handle.ok_or_else(|| Error::last("xencall_open"))?;
+        // SAFETY: an open handle; the library gives memory that the hypervisor can use,
+        // at the start of a page.
+        let argument = unsafe { (xen.call.xencall_alloc_buffer)(handle.as_ptr(), PAGE_SIZE) };
+        let Some(argument) = NonNull::new(argument) else {
+            let e = Error::last("xencall_alloc_buffer");
+            // SAFETY: `handle` is open and not used afterwards.
+            unsafe { (xen.call.xencall_close)(handle.as_ptr()) };
+            return Err(e);
+        };
+        Ok(Self {
+            xen,
+            handle,
+            argument,
+        })
+    }
+
+    /// Carry one out; gives its argument as it is afterwards.
+    fn call<T: sys::EventChannelArgument>(&mut self, op: u32, argument: T) -> Result<T, Error> {
+        const { assert!(size_of::<T>() <= PAGE_SIZE) };
+        let at = self.argument.as_ptr().cast::<T>();
+        // SAFETY: ours, large enough and aligned to a page; the hypervisor writes no more
+        // than the structure, which is made of integers.
+        unsafe {
+            at.write(argument);
+            let rc = (self.xen.call.xencall2)(
+                self.handle.as_ptr(),
+                sys::HYPERVISOR_EVENT_CHANNEL_OP,
+                u64::from(op),
+                at as u64,
+            );
+            if rc != 0 {
+                return Err(Error::last("event_channel_op"));
+            }
+            Ok(at.read())
+        }
+    }
+}
+
+impl Drop for EventChannelOp<'_> {
+    fn drop(&mut self) {
+        // SAFETY: both were given by the library and are not used afterwards.
+        unsafe {
+            (self.xen.call.xencall_free_buffer)(self.handle.as_ptr(), self.argument.as_ptr());
+            (self.xen.call.xencall_close)(self.handle.as_ptr());
         }
     }
 }

@@ -14,9 +14,10 @@
 //!
 //! Two sorts of pages that somebody else may write to cannot be told apart from
 //! ordinary ones through these libraries: those that a guest has granted to a
-//! backend, and the `vcpu_info` that it has registered, into which the guest
-//! hypervisor writes when an event arrives. Pausing a guest stops neither;
-//! suspending it does both.
+//! backend, and those that the guest hypervisor writes to when an event arrives: the
+//! `vcpu_info` and the event channels' own pages that it has registered. Pausing a guest
+//! stops neither. One that was suspended has no use for what backends still write, and
+//! [`Xen::raise_events`] makes its pages what they will be.
 
 pub mod command;
 mod dl;

@@ -94,6 +94,53 @@ pub const CPUID_NO_SUBLEAF: u32 = u32::MAX;
 /// `XEN_SYSCTL_cpu_policy_pv_max`
 pub const CPU_POLICY_PV_MAX: u32 = 2;
 
+/// `__HYPERVISOR_event_channel_op`
+pub const HYPERVISOR_EVENT_CHANNEL_OP: u32 = 32;
+/// `EVTCHNOP_send`
+pub const EVTCHNOP_SEND: u32 = 4;
+/// `EVTCHNOP_status`
+pub const EVTCHNOP_STATUS: u32 = 5;
+/// `EVTCHNSTAT_interdomain`
+pub const EVTCHNSTAT_INTERDOMAIN: u32 = 2;
+/// No domain has more event channels: `EVTCHN_FIFO_NR_CHANNELS`.
+pub const LAST_EVENT_CHANNEL: u32 = (1 << 17) - 1;
+
+/// An argument of `event_channel_op`: made of integers, without pointers.
+pub trait EventChannelArgument: Copy {}
+
+/// `evtchn_send_t`
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs, reason = "as above")]
+pub struct EventChannelSend {
+    pub port: u32,
+}
+
+impl EventChannelArgument for EventChannelSend {}
+
+/// `evtchn_status_t`, as far as it is used.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs, reason = "as above")]
+pub struct EventChannelStatus {
+    pub dom: u16,
+    pub pad1: u16,
+    pub port: u32,
+    pub status: u32,
+    pub vcpu: u32,
+    /// If [`EVTCHNSTAT_INTERDOMAIN`], `u.interdomain.dom`.
+    pub remote_dom: u16,
+    pub pad2: u16,
+    /// If [`EVTCHNSTAT_INTERDOMAIN`], `u.interdomain.port`.
+    pub remote_port: u32,
+}
+
+const _: () = assert!(size_of::<EventChannelStatus>() == 24);
+const _: () = assert!(offset_of!(EventChannelStatus, remote_dom) == 16);
+const _: () = assert!(offset_of!(EventChannelStatus, remote_port) == 20);
+
+impl EventChannelArgument for EventChannelStatus {}
+
 /// `XENVER_version`
 pub const XENVER_VERSION: i32 = 0;
 /// `XENVER_extraversion`

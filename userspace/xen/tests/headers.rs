@@ -83,6 +83,37 @@ fn compare(include: &str) {
             "XEN_SYSCTL_cpu_policy_pv_max",
             sys::CPU_POLICY_PV_MAX as usize,
         ),
+        (
+            "__HYPERVISOR_event_channel_op",
+            sys::HYPERVISOR_EVENT_CHANNEL_OP as usize,
+        ),
+        ("EVTCHNOP_send", sys::EVTCHNOP_SEND as usize),
+        ("EVTCHNOP_status", sys::EVTCHNOP_STATUS as usize),
+        (
+            "EVTCHNSTAT_interdomain",
+            sys::EVTCHNSTAT_INTERDOMAIN as usize,
+        ),
+        (
+            "EVTCHN_FIFO_NR_CHANNELS - 1",
+            sys::LAST_EVENT_CHANNEL as usize,
+        ),
+        ("sizeof(evtchn_send_t)", size_of::<sys::EventChannelSend>()),
+        (
+            "sizeof(evtchn_status_t)",
+            size_of::<sys::EventChannelStatus>(),
+        ),
+        (
+            "offsetof(evtchn_status_t, status)",
+            offset_of!(sys::EventChannelStatus, status),
+        ),
+        (
+            "offsetof(evtchn_status_t, u.interdomain.dom)",
+            offset_of!(sys::EventChannelStatus, remote_dom),
+        ),
+        (
+            "offsetof(evtchn_status_t, u.interdomain.port)",
+            offset_of!(sys::EventChannelStatus, remote_port),
+        ),
         ("XENVER_version", sys::XENVER_VERSION as usize),
         ("XENVER_extraversion", sys::XENVER_EXTRAVERSION as usize),
     ];

@@ -62,6 +62,9 @@ pub enum Trouble {
     SaveHangs,
     /// A save dies and leaves the guest as it is.
     SaveDies,
+    /// An event comes after all pages were read, unless it is pending by then; either
+    /// way it changes the memory of the guest that was saved.
+    LateEvent,
     /// A restore takes nothing for 7 seconds, once, and its agent does nothing else.
     RestoreSleeps,
     /// A restore fails when it has everything.
@@ -90,6 +93,12 @@ impl Trouble {
 }
 
 impl FakeHost {
+    /// The guest hypervisor notes an event in a frame of a guest.
+    fn event(&mut self, gfn: u64) {
+        self.memory.entry(gfn).and_modify(|word| *word ^= 1);
+        self.trouble = Trouble::None;
+    }
+
     /// Frames that no guest has, from 1024 on.
     fn unused(&self, nr: u64) -> Vec<u64> {
         let used: HashSet<u64> = self
@@ -421,11 +430,15 @@ impl Hypervisor for FakeHypervisor {
         gfns: &[u64],
         seen: &mut dyn FnMut(usize, &Page),
     ) -> Result<(), HvError> {
-        let host = lock(&self.0);
+        let mut host = lock(&self.0);
         for (i, gfn) in gfns.iter().enumerate() {
             let mut page = [0; 4096];
             page[..8].copy_from_slice(&host.memory[gfn].to_le_bytes());
             seen(i, &page);
+        }
+        // Not after a sample of them.
+        if host.trouble == Trouble::LateEvent && gfns.len() > 512 {
+            host.event(gfns[0]);
         }
         Ok(())
     }
@@ -466,6 +479,17 @@ impl Hypervisor for FakeHypervisor {
             stream: saved(&g.pages, external),
             at: 0,
         }))
+    }
+
+    fn raise_events(&self, guest: u32) -> Result<(), HvError> {
+        let mut host = lock(&self.0);
+        if host.trouble == Trouble::LateEvent {
+            let guest = host.guests.get(&guest).ok_or_else(|| no_guest(guest))?;
+            let page = guest.pages.iter().find(|p| p.kind == PageKind::Ordinary);
+            let gfn = page.unwrap().gfn;
+            host.event(gfn);
+        }
+        Ok(())
     }
 
     fn restore(&self, name: &str, _: bool) -> Result<Box<dyn Incoming>, HvError> {
