@@ -3,7 +3,7 @@
 //! A host VM and the connection to its agent.
 
 use crate::config::{Domid, HostVmConfig};
-use crate::link::{Link, LinkError};
+use crate::link::{Link, LinkError, Patience};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -305,7 +305,7 @@ impl Drop for AgentGuard<'_> {
     fn drop(&mut self) {
         if let Some(link) = &mut self.link {
             link.set_regardless(false);
-            link.set_until(None);
+            link.set_patience(Patience::default());
         }
         *lock(&self.vm.slot) = self.link.take().map_or(Slot::Empty, Slot::Idle);
     }

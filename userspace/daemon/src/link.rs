@@ -79,6 +79,29 @@ impl LinkError {
     }
 }
 
+/// When nobody wants an answer any more. One is waited for as long as [`GRACE`] all the same.
+#[derive(Clone, Debug, Default)]
+pub struct Patience {
+    /// Then,
+    pub until: Option<Instant>,
+    /// or when this is set.
+    pub cancel: Option<Arc<AtomicBool>>,
+}
+
+impl Patience {
+    /// How long to wait for what may take this long.
+    fn limit(&self, limit: Duration) -> Duration {
+        self.until.map_or(limit, |until| {
+            limit.min(until.saturating_duration_since(Instant::now()).max(GRACE))
+        })
+    }
+
+    fn is_cancelled(&self) -> bool {
+        let set = |c: &Arc<AtomicBool>| c.load(Ordering::Relaxed);
+        self.cancel.as_ref().is_some_and(set)
+    }
+}
+
 /// A conversation with an agent.
 #[derive(Debug)]
 pub struct Link {
@@ -93,8 +116,7 @@ pub struct Link {
     stop: Arc<AtomicBool>,
     /// What is going on now is finished although the daemon is to stop.
     regardless: bool,
-    /// When nobody wants the answer any more.
-    until: Option<Instant>,
+    patience: Patience,
     /// What the agent said about itself.
     versions: AgentVersions,
 }
@@ -130,7 +152,7 @@ impl Link {
             timeout,
             stop,
             regardless: false,
-            until: None,
+            patience: Patience::default(),
             versions: AgentVersions {
                 agent: String::new(),
                 hypervisor: String::new(),
@@ -160,7 +182,8 @@ impl Link {
     }
 
     /// The next answer in this session, with its request number.
-    fn receive(&mut self, deadline: Instant) -> Result<(u32, FromAgent), LinkError> {
+    fn receive(&mut self, mut limit: Duration) -> Result<(u32, FromAgent), LinkError> {
+        let started = Instant::now();
         let mut stale = 0;
         let mut late = false;
         loop {
@@ -187,7 +210,7 @@ impl Link {
                 return Err(LinkError::Stopping);
             }
             if late {
-                return Err(LinkError::Timeout(self.timeout));
+                return Err(LinkError::Timeout(limit));
             }
             match self.decoder.fill(&mut self.stream) {
                 Ok(0) if self.decoder.is_mid_frame() => {
@@ -205,7 +228,10 @@ impl Link {
             }
             // Also when something came: an agent must not hold us up with
             // single bytes.
-            late = Instant::now() >= deadline;
+            if self.patience.is_cancelled() {
+                limit = limit.min(GRACE);
+            }
+            late = started.elapsed() >= limit;
         }
     }
 
@@ -222,7 +248,7 @@ impl Link {
             self.send(&ToAgent::Hello {
                 daemon_version: crate::VERSION.into(),
             })?;
-            match self.hello_answer(first, Instant::now() + HELLO_AGAIN) {
+            match self.hello_answer(first, HELLO_AGAIN) {
                 Err(LinkError::Timeout(_)) => match patience {
                     Some(p) if started.elapsed() >= p => return Err(LinkError::Timeout(p)),
                     _ => {}
@@ -232,9 +258,10 @@ impl Link {
         }
     }
 
-    fn hello_answer(&mut self, first: u32, deadline: Instant) -> Result<(), LinkError> {
+    fn hello_answer(&mut self, first: u32, limit: Duration) -> Result<(), LinkError> {
+        let deadline = Instant::now() + limit;
         loop {
-            match self.receive(deadline)? {
+            match self.receive(deadline.saturating_duration_since(Instant::now()))? {
                 // The rest of what an agent said before it was restarted, or
                 // an answer to one of several hellos.
                 (request, _) if request.wrapping_sub(first) > u32::MAX / 2 => {}
@@ -290,13 +317,7 @@ impl Link {
         let request = self.send(message)?;
         let mut late_hellos = 0;
         loop {
-            let limit = self.until.map_or(limit, |until| {
-                limit.min(until.saturating_duration_since(Instant::now()).max(GRACE))
-            });
-            let (number, answer) = self.receive(Instant::now() + limit).map_err(|e| match e {
-                LinkError::Timeout(_) => LinkError::Timeout(limit),
-                other => other,
-            })?;
+            let (number, answer) = self.receive(self.patience.limit(limit))?;
             if number != request {
                 // A hello that was said again may be answered late.
                 late_hellos += 1;
@@ -338,9 +359,9 @@ impl Link {
         self.regardless = regardless;
     }
 
-    /// Answers are waited for until then, or for 5 seconds if that is later.
-    pub fn set_until(&mut self, until: Option<Instant>) {
-        self.until = until;
+    /// How long answers are waited for from now on.
+    pub fn set_patience(&mut self, patience: Patience) {
+        self.patience = patience;
     }
 
     /// Ask for something whose only answer is that it was done.
@@ -521,7 +542,7 @@ impl Link {
     /// nothing to say now but late answers to hellos.
     pub fn check_idle(&mut self) -> Result<(), LinkError> {
         self.stream.set_nonblocking(true)?;
-        let received = self.receive(Instant::now());
+        let received = self.receive(Duration::ZERO);
         self.stream.set_nonblocking(false)?;
         match received {
             Err(LinkError::Timeout(_)) => Ok(()),

@@ -13,10 +13,11 @@ use crate::exchange::{
 use crate::host_vm::HostVm;
 use crate::join::{join, select, split, JoinedRun};
 use crate::journal::{Journal, Place, Probe, Record, State};
-use crate::link::parts;
+use crate::link::{parts, Patience};
 use crate::recovery::{Settled, Settling};
 use crate::side::Side;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 use vmbeam_uapi::NOT_ATTEMPTED;
@@ -53,7 +54,7 @@ pub(crate) struct Context<'a> {
     /// Told how far it is.
     pub progress: Progress<'a>,
     /// Somebody wants it to end.
-    pub cancel: &'a AtomicBool,
+    pub cancel: &'a Arc<AtomicBool>,
     /// The daemon is to stop.
     pub stop: &'a AtomicBool,
 }
@@ -380,8 +381,12 @@ impl<'a> Job<'a> {
                 .map(|(ms, suspended)| suspended + Duration::from_millis(ms.into())),
         ];
         let until = limits.into_iter().flatten().min();
-        self.from.until = until;
-        self.to.until = until;
+        let patience = Patience {
+            until,
+            cancel: Some(self.context.cancel.clone()),
+        };
+        self.from.patience = patience.clone();
+        self.to.patience = patience;
     }
 
     fn write(&mut self, change: impl FnOnce(&mut Record)) -> Result<(), SwapError> {
@@ -779,8 +784,8 @@ impl<'a> Job<'a> {
             }
             _ => {}
         }
-        self.from.until = None;
-        self.to.until = None;
+        self.from.patience = Patience::default();
+        self.to.patience = Patience::default();
         let Some(mut record) = self.record.take() else {
             return Finished {
                 result: Err(error),
@@ -836,8 +841,8 @@ impl<'a> Job<'a> {
 
     /// Behind the point of no return: the guest runs there, whatever it takes.
     fn after(mut self) -> Finished {
-        self.from.until = None;
-        self.to.until = None;
+        self.from.patience = Patience::default();
+        self.to.patience = Patience::default();
         let deadline = Instant::now() + PATIENCE;
         let Some(there) = self.record.as_ref().and_then(|r| r.to.guest) else {
             return self.unsettled("the guest's number is not known");

@@ -3,7 +3,7 @@
 //! One of the two host VMs of a migration: its agent may go and come back.
 
 use crate::host_vm::{AgentGuard, HostVm};
-use crate::link::{Link, LinkError};
+use crate::link::{Link, LinkError, Patience};
 use std::time::{Duration, Instant};
 use vmbeam_wire::message::Traffic;
 
@@ -15,8 +15,8 @@ const LOOK: Duration = Duration::from_millis(250);
 pub(crate) struct Side<'a> {
     pub(crate) vm: &'a HostVm,
     agent: Option<AgentGuard<'a>>,
-    /// How long to wait for its answers, if not as long as ever.
-    pub(crate) until: Option<Instant>,
+    /// How long to wait for its answers.
+    pub(crate) patience: Patience,
     /// That of conversations that are over.
     traffic: Traffic,
     /// That of the conversation before this job.
@@ -32,7 +32,7 @@ impl<'a> Side<'a> {
             traffic: Traffic::default(),
             before: agent.traffic(),
             agent: Some(agent),
-            until: None,
+            patience: Patience::default(),
         })
     }
 
@@ -41,7 +41,7 @@ impl<'a> Side<'a> {
         Self {
             vm,
             agent: None,
-            until: None,
+            patience: Patience::default(),
             traffic: Traffic::default(),
             before: Traffic::default(),
         }
@@ -71,11 +71,11 @@ impl<'a> Side<'a> {
         &mut self,
         talk: impl FnOnce(&mut Link) -> Result<T, LinkError>,
     ) -> Result<T, String> {
-        let until = self.until;
+        let patience = self.patience.clone();
         match &mut self.agent {
             Some(agent) => agent.with(|link| {
                 link.set_regardless(true);
-                link.set_until(until);
+                link.set_patience(patience);
                 talk(link)
             }),
             None => Err(format!("the agent of host VM {} is gone", self.name())),

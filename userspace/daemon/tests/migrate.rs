@@ -294,20 +294,37 @@ fn limits_of_time_and_ctrl_c() {
     let expected = "the --timeout: agent of host VM B: it did not answer within 5 s; ";
     assert!(message.contains(expected), "{message}");
     assert_runs_only_in(&w, "A", &pages);
-    lock(&w.hosts["A"]).trouble = Trouble::SaveHangs;
+    // Nor when it is cancelled. The fourth job.
+    lock(&w.hosts["B"]).trouble = Trouble::RestoreSleeps;
     r.timeout_seconds = None;
+    cancel(
+        &w,
+        r.clone(),
+        4,
+        "it was cancelled: agent of host VM B: it did not answer within 5 s; ",
+    );
+    assert_runs_only_in(&w, "A", &pages);
+    lock(&w.hosts["A"]).trouble = Trouble::SaveHangs;
+    cancel(&w, r, 5, "it was cancelled; ");
+    assert_runs_only_in(&w, "A", &pages);
+}
+
+/// Cancel a migration, which has this number, when its guest is suspended and B sleeps if it
+/// is to.
+#[track_caller]
+fn cancel(w: &World, r: MigrateRequest, job: u64, expected: &str) {
     std::thread::scope(|s| {
-        let job = s.spawn(|| w.ask(&ToDaemon::Migrate(r)));
-        while !lock(&w.hosts["A"]).guests[&1].paused {
+        let answer = s.spawn(|| w.ask(&ToDaemon::Migrate(r)));
+        while !lock(&w.hosts["A"]).guests[&1].paused
+            || lock(&w.hosts["B"]).trouble == Trouble::RestoreSleeps
+        {
             std::thread::sleep(Duration::from_millis(5));
         }
-        // The fourth job.
-        assert_eq!(w.ask(&ToDaemon::Abort { job: 4 }), FromDaemon::Done);
-        let (failure, message) = error(job.join().unwrap());
+        assert_eq!(w.ask(&ToDaemon::Abort { job }), FromDaemon::Done);
+        let (failure, message) = error(answer.join().unwrap());
         assert_eq!(failure, Failure::RolledBack);
-        assert!(message.contains("cancelled"), "{message}");
+        assert!(message.contains(expected), "{message}");
     });
-    assert_runs_only_in(&w, "A", &pages);
 }
 
 #[test]
