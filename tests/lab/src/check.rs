@@ -92,6 +92,11 @@ const ALL: [Group; 16] = [
     Group::Tracing,
 ];
 
+/// How often a guest VM connects its devices anew in [`migrate::failures`], at most.
+const FAILURES: u32 = 10;
+/// The same with [`faults::run`].
+const FAULTS: u32 = 100;
+
 /// Run the groups, all of them if none is named; true if nothing failed. Some
 /// have a long form.
 pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> Result<bool> {
@@ -105,6 +110,12 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
     let extent = Extent {
         moves: if long { 100 } else { 5 },
         failures: long || groups.contains(&Group::Migrate),
+    };
+    // Group `faults` moves the same guest VM.
+    let sizes = match (long, wanted(Group::Migrate), wanted(Group::Faults)) {
+        (true, true, true) => sizes.for_moves(extent.moves + FAULTS),
+        (true, true, false) => sizes.for_moves(extent.moves + FAILURES),
+        _ => sizes,
     };
     let mut tally = Tally::default();
     for group in ALL.into_iter().filter(|g| wanted(*g)) {

@@ -25,8 +25,8 @@ use crate::topology::SHORT;
 use crate::workload;
 use crate::workload::Workload;
 
-/// Size of the guest VM that migrates, in MiB.
-const MIGRATED: u32 = 96;
+/// Size of the guest VM that migrates, in MiB. Its kernel has half of that.
+const MIGRATED: u32 = 160;
 
 /// What the guest VM stands still for, as `vmbeam migrate --json` names it.
 const PARTS: [&str; 6] = ["stream", "lists", "probes", "swap", "copy", "resume"];
@@ -77,10 +77,14 @@ impl Bench<'_> {
     /// All migrations under one load, of a guest VM of its own.
     pub fn migrations(&self, part: &mut Part, load: Load, times: Times) -> Result<()> {
         let words = match load {
-            Load::Rewriting => "vmbeam.rewrite",
-            Load::Reading | Load::NetworkAndDisk => "",
+            Load::Reading => String::new(),
+            Load::NetworkAndDisk => {
+                let lost = topology::lost_mib(times.migrations + times.stock);
+                format!("vmbeam.spare={}", topology::SPARE_MIB + lost)
+            }
+            Load::Rewriting => "vmbeam.rewrite".into(),
         };
-        self.guest_in_a(words)?;
+        self.guest_in_a(&words)?;
         let mut workload = match load {
             Load::NetworkAndDisk => Some(workload::attach(self.topology)?),
             Load::Reading | Load::Rewriting => None,

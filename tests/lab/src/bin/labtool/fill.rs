@@ -37,6 +37,9 @@ pub struct Arguments {
     /// Seed of the pattern.
     #[arg(long)]
     seed: u64,
+    /// Memory that is left to the guest's kernel, in MiB.
+    #[arg(long, default_value_t = 24)]
+    spare: usize,
     /// Write another pattern after each check, and never rest.
     #[arg(long)]
     rewrite: bool,
@@ -71,21 +74,24 @@ fn others() -> Result<String> {
     Ok(text)
 }
 
+/// What the guest's kernel could still give away, in KiB.
+fn available_kib() -> Result<usize> {
+    std::fs::read_to_string("/proc/meminfo")?
+        .lines()
+        .find_map(|l| l.strip_prefix("MemAvailable:"))
+        .and_then(|l| l.trim().split(' ').next())
+        .and_then(|kib| kib.parse().ok())
+        .context("no MemAvailable in /proc/meminfo")
+}
+
 /// Fill most of the free memory, then check it for ever; with `rewrite` write another
 /// pattern after each time, so that there is always something that changes.
 pub fn fill(arguments: Arguments) -> Result<()> {
     let seed = arguments.seed;
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     let boot = boot.trim();
-    let meminfo = std::fs::read_to_string("/proc/meminfo")?;
-    let available: usize = meminfo
-        .lines()
-        .find_map(|l| l.strip_prefix("MemAvailable:"))
-        .and_then(|l| l.trim().split(' ').next())
-        .and_then(|kib| kib.parse().ok())
-        .context("no MemAvailable in /proc/meminfo")?;
-    // Leave the guest's kernel some room to breathe.
-    let pages = (available / 4).saturating_sub(6 * 1024);
+    let available = available_kib()?;
+    let pages = (available / 4).saturating_sub(arguments.spare * 256);
     if pages == 0 {
         bail!("only {available} KiB are free: give the guest VM more memory");
     }
@@ -116,9 +122,11 @@ pub fn fill(arguments: Arguments) -> Result<()> {
             .collect();
         match (bad.first(), others()) {
             (None, Ok(others)) => println!(
-                "CHECK {round} ok pages={pages} gap_ms={} longest_ms={} boot={boot}{others}",
+                "CHECK {round} ok pages={pages} gap_ms={} longest_ms={} boot={boot} \
+                 available_kib={}{others}",
                 HEART.take_gap_ms(),
                 HEART.longest_ms(),
+                available_kib()?,
             ),
             (None, Err(e)) => println!("CHECK {round} BAD {e}"),
             (Some(first), _) => println!("CHECK {round} BAD pages={} first={first}", bad.len()),
