@@ -19,5 +19,8 @@ mod packed;
 
 pub use cpu::CpuFeatures;
 pub use frame::{encode, Decoder, Frame, FrameError, MAX_PAYLOAD, VERSION};
-pub use list::{Excluded, FrameList, FrameListBuilder, FrameRun, ListError, PfnRun, Reason};
+pub use list::{
+    Excluded, FrameList, FrameListBuilder, FrameRun, ListError, PfnRun, Reason, MAX_PAGES,
+    MAX_RUNS, RUNS_PER_CHUNK,
+};
 pub use message::Message;

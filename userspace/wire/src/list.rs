@@ -2,7 +2,6 @@
 
 //! Frame lists: which frame of its host VM is behind each page of a guest.
 
-use crate::message::FromAgent;
 use serde::{Deserialize, Serialize};
 
 /// Most pages of one guest: 256 GiB.
@@ -156,32 +155,6 @@ impl FrameList {
     /// Pages that may move.
     pub fn movable(&self) -> u64 {
         total(self.runs.iter().map(|r| r.nr))
-    }
-
-    /// Split into the messages that carry it.
-    pub fn messages(&self) -> impl Iterator<Item = FromAgent> + use<'_> {
-        let mut more = self.runs.len();
-        let runs = self.runs.chunks(RUNS_PER_CHUNK).map(move |part| {
-            more -= part.len();
-            FromAgent::FramesChunk {
-                runs: part.to_vec(),
-                excluded: Vec::new(),
-                // At most MAX_RUNS.
-                more: more as u32,
-            }
-        });
-        let excluded = self
-            .excluded
-            .chunks(RUNS_PER_CHUNK)
-            .map(|part| FromAgent::FramesChunk {
-                runs: Vec::new(),
-                excluded: part.to_vec(),
-                more: 0,
-            });
-        let end = FromAgent::FramesEnd {
-            pages: self.pages(),
-        };
-        runs.chain(excluded).chain([end])
     }
 }
 

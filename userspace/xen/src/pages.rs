@@ -24,7 +24,8 @@ pub enum PageKind {
     Broken,
 }
 
-/// Pages that follow each other, in the guest and in its host VM.
+/// Pages that follow each other, in the guest and in its host VM. There can be one for each
+/// page of a guest, so it is kept small.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageRun {
     /// The first one's number in the guest.
@@ -32,9 +33,16 @@ pub struct PageRun {
     /// The frame behind it.
     pub gfn: u64,
     /// How many, at least 1.
-    pub nr: u64,
+    pub nr: u32,
     /// What they are.
     pub kind: PageKind,
+}
+
+impl PageRun {
+    /// The page behind the last one.
+    pub fn end(&self) -> u64 {
+        self.pfn + u64::from(self.nr)
+    }
 }
 
 /// Frames of a guest that have a special meaning.
@@ -132,7 +140,7 @@ impl Frames {
     pub fn classify(mut self, special: &Special) -> Vec<PageRun> {
         self.set_apart(special);
         let runs = in_order(self.runs);
-        if runs.windows(2).any(|w| w[1].pfn - w[0].pfn < w[0].nr) {
+        if runs.windows(2).any(|w| w[1].pfn < w[0].end()) {
             return one_each(&runs);
         }
         runs
@@ -144,16 +152,17 @@ impl Frames {
         // at later, and still are in order.
         let in_order = self.runs.len();
         for (gfn, kind) in special.last_first() {
-            let at = self.runs[..in_order].partition_point(|r| r.gfn + r.nr <= gfn);
+            let at = self.runs[..in_order].partition_point(|r| r.gfn + u64::from(r.nr) <= gfn);
             let Some(run) = self.runs[..in_order].get_mut(at) else {
                 continue;
             };
             if run.gfn > gfn || run.kind != PageKind::Ordinary {
                 continue;
             }
-            let before = gfn - run.gfn;
+            // Less than its length.
+            let before = (gfn - run.gfn) as u32;
             let one = PageRun {
-                pfn: run.pfn + before,
+                pfn: run.pfn + u64::from(before),
                 gfn,
                 nr: 1,
                 kind,
@@ -177,18 +186,21 @@ impl Frames {
     }
 }
 
-fn within(first: u64, nr: u64, number: u64) -> bool {
-    number.checked_sub(first).is_some_and(|at| at < nr)
+fn within(first: u64, nr: u32, number: u64) -> bool {
+    number
+        .checked_sub(first)
+        .is_some_and(|at| at < u64::from(nr))
 }
 
 /// Append a run; what continues the last one is merged with it.
 fn append(runs: &mut Vec<PageRun>, run: PageRun) {
     if let Some(last) = runs.last_mut() {
+        let nr = u64::from(last.nr);
         let follows = last.kind == run.kind
-            && last.pfn.checked_add(last.nr) == Some(run.pfn)
-            && last.gfn.checked_add(last.nr) == Some(run.gfn);
-        if follows {
-            last.nr += run.nr;
+            && last.pfn.checked_add(nr) == Some(run.pfn)
+            && last.gfn.checked_add(nr) == Some(run.gfn);
+        if let (true, Some(nr)) = (follows, last.nr.checked_add(run.nr)) {
+            last.nr = nr;
             return;
         }
     }
@@ -223,7 +235,7 @@ fn one_each(runs: &[PageRun]) -> Vec<PageRun> {
     let mut pages: Vec<PageRun> = runs
         .iter()
         .flat_map(|r| {
-            (0..r.nr).map(|i| PageRun {
+            (0..u64::from(r.nr)).map(|i| PageRun {
                 pfn: r.pfn + i,
                 gfn: r.gfn + i,
                 nr: 1,
@@ -385,7 +397,7 @@ mod tests {
             let got = classified(&frames, &special);
             let pages: Vec<_> = got
                 .iter()
-                .flat_map(|r| (0..r.nr).map(|i| (r.pfn + i, r.gfn + i, r.kind)))
+                .flat_map(|r| (0..u64::from(r.nr)).map(|i| (r.pfn + i, r.gfn + i, r.kind)))
                 .collect();
             prop_assert_eq!(pages, obvious(&frames, &special));
         }

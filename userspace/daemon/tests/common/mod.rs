@@ -413,8 +413,8 @@ impl Hypervisor for FakeHypervisor {
             match runs.last_mut() {
                 Some(last)
                     if last.kind == page.kind
-                        && last.pfn + last.nr == page.pfn
-                        && last.gfn + last.nr == page.gfn =>
+                        && last.end() == page.pfn
+                        && last.gfn + u64::from(last.nr) == page.gfn =>
                 {
                     last.nr += 1;
                 }

@@ -46,7 +46,7 @@ pub fn lie(lie: Lie, other: u32) -> Result<()> {
         let pages = Xen::open()?.pages(other)?;
         let ordinary = pages.iter().filter(|p| p.kind == PageKind::Ordinary);
         let longest = ordinary.max_by_key(|p| p.nr).context("it has no pages")?;
-        frames = Some((longest.gfn, longest.nr));
+        frames = Some((longest.gfn, u64::from(longest.nr)));
     }
     let mut port = Port::open(&port::find(PORT_NAME)?)?;
     let mut agent = Agent::new(Xen::open()?);

@@ -86,6 +86,6 @@ fn ordinary(xen: &Xen, domid: u32) -> Result<HashMap<u64, u64>> {
         .pages(domid)?
         .into_iter()
         .filter(|run| run.kind == PageKind::Ordinary)
-        .flat_map(|run| (0..run.nr).map(move |i| (run.pfn + i, run.gfn + i)))
+        .flat_map(|run| (0..u64::from(run.nr)).map(move |i| (run.pfn + i, run.gfn + i)))
         .collect())
 }
