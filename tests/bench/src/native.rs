@@ -28,7 +28,7 @@ pub const ALL: [Maker; 5] = [hypercall, scale, against, lists, memory];
 const STAGES: [&str; 6] = [
     "agent: gather",
     "agent: send",
-    "daemon: receive both",
+    "daemon: receive one",
     "daemon: join",
     "driver: add",
     "driver: batches",
@@ -171,8 +171,9 @@ fn against(results: &Results) -> Result<Option<Section>> {
         title: "List handling against the hypercall",
         sentence: format!("{}.", words.join("; ")),
         svg: chart::bars(labels, &values)?,
-        method: "The agents work at the same time, so one of them counts. The hypercalls by which the guest \
-                 hypervisor tells types of frames are not part of it.",
+        method: "The agents work at the same time, and so do the two threads of the daemon that receive \
+                 their lists: one of each counts. The hypercalls by which the guest hypervisor tells types \
+                 of frames are not part of it.",
         fits: BTreeMap::new(),
     }))
 }
@@ -216,7 +217,7 @@ fn memory(results: &Results) -> Result<Option<Section>> {
     let mut words = Vec::new();
     for stage in [
         "agent",
-        "daemon: receive both",
+        "daemon: receive one",
         "daemon: join",
         "driver: add",
         "driver: batches",
