@@ -111,11 +111,12 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
         moves: if long { 100 } else { 5 },
         failures: long || groups.contains(&Group::Migrate),
     };
-    // Group `faults` moves the same guest VM.
-    let sizes = match (long, wanted(Group::Migrate), wanted(Group::Faults)) {
-        (true, true, true) => sizes.for_moves(extent.moves + FAULTS),
-        (true, true, false) => sizes.for_moves(extent.moves + FAILURES),
-        _ => sizes,
+    // The same guest VM, with the same devices, in all of them.
+    let more = [(extent.failures, FAILURES), (wanted(Group::Faults), FAULTS)];
+    let more: u32 = more.iter().filter(|m| m.0).map(|m| m.1).sum();
+    let sizes = match wanted(Group::Migrate) && more > 0 {
+        true => sizes.for_moves(extent.moves + more),
+        false => sizes,
     };
     let mut tally = Tally::default();
     for group in ALL.into_iter().filter(|g| wanted(*g)) {

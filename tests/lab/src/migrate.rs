@@ -313,6 +313,18 @@ pub fn failures(tally: &mut Tally, topology: &Topology, [from, to]: Places) {
             Ok(())
         });
     }
+    tally.case("migrate", "--mode copy: all of it travels as data", || {
+        let m = migrate(topology, from, to, "--mode copy")?;
+        ensure!(m.pages_swapped == 0 && m.pages_copied == 0, "{m:?}");
+        ensure!(
+            m.stream_bytes >> 20 > u64::from(topology.sizes.guest_mib) * 9 / 10,
+            "{m:?}"
+        );
+        runs_only_in(topology, to)?;
+        migrate(topology, to, from, "")?;
+        runs_only_in(topology, from)?;
+        Ok(())
+    });
     tally.case("migrate", "and after all that it migrates again", || {
         migrate(topology, from, to, "")?;
         runs_only_in(topology, to)?;
