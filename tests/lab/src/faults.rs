@@ -154,6 +154,19 @@ pub fn run(tally: &mut Tally, topology: &Topology, progress: &Progress) {
     case("refused: a destination with fewer CPU features", &|| {
         other_cpu(topology, progress)
     });
+    tally.case(GROUP, "host VM B is destroyed while swapping", || {
+        lost_or_not(topology)
+    });
+    tally.case(GROUP, "host VM B is started again, the guest in A", || {
+        topology.restart_host_vm("B", "", progress)?;
+        product::wait_for_agents(topology)?;
+        if migrate::guests(&topology.machine.a)?.is_empty() {
+            topology.start_guest("A", "")?;
+        }
+        home(topology)?;
+        migrate::migrate(topology, "A", "B", "")?;
+        home(topology)
+    });
     // Always the one whose guest it is not.
     for (vm, survivor, phase) in [
         ("B", "A", "saving"),
@@ -175,6 +188,41 @@ pub fn run(tally: &mut Tally, topology: &Topology, progress: &Progress) {
             home(topology)
         });
     }
+}
+
+/// Host VM B dies with some of the guest's memory, or before there is any in it: the guest
+/// goes on in A with all of its memory, or is nowhere and that is said.
+fn lost_or_not(topology: &Topology) -> Result<()> {
+    let victim = Victim::HostVm("B");
+    for number in 0..TRIES {
+        let held = stopped_at(topology, "swapping", number * LATER_MS)? == "swapping";
+        if held {
+            kill(topology, victim)?;
+            finish(topology, victim)?;
+            break;
+        }
+        ensure!(number + 1 < TRIES, "it could not be caught while swapping");
+        resume(topology)?;
+        ended(topology)?;
+        home(topology)?;
+    }
+    let said = topology
+        .machine
+        .host
+        .sh("cat /run/lab/migrate.out", SHORT)?;
+    let guests = migrate::guests(&topology.machine.a)?;
+    if guests.is_empty() {
+        ensure!(
+            said.contains("the guest is lost with its host VM"),
+            "no guest is left, and it printed: {}",
+            said.trim()
+        );
+        println!("    it was lost with host VM B");
+        return Ok(());
+    }
+    let place = place(topology, victim)?;
+    println!("    it runs in {place}");
+    Ok(())
 }
 
 /// An agent is there and says nothing: the guest goes on in A, although what was begun in B
