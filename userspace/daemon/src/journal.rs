@@ -55,6 +55,9 @@ pub enum State {
         probes: Vec<Probe>,
         /// Pages that are to be copied besides.
         copies: bool,
+        /// Some were swapped and could not be swapped back.
+        #[serde(default)]
+        torn: bool,
     },
     /// Behind the point of no return: to be let run at the destination.
     Resume,
@@ -216,6 +219,7 @@ mod tests {
                 destination: [2; 16],
             }],
             copies: false,
+            torn: false,
         }
     }
 

@@ -568,6 +568,7 @@ impl<'a> Job<'a> {
                 pairs,
                 probes,
                 copies: to_copy > 0,
+                torn: false,
             }
         })?;
         let pages: u64 = runs.iter().map(|r| u64::from(r.nr)).sum();
@@ -575,10 +576,12 @@ impl<'a> Job<'a> {
         match commit(&mut *session, &mut status, self.context.progress) {
             Ok(seconds) => self.report.seconds.swap = seconds,
             Err(e) => {
-                if e.failure != Failure::Failed {
-                    // Nothing is swapped: the journal may say so.
-                    self.write(|r| r.state = State::Stream)?;
-                }
+                self.write(|r| match &mut r.state {
+                    // Some pairs are swapped, and their host VM may be gone.
+                    State::Swap { torn, .. } if e.failure == Failure::Failed => *torn = true,
+                    // None is.
+                    state => *state = State::Stream,
+                })?;
                 return Err(e);
             }
         }
@@ -796,12 +799,13 @@ impl<'a> Job<'a> {
         (self.context.progress)(Phase::Undo, 0, 0);
         if let Some(mut session) = self.swapped.take() {
             let back = roll_back(&mut *session, &error.message, self.context.progress);
-            if back.failure == Failure::RolledBack {
-                record.state = State::Stream;
-                if let Err(e) = self.context.journal.write(&record) {
-                    // The probes tell the same.
-                    warn!("cannot write the journal: {e}");
-                }
+            match &mut record.state {
+                State::Swap { torn, .. } if back.failure == Failure::Failed => *torn = true,
+                state => *state = State::Stream,
+            }
+            if let Err(e) = self.context.journal.write(&record) {
+                // The probes tell the same.
+                warn!("cannot write the journal: {e}");
             }
         }
         let mut settling = Settling {

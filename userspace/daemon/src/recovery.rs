@@ -26,6 +26,8 @@ pub enum Memory {
     Source,
     /// Where it was to go.
     Destination,
+    /// Some of it there and some here.
+    Torn,
     /// The probes do not tell.
     Unknown,
 }
@@ -81,6 +83,8 @@ pub fn decide(s: Situation) -> Plan {
         (Step::Stream, false, _, _) => Plan::Lost,
         (Step::Swap, false, false, _) => Plan::Lost,
         (Step::Swap, _, _, Memory::Unknown) => Plan::Stuck,
+        // The driver may still put it together.
+        (Step::Swap, true, true, Memory::Torn) => Plan::Stuck,
         (Step::Swap, true, _, Memory::Source) => Plan::Undo { swap_back: false },
         (Step::Swap, true, true, Memory::Destination) => Plan::Undo { swap_back: true },
         (Step::Swap, false, true, Memory::Destination) if !s.copies => Plan::Forward,
@@ -116,7 +120,8 @@ fn count(votes: &[Memory]) -> Memory {
     match (source, destination) {
         (true, false) => Memory::Source,
         (false, true) => Memory::Destination,
-        _ => Memory::Unknown,
+        (true, true) => Memory::Torn,
+        (false, false) => Memory::Unknown,
     }
 }
 
@@ -160,9 +165,18 @@ impl<'b> Settling<'_, 'b> {
             State::Stream => (Step::Stream, Memory::Source, false),
             State::Resume => (Step::Resume, Memory::Destination, false),
             State::Destroy => (Step::Destroy, Memory::Destination, false),
-            State::Swap { probes, copies, .. } => {
-                let (probes, copies) = (probes.clone(), *copies);
-                let memory = self.locate(&probes, source_up, destination_up)?;
+            State::Swap {
+                probes,
+                copies,
+                torn,
+                ..
+            } => {
+                let (probes, copies, torn) = (probes.clone(), *copies, *torn);
+                let memory = match torn && !(source_up && destination_up) {
+                    // Some is gone with a host VM, wherever the probes are.
+                    true => Memory::Torn,
+                    false => self.locate(&probes, source_up, destination_up)?,
+                };
                 (Step::Swap, memory, copies)
             }
         };
@@ -387,7 +401,7 @@ mod tests {
         use Memory::*;
         assert_eq!(count(&[Source, Unknown, Source]), Source);
         assert_eq!(count(&[Destination, Unknown]), Destination);
-        assert_eq!(count(&[Source, Source, Destination]), Unknown);
+        assert_eq!(count(&[Source, Source, Destination]), Torn);
         assert_eq!(count(&[]), Unknown);
     }
 
@@ -398,7 +412,9 @@ mod tests {
             state in select(vec![Step::Stream, Step::Swap, Step::Resume, Step::Destroy]),
             source_up: bool,
             destination_up: bool,
-            memory in select(vec![Memory::Source, Memory::Destination, Memory::Unknown]),
+            memory in select(vec![
+                Memory::Source, Memory::Destination, Memory::Torn, Memory::Unknown,
+            ]),
             copies: bool,
         ) {
             let s = Situation { state, source_up, destination_up, memory, copies };
@@ -408,7 +424,7 @@ mod tests {
                     // Behind the point of no return there is no way back.
                     prop_assert!(matches!(state, Step::Stream | Step::Swap));
                     if state == Step::Swap {
-                        prop_assert!(memory != Memory::Unknown);
+                        prop_assert!(matches!(memory, Memory::Source | Memory::Destination));
                         prop_assert_eq!(swap_back, memory == Memory::Destination);
                         prop_assert!(!swap_back || destination_up);
                     }
@@ -429,7 +445,10 @@ mod tests {
                         || destination_up && memory == Memory::Destination && !copies;
                     prop_assert!(state != Step::Swap || !there);
                 }
-                Plan::Stuck => prop_assert_eq!(memory, Memory::Unknown),
+                Plan::Stuck => {
+                    let torn = memory == Memory::Torn && source_up && destination_up;
+                    prop_assert!(torn || memory == Memory::Unknown);
+                }
             }
         }
     }

@@ -431,6 +431,7 @@ fn swap_of(w: &World) -> State {
         pairs,
         probes: probes.into(),
         copies: false,
+        torn: false,
     }
 }
 
