@@ -528,11 +528,13 @@ fn full(topology: &Topology) -> Result<()> {
     migrate::runs_only_in(topology, "A").map(drop)
 }
 
-/// A second migration of the same guest, and one the other way, while one is going on. Both
-/// at once, because each waits a while for the host VM.
+/// A second migration of the same guest, and one the other way, while one is going on. Each
+/// waits 10 seconds for the host VM; so that the first one takes longer, an agent of it stands
+/// still meanwhile.
 fn two(topology: &Topology) -> Result<()> {
-    let host = &topology.machine.host;
+    let (host, b) = (&topology.machine.host, &topology.machine.b);
     begin(topology, "")?;
+    b.sh("kill -STOP $(pidof vmbeam-agent)", SHORT)?;
     let start = |name: &str, from, to| {
         format!(
             "{{ {}; echo code $?; }} >/run/lab/{name}.out 2>&1 & {name}=$!; ",
@@ -545,7 +547,9 @@ fn two(topology: &Topology) -> Result<()> {
             "{same}{opposite}wait $same $opposite; cat /run/lab/same.out /run/lab/opposite.out"
         ),
         LIMIT,
-    )?;
+    );
+    b.sh("kill -CONT $(pidof vmbeam-agent)", SHORT)?;
+    let text = text?;
     let code = format!("code {}", migrate::REFUSED);
     ensure!(
         text.matches(&code).count() == 2 && text.matches("is busy with another job").count() == 2,
