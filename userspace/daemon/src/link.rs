@@ -79,7 +79,7 @@ impl LinkError {
     }
 }
 
-/// When nobody wants an answer any more. One is waited for as long as [`GRACE`] all the same.
+/// When nobody wants an answer any more. One is waited for 5 seconds all the same.
 #[derive(Clone, Debug, Default)]
 pub struct Patience {
     /// Then,

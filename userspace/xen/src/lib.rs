@@ -41,7 +41,7 @@ pub type Page = [u8; PAGE_SIZE];
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No usable set of libraries.
-    #[error("no Xen toolstack libraries for this hypervisor: {0}; install xen-utils of the version that runs (libxenctrl, libxenguest, libxenforeignmemory, libxenstore)")]
+    #[error("no Xen toolstack libraries for this hypervisor: {0}; install xen-utils of the version that runs (libxenctrl, libxenguest, libxenforeignmemory, libxencall, libxenstore)")]
     NoLibraries(String),
     /// A library lacks a function.
     #[error("{library}: {message}")]
