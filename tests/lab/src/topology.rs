@@ -73,7 +73,7 @@ pub const SPARE_MIB: u32 = 24;
 
 /// What it loses to its network device in so many migrations, in MiB. Linux 7.3's
 /// xen-netfront never frees the page pool of a connection, which holds a little more than
-/// 1 MiB; and when it has nothing left, xen-blkfront does not connect any more.
+/// 1 MiB; and when it has nothing left, by its source, xen-blkfront does not connect any more.
 pub fn lost_mib(moves: u32) -> u32 {
     (moves * 3).div_ceil(2)
 }
