@@ -13,6 +13,9 @@ pub trait Driver: Debug + Send + Sync {
     fn info(&self) -> Result<Info, Error>;
     /// Bind a new session to two host VMs.
     fn open(&self, domid_a: u32, domid_b: u32) -> Result<Box<dyn DriverSession>, Error>;
+    /// Whether the driver keeps the record of a half move between these two, in
+    /// whichever order.
+    fn has_record(&self, domid_a: u32, domid_b: u32) -> Result<bool, Error>;
 }
 
 /// A session. The methods are those of [`vmbeam_uapi::Session`].
@@ -51,6 +54,13 @@ impl Driver for DeviceDriver {
         Ok(Box::new(
             Device::open(&self.path)?.session(domid_a, domid_b)?,
         ))
+    }
+
+    fn has_record(&self, domid_a: u32, domid_b: u32) -> Result<bool, Error> {
+        let records = Device::open(&self.path)?.records()?;
+        Ok(records
+            .iter()
+            .any(|r| [(domid_a, domid_b), (domid_b, domid_a)].contains(&(r.domid_a, r.domid_b))))
     }
 }
 

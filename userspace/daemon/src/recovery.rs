@@ -172,10 +172,13 @@ impl<'b> Settling<'_, 'b> {
                 ..
             } => {
                 let (probes, copies, torn) = (probes.clone(), *copies, *torn);
-                let memory = match torn && !(source_up && destination_up) {
-                    // Some is gone with a host VM, wherever the probes are.
-                    true => Memory::Torn,
-                    false => self.locate(&probes, source_up, destination_up)?,
+                // Some is gone with a host VM, or the driver has not put it back:
+                // wherever the probes are.
+                let gone = torn && !(source_up && destination_up);
+                let memory = if gone || self.is_recorded(source_up || destination_up)? {
+                    Memory::Torn
+                } else {
+                    self.locate(&probes, source_up, destination_up)?
                 };
                 (Step::Swap, memory, copies)
             }
@@ -228,6 +231,13 @@ impl<'b> Settling<'_, 'b> {
         self.journal
             .write(self.record)
             .map_err(|e| format!("cannot write the journal: {e}"))
+    }
+
+    /// Whether the driver says that a swap of these host VMs is half done. It need
+    /// not be asked if nothing is left of either.
+    fn is_recorded(&self, any_up: bool) -> Result<bool, String> {
+        let (a, b) = (self.record.from.host_domid, self.record.to.host_domid);
+        Ok(any_up && self.driver.has_record(a, b).map_err(|e| e.to_string())?)
     }
 
     /// Look where the memory is.

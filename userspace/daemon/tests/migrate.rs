@@ -477,17 +477,8 @@ fn a_daemon_that_was_killed_is_recovered_from() {
     wait_until_runs_only_in(&w, "B", &pages);
 }
 
-#[test]
-fn nothing_is_touched_when_nobody_knows_where_the_memory_is() {
-    let (w, _) = left_behind(|w| {
-        let mut state = swap_of(w);
-        if let State::Swap { probes, .. } = &mut state {
-            for p in probes {
-                (p.source, p.destination) = ([8; 16], [9; 16]);
-            }
-        }
-        state
-    });
+/// Both halves of the guest are paused, and that is said.
+fn wait_until_stuck(w: &World) {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         let FromDaemon::Status(jobs) = w.ask(&ToDaemon::Status) else {
@@ -499,11 +490,47 @@ fn nothing_is_touched_when_nobody_knows_where_the_memory_is() {
         assert!(Instant::now() < deadline, "{jobs:?}");
         std::thread::sleep(Duration::from_millis(50));
     }
-    assert!(!contents(&w, "A").unwrap().0 && !contents(&w, "B").unwrap().0);
+    assert!(!contents(w, "A").unwrap().0 && !contents(w, "B").unwrap().0);
+}
+
+#[test]
+fn nothing_is_touched_when_nobody_knows_where_the_memory_is() {
+    let (w, _) = left_behind(|w| {
+        let mut state = swap_of(w);
+        if let State::Swap { probes, .. } = &mut state {
+            for p in probes {
+                (p.source, p.destination) = ([8; 16], [9; 16]);
+            }
+        }
+        state
+    });
+    wait_until_stuck(&w);
     // And nobody else may use the two.
     let (failure, message) = error(migrate(&w, "A", "B"));
     assert_eq!(failure, Failure::Refused);
     assert!(message.contains("brought to an end"), "{message}");
+}
+
+#[test]
+fn a_half_move_that_the_driver_keeps_is_put_back_before_the_guest_goes_on() {
+    let mut middle = None;
+    let (w, pages) = left_behind(|w| {
+        let state = swap_of(w);
+        let mut half = state.clone();
+        if let State::Swap { pairs, .. } = &mut half {
+            // Neither of the two pages that are looked at.
+            *pairs = pairs[4..8].into();
+        }
+        exchange(w, &half);
+        middle = Some(half);
+        lock(&w.driver.faults).record = true;
+        state
+    });
+    wait_until_stuck(&w);
+    // What `vmbeam recover` does.
+    exchange(&w, &middle.unwrap());
+    lock(&w.driver.faults).record = false;
+    wait_until_runs_only_in(&w, "A", &pages);
 }
 
 /// What the frames of a guest have.

@@ -569,6 +569,8 @@ pub struct Faults {
     pub spoil: Option<u64>,
     /// Interrupt every other call.
     pub interrupt: bool,
+    /// Say that the record of a half move is kept between domains 2 and 1.
+    pub record: bool,
 }
 
 /// A driver that swaps the memory of fake host VMs.
@@ -626,6 +628,11 @@ impl Driver for FakeDriver {
             cursor: 0,
             calls: 0,
         }))
+    }
+
+    fn has_record(&self, domid_a: u32, domid_b: u32) -> Result<bool, Error> {
+        let these = domid_a.min(domid_b) == 1 && domid_a.max(domid_b) == 2;
+        Ok(lock(&self.faults).record && these)
     }
 }
 
