@@ -5,6 +5,7 @@
 use std::fs;
 use std::process::Command;
 use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::ensure;
 use anyhow::Result;
@@ -120,6 +121,7 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
     };
     let mut tally = Tally::default();
     for group in ALL.into_iter().filter(|g| wanted(*g)) {
+        let start = Instant::now();
         match group {
             Group::Style => tally.program("style", &mut Command::new("scripts/style.sh")),
             Group::Hypervisor => {
@@ -168,6 +170,7 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
             }
             Group::Tracing => tracing::run(&mut tally),
         }
+        tally.spent(&format!("{group:?}").to_lowercase(), start.elapsed());
     }
     Ok(tally.close())
 }

@@ -63,8 +63,7 @@ enum Lab {
         /// The long forms of those that have one.
         #[arg(long)]
         long: bool,
-        /// Only these groups: style, hypervisor, unit, mock, harness, races, host, toolstack,
-        /// nested, migrate, rejuvenate, stock, driver, package.
+        /// Only these groups.
         groups: Vec<check::Group>,
     },
     /// Load a build of the driver in a plain VM and on the patched Xen, and try it.

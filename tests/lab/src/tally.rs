@@ -6,6 +6,7 @@ use std::io::BufRead;
 use std::io::BufReader;
 use std::process::Command;
 use std::process::Stdio;
+use std::time::Duration;
 use std::time::Instant;
 
 use anyhow::bail;
@@ -18,9 +19,16 @@ pub struct Tally {
     passed: u32,
     failures: Vec<String>,
     skips: Vec<String>,
+    /// Groups, and the seconds that each took.
+    spent: Vec<(String, u64)>,
 }
 
 impl Tally {
+    /// Note how long a group took.
+    pub fn spent(&mut self, group: &str, time: Duration) {
+        self.spent.push((group.into(), time.as_secs()));
+    }
+
     /// Enter one result.
     pub fn enter(&mut self, group: &str, name: &str, result: Result<()>) {
         match result {
@@ -124,6 +132,8 @@ impl Tally {
         for name in &self.failures {
             println!("failed: {name}");
         }
+        let spent = self.spent.iter().map(|(group, s)| format!("{group} {s} s"));
+        println!("time: {}", spent.collect::<Vec<_>>().join(", "));
         let skipped = match self.skips.len() {
             0 => String::new(),
             n => format!(", {n} skipped"),
