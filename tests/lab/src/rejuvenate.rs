@@ -179,18 +179,15 @@ fn start_guest(topology: &Topology, number: usize, name: &str) -> Result<()> {
     let a = &topology.machine.a;
     a.sh(
         &format!(
-            "cat >/etc/xen/{name}.cfg <<'EOF'\n\
-             name=\"{name}\"\n\
-             type=\"pv\"\n\
-             memory={GUEST_MIB}\n\
-             vcpus=1\n\
-             kernel=\"/boot/vmlinux\"\n\
-             ramdisk=\"/boot/guest.cpio\"\n\
-             cmdline=\"console=hvc0 quiet mitigations=off clocksource=xen tsc=nowatchdog \
-             vmbeam.seed={} vmbeam.rewrite\"\n\
-             on_crash=\"preserve\"\n\
-             EOF\nxl create /etc/xen/{name}.cfg",
-            topology::SEED + number as u64
+            "cat >/etc/xen/{name}.cfg <<'EOF'\n{}\nEOF\nxl create /etc/xen/{name}.cfg",
+            topology::guest_config(
+                name,
+                GUEST_MIB,
+                &format!(
+                    "vmbeam.seed={} vmbeam.rewrite",
+                    topology::SEED + number as u64
+                )
+            )
         ),
         START,
     )?;

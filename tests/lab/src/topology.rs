@@ -28,6 +28,8 @@ pub const GUEST: &str = "guest";
 
 /// Seed of the pattern in the guest VM of A.
 pub const SEED: u64 = 20_151_019;
+/// Virtual CPUs of a guest VM: each must be where the other is after a migration.
+pub const GUEST_CPUS: u32 = 2;
 
 /// In the host management VM: the disk of a guest.
 const DISK: &str = "/run/lab/disk.img";
@@ -387,13 +389,13 @@ impl Topology {
 }
 
 /// Configuration of a guest VM of this name and size, for `xl`, with these words more on
-/// its kernel's command line.
+/// its kernel's command line, where the last of two that say the same counts.
 pub fn guest_config(name: &str, mib: u32, words: &str) -> String {
     format!(
         "name=\"{name}\"\n\
          type=\"pv\"\n\
          memory={mib}\n\
-         vcpus=1\n\
+         vcpus={GUEST_CPUS}\n\
          kernel=\"/boot/vmlinux\"\n\
          ramdisk=\"/boot/guest.cpio\"\n\
          cmdline=\"console=hvc0 quiet mitigations=off clocksource=xen tsc=nowatchdog \
@@ -419,7 +421,7 @@ pub fn wait_for_check_of(vm: &Channel, guest: &str, limit: Duration) -> Result<S
         limit,
     )?;
     let line = text.lines().next().unwrap_or_default().trim().to_owned();
-    if !line.contains(" ok ") {
+    if !line.contains(" ok ") || !line.contains(&format!(" cpus={GUEST_CPUS}")) {
         bail!("{guest}'s own check in {} failed: {line}", vm.name());
     }
     Ok(line)

@@ -9,6 +9,10 @@ use std::time::Duration;
 use anyhow::bail;
 use anyhow::Context;
 use anyhow::Result;
+use nix::sched::sched_getaffinity;
+use nix::sched::sched_setaffinity;
+use nix::sched::CpuSet;
+use nix::unistd::Pid;
 
 use crate::disk;
 use crate::meter::Meter;
@@ -84,8 +88,26 @@ fn available_kib() -> Result<usize> {
         .context("no MemAvailable in /proc/meminfo")
 }
 
-/// Fill most of the free memory, then check it for ever; with `rewrite` write another
-/// pattern after each time, so that there is always something that changes.
+/// The calling thread.
+const THIS: Pid = Pid::from_raw(0);
+
+/// The CPUs that this guest has.
+fn cpus() -> Result<Vec<usize>> {
+    let set = sched_getaffinity(THIS)?;
+    Ok((0..CpuSet::count())
+        .filter(|cpu| set.is_set(*cpu).is_ok_and(|is| is))
+        .collect())
+}
+
+/// Go on on this CPU. One that did not come back after a migration is refused.
+fn run_on(cpu: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu)?;
+    sched_setaffinity(THIS, &set).with_context(|| format!("CPU {cpu}"))
+}
+
+/// Fill most of the free memory, then check it for ever, on one CPU after the other; with `rewrite`
+/// write another pattern after each time, so that there is always something that changes.
 pub fn fill(arguments: Arguments) -> Result<()> {
     let seed = arguments.seed;
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
@@ -107,8 +129,10 @@ pub fn fill(arguments: Arguments) -> Result<()> {
         DISK.watch(move |meter| disk::work(&path, seed, meter));
     }
 
+    let cpus = cpus()?;
     let mut seed = seed;
-    for round in 1u64.. {
+    for (round, cpu) in (1u64..).zip(cpus.iter().cycle()) {
+        let moved = run_on(*cpu);
         let bad: Vec<usize> = memory
             .chunks(WORDS)
             .enumerate()
@@ -120,15 +144,16 @@ pub fn fill(arguments: Arguments) -> Result<()> {
             })
             .map(|(page, _)| page)
             .collect();
-        match (bad.first(), others()) {
+        match (bad.first(), moved.and_then(|()| others())) {
             (None, Ok(others)) => println!(
                 "CHECK {round} ok pages={pages} gap_ms={} longest_ms={} boot={boot} \
-                 available_kib={}{others}",
+                 available_kib={} cpus={}{others}",
                 HEART.take_gap_ms(),
                 HEART.longest_ms(),
                 available_kib()?,
+                cpus.len(),
             ),
-            (None, Err(e)) => println!("CHECK {round} BAD {e}"),
+            (None, Err(e)) => println!("CHECK {round} BAD {e:#}"),
             (Some(first), _) => println!("CHECK {round} BAD pages={} first={first}", bad.len()),
         }
         if arguments.rewrite {
