@@ -67,17 +67,18 @@ pub fn run(tally: &mut Tally, topology: &Topology, guests: &[&str]) {
     });
 }
 
-fn command([from, to]: [&str; 2]) -> String {
-    format!("vmbeam evacuate {from} --to {to} --json >{JSON} 2>{ERR}")
+fn command([from, to]: [&str; 2], options: &str) -> String {
+    format!("vmbeam evacuate {from} --to {to} --json {options} >{JSON} 2>{ERR}")
 }
 
-/// Begin, and do this once standard error has these words.
+/// Begin, and do this once standard error has these words. A daemon that is gone is not
+/// waited for long.
 fn disturbed(topology: &Topology, way: [&str; 2], words: &str, what: &str) -> Result<Output> {
     topology.machine.host.run(
         &format!(
             "rm -f {ERR} {JSON}; {} & pid=$!; until grep -qs '{words}' {ERR}; do usleep 5000; done; \
              {what}; wait $pid; code=$?; cat {JSON}; exit $code",
-            command(way)
+            command(way, "--wait 10")
         ),
         LIMIT,
     )
@@ -95,7 +96,10 @@ fn count(report: &Value, outcome: &str) -> usize {
 /// Whatever is left moves.
 fn all(topology: &Topology, guests: &[&str], way: [&str; 2]) -> Result<()> {
     let output = topology.machine.host.run(
-        &format!("{}; code=$?; cat {JSON} {ERR}; exit $code", command(way)),
+        &format!(
+            "{}; code=$?; cat {JSON} {ERR}; exit $code",
+            command(way, "")
+        ),
         LIMIT,
     )?;
     ensure!(
