@@ -54,7 +54,7 @@ pub struct Times {
     #[arg(long, default_value_t = 5)]
     stock: u32,
     /// The same over SSH, which takes long here, under one load.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 1)]
     ssh: u32,
     /// Migrations beside another guest VM.
     #[arg(long, default_value_t = 4)]
