@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
 
 use anyhow::ensure;
 use anyhow::Context;
@@ -137,6 +139,7 @@ pub fn run() -> Result<()> {
     ensure!(!parts.is_empty(), "nothing was measured yet");
     let mut results = Results::new(&parts);
     missing.append(&mut results.missing);
+    let not_now = missing.clone();
     missing.extend(sections::NEVER.map(str::to_owned));
     let mut environment = environment::here();
     for part in &parts {
@@ -173,15 +176,26 @@ pub fn run() -> Result<()> {
     )?;
     let page = page(&sections, &results, &environment, &missing);
     fs::write(dir.join("index.html"), page.into_string())?;
-    println!(
-        "bench: {} samples in {}",
-        results.samples.len(),
-        dir.display()
-    );
     for section in &sections {
-        println!("  {}: {}", section.id, section.sentence);
+        println!("{}: {}", section.id, section.sentence);
     }
+    for what in &not_now {
+        println!("not measured: {what}");
+    }
+    println!(
+        "bench: {} samples{}; see {}",
+        results.samples.len(),
+        took().map_or_else(String::new, |s| format!(" in {s} s, set-up included")),
+        dir.join("index.html").display()
+    );
     Ok(())
+}
+
+/// Seconds since make was started, if it was that.
+fn took() -> Option<u64> {
+    let begun: u64 = std::env::var("VMBEAM_STARTED").ok()?.parse().ok()?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    now.as_secs().checked_sub(begun)
 }
 
 const STYLE: &str = "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}\
