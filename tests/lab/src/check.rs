@@ -125,7 +125,8 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
         match group {
             Group::Style => tally.program("style", &mut Command::new("scripts/style.sh")),
             Group::Hypervisor => {
-                tally.program("hypervisor", &mut Command::new("scripts/hv-check.sh"));
+                let mode: &[&str] = if long { &[] } else { &["quick"] };
+                tally.program("hypervisor", Command::new("scripts/hv-check.sh").args(mode));
             }
             Group::Unit => tally.program(
                 "unit",
