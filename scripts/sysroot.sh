@@ -49,7 +49,8 @@ mirror=$(apt-get indextargets \
 rm -rf build/sysroot build/sysroot.tmp
 mkdir -p build
 include=$(IFS=,; echo "${packages[*]}")
-mmdebstrap --quiet --variant=apt --include="$include" \
+# In a mount namespace of its own: what it mounts of this machine goes with it, however it ends.
+unshare --mount mmdebstrap --quiet --variant=apt --include="$include" \
 	--aptopt='Acquire::Retries "5"' \
 	--aptopt='APT::Install-Recommends "false"' \
 	--aptopt="APT::Default-Release \"$suite\"" \
