@@ -48,7 +48,7 @@ pub struct Times {
     #[arg(long, default_value_t = 5)]
     transfers: u32,
     /// Migrations by `vmbeam migrate`, under each load.
-    #[arg(long, default_value_t = 7)]
+    #[arg(long, default_value_t = 5)]
     migrations: u32,
     /// Migrations by `xl save` and `xl restore`, under each load.
     #[arg(long, default_value_t = 5)]
@@ -57,7 +57,7 @@ pub struct Times {
     #[arg(long, default_value_t = 1)]
     ssh: u32,
     /// Migrations beside another guest VM.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 5)]
     beside: u32,
 }
 

@@ -16,6 +16,7 @@ use super::Times;
 use super::LIMIT;
 use crate::channel::Channel;
 use crate::migrate;
+use crate::migrate::Migration;
 use crate::stock;
 use crate::stock::Transport;
 use crate::topology;
@@ -35,7 +36,7 @@ const PARTS: [&str; 6] = ["stream", "lists", "probes", "swap", "copy", "resume"]
 /// The one that stays in B and computes all the time.
 const NEIGHBOUR: &str = "neighbour";
 /// How long it is watched when nothing moves.
-const UNDISTURBED: Duration = Duration::from_secs(20);
+const UNDISTURBED: Duration = Duration::from_secs(10);
 
 /// What the guest VM that migrates does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,17 +158,7 @@ impl Bench<'_> {
         }
         let bytes = m.wire_bytes as f64;
         part.add("migrate.bytes", &who, mib, bytes, "bytes");
-        for (series, value) in [
-            ("pages swapped", m.pages_swapped),
-            ("pages sent", m.pages_sent),
-            ("messages", m.wire_messages),
-        ]
-        .into_iter()
-        .chain(named(&m.counts))
-        {
-            let series = format!("{series}, {load}");
-            part.add("migrate.count", &series, mib, value as f64, "");
-        }
+        counts(part, &load.to_string(), &m);
         Ok(())
     }
 
@@ -251,15 +242,16 @@ impl Bench<'_> {
         };
         for at in (0..times).map(|i| i as usize % 2) {
             let (from, to) = (HOST_VMS[at], HOST_VMS[1 - at]);
-            let share = self.share(|| {
+            let (share, ()) = self.share(|| {
                 // What is measured is a time, and nothing tells when it is over.
                 std::thread::sleep(UNDISTURBED);
                 Ok(())
             })?;
             enter(part, "nothing moves", share);
-            let share = self.share(|| migrate::migrate(self.topology, from, to, "").map(drop))?;
+            let (share, m) = self.share(|| migrate::migrate(self.topology, from, to, ""))?;
             let series = ["a guest VM arrives", "a guest VM leaves"][at];
             enter(part, series, share);
+            counts(part, "beside another guest VM", &m);
             topology::wait_for_check(self.topology.machine.vm(to), LIMIT)?;
         }
         topology::wait_for_check_of(b, NEIGHBOUR, LIMIT)?;
@@ -267,8 +259,8 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// CPU seconds that the neighbour used meanwhile, of each second.
-    fn share(&self, what: impl FnOnce() -> Result<()>) -> Result<f64> {
+    /// CPU seconds that the neighbour used meanwhile, of each second, and the result.
+    fn share<T>(&self, what: impl FnOnce() -> Result<T>) -> Result<(f64, T)> {
         let used = || -> Result<f64> {
             let text = self.topology.machine.b.sh(
                 &format!("xl list {NEIGHBOUR} | awk 'END {{ print $NF }}'"),
@@ -279,7 +271,29 @@ impl Bench<'_> {
                 .with_context(|| format!("xl list printed {text}"))
         };
         let (start, before) = (Instant::now(), used()?);
-        what()?;
-        Ok((used()? - before) / start.elapsed().as_secs_f64())
+        let result = what()?;
+        let share = (used()? - before) / start.elapsed().as_secs_f64();
+        Ok((share, result))
+    }
+}
+
+/// Enter what one migration took, where times do not matter.
+fn counts(part: &mut Part, load: &str, m: &Migration) {
+    for (series, value) in [
+        ("pages swapped", m.pages_swapped),
+        ("pages sent", m.pages_sent),
+        ("messages", m.wire_messages),
+    ]
+    .into_iter()
+    .chain(named(&m.counts))
+    {
+        let series = format!("{series}, {load}");
+        part.add(
+            "migrate.count",
+            &series,
+            f64::from(MIGRATED),
+            value as f64,
+            "",
+        );
     }
 }
