@@ -125,7 +125,7 @@ spdx() {
 }
 
 spelling() {
-	matching '\.(rst|md|rs|c|h|sh)$' | xargs codespell --ignore-words-list=crate,fo,inout
+	matching '\.(rst|md|rs|c|h|sh)$' | xargs codespell --ignore-words-list=crate,fo,inout,ser
 }
 
 nothing_built_is_tracked() {

@@ -118,7 +118,9 @@ fn there_and_back() {
     assert_eq!(r.pages_swapped, 1024 - 64 - 2);
     assert_eq!(r.pages_verified, r.pages_swapped);
     assert_eq!((r.pages_sent, r.pages_copied), (64 + 2, 0));
-    assert!(r.stream_bytes > 66 * 4096 && r.traffic.bytes > 2 * r.stream_bytes);
+    assert!(r.stream_bytes > 66 * 4096 && r.traffic.bytes > 0);
+    // It went into a port and out of one, but compressed.
+    assert!(r.traffic.bytes < r.stream_bytes, "{:?}", r.traffic);
     assert!(r.seconds.downtime > 0.0 && r.seconds.total >= r.seconds.downtime);
     assert_eq!(r.pending, None);
     assert_runs_only_in(&w, "B", &pages);

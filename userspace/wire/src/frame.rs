@@ -22,7 +22,7 @@ use std::io::Read;
 /// First bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"VMBm";
 /// Version of the protocol that this code speaks.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 /// Size of the header.
 pub const HEADER: usize = 28;
 /// Largest payload of one frame.

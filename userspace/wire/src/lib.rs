@@ -11,6 +11,7 @@
 //! buffered, counts before anything is summed, and a frame list is only handed
 //! out once it is known to be free of overlaps.
 
+mod compressed;
 pub mod cpu;
 pub mod frame;
 pub mod list;

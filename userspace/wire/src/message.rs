@@ -6,6 +6,7 @@
 //! and session numbers of its question; the last answer to a question is the
 //! one that [`FromAgent::is_last`] or [`FromDaemon::is_last`] says.
 
+use crate::compressed;
 use crate::cpu::CpuFeatures;
 use crate::list::{Excluded, FrameRun, PfnRun, MAX_PAGES};
 use serde::de::DeserializeOwned;
@@ -23,9 +24,9 @@ pub const DIGESTS_PER_CHUNK: usize = 4096;
 /// Most guests that one agent may list.
 pub const MAX_GUESTS: usize = 1024;
 /// Most bytes of a guest's saved state in one message.
-pub const MAX_PART: usize = 512 << 10;
+pub const MAX_PART: usize = compressed::MOST;
 /// Most pages whose contents one message carries or asks for.
-pub const MAX_PAGES_PER_CHUNK: usize = 128;
+pub const MAX_PAGES_PER_CHUNK: usize = compressed::MOST / PAGE;
 /// Bytes of a page.
 pub const PAGE: usize = 4096;
 
@@ -110,6 +111,7 @@ pub enum ToAgent {
     /// [`FromAgent::Taken`], after a short while even if nothing was taken.
     Push {
         /// It.
+        #[serde(with = "crate::compressed")]
         data: Vec<u8>,
     },
     /// There are no more parts. Answer: [`FromAgent::Restored`], after a short
@@ -133,6 +135,7 @@ pub enum ToAgent {
         /// Pages, in ascending order.
         runs: Vec<PfnRun>,
         /// Contents of all of them, one after the other.
+        #[serde(with = "crate::compressed")]
         data: Vec<u8>,
     },
     /// Let a guest run whose saving ended, or did not. Answer:
@@ -358,6 +361,7 @@ pub enum FromAgent {
     /// A part of a guest that is being saved.
     Part {
         /// It; nothing if it was not there in time.
+        #[serde(with = "crate::compressed")]
         data: Vec<u8>,
         /// The guest has been saved, and is paused.
         end: bool,
@@ -375,6 +379,7 @@ pub enum FromAgent {
     /// Contents of the pages that were asked for, one after the other.
     Pages {
         /// Whole pages.
+        #[serde(with = "crate::compressed")]
         data: Vec<u8>,
     },
 }
