@@ -287,50 +287,64 @@ fn cpu(results: &Results) -> Result<Option<Section>> {
 
 /// What becomes of the superpages of the host VMs.
 fn superpages(results: &Results) -> Result<Option<Section>> {
-    const WHAT: &str = "migrate.count";
-    const NAMES: [&str; 3] = ["superpages exchanged", "splits", "merges"];
-    let Bars { mib, mut values } = bars(results, &[(WHAT, "")], 1.0);
-    values.retain(|(name, _)| NAMES.iter().any(|n| name.starts_with(n)));
-    if values.iter().all(|(_, s)| s.most == 0.0) {
+    const COUNT: &str = "migrate.count";
+    let of_2m = bars(results, &[("superpages.of_2m", "")], 1.0);
+    let of_1g = bars(results, &[("superpages.of_1g", "")], 1.0);
+    if of_2m.values.is_empty() {
         return Ok(None);
     }
-    let moves: usize = values
+    let all: Vec<String> = of_2m
+        .values
+        .iter()
+        .zip(&of_1g.values)
+        .map(|((name, of_2m), (_, of_1g))| {
+            format!(
+                "{name}: {} of 2 MiB, {} of 1 GiB",
+                short(&of_2m.median),
+                short(&of_1g.median)
+            )
+        })
+        .collect();
+    let counts = bars(results, &[(COUNT, "")], 1.0);
+    let moves: usize = counts
+        .values
         .iter()
         .filter(|(name, _)| name.starts_with("splits"))
         .map(|(_, s)| s.n)
         .sum();
-    let [whole, splits, merges] = NAMES.map(|name| results.sum(WHAT, name));
-    let counts: Vec<String> = ["messages", "hypercalls", "TLB flushes", "P2M writes"]
+    let [whole, splits, merges] =
+        ["superpages exchanged", "splits", "merges"].map(|name| short(&results.sum(COUNT, name)));
+    let each: Vec<String> = ["messages", "hypercalls", "TLB flushes", "P2M writes"]
         .iter()
         .map(|name| {
             format!(
                 "{} {name}",
-                short(&(results.sum(WHAT, name) / moves as f64))
+                short(&(results.sum(COUNT, name) / moves.max(1) as f64))
             )
         })
         .collect();
     let sentence = format!(
-        "In {moves} migrations of a guest VM of {} together, {} pairs of superpages were exchanged \
-         whole, {} superpages were split and {} put together again: {} fewer in both host VMs than \
-         before the first one. On the average one took {}.",
-        size(mib),
-        short(&whole),
-        short(&splits),
-        short(&merges),
-        short(&(splits - merges)),
-        counts.join(", ")
+        "Superpages of the host VMs, of {} each: {}. Between these lie {moves} migrations of a guest \
+         VM of {} by vmbeam migrate. In them, by the host hypervisor's own counts, {whole} pairs of \
+         superpages were exchanged whole, {splits} superpages were split and {merges} put together \
+         again. On the average one took {}.",
+        size(of_2m.mib),
+        all.join("; "),
+        size(counts.mib),
+        each.join(", ")
     );
     let labels = Labels {
-        title: "Superpages of both host VMs in a migration",
-        x: "superpages",
+        title: "Superpages of both host VMs, before and after the migrations",
+        x: "entries of 2 MiB",
         y: "",
     };
     Ok(Some(Section {
         id: "superpages",
         title: "Migration: superpages of the host VMs",
         sentence,
-        svg: chart::bars(labels, &values)?,
-        method: "The host hypervisor's own counts, which each vmbeam migrate --json has.",
+        svg: chart::bars(labels, &of_2m.values)?,
+        method: "Entries of their P2M tables, read from the memory of the machine from outside, when nothing \
+                 migrates. The counts are those of vmbeam migrate --json.",
         fits: BTreeMap::new(),
     }))
 }
@@ -370,6 +384,10 @@ mod tests {
         part.add("network.rate", "here", 16.0, rate, "bytes/s");
         part.add("migrate.part", "stream, idle", 256.0, 5.0, "s");
         part.add("neighbour.share", "nothing moves", 256.0, 0.5, "");
+        for (when, of_2m) in [("before", 480.0), ("after", 476.0)] {
+            part.add("superpages.of_2m", &format!("A, {when}"), 1024.0, of_2m, "");
+            part.add("superpages.of_1g", &format!("A, {when}"), 1024.0, 1.0, "");
+        }
         for load in ["idle", "busy"] {
             for (count, value) in [
                 ("splits", 7.0),
@@ -415,10 +433,11 @@ mod tests {
             ("total", "ours: 3 s"),
             ("bytes", "ours: 7 MiB (n=1)"),
             ("cpu", "host: ours: 3 s"),
-            ("superpages", "In 2 migrations of a guest VM of 256 MiB"),
+            ("superpages", "A, after: 476 of 2 MiB, 1 of 1 GiB."),
+            ("superpages", "2 migrations of a guest VM of 256 MiB"),
             (
                 "superpages",
-                "14 superpages were split and 10 put together again: 4 fewer",
+                "14 superpages were split and 10 put together again",
             ),
             ("superpages", "one took 90 messages, 16 hypercalls"),
             ("neighbour", "nothing moves: 50 %"),

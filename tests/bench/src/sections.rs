@@ -36,10 +36,9 @@ pub struct Section {
 pub type Maker = fn(&Results) -> Result<Option<Section>>;
 
 /// What no run of this measures so far.
-pub const NEVER: [&str; 3] = [
+pub const NEVER: [&str; 2] = [
     "hardware: nested virtualization on a real processor, and Intel's EPT in any form",
     "stock xl migrate, by plain TCP or ssh: Debian's guest hypervisors have no log-dirty mode for PV",
-    "superpages that the host VMs have: what the swaps split and put together is counted instead",
 ];
 
 /// What can be concluded from it, and what cannot.

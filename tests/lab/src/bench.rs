@@ -124,6 +124,8 @@ pub fn run(times: Times, progress: &Progress) -> Result<bool> {
         let result = bench.swaps(&mut part, mib, times.swaps);
         keep(&mut part, &format!("swaps of {mib} MiB"), result)?;
     }
+    let result = bench.superpages(&mut part, "before");
+    keep(&mut part, "superpages before the migrations", result)?;
     for load in migrations::LOADS {
         let result = bench.migrations(&mut part, load, times);
         keep(&mut part, &format!("migrations, {load}"), result)?;
@@ -132,6 +134,8 @@ pub fn run(times: Times, progress: &Progress) -> Result<bool> {
     keep(&mut part, "migrations over SSH", result)?;
     let result = bench.neighbour(&mut part, times.beside);
     keep(&mut part, "migrations beside another guest VM", result)?;
+    let result = bench.superpages(&mut part, "after");
+    keep(&mut part, "superpages after the migrations", result)?;
     Ok(good)
 }
 

@@ -19,12 +19,14 @@ use serde::Serialize;
 
 use crate::machine::Accelerator;
 use crate::migrate;
+use crate::migrate::Counts;
 use crate::migrate::Migration;
 use crate::outside::Outside;
 use crate::paths;
 use crate::progress::Progress;
 use crate::stock;
 use crate::stock::Transport;
+use crate::superpages::Superpages;
 use crate::topology;
 use crate::topology::Topology;
 use crate::topology::GUEST;
@@ -44,9 +46,9 @@ pub struct SwapResult {
     unmoved_verified: u64,
     mismatches: u64,
     seconds: BTreeMap<String, f64>,
-    hypercalls: u64,
-    tlb_flushes: u64,
     wire_bytes: u64,
+    #[serde(flatten)]
+    counts: Counts,
 }
 
 /// `build/report/demo.json`.
@@ -65,6 +67,9 @@ pub struct Report {
     outside_frames_changed: u64,
     m2p_entries_checked: u64,
     m2p_entries_unexpected: u64,
+    /// Of A and B, before the memory went and after it came back.
+    superpages_before: [Superpages; 2],
+    superpages_after: [Superpages; 2],
     hypercalls: u64,
     tlb_flushes: u64,
     swap_seconds: f64,
@@ -116,6 +121,7 @@ pub fn run(topology: &Topology, progress: &Progress, network_part: u64) -> Resul
 
     let stage = progress.stage("look at the frames outside the lists, before");
     let mut outside = Outside::before(topology)?;
+    let superpages_before = Superpages::count(topology)?;
     stage.done();
 
     let stage = progress.stage("swap the guest VMs' memory and verify every page");
@@ -127,6 +133,7 @@ pub fn run(topology: &Topology, progress: &Progress, network_part: u64) -> Resul
 
     let stage = progress.stage("swap back and verify again");
     let back = swap(topology)?;
+    let superpages_after = Superpages::count(topology)?;
     topology
         .machine
         .a
@@ -163,8 +170,10 @@ pub fn run(topology: &Topology, progress: &Progress, network_part: u64) -> Resul
         outside_frames_changed: outside.frames_changed,
         m2p_entries_checked: outside.m2p_checked,
         m2p_entries_unexpected: outside.m2p_unexpected,
-        hypercalls: there.hypercalls,
-        tlb_flushes: there.tlb_flushes,
+        superpages_before,
+        superpages_after,
+        hypercalls: there.counts.hypercalls,
+        tlb_flushes: there.counts.tlb_flushes,
         swap_seconds,
         network_bytes,
         network_seconds,
@@ -318,6 +327,16 @@ impl Report {
             "{} M2P entries changed that should not have",
             self.m2p_entries_unexpected
         );
+        let swaps = [&self.there.counts, &self.back.counts];
+        let splits = swaps.iter().map(|c| c.splits).sum();
+        let merges = swaps.iter().map(|c| c.merges).sum();
+        let (before, after) = (&self.superpages_before, &self.superpages_after);
+        ensure!(
+            before.iter().all(|s| s.of_2m + s.of_1g > 0)
+                && Superpages::become_by(before, after, splits, merges),
+            "the hypervisor counted {splits} splits and {merges} merges, but superpages were \
+             {before:?} and are {after:?}"
+        );
         if !self.guest_check.contains(" ok ") {
             bail!("the guest VM's own check: {}", self.guest_check);
         }
@@ -357,6 +376,15 @@ impl Report {
         row(
             "  of them changed without reason",
             self.m2p_entries_unexpected.to_string(),
+        );
+        let of_2m = |s: &[Superpages; 2]| s[0].of_2m + s[1].of_2m;
+        row(
+            "superpages of both host VMs, before and after",
+            format!(
+                "{}, {}",
+                of_2m(&self.superpages_before),
+                of_2m(&self.superpages_after)
+            ),
         );
         row("hypercalls", self.hypercalls.to_string());
         row(

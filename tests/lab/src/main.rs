@@ -27,6 +27,7 @@ mod races;
 mod rejuvenate;
 mod soak;
 mod stock;
+mod superpages;
 mod tally;
 mod toolstack;
 mod topology;

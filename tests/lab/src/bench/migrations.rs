@@ -19,6 +19,7 @@ use crate::migrate;
 use crate::migrate::Migration;
 use crate::stock;
 use crate::stock::Transport;
+use crate::superpages::Superpages;
 use crate::topology;
 use crate::topology::GUEST;
 use crate::topology::HOST_VMS;
@@ -256,6 +257,18 @@ impl Bench<'_> {
         }
         topology::wait_for_check_of(b, NEIGHBOUR, LIMIT)?;
         stage.done();
+        Ok(())
+    }
+
+    /// The superpages that the host VMs have now.
+    pub fn superpages(&self, part: &mut Part, when: &str) -> Result<()> {
+        for (vm, s) in HOST_VMS.iter().zip(Superpages::count(self.topology)?) {
+            let size = f64::from(self.topology.sizes.host_vm_mib);
+            for (what, count) in [("of_2m", s.of_2m), ("of_1g", s.of_1g)] {
+                let what = format!("superpages.{what}");
+                part.add(&what, &format!("{vm}, {when}"), size, count as f64, "");
+            }
+        }
         Ok(())
     }
 
