@@ -9,7 +9,7 @@
 
 use serde::{Deserialize, Deserializer, Serializer};
 
-/// The fastest that also compresses page tables well.
+/// The lowest of the ordinary levels.
 const LEVEL: i32 = 1;
 /// Most bytes that come out: of a part, and of the pages of one message.
 pub(crate) const MOST: usize = 512 << 10;
