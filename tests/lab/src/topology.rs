@@ -295,8 +295,10 @@ impl Topology {
             management_mib,
             ..
         } = self.sizes;
+        // Buffers from one pool, since the device model maps a megabyte for each that lies
+        // somewhere else: see Documentation/lab.rst.
         let kernel = format!(
-            "console=hvc0 quiet mitigations=off clocksource=xen tsc=nowatchdog \
+            "console=hvc0 quiet mitigations=off clocksource=xen tsc=nowatchdog swiotlb=force \
              vmbeam.name={name} vmbeam.ip={address}"
         );
         let device_model = [
