@@ -110,13 +110,14 @@ fn believed(topology: &Topology, how: &str, test: impl FnOnce() -> Result<()>) -
     let a = &topology.machine.a;
     a.sh(
         &format!(
-            "killall vmbeam-agent; \
-             setsid labtool lie {how} </dev/null >/var/log/liar.log 2>&1 & echo $! >{PID_FILE}"
+            "pid=$(pidof vmbeam-agent); {}; \
+             setsid labtool lie {how} </dev/null >/var/log/liar.log 2>&1 & echo $! >{PID_FILE}",
+            product::END
         ),
         SHORT,
     )?;
     let result = product::wait_for_agents(topology).and_then(|()| test());
-    a.sh(&format!("kill $(cat {PID_FILE})"), SHORT)?;
+    a.sh(&format!("pid=$(cat {PID_FILE}); {}", product::END), SHORT)?;
     product::start_agent(topology, "A")?;
     product::wait_for_agents(topology)?;
     result

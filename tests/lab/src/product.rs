@@ -61,15 +61,17 @@ pub fn start_daemon_with(topology: &Topology, options: &str) -> Result<()> {
     Ok(())
 }
 
-/// End the daemon and wait until it is gone. Nobody reaps it here.
+/// For a shell: end the processes `$pid`, and wait until they are gone, so that none of them
+/// answers in the name of its successor. Nobody reaps them here.
+pub const END: &str = "kill $pid && for p in $pid; do \
+     while grep -qs '^State:.[^Z]' /proc/$p/status; do usleep 50000; done; done";
+
+/// End the daemon and wait until it is gone.
 pub fn stop_daemon(topology: &Topology) -> Result<()> {
-    topology.machine.host.sh(
-        &format!(
-            "pid=$(cat {PID_FILE}) && kill $pid && \
-             while grep -qs '^State:.[^Z]' /proc/$pid/status; do usleep 50000; done"
-        ),
-        SHORT,
-    )?;
+    topology
+        .machine
+        .host
+        .sh(&format!("pid=$(cat {PID_FILE}) && {END}"), SHORT)?;
     Ok(())
 }
 
