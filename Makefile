@@ -30,7 +30,7 @@ demo-rejuvenate: images xen-tools-old
 check: images harness xen-debug
 	@$(lab) check $(GROUPS)
 
-## races: races, fuzzing and latency of the hypercall, long form (ARGS=)
+## races: races, fuzzing and latency of the hypercall, long form (ARGS=), with bounds of time
 .PHONY: races
 races: images xen-debug
 	@$(lab) races $(if $(ARGS),"$(ARGS)")
@@ -180,10 +180,10 @@ OPS ?= 1000000
 hv-property: harness
 	@$(in_sysroot) build/target/release/hv-harness property --seed $(SEED) --ops $(OPS) $(ARGS)
 
-## bench-hv: time the hypercall on this CPU, without a boot
+## bench-hv: time the hypercall on this CPU, without a boot, against its targets
 .PHONY: bench-hv
 bench-hv: harness
-	@$(in_sysroot) build/target/release/hv-harness bench
+	@$(in_sysroot) build/target/release/hv-harness bench --verdict
 
 ## bench: measure everything, in the lab and without; build/report/bench/index.html
 .PHONY: bench

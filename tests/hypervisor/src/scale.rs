@@ -18,15 +18,13 @@ use crate::bench::handle;
 use crate::bench::now;
 use crate::bench::request;
 use crate::bench::Side;
+use crate::bench::ENTRIES;
 use crate::bench::LIBRARY;
 use crate::xen::Run;
 use crate::xen::Xen;
 
 /// Pairs that the driver puts into one hypercall.
 const CALL: u64 = 4096;
-/// Entries of a page table.
-const ENTRIES: u64 = 512;
-
 /// How the frames are mapped, and where they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Entries {
@@ -36,21 +34,6 @@ pub enum Entries {
     Small,
     /// 4 KiB entries, frames in no order.
     Scattered,
-}
-
-fn side(xen: &Xen, id: u16, mfns: Vec<u64>, order: u32) -> Result<Side> {
-    let pairs = mfns.len() as u64;
-    // Page tables of the last level, of those above, and what splitting may take.
-    xen.create(
-        id,
-        0,
-        pairs / ENTRIES + pairs / ENTRIES / ENTRIES + 256,
-        false,
-    )?;
-    for gfn in (0..mfns.len()).step_by(1 << order) {
-        xen.populate(id, gfn as u64, mfns[gfn], order)?;
-    }
-    Ok(Side { id, mfns })
 }
 
 /// Swap all of `mib` MiB `rounds` times, and print the seconds of each as JSON.
@@ -68,7 +51,10 @@ pub fn run(mib: u64, entries: Entries, rounds: usize) -> Result<()> {
     }
     let order = if entries == Entries::Large { 9 } else { 0 };
     let second = mfns.split_off(pairs as usize);
-    let (a, b) = (side(&xen, 1, mfns, order)?, side(&xen, 2, second, order)?);
+    let (a, b) = (
+        Side::new(&xen, 1, mfns, order)?,
+        Side::new(&xen, 2, second, order)?,
+    );
 
     let mut seconds = Vec::new();
     // The first round warms up.

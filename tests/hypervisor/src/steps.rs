@@ -50,7 +50,7 @@ impl Symbols {
             ))
         });
         let (base, mut end) = ranges.next().context("the library is not loaded")?;
-        if let Some((_, last)) = ranges.last() {
+        if let Some((_, last)) = ranges.next_back() {
             end = last;
         }
         Ok(Self {

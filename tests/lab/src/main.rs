@@ -82,7 +82,7 @@ enum Lab {
         /// Arguments of the stress program.
         #[arg(
             allow_hyphen_values = true,
-            default_value = races::LONG
+            default_value = races::ALONE
         )]
         arguments: String,
     },

@@ -39,8 +39,11 @@ const WARNINGS: &[&str] = &[
     "mm locking order",
 ];
 
-/// Arguments of the stress program in `make races` and `make check-long`.
-pub const LONG: &str = "--seconds 20 --calls 100000";
+/// Arguments of the stress program in `make races`: also bounds of time, which no test of
+/// `make check` and `make check-long` has, as they would depend on the machine.
+pub const ALONE: &str = "--seconds 20 --calls 100000 --bounds";
+/// In `make check-long`.
+const LONG: &str = "--seconds 20 --calls 100000";
 /// In `make check`: short races, less memory, and calls enough for all fuzzers together.
 const QUICK: &str = "--seconds 2 --calls 67000 --mib 256";
 
