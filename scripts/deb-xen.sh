@@ -52,6 +52,7 @@ add_patches() {
 			echo "$name/$patch"
 		done <"$series/series" >>"$stage/source/debian/patches/series"
 	done
+	echo CONFIG_MEM_SWAP=y >>"$stage/source/debian/xen-kconfig"
 	sed "s/@version@/$version/" packaging/xen/debian/changelog |
 		cat - "$stage/source/debian/changelog" >"$stage/changelog"
 	mv "$stage/changelog" "$stage/source/debian/changelog"

@@ -126,8 +126,8 @@ inside() {
 		mkdir -p "$out/mutants/$name"
 		cp $out/tested/*.o "$out/mutants/$name/"
 		compile "$top/$out/mutants/$name" "$top/$out/mutants/$name.c" "${tested[@]}" \
-			-Wno-error
-		mv "$out/mutants/$name/$name.o" "$out/mutants/$name/$file.o"
+			-iquote "$top/$src/arch/x86/mm/$(dirname "$file")" -Wno-error
+		mv "$out/mutants/$name/$name.o" "$out/mutants/$name/${file##*/}.o"
 		gcc -shared -nostdlib -o "$out/mutants/$name.so" "${wraps[@]}" \
 			"$out/mutants/$name"/*.o -Wl,-T,"$shim/percpu.lds" -Wl,--no-warnings
 		rm -r "${out:?}/mutants/$name"

@@ -91,6 +91,9 @@ build_hypervisor() {
 		echo "CONFIG_DEBUG_INFO=n"
 		printf 'CONFIG_%s=y\n' EXPERT XSM XSM_FLASK XSM_FLASK_POLICY
 	} >"$obj/.config"
+	# Not before there is such an option, as it would be dropped.
+	! grep -q '^config MEM_SWAP$' "$src/xen/arch/x86/Kconfig" ||
+		grep -q MEM_SWAP=y "$obj/.config" || echo CONFIG_MEM_SWAP=y >>"$obj/.config"
 	make -C "$PWD/$src/xen" "O=$PWD/$obj" olddefconfig &&
 		make -C "$PWD/$src/xen" "O=$PWD/$obj" "-j$(nproc)"
 }
@@ -98,9 +101,12 @@ build_hypervisor() {
 # The policy in the hypervisor, which checkpolicy has compiled: it would refuse a
 # permission that is not among the access vectors.
 policy() {
-	grep -q '^[[:space:]]*allow dom0_t domU_t:mmu swap_frames;' \
+	grep -q '^[[:space:]]*allow dom0_t { domU_t domU_t }:mmu swap_frames;' \
 		"$dir/obj-n/xsm/flask/policy.conf" &&
-		grep -aq swap_frames "$dir/obj-n/xsm/flask/policy.bin"
+		grep -q '^[[:space:]]*allow domU_t domU_t:mmu swap_with;' \
+			"$dir/obj-n/xsm/flask/policy.conf" &&
+		grep -aq swap_frames "$dir/obj-n/xsm/flask/policy.bin" &&
+		grep -aq swap_with "$dir/obj-n/xsm/flask/policy.bin"
 }
 
 case ${1:-} in

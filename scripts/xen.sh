@@ -53,7 +53,7 @@ build_hypervisor() {
 		XEN_BUILD_HOST=lab XEN_DOMAIN=localhost)
 
 	mkdir -p "$2"
-	echo "CONFIG_DEBUG=$3" >"$2/.config"
+	printf 'CONFIG_%s\n' "DEBUG=$3" MEM_SWAP=y >"$2/.config"
 	"${make[@]}" olddefconfig
 	"${make[@]}"
 }

@@ -146,7 +146,7 @@ impl Session {
             .max_by_key(|(pair, _)| *pair);
 
         let swapped = match mode {
-            Mode::Check => 0,
+            Mode::Open | Mode::Check => 0,
             Mode::Swap => {
                 self.spent.add(&reply);
                 self.progress

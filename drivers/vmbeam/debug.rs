@@ -27,7 +27,8 @@ use crate::{
     glue, uapi, xen,
     xen_abi::{
         SwapFrames,
-        SwapRun, //
+        SwapRun,
+        SwapStats, //
     },
 };
 
@@ -73,12 +74,17 @@ pub(crate) fn features() -> u64 {
 }
 
 /// The hypercall, or what stands for it.
-pub(crate) fn memory_op(request: &mut SwapFrames, runs: &[SwapRun], status: &mut [i32]) -> c_int {
+pub(crate) fn memory_op(
+    request: &mut SwapFrames,
+    runs: &[SwapRun],
+    status: &mut [i32],
+    stats: &mut SwapStats,
+) -> c_int {
     inject::memory_op(request, runs, |request, runs| {
         if mock::active() {
-            glue::MOCK.lock().memory_op(request, runs, status)
+            glue::MOCK.lock().memory_op(request, runs, status, stats)
         } else {
-            xen::memory_op(request, runs, status)
+            xen::memory_op(request, runs, status, stats)
         }
     })
 }

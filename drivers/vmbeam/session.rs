@@ -88,6 +88,7 @@ impl Spent {
     pub(crate) fn add(&mut self, reply: &Reply) {
         let stats = &reply.stats;
         let splits = stats.splits_2m.saturating_add(stats.splits_1g);
+        let merges = stats.merges_2m.saturating_add(stats.merges_1g);
 
         for (sum, more) in [
             (&mut self.hypercalls, 1),
@@ -96,7 +97,7 @@ impl Spent {
             (&mut self.p2m_writes, stats.p2m_writes),
             (&mut self.superpages, stats.superpages),
             (&mut self.splits, splits),
-            (&mut self.merges, stats.merges),
+            (&mut self.merges, merges),
         ] {
             *sum = sum.saturating_add(more);
         }
@@ -170,7 +171,7 @@ impl Session {
             batch: Batch::new()?,
             _place: Place::reserve()?,
         };
-        xen::swap_frames(domains, Mode::Check, &[], &mut []).result?;
+        xen::swap_frames(domains, Mode::Open, &[], &mut []).result?;
         self.bound = Some(bound);
         Ok(())
     }

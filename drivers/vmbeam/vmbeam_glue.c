@@ -214,17 +214,7 @@ CHECK_FIELD(xen_mem_swap_run, gfn_b, 8);
 CHECK_FIELD(xen_mem_swap_run, nr, 16);
 CHECK_FIELD(xen_mem_swap_run, pad, 20);
 
-CHECK_SIZE(xen_mem_swap_stats, 88);
-CHECK_FIELD(xen_mem_swap_stats, batches, 8);
-CHECK_FIELD(xen_mem_swap_stats, tlb_flushes, 16);
-CHECK_FIELD(xen_mem_swap_stats, p2m_writes, 32);
-CHECK_FIELD(xen_mem_swap_stats, superpages, 40);
-CHECK_FIELD(xen_mem_swap_stats, splits_2m, 48);
-CHECK_FIELD(xen_mem_swap_stats, splits_1g, 56);
-CHECK_FIELD(xen_mem_swap_stats, merges, 64);
-CHECK_FIELD(xen_mem_swap_stats, preempted, 80);
-
-CHECK_SIZE(xen_mem_swap_frames, 136);
+CHECK_SIZE(xen_mem_swap_frames, 80);
 CHECK_FIELD(xen_mem_swap_frames, domid_b, 2);
 CHECK_FIELD(xen_mem_swap_frames, flags, 4);
 CHECK_FIELD(xen_mem_swap_frames, nr_runs, 8);
@@ -233,4 +223,8 @@ CHECK_FIELD(xen_mem_swap_frames, runs, 16);
 CHECK_FIELD(xen_mem_swap_frames, status, 24);
 CHECK_FIELD(xen_mem_swap_frames, nr_pairs, 32);
 CHECK_FIELD(xen_mem_swap_frames, done, 40);
-CHECK_FIELD(xen_mem_swap_frames, stats, 48);
+CHECK_FIELD(xen_mem_swap_frames, id_a, 48);
+CHECK_FIELD(xen_mem_swap_frames, id_b, 56);
+CHECK_FIELD(xen_mem_swap_frames, stats, 64);
+CHECK_FIELD(xen_mem_swap_frames, nr_stats, 72);
+CHECK_FIELD(xen_mem_swap_frames, pad, 76);

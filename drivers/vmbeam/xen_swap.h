@@ -15,20 +15,6 @@ struct xen_mem_swap_run {
 	u32 pad;
 };
 
-struct xen_mem_swap_stats {
-	__aligned_u64 swapped;
-	__aligned_u64 batches;
-	__aligned_u64 tlb_flushes;
-	__aligned_u64 nested_flushes;
-	__aligned_u64 p2m_writes;
-	__aligned_u64 superpages;
-	__aligned_u64 splits_2m;
-	__aligned_u64 splits_1g;
-	__aligned_u64 merges;
-	__aligned_u64 dirtied;
-	__aligned_u64 preempted;
-};
-
 struct xen_mem_swap_frames {
 	u16 domid_a;
 	u16 domid_b;
@@ -39,7 +25,11 @@ struct xen_mem_swap_frames {
 	__aligned_u64 status;
 	__aligned_u64 nr_pairs;
 	__aligned_u64 done;
-	struct xen_mem_swap_stats stats;
+	__aligned_u64 id_a;
+	__aligned_u64 id_b;
+	__aligned_u64 stats;
+	u32 nr_stats;
+	u32 pad;
 };
 
 #endif /* __VMBEAM_XEN_SWAP_H__ */

@@ -100,7 +100,7 @@ pub(crate) fn trace_begin(domains: Domains, mode: Mode, cursor: u32, filled: Fil
         vmbeam_trace_begin(
             domains.a.into(),
             domains.b.into(),
-            mode == Mode::Check,
+            mode != Mode::Swap,
             cursor.into(),
             u32::try_from(filled.runs).unwrap_or(u32::MAX),
             filled.pairs,
@@ -117,7 +117,7 @@ pub(crate) fn trace_end(
     runs: &[SwapRun],
     status: &[i32],
 ) {
-    let (a, b, check) = (domains.a.into(), domains.b.into(), mode == Mode::Check);
+    let (a, b, check) = (domains.a.into(), domains.b.into(), mode != Mode::Swap);
 
     // SAFETY: Numbers only, and any will do.
     unsafe {

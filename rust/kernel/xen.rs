@@ -25,6 +25,8 @@ use crate::{
         SwapStats,
         LAST_DOMID,
         SWAP_CHECK,
+        SWAP_NR_STATS,
+        SWAP_UNMAP,
         SWAP_VERSION,
         XENMEM_SWAP_FRAMES, //
     },
@@ -75,6 +77,10 @@ pub(crate) struct Domains {
 /// What is asked of the hypervisor.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
+    /// Report what a swap would do, and ask the device models of both domains to give up
+    /// the mappings that they merely keep in stock: frames in these would be refused. They do
+    /// so a moment later.
+    Open,
     /// Report what a swap would do.
     Check,
     /// Swap.
@@ -111,20 +117,22 @@ pub(crate) fn swap_frames(
         domid_a: domains.a.0,
         domid_b: domains.b.0,
         flags: match mode {
+            Mode::Open => SWAP_CHECK | SWAP_UNMAP,
             Mode::Check => SWAP_CHECK,
             Mode::Swap => 0,
         },
         version: SWAP_VERSION,
         ..SwapFrames::default()
     };
+    let mut stats = SwapStats::default();
     #[cfg(not(vmbeam_debug))]
-    let ret = memory_op(&mut request, runs, status);
+    let ret = memory_op(&mut request, runs, status, &mut stats);
     #[cfg(vmbeam_debug)]
-    let ret = crate::debug::memory_op(&mut request, runs, status);
+    let ret = crate::debug::memory_op(&mut request, runs, status, &mut stats);
 
     Reply {
         done: usize::try_from(request.done.min(pairs)).unwrap_or(0),
-        stats: request.stats,
+        stats,
         result: match ret {
             0 if request.done == pairs => Ok(()),
             0.. => Err(EIO),
@@ -134,7 +142,12 @@ pub(crate) fn swap_frames(
 }
 
 /// Issue the hypercall. What `request` says about the arrays is replaced.
-pub(crate) fn memory_op(request: &mut SwapFrames, runs: &[SwapRun], status: &mut [i32]) -> c_int {
+pub(crate) fn memory_op(
+    request: &mut SwapFrames,
+    runs: &[SwapRun],
+    status: &mut [i32],
+    stats: &mut SwapStats,
+) -> c_int {
     let pairs = total(runs);
     let (Ok(nr_runs), Ok(room)) = (u32::try_from(runs.len()), u64::try_from(status.len())) else {
         return EINVAL.to_errno();
@@ -147,13 +160,16 @@ pub(crate) fn memory_op(request: &mut SwapFrames, runs: &[SwapRun], status: &mut
     // CAST: Handles are addresses in 64 bits.
     request.runs = runs.as_ptr() as u64;
     request.status = status.as_mut_ptr() as u64;
+    request.stats = core::ptr::from_mut(stats) as u64;
+    request.nr_stats = SWAP_NR_STATS as u32;
 
     // SAFETY:
     // - `request` is the argument that this sub-operation expects, and is ours for the call.
     // - `runs` names `nr_runs` initialised structures, which the hypervisor only reads.
     // - `status` names at least `nr_pairs` elements, as checked above, which are exclusively
-    //   ours and valid with any value. The hypervisor writes no more than `nr_pairs` of them,
-    //   and keeps neither address beyond the call.
+    //   ours and valid with any value. The hypervisor writes no more than `nr_pairs` of them.
+    // - `stats` names `nr_stats` counters, which are exclusively ours and valid with any value.
+    // - The hypervisor keeps none of these addresses beyond the call.
     // - Neither frame list can name a frame of this kernel: the hypervisor refuses the domain
     //   that it runs in.
     unsafe {
@@ -207,8 +223,7 @@ const MAX_ERRNO: c_int = 4095;
 pub(crate) fn implemented() -> bool {
     // INVARIANT: 0 is an ordinary number.
     let dom0 = DomId(0);
-    // A domain with itself is refused before the hypervisor looks at anything
-    // else, so any answer other than "no such operation" is a yes.
+    // A domain with itself is refused, so any answer other than "no such operation" is a yes.
     let reply = swap_frames(Domains { a: dom0, b: dom0 }, Mode::Check, &[], &mut []);
 
     reply.result != Err(EOPNOTSUPP)
@@ -221,7 +236,7 @@ pub(crate) fn hypervisor_implements() -> bool {
         flags: SWAP_CHECK,
         ..SwapFrames::default()
     };
-    let ret = memory_op(&mut request, &[], &mut []);
+    let ret = memory_op(&mut request, &[], &mut [], &mut SwapStats::default());
 
     translate(ret) != EOPNOTSUPP
 }

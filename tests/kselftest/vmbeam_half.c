@@ -42,6 +42,16 @@ FIXTURE_TEARDOWN(many)
 	domains_close();
 }
 
+/*
+ * Signals come as often as they can for there to be progress at all: more of
+ * them on a fast machine, fewer on a slow one.
+ */
+static void less_often(long *usec)
+{
+	*usec += *usec / 2;
+	interrupt_every(*usec);
+}
+
 TEST_F_TIMEOUT(many, signals_end_a_commit_with_progress, 120)
 {
 	static __s32 status[MANY];
@@ -49,9 +59,10 @@ TEST_F_TIMEOUT(many, signals_end_a_commit_with_progress, 120)
 	struct vmbeam_commit commit = { .cursor = 0 };
 	struct vmbeam_rollback rollback;
 	__u64 cursor = 0;
+	long usec = 50;
 
 	ASSERT_EQ(0, domains_slow(1));
-	interrupt_every(2000);
+	interrupt_every(usec);
 	while (cursor < MANY && empty < 10000) {
 		memset(status, 0xcc, sizeof(status));
 		if (do_commit(self->fd, cursor, 0, status, &commit)) {
@@ -59,6 +70,7 @@ TEST_F_TIMEOUT(many, signals_end_a_commit_with_progress, 120)
 			ASSERT_EQ(EINTR, errno);
 			ASSERT_EQ(cursor, get_status(self->fd).cursor);
 			empty++;
+			less_often(&usec);
 			continue;
 		}
 		calls++;
@@ -76,12 +88,13 @@ TEST_F_TIMEOUT(many, signals_end_a_commit_with_progress, 120)
 	EXPECT_AWAY(0, MANY);
 
 	/* And the way back. */
-	interrupt_every(2000);
+	interrupt_every(usec);
 	calls = 0;
 	while (cursor && empty < 20000) {
 		if (do_rollback(self->fd, cursor, &rollback)) {
 			ASSERT_EQ(EINTR, errno);
 			empty++;
+			less_often(&usec);
 			continue;
 		}
 		calls++;
@@ -406,9 +419,7 @@ TEST_F(half, fdinfo)
 	EXPECT_TRUE(fdinfo_has(self->fd, "swapped:\t10"));
 	EXPECT_TRUE(fdinfo_has(self->fd, "refused:\t0"));
 	EXPECT_TRUE(fdinfo_has(self->fd, "hypercalls:\t1"));
-	/* None on Xen: these domains have no vCPU. */
-	EXPECT_TRUE(fdinfo_has(self->fd, features(self->fd) & VMBEAM_FEATURE_MOCK ?
-			       "tlb-flushes:\t2" : "tlb-flushes:\t0"));
+	EXPECT_TRUE(fdinfo_has(self->fd, "tlb-flushes:\t1"));
 	EXPECT_TRUE(fdinfo_has(self->fd, "batches:\t1"));
 	EXPECT_TRUE(fdinfo_has(self->fd, "p2m-writes:\t40"));
 	EXPECT_TRUE(fdinfo_has(self->fd, "superpages:\t0"));

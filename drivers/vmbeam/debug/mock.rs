@@ -14,6 +14,7 @@ use crate::{
     xen_abi::{
         SwapFrames,
         SwapRun,
+        SwapStats,
         LAST_DOMID,
         SWAP_CHECK, //
     },
@@ -163,14 +164,21 @@ impl Domains {
         request: &mut SwapFrames,
         runs: &[SwapRun],
         status: &mut [i32],
+        stats: &mut SwapStats,
     ) -> c_int {
-        match self.swap(request, runs, status) {
+        match self.swap(request, runs, status, stats) {
             Ok(()) => 0,
             Err(error) => error.to_errno(),
         }
     }
 
-    fn swap(&mut self, request: &mut SwapFrames, runs: &[SwapRun], status: &mut [i32]) -> Result {
+    fn swap(
+        &mut self,
+        request: &mut SwapFrames,
+        runs: &[SwapRun],
+        status: &mut [i32],
+        stats: &mut SwapStats,
+    ) -> Result {
         let (a, b) = (u32::from(request.domid_a), u32::from(request.domid_b));
         let check = request.flags & SWAP_CHECK != 0;
 
@@ -194,15 +202,15 @@ impl Domains {
                 *slot = self.swap_pair((a, run.gfn_a + i), (b, run.gfn_b + i), check)?;
                 request.done = request.done.saturating_add(1);
                 if *slot == 0 && !check {
-                    request.stats.swapped = request.stats.swapped.saturating_add(1);
+                    stats.swapped = stats.swapped.saturating_add(1);
                     // Two entries that are removed, and two that are written.
-                    request.stats.p2m_writes = request.stats.p2m_writes.saturating_add(4);
+                    stats.p2m_writes = stats.p2m_writes.saturating_add(4);
                 }
             }
         }
-        if request.stats.swapped > 0 {
-            request.stats.batches = request.stats.batches.saturating_add(1);
-            request.stats.tlb_flushes = request.stats.tlb_flushes.saturating_add(2);
+        if stats.swapped > 0 {
+            stats.batches = stats.batches.saturating_add(1);
+            stats.tlb_flushes = stats.tlb_flushes.saturating_add(1);
         }
         Ok(())
     }

@@ -7,10 +7,14 @@
 pub const XENMEM_SWAP_FRAMES: u32 = 48;
 
 /// The version of the interface that this file describes.
-pub const SWAP_VERSION: u32 = 2;
+pub const SWAP_VERSION: u32 = 3;
 
 /// Flag: report the statuses and change nothing.
 pub const SWAP_CHECK: u32 = 1;
+
+/// Flag, only with [`SWAP_CHECK`]: ask the device models to give up mappings that they merely
+/// keep in stock.
+pub const SWAP_UNMAP: u32 = 2;
 
 /// Most runs in one hypercall.
 pub const SWAP_MAX_RUNS: usize = 1024;
@@ -35,7 +39,8 @@ pub struct SwapRun {
     pub pad: u32,
 }
 
-/// `xen_mem_swap_stats_t`: what a request took.
+/// What a request took: the counters in the order of their numbers
+/// (`XENMEM_SWAP_STAT_*`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SwapStats {
@@ -43,7 +48,8 @@ pub struct SwapStats {
     pub swapped: u64,
     /// Batches.
     pub batches: u64,
-    /// TLB flushes of one domain.
+    /// Rounds of TLB flushes: of all CPUs for each batch, of those that one domain runs on
+    /// for each superpage that is put together.
     pub tlb_flushes: u64,
     /// Flushes of the nested P2Ms of one domain.
     pub nested_flushes: u64,
@@ -55,8 +61,10 @@ pub struct SwapStats {
     pub splits_2m: u64,
     /// 1 GiB entries split.
     pub splits_1g: u64,
-    /// Superpages put together.
-    pub merges: u64,
+    /// 2 MiB entries put together.
+    pub merges_2m: u64,
+    /// 1 GiB entries put together.
+    pub merges_1g: u64,
     /// Frames marked as dirty.
     pub dirtied: u64,
     /// Continuations of the hypercall.
@@ -71,7 +79,7 @@ pub struct SwapFrames {
     pub domid_a: u16,
     /// Second domain.
     pub domid_b: u16,
-    /// 0 or [`SWAP_CHECK`].
+    /// 0, [`SWAP_CHECK`], or that and [`SWAP_UNMAP`].
     pub flags: u32,
     /// Number of runs; 0 only with [`SWAP_CHECK`]: check the domains only.
     pub nr_runs: u32,
@@ -85,9 +93,21 @@ pub struct SwapFrames {
     pub nr_pairs: u64,
     /// In and out: pairs dealt with, in order.
     pub done: u64,
-    /// In and out: what it took is added.
-    pub stats: SwapStats,
+    /// In and out: the id of the first domain, which no other one ever has; 0 if it is not
+    /// known.
+    pub id_a: u64,
+    /// In and out: that of the second one.
+    pub id_b: u64,
+    /// In and out: address of the counters, to which is added.
+    pub stats: u64,
+    /// How many counters there is room for.
+    pub nr_stats: u32,
+    /// Must be 0.
+    pub pad: u32,
 }
+
+/// Counters in [`SwapStats`].
+pub const SWAP_NR_STATS: usize = core::mem::size_of::<SwapStats>() / core::mem::size_of::<u64>();
 
 const _: () = {
     use core::mem::{
@@ -100,16 +120,17 @@ const _: () = {
     assert!(offset_of!(SwapRun, gfn_b) == 8);
     assert!(offset_of!(SwapRun, nr) == 16);
     assert!(offset_of!(SwapRun, pad) == 20);
-    assert!(size_of::<SwapStats>() == 88);
+    assert!(SWAP_NR_STATS == 12);
     assert!(offset_of!(SwapStats, batches) == 8);
     assert!(offset_of!(SwapStats, tlb_flushes) == 16);
     assert!(offset_of!(SwapStats, p2m_writes) == 32);
     assert!(offset_of!(SwapStats, superpages) == 40);
     assert!(offset_of!(SwapStats, splits_2m) == 48);
     assert!(offset_of!(SwapStats, splits_1g) == 56);
-    assert!(offset_of!(SwapStats, merges) == 64);
-    assert!(offset_of!(SwapStats, preempted) == 80);
-    assert!(size_of::<SwapFrames>() == 136);
+    assert!(offset_of!(SwapStats, merges_2m) == 64);
+    assert!(offset_of!(SwapStats, merges_1g) == 72);
+    assert!(offset_of!(SwapStats, preempted) == 88);
+    assert!(size_of::<SwapFrames>() == 80);
     assert!(offset_of!(SwapFrames, domid_b) == 2);
     assert!(offset_of!(SwapFrames, flags) == 4);
     assert!(offset_of!(SwapFrames, nr_runs) == 8);
@@ -118,5 +139,9 @@ const _: () = {
     assert!(offset_of!(SwapFrames, status) == 24);
     assert!(offset_of!(SwapFrames, nr_pairs) == 32);
     assert!(offset_of!(SwapFrames, done) == 40);
-    assert!(offset_of!(SwapFrames, stats) == 48);
+    assert!(offset_of!(SwapFrames, id_a) == 48);
+    assert!(offset_of!(SwapFrames, id_b) == 56);
+    assert!(offset_of!(SwapFrames, stats) == 64);
+    assert!(offset_of!(SwapFrames, nr_stats) == 72);
+    assert!(offset_of!(SwapFrames, pad) == 76);
 };

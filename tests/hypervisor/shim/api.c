@@ -15,6 +15,7 @@
 #include <asm/p2m.h>
 #include <asm/paging.h>
 
+#include <public/hvm/params.h>
 #include <public/memory.h>
 
 #include "shim.h"
@@ -84,29 +85,11 @@ API void shim_layout(struct shim_layout *l)
         .page_allocated = PGC_allocated,
         .args_size = sizeof(struct xen_mem_swap_frames),
         .done_offset = offsetof(struct xen_mem_swap_frames, done),
-#ifdef XENMEM_SWAP_VERSION
         .version = XENMEM_SWAP_VERSION,
-        .swapped_offset = offsetof(struct xen_mem_swap_frames, stats.swapped),
-        .batches_offset = offsetof(struct xen_mem_swap_frames, stats.batches),
-        .flushes_offset = offsetof(struct xen_mem_swap_frames,
-                                   stats.tlb_flushes),
-        .nested_offset = offsetof(struct xen_mem_swap_frames,
-                                  stats.nested_flushes),
-        .writes_offset = offsetof(struct xen_mem_swap_frames,
-                                  stats.p2m_writes),
-        .superpages_offset = offsetof(struct xen_mem_swap_frames,
-                                      stats.superpages),
-        .splits_2m_offset = offsetof(struct xen_mem_swap_frames,
-                                     stats.splits_2m),
-        .splits_1g_offset = offsetof(struct xen_mem_swap_frames,
-                                     stats.splits_1g),
-        .dirtied_offset = offsetof(struct xen_mem_swap_frames, stats.dirtied),
-        .merges_offset = offsetof(struct xen_mem_swap_frames, stats.merges),
-#else
-        .swapped_offset = offsetof(struct xen_mem_swap_frames, swapped),
-        .batches_offset = offsetof(struct xen_mem_swap_frames, batches),
-        .flushes_offset = offsetof(struct xen_mem_swap_frames, tlb_flushes),
-#endif
+        .stats_offset = offsetof(struct xen_mem_swap_frames, stats),
+        .nr_stats_offset = offsetof(struct xen_mem_swap_frames, nr_stats),
+        .id_offset = offsetof(struct xen_mem_swap_frames, id_a),
+        .nr_stats = XENMEM_SWAP_NR_STATS,
     };
 }
 
@@ -226,6 +209,7 @@ API long shim_domain_create(long id, long flags, long pool, long observe)
     vcpus = xzalloc_array(struct vcpu *, 1);
 
     d->domain_id = id;
+    d->unique_id = SHIM_UNIQUE_ID + id;
     d->max_vcpus = 1;
     d->vcpu = vcpus;
     d->max_pages = UINT_MAX;
@@ -257,6 +241,13 @@ API long shim_domain_create(long id, long flags, long pool, long observe)
 
     if ( flags & SHIM_PV )
         return 0;
+
+    d->arch.hvm.params = xzalloc_array(uint64_t, HVM_NR_PARAMS);
+    if ( !d->arch.hvm.params )
+        return -ENOMEM;
+    d->arch.hvm.params[HVM_PARAM_ALTP2M] = flags & SHIM_ALTP2M
+                                           ? XEN_ALTP2M_mixed
+                                           : XEN_ALTP2M_disabled;
 
     mm_lock_init(&d->arch.nested_p2m_lock);
     rc = paging_domain_init(d);

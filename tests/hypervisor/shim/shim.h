@@ -19,7 +19,7 @@ enum shim_event {
 	EV_PREEMPT,		/* -> non-zero: yes */
 	EV_CONTINUE,		/* a continuation was made */
 	EV_FLUSH_DOMAIN,	/* a: domid: translations of this P2M */
-	EV_FLUSH_CPUS,		/* a: mask: guests' translations there (EPT) */
+	EV_IPI,			/* a: mask of CPUs: one round */
 	EV_FLUSH_LINEAR,	/* a: mask: linear translations of these CPUs */
 	EV_FLUSH_NESTED,	/* a: domid: one nested P2M */
 	EV_WRITE,		/* a: domid, b: gfn, c: mfn, d: order | type << 8 */
@@ -48,12 +48,9 @@ struct shim_layout {
 	uint64_t traps, traps_size;
 	uint64_t sizeof_page_info, count_info_mask, count_offset;
 	uint64_t list_offset, owner_offset, page_allocated;
-	/* of struct xen_mem_swap_frames; version 0: there is no such field */
-	uint64_t args_size, version, done_offset, swapped_offset;
-	uint64_t flushes_offset, batches_offset;
-	/* 0 if there is no such counter */
-	uint64_t writes_offset, superpages_offset, nested_offset;
-	uint64_t splits_2m_offset, splits_1g_offset, dirtied_offset, merges_offset;
+	/* of struct xen_mem_swap_frames */
+	uint64_t args_size, version, done_offset, id_offset;
+	uint64_t stats_offset, nr_stats_offset, nr_stats;
 };
 
 #define SHIM_NO_DOMAIN 0xffffffffu
@@ -62,6 +59,10 @@ struct shim_layout {
 #define SHIM_NESTED (1u << 0)
 #define SHIM_PRIVILEGED (1u << 1)
 #define SHIM_PV (1u << 2)
+#define SHIM_ALTP2M (1u << 3)
+
+/* Ids of domains are this and the domid. */
+#define SHIM_UNIQUE_ID 0x5eed00000000ul
 
 /* Locks of a domain */
 struct shim_locks {

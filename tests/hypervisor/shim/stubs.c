@@ -31,7 +31,6 @@ irq_cpustat_t irq_stat[NR_CPUS];
 unsigned long __per_cpu_offset[NR_CPUS];
 DEFINE_PER_CPU(unsigned int, __preempt_count);
 DEFINE_PER_CPU(unsigned int, rcu_lock_cnt);
-DEFINE_PER_CPU(u32, tlbflush_time);
 DEFINE_PER_CPU(bool, iommu_dont_flush_iotlb);
 
 cpumask_t cpu_online_map;
@@ -40,8 +39,6 @@ struct cpuinfo_x86 boot_cpu_data;
 struct hvm_function_table hvm_funcs;
 unsigned long max_page;
 unsigned long xen_phys_start;
-u32 tlbflush_clock = 1;
-bool tlb_clk_enabled = true;
 bool tb_init_done;
 bool iommu_snoop, iommu_non_coherent;
 enum system_state system_state = SYS_STATE_active;
@@ -261,31 +258,79 @@ bool vmx_domain_pml_enabled(const struct domain *d)
 
 /* ---- Flushes ---------------------------------------------------------- */
 
+/*
+ * The vCPU of each domain is in guest mode on the CPU of that number. What it
+ * knows of its P2M is dropped only when it is entered, and only if something has
+ * been left for it to notice then: by EPT's mask, or an ASID that is not valid.
+ */
+static void enter_guest(struct domain *d)
+{
+    struct p2m_domain *p2m = p2m_get_hostp2m(d);
+    struct hvm_vcpu_asid *asid = &d->vcpu[0]->arch.hvm.n1asid;
+    bool stale;
+
+    if ( cpu_has_vmx )
+        stale = cpumask_test_and_clear_cpu(d->domain_id, p2m->ept.invalidate);
+    else
+    {
+        stale = !asid->generation;
+        asid->generation = 1;
+    }
+
+    if ( stale )
+        shim_event(EV_FLUSH_DOMAIN, d->domain_id, 0, 0, 0);
+}
+
+/* CPUs leave their guests because of an interrupt, and enter them again. */
+static void interrupt(const cpumask_t *mask)
+{
+    unsigned int id;
+
+    shim_event(EV_IPI, cpumask_bits(mask)[0], 0, 0, 0);
+
+    for ( id = 0; id < SHIM_DOMAINS; id++ )
+        if ( shim_domains[id] && p2m_get_hostp2m(shim_domains[id]) &&
+             cpumask_test_cpu(id, mask) )
+            enter_guest(shim_domains[id]);
+}
+
+void hvm_asid_flush_vcpu(struct vcpu *v)
+{
+    v->arch.hvm.n1asid.generation = 0;
+}
+
 void guest_flush_tlb_mask(const struct domain *d, const cpumask_t *mask)
 {
-    shim_event(EV_FLUSH_DOMAIN, d->domain_id, 0, 0, 0);
+    hvm_asid_flush_vcpu(d->vcpu[0]);
+    interrupt(mask);
 }
+
+/* CPUs that the function called by on_selected_cpus() runs on. */
+static const cpumask_t *running_on;
 
 void on_selected_cpus(const cpumask_t *selected, void (*func)(void *info),
                       void *info, int wait)
 {
-    shim_event(EV_FLUSH_CPUS, cpumask_bits(selected)[0], 0, 0, 0);
+    if ( func )
+    {
+        running_on = selected;
+        func(info);
+    }
+    interrupt(selected);
 }
 
-void flush_area_mask(const cpumask_t *mask, const void *va, unsigned int flags)
+unsigned int flush_area_local(const void *va, unsigned int flags)
 {
-    unsigned int cpu;
+    shim_event(EV_FLUSH_LINEAR, cpumask_bits(running_on)[0], 0, 0, 0);
 
-    tlbflush_clock++;
-    for_each_cpu ( cpu, mask )
-        per_cpu(tlbflush_time, cpu) = tlbflush_clock;
-
-    shim_event(EV_FLUSH_LINEAR, cpumask_bits(mask)[0], 0, 0, 0);
+    return flags;
 }
 
 void nestedhvm_vmcx_flushtlb(struct p2m_domain *p2m)
 {
     shim_event(EV_FLUSH_NESTED, p2m->domain->domain_id, 0, 0, 0);
+    /* It might have been anywhere, and gone on with what it knew. */
+    enter_guest(p2m->domain);
 }
 
 void cf_check nestedp2m_write_p2m_entry_post(struct p2m_domain *p2m,

@@ -12,18 +12,20 @@ use anyhow::Context;
 use anyhow::Result;
 
 use crate::world;
+use crate::xen::stat;
 use crate::xen::Args;
 use crate::xen::Run;
 use crate::xen::Xen;
 use crate::xen::ACCESS_RWX;
+use crate::xen::ALTP2M;
+use crate::xen::NESTED;
 use crate::xen::RAM_RW;
 use crate::xen::RESTART;
+use crate::xen::UNIQUE_ID;
 
 /// Frames of the machine: two aligned GiB after the first one.
 const FRAMES: u64 = 4 * GIB;
 const GIB: u64 = 1 << 18;
-/// `SHIM_NESTED`.
-const NESTED: u64 = 1;
 /// Pairs that are swapped at a time, and which of them is disturbed.
 const PAIRS: usize = 16;
 const ODD: usize = 5;
@@ -84,8 +86,12 @@ pub fn run(library: &Path, ept: bool) -> Result<()> {
             refused(&xen, change, *status).with_context(|| (*name).to_owned())?;
         }
     }
+    domains(&xen, ept).context("domains")?;
     superpages(&xen).context("2 MiB")?;
-    nested(&xen).context("nested P2Ms")?;
+    merges(&xen).context("entries that could be put together")?;
+    if !ept {
+        nested(&xen).context("nested P2Ms")?;
+    }
     gigabyte(&xen).context("1 GiB")
 }
 
@@ -101,6 +107,55 @@ fn swap(xen: &Xen, ids: (u16, u16), check: bool, run: Run) -> Result<(Vec<i32>, 
     };
     ensure!(rc == 0, "the swap returned {rc}");
     Ok((status, args))
+}
+
+/// What is refused because of a domain, before anything is copied or allocated.
+fn domains(xen: &Xen, ept: bool) -> Result<()> {
+    const SPECIAL: u16 = 6;
+    const SPECIAL_NESTED: u16 = 7;
+    xen.create(SPECIAL, ALTP2M, 64, false)?;
+    xen.create(SPECIAL_NESTED, NESTED, 64, false)?;
+    let nested = if ept { -libc::ENXIO } else { 0 };
+    let id = |domid: u64| UNIQUE_ID + domid;
+    for (what, other, ids, expected) in [
+        ("no ids", 2, [0, 0], 0),
+        ("the right ids", 2, [id(1), id(2)], 0),
+        ("another A", 2, [id(3), id(2)], -libc::EADDRNOTAVAIL),
+        ("another B", 2, [0, id(1)], -libc::EADDRNOTAVAIL),
+        ("altp2m could be used", SPECIAL, [0, 0], -libc::EADDRINUSE),
+        ("nested HVM", SPECIAL_NESTED, [0, 0], nested),
+        ("the caller", 0, [0, 0], -libc::EPERM),
+        ("nobody", 99, [0, 0], -libc::ESRCH),
+    ] {
+        let runs = [Run {
+            gfn_a: 0,
+            gfn_b: 0,
+            nr: 1,
+            pad: 0,
+        }];
+        let mut status = [1];
+        let mut args = Args::new(xen, (1, other), true, &runs, &mut status);
+        args.ids().copy_from_slice(&ids);
+        world::with(|w| {
+            w.begin(world::Faults {
+                alloc: (expected != 0).then_some(0),
+                ..Default::default()
+            });
+        });
+        let rc = xen.swap(&mut args);
+        let allocated = world::with(|w| w.faults.fired);
+        ensure!(rc == i64::from(expected), "{what}: {rc}, not {expected}");
+        ensure!(!allocated, "{what}: memory was allocated");
+        if expected == 0 {
+            let given = args.ids().to_vec();
+            ensure!(
+                given == [id(1), id(u64::from(other))],
+                "{what}: the ids given back are {given:x?}"
+            );
+        }
+    }
+    world::with(|w| w.begin(world::Faults::default()));
+    Ok(())
 }
 
 fn refused(xen: &Xen, change: &Change, expected: i32) -> Result<()> {
@@ -184,16 +239,59 @@ fn superpages(xen: &Xen) -> Result<()> {
             let want = if i == ODD { expected } else { 0 };
             ensure!(*got == want, "{what}: pair {i}: status {got}, not {want}");
         }
-        for (counter, offset, want) in [
-            ("pairs swapped", xen.layout.swapped_offset, 511),
-            ("superpages", xen.layout.superpages_offset, 0),
-            ("2 MiB entries split", xen.layout.splits_2m_offset, 2),
+        for (counter, nr, want) in [
+            ("pairs swapped", stat::SWAPPED, 511),
+            ("superpages", stat::SUPERPAGES, 0),
+            ("2 MiB entries split", stat::SPLITS_2M, 2),
         ] {
-            let got = args.get(offset);
+            let got = args.stat(nr);
             ensure!(got == want, "{what}: {got} {counter}, not {want}");
         }
         ensure!(xen.frame(mfn) == before, "{what}: the frame has changed");
         ensure!(xen.lookup(1, gfn + ODD as u64).mfn == mfn, "{what}: moved");
+    }
+    Ok(())
+}
+
+/// 4 KiB entries become one of 2 MiB when their frames have come back, and only if each of
+/// them is of a kind for that.
+fn merges(xen: &Xen) -> Result<()> {
+    const READ_ONLY: u64 = 3;
+    let gfn = 16 * 512;
+    let odd = gfn + ODD as u64;
+    for id in 1..=2u16 {
+        xen.populate(id, gfn, u64::from(id) * 16384 + gfn, 9)?;
+        // In a row, but not where a superpage can be.
+        for i in 512..1024 {
+            xen.populate(id, gfn + i, u64::from(id) * 16384 + gfn + i + 1, 0)?;
+        }
+    }
+    let order = |id| xen.lookup(id, gfn).order;
+    let all = |first| Run {
+        gfn_a: first,
+        gfn_b: first,
+        nr: 512,
+        pad: 0,
+    };
+    for _ in 0..2 {
+        swap(xen, (1, 2), false, all(gfn + 512))?;
+        let put_together = xen.lookup(1, gfn + 512).order;
+        ensure!(put_together == 0, "not aligned: order {put_together}");
+    }
+    let mfn = xen.lookup(1, odd).mfn;
+    xen.write(1, odd, mfn, 0, READ_ONLY, ACCESS_RWX)?;
+    for (round, wanted) in [[0, 0], [0, 9]].into_iter().enumerate() {
+        let (status, _) = swap(xen, (1, 2), false, all(gfn))?;
+        ensure!(status[ODD] == -libc::EROFS, "status {}", status[ODD]);
+        let got = [order(1), order(2)];
+        ensure!(got == wanted, "round {round}: orders {got:?}");
+    }
+    xen.write(1, odd, mfn, 0, RAM_RW.into(), ACCESS_RWX)?;
+    for wanted in [[0, 0], [9, 9]] {
+        let one = Run { nr: 1, ..all(odd) };
+        swap(xen, (1, 2), false, one)?;
+        let got = [order(1), order(2)];
+        ensure!(got == wanted, "one frame: orders {got:?}, not {wanted:?}");
     }
     Ok(())
 }
@@ -229,7 +327,7 @@ fn nested(xen: &Xen) -> Result<()> {
     let mut batches = 0;
     let rc = loop {
         // Of each batch one frame that is going to be swapped in it.
-        let gfn = args.get(xen.layout.done_offset) + ODD as u64;
+        let gfn = args.done() + ODD as u64;
         for id in ids {
             for which in 0..P2MS {
                 let mfn = xen.lookup(id, gfn).mfn;
@@ -274,9 +372,9 @@ fn nested(xen: &Xen) -> Result<()> {
         rc == 0 && status.iter().all(|s| *s == 0),
         "the swap returned {rc}"
     );
-    let reported = args.get(xen.layout.batches_offset);
+    let reported = args.stat(stat::BATCHES);
     ensure!(batches > 1 && batches == reported, "{batches} batches");
-    let counted = args.get(xen.layout.nested_offset);
+    let counted = args.stat(stat::NESTED_FLUSHES);
     ensure!(
         counted == 2 * batches,
         "{counted} flushes of nested P2Ms are reported"
@@ -296,7 +394,6 @@ fn gigabyte(xen: &Xen) -> Result<()> {
         nr: nr as u32,
         pad: 0,
     };
-    let l = xen.layout;
     for (what, run, splits, merges, order) in [
         ("all of it", run(0, GIB), 2, 2, 18),
         ("all of it again", run(0, GIB), 2, 2, 18),
@@ -308,17 +405,17 @@ fn gigabyte(xen: &Xen) -> Result<()> {
         ensure!(status.iter().all(|s| *s == 0), "{what}: a pair was refused");
         let supers = u64::from(run.nr) / 512;
         let batches = u64::from(run.nr).div_ceil(4096);
-        for (counter, offset, want) in [
-            ("pairs swapped", l.swapped_offset, u64::from(run.nr)),
-            ("superpages", l.superpages_offset, supers),
-            ("1 GiB entries split", l.splits_1g_offset, splits),
-            ("2 MiB entries split", l.splits_2m_offset, 0),
-            ("entries put together", l.merges_offset, merges),
-            ("entries written", l.writes_offset, 4 * supers + merges),
-            ("batches", l.batches_offset, batches),
-            ("flushes", l.flushes_offset, 2 * batches + merges),
+        for (counter, nr, want) in [
+            ("pairs swapped", stat::SWAPPED, u64::from(run.nr)),
+            ("superpages", stat::SUPERPAGES, supers),
+            ("1 GiB entries split", stat::SPLITS_1G, splits),
+            ("2 MiB entries split", stat::SPLITS_2M, 0),
+            ("1 GiB entries put together", stat::MERGES_1G, merges),
+            ("entries written", stat::P2M_WRITES, 4 * supers + merges),
+            ("batches", stat::BATCHES, batches),
+            ("flushes", stat::TLB_FLUSHES, batches + merges),
         ] {
-            let got = args.get(offset);
+            let got = args.stat(nr);
             ensure!(got == want, "{what}: {got} {counter}, not {want}");
         }
         for id in 1..=2u16 {

@@ -106,7 +106,11 @@ pub fn run() -> Result<()> {
             report(false, &format!("defect {name}: {file}.c has no such line"));
             continue;
         }
-        let arguments: &[&str] = if file == "p2m-ept" { &["--ept"] } else { &[] };
+        let arguments: &[&str] = if name.starts_with("ept-") {
+            &["--ept"]
+        } else {
+            &[]
+        };
         let mut output = property(arguments, &mutant, 1, MUTANT_OPS)?;
         if output.status.success() {
             output = cases(arguments, &mutant)?;

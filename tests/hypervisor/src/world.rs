@@ -18,6 +18,10 @@ pub const GFNS: usize = 3072;
 pub const NONE: u64 = u64::MAX;
 /// Bit of a CPU that has mapped a frame for a third domain.
 const THIRD: u8 = 1 << 7;
+/// That CPU in a mask: the last one.
+const THIRD_CPU: u64 = 1 << 8;
+/// The hypervisor never allocates more than a page, as larger ones may not be had.
+const PAGE: u64 = 4096;
 
 /// Which of the next chances to fail is taken; `None`: none.
 #[derive(Debug, Default, Clone, Copy)]
@@ -39,10 +43,8 @@ pub struct Faults {
 /// Counts of one call.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Counts {
-    /// Flushes of each domain.
-    pub flushes: [u64; DOMAINS + 1],
-    /// Flushes of linear translations.
-    pub linear: u64,
+    /// Rounds of IPIs.
+    pub ipis: u64,
     /// Entries written.
     pub writes: u64,
     /// Continuations.
@@ -180,11 +182,6 @@ impl World {
     }
 
     fn flush(&mut self, domains: u8) {
-        for id in 1..=DOMAINS {
-            if domains & (1 << id) != 0 {
-                self.counts.flushes[id] += 1;
-            }
-        }
         for mfn in &self.stale_list {
             self.stale[*mfn as usize] &= !domains;
         }
@@ -220,6 +217,9 @@ impl World {
     }
 
     fn allocate(&mut self, size: u64, align: u64) -> u64 {
+        if size > PAGE && self.watch {
+            self.fail(format!("{size} bytes are allocated at once"));
+        }
         if self.chance(0, self.faults.alloc) {
             return 0;
         }
@@ -275,13 +275,8 @@ pub extern "C" fn handle(kind: u32, a: u64, b: u64, c: u64, d: u64) -> u64 {
             }
             event::CONTINUE => w.counts.continued += 1,
             event::FLUSH_DOMAIN => w.flush(1 << a),
-            event::FLUSH_CPUS => w.flush(a as u8 & !THIRD),
-            event::FLUSH_LINEAR => {
-                w.counts.linear += 1;
-                for mfn in &w.stale_list {
-                    w.stale[*mfn as usize] &= !THIRD;
-                }
-            }
+            event::IPI => w.counts.ipis += 1,
+            event::FLUSH_LINEAR if a & THIRD_CPU != 0 => w.flush(THIRD),
             event::FLUSH_NESTED => {
                 w.counts.nested += 1;
                 // SAFETY: a field of the simulated machine's frame table.

@@ -23,7 +23,7 @@ pub mod event {
     pub const PREEMPT: u32 = 8;
     pub const CONTINUE: u32 = 9;
     pub const FLUSH_DOMAIN: u32 = 10;
-    pub const FLUSH_CPUS: u32 = 11;
+    pub const IPI: u32 = 11;
     pub const FLUSH_LINEAR: u32 = 12;
     pub const FLUSH_NESTED: u32 = 13;
     pub const WRITE: u32 = 14;
@@ -61,16 +61,10 @@ pub struct Layout {
     pub args_size: u64,
     pub version: u64,
     pub done_offset: u64,
-    pub swapped_offset: u64,
-    pub flushes_offset: u64,
-    pub batches_offset: u64,
-    pub writes_offset: u64,
-    pub superpages_offset: u64,
-    pub nested_offset: u64,
-    pub splits_2m_offset: u64,
-    pub splits_1g_offset: u64,
-    pub dirtied_offset: u64,
-    pub merges_offset: u64,
+    pub id_offset: u64,
+    pub stats_offset: u64,
+    pub nr_stats_offset: u64,
+    pub nr_stats: u64,
 }
 
 /// `struct shim_entry`.
@@ -108,34 +102,76 @@ pub struct Run {
     pub pad: u32,
 }
 
-/// The hypercall's argument; where its counters are depends on the version.
+/// Counters, by the numbers of the public header.
+pub mod stat {
+    #![allow(missing_docs)]
+    pub const SWAPPED: usize = 0;
+    pub const BATCHES: usize = 1;
+    pub const TLB_FLUSHES: usize = 2;
+    pub const NESTED_FLUSHES: usize = 3;
+    pub const P2M_WRITES: usize = 4;
+    pub const SUPERPAGES: usize = 5;
+    pub const SPLITS_2M: usize = 6;
+    pub const SPLITS_1G: usize = 7;
+    pub const MERGES_2M: usize = 8;
+    pub const MERGES_1G: usize = 9;
+    pub const DIRTIED: usize = 10;
+}
+
+/// `SHIM_NESTED`.
+pub const NESTED: u64 = 1;
+/// `SHIM_ALTP2M`.
+pub const ALTP2M: u64 = 8;
+
+/// `SHIM_UNIQUE_ID`.
+pub const UNIQUE_ID: u64 = 0x5eed_0000_0000;
+
+/// The hypercall's argument, and after it the counters.
 #[derive(Debug)]
 #[repr(C, align(8))]
-pub struct Args([u64; 32]);
+pub struct Args {
+    words: [u64; 16],
+    stats: [u64; 16],
+    layout: Layout,
+}
 
 impl Args {
     /// A request for these runs.
     pub fn new(xen: &Xen, ids: (u16, u16), check: bool, runs: &[Run], status: &mut [i32]) -> Self {
-        let mut a = [0u64; 32];
+        let mut a = [0u64; 16];
         a[0] = u64::from(ids.0) | (u64::from(ids.1) << 16) | (u64::from(check) << 32);
         a[1] = runs.len() as u64 | (xen.layout.version << 32);
         a[2] = runs.as_ptr() as u64;
         a[3] = status.as_mut_ptr() as u64;
         a[4] = status.len() as u64;
-        Self(a)
+        a[xen.layout.nr_stats_offset as usize / 8] = xen.layout.nr_stats;
+        Self {
+            words: a,
+            stats: [0; 16],
+            layout: xen.layout,
+        }
     }
 
-    /// A field by its offset; 0 means that there is no such field.
-    pub fn get(&self, offset: u64) -> u64 {
-        if offset == 0 {
-            return 0;
-        }
-        self.0[offset as usize / 8]
+    /// Pairs that were dealt with.
+    pub fn done(&self) -> u64 {
+        self.words[self.layout.done_offset as usize / 8]
+    }
+
+    /// A counter, of those in [`stat`].
+    pub fn stat(&self, nr: usize) -> u64 {
+        self.stats[nr]
+    }
+
+    /// The ids of the domains.
+    pub fn ids(&mut self) -> &mut [u64] {
+        let first = self.layout.id_offset as usize / 8;
+        &mut self.words[first..first + 2]
     }
 
     /// The address that is passed to the hypercall.
     pub fn address(&mut self) -> u64 {
-        self.0.as_mut_ptr() as u64
+        self.words[self.layout.stats_offset as usize / 8] = self.stats.as_mut_ptr() as u64;
+        self.words.as_mut_ptr() as u64
     }
 }
 

@@ -89,8 +89,8 @@ impl Superpages {
         let (before_2m, before_1g) = (sum(|s| s.of_2m, before), sum(|s| s.of_1g, before));
         let (after_2m, after_1g) = (sum(|s| s.of_2m, after), sum(|s| s.of_1g, after));
         let (splits, merges) = (i128::from(splits), i128::from(merges));
-        let splits_1g = before_1g - after_1g + merges;
-        after_2m == before_2m - (splits - splits_1g) + ENTRIES * (splits_1g - merges)
+        // One of 1 GiB that is split counts as a split, but makes 2 MiB entries of one.
+        after_2m == before_2m - splits + merges + (ENTRIES + 1) * (before_1g - after_1g)
     }
 }
 
@@ -212,5 +212,6 @@ mod tests {
         assert!(explains(&s(100, 1), &s(611, 0), 4, 0));
         assert!(explains(&s(612, 0), &s(100, 1), 0, 2));
         assert!(!explains(&s(612, 0), &s(100, 1), 0, 1));
+        assert!(explains(&s(97, 0), &s(100, 0), 2, 8));
     }
 }

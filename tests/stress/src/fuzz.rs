@@ -22,7 +22,9 @@ use crate::swap::Run;
 use crate::swap::Swapper;
 use crate::swap::CHECK;
 use crate::swap::MAX_RUNS;
+use crate::swap::NR_STATS;
 use crate::swap::SWAP_FRAMES;
+use crate::swap::VERSION;
 use crate::world::join;
 use crate::world::random_runs;
 use crate::world::StopOnDrop;
@@ -92,7 +94,7 @@ pub fn refused(seed: u64, calls: u64) -> Result<String> {
         let mut argument = swapper.buffer.address();
         let put = |offset: usize, bytes: &[u8]| swapper.buffer.put(offset, bytes);
         let run = PAGE + 24 * random.usize(0..runs.len());
-        match random.u8(0..20) {
+        match random.u8(0..24) {
             0 => argument = nowhere(&mut random),
             1 => put(16, &nowhere(&mut random).to_le_bytes()),
             2 => put(24, &nowhere(&mut random).to_le_bytes()),
@@ -117,6 +119,11 @@ pub fn refused(seed: u64, calls: u64) -> Result<String> {
             15 => put(run + 20, &random.u32(1..).to_le_bytes()),
             16 => put(run, &(u64::MAX - random.u64(0..1)).to_le_bytes()),
             17 => put(run + 16, &(random.u32(..) | (1 << 30)).to_le_bytes()),
+            // Not the id of the domain, and counters.
+            20 => put([48, 56][random.usize(0..2)], &random.u64(1..).to_le_bytes()),
+            21 => put(64, &nowhere(&mut random).to_le_bytes()),
+            22 => put(72, &random.u32(NR_STATS + 1..).to_le_bytes()),
+            23 => put(76, &random.u32(1..).to_le_bytes()),
             // Runs and statuses that cross into a page that is not there.
             18 => {
                 swapper.buffer.protect(2, libc::PROT_NONE);
@@ -134,7 +141,7 @@ pub fn refused(seed: u64, calls: u64) -> Result<String> {
             .protect(2, libc::PROT_READ | libc::PROT_WRITE);
         results.add(rc, 1);
         ensure!(
-            rc < 0 && swapper.field(48) == 0,
+            rc < 0 && swapper.progress().1 == 0,
             "call {call} with seed {seed:#x} was not refused: {}",
             control::error(rc)
         );
@@ -218,7 +225,7 @@ pub fn mutated(seed: u64, calls: u64) -> Result<String> {
             while !stop_ref.load(Relaxed) {
                 // Anything but the pointers.
                 let word = match random.u8(0..4) {
-                    0 => [0, 1, 4, 5][random.usize(0..4)],
+                    0 => [0, 1, 4, 5, 6, 7][random.usize(0..6)],
                     _ => PAGE / 8 + random.usize(0..72),
                 };
                 // And back, or hardly a call would come further than the version.
@@ -249,7 +256,7 @@ pub fn mutated(seed: u64, calls: u64) -> Result<String> {
             }
             let rc = world.announced(|| swapper.issue())?;
             results.add(rc, 1);
-            swapped += swapper.field(48).min(pairs);
+            swapped += swapper.progress().1.min(pairs);
             if call % 1000 == 0 {
                 world.domains.iter().try_for_each(|d| d.check_alive())?;
             }
@@ -273,7 +280,7 @@ pub fn mutated(seed: u64, calls: u64) -> Result<String> {
 pub fn unprivileged(seed: u64, calls: u64) -> Result<String> {
     let world = World::new(3, 1, FRAMES, false)?;
     let before = world.state()?;
-    let version = Swapper::new(1)?.version().into();
+    let version = VERSION.into();
     let [a, b] = [0, 1].map(|i: usize| u64::from(world.domains[i].domid));
     // No caller may swap its own memory. For the third one, only its lack of privilege
     // is in the way.

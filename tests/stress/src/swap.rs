@@ -17,8 +17,16 @@ pub const SWAP_FRAMES: u64 = 48;
 pub const CHECK: u32 = 1;
 /// Most runs of a call.
 pub const MAX_RUNS: usize = 1024;
-/// Bytes of the structure: with room for fields that are added to it.
-pub const STRUCTURE: usize = 160;
+/// `-ESRCH` is the answer to a domain that does not exist.
+const ESRCH: i64 = 3;
+/// The version of the interface that the tests are written for.
+pub const VERSION: u32 = 3;
+/// Bytes of the structure.
+const STRUCTURE: usize = 80;
+/// Where the counters are.
+const STATS: usize = 256;
+/// How many counters there are.
+pub const NR_STATS: u32 = 12;
 const RUNS: usize = PAGE;
 
 /// One run.
@@ -49,34 +57,26 @@ pub struct Swapper {
     /// The structure, runs from the second page on, statuses behind them.
     pub buffer: Buffer,
     statuses: usize,
-    version: u32,
 }
 
 impl Swapper {
     /// For calls of up to so many pairs.
     pub fn new(pairs: usize) -> Result<Self> {
         let statuses = RUNS + (MAX_RUNS * 24).next_multiple_of(PAGE);
-        let mut swapper = Self {
+        let swapper = Self {
             buffer: Buffer::new((statuses + pairs * 4).div_ceil(PAGE))?,
             statuses,
-            version: 0,
         };
-        // Two domains of which one cannot be: only the version that is understood
-        // comes as far as to look for them.
-        for version in [2, 0] {
-            swapper.version = version;
-            swapper.fill(0x7ff4, 0, CHECK, &[], 0);
-            let rc = swapper.issue()?;
-            if rc == -3 {
-                return Ok(swapper);
-            }
-        }
-        anyhow::bail!("this hypervisor has no XENMEM_swap_frames that is known here")
-    }
-
-    /// The version that this hypervisor understands.
-    pub fn version(&self) -> u32 {
-        self.version
+        // Two domains of which one cannot be: only a version that is understood comes as
+        // far as to look for them.
+        swapper.fill(0x7ff4, 0, CHECK, &[], 0);
+        let rc = swapper.issue()?;
+        ensure!(
+            rc == -ESRCH,
+            "this hypervisor has no XENMEM_swap_frames of version {VERSION}: {}",
+            control::error(rc)
+        );
+        Ok(swapper)
     }
 
     /// Address of the statuses.
@@ -91,11 +91,14 @@ impl Swapper {
         bytes[2..4].copy_from_slice(&b.to_le_bytes());
         bytes[4..8].copy_from_slice(&flags.to_le_bytes());
         bytes[8..12].copy_from_slice(&(runs.len() as u32).to_le_bytes());
-        bytes[12..16].copy_from_slice(&self.version.to_le_bytes());
+        bytes[12..16].copy_from_slice(&VERSION.to_le_bytes());
         bytes[16..24].copy_from_slice(&(self.buffer.address() + RUNS as u64).to_le_bytes());
         bytes[24..32].copy_from_slice(&self.statuses().to_le_bytes());
         bytes[32..40].copy_from_slice(&pairs.to_le_bytes());
+        bytes[64..72].copy_from_slice(&(self.buffer.address() + STATS as u64).to_le_bytes());
+        bytes[72..76].copy_from_slice(&NR_STATS.to_le_bytes());
         self.buffer.put(0, &bytes);
+        self.buffer.put(STATS, &[0; NR_STATS as usize * 8]);
         for (i, run) in runs.iter().enumerate() {
             let mut bytes = [0u8; 24];
             bytes[..8].copy_from_slice(&run.a.to_le_bytes());
@@ -120,12 +123,12 @@ impl Swapper {
 
     /// Pairs that were dealt with, and pairs swapped.
     pub fn progress(&self) -> (u64, u64) {
-        (self.field(40), self.field(48))
+        (self.field(40), self.field(STATS))
     }
 
     /// Batches in which pairs were dealt with.
     pub fn batches(&self) -> u64 {
-        self.field(56)
+        self.field(STATS + 8)
     }
 
     /// A whole call.

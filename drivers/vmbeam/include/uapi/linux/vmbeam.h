@@ -94,13 +94,15 @@ struct vmbeam_info {
  * @domid_a: first domain
  * @domid_b: second domain
  *
- * Bind the file to one pair of domains, for good.
+ * Bind the file to one pair of domains, for good. Their device models are asked
+ * to give up mappings that they merely keep in stock, and which would have
+ * frames refused; they do so when the domain next accesses a device.
  *
  * Errors: EBADFD (already bound), EINVAL (same domain twice, or not a domid),
  * ESRCH (no such domain, or it is dying), EPERM (dom0 or another control
- * domain), ENXIO (a domain without hardware-assisted paging: PV or shadow),
- * EBUSY (a mode that a swap does not handle is active: passed-through device,
- * altp2m, memory sharing or paging), EOPNOTSUPP (the hypervisor lacks the
+ * domain), ENXIO (a domain without hardware-assisted paging: PV or shadow; or
+ * with nested virtualization on EPT), EBUSY (a mode that a swap does not handle:
+ * passed-through device, altp2m at creation, memory sharing or paging), EOPNOTSUPP (the hypervisor lacks the
  * operation, or has another version of it), ENOSPC (too many sessions and
  * records), ENOMEM. What commits and rollbacks need is allocated here and with
  * the runs: they do not fail for lack of kernel memory.
@@ -263,7 +265,7 @@ struct vmbeam_commit {
  *	the third version, like all that follow
  * @superpages: out: pairs of 2 MiB entries that it exchanged whole
  * @splits: out: entries of 2 MiB or 1 GiB that it had to split
- * @merges: out: entries of 1 GiB that it put together again
+ * @merges: out: entries of 2 MiB or 1 GiB that it put together
  *
  * Never waits for another ioctl. While one swaps, the counts are those after
  * its last hypercall.
