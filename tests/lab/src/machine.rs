@@ -78,7 +78,9 @@ pub struct Config {
     pub cpus: u32,
     /// Of these, the first ones are the host management VM's.
     pub dom0_cpus: u32,
-    /// Further options of its kernel.
+    /// Further options of the hypervisor.
+    pub xen_options: &'static str,
+    /// Further options of the host management VM's kernel.
     pub dom0_options: &'static str,
     /// Name of its image.
     pub image: &'static str,
@@ -162,8 +164,8 @@ impl Machine {
             .arg("-append")
             .arg(format!(
                 "console=com1 com1=115200 loglvl=warning guest_loglvl=warning flask=disabled \
-             spec-ctrl=no,eager-fpu dom0_mem={0}M,max:{0}M dom0_max_vcpus={1} dom0_vcpus_pin",
-                config.dom0_mib, config.dom0_cpus
+             spec-ctrl=no,eager-fpu dom0_mem={0}M,max:{0}M dom0_max_vcpus={1} dom0_vcpus_pin {2}",
+                config.dom0_mib, config.dom0_cpus, config.xen_options
             ));
         qemu.arg("-initrd").arg(format!(
             "{} console=hvc0 quiet mitigations=off clocksource=xen tsc=nowatchdog {},{}",

@@ -214,6 +214,7 @@ impl Topology {
             dom0_mib: sizes.dom0_mib,
             cpus: 3,
             dom0_cpus,
+            xen_options: "",
             dom0_options,
             image,
         };

@@ -57,6 +57,7 @@ extern "C" fn start(m: &'static Mailbox) -> ! {
             mailbox::BALLOON => balloon(m),
             mailbox::GRANT => grant(m),
             mailbox::FUZZ => fuzz(m),
+            mailbox::EMULATE => emulate(m),
             _ => {}
         }
         m.command.store(0, Release);
@@ -341,5 +342,55 @@ fn fuzz(m: &Mailbox) {
         passed += u64::from(rc >= 0);
         m.result[0].store(call + 1, Relaxed);
         m.result[1].store(passed, Relaxed);
+    }
+}
+
+/// Store a value to some words by one instruction that the hypervisor emulates, which
+/// the prefix asks for. Without the hypervisor's option it is a fault.
+fn emulated_store(to: u64, words: u64, value: u64) {
+    // SAFETY: words that the program told us to write to.
+    unsafe {
+        asm!("ud2", ".ascii \"xen\"", "rep stosq", inout("rdi") to => _,
+            inout("rcx") words => _, in("rax") value, options(nostack));
+    }
+}
+
+/// Copy words in the same way.
+fn emulated_copy(to: u64, from: u64, words: u64) {
+    // SAFETY: as above.
+    unsafe {
+        asm!("ud2", ".ascii \"xen\"", "rep movsq", inout("rdi") to => _,
+            inout("rsi") from => _, inout("rcx") words => _, options(nostack));
+    }
+}
+
+/// Arguments: address, frames, first word, chunks of a frame, value. Frame after frame,
+/// chunk after chunk: read the number, store the value, copy the value.
+/// Results: chunks written, numbers that were none.
+fn emulate(m: &Mailbox) {
+    static BUFFER: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+    const HALF: u64 = mailbox::CHUNK / 2;
+    let (base, nr, first, chunks, value) = (arg(m, 0), arg(m, 1), arg(m, 2), arg(m, 3), arg(m, 4));
+    let buffer = BUFFER.as_ptr() as u64;
+    let (mut written, mut invented) = (0, 0);
+    for chunk in 0..chunks {
+        for index in 0..nr {
+            if stopped(m) {
+                return;
+            }
+            let frame = base + index * PAGE;
+            emulated_copy(buffer, frame, HALF);
+            let number = BUFFER[0].swap(value, Relaxed);
+            BUFFER[1].store(value, Relaxed);
+            // Whichever domain's it was at first.
+            invented += u64::from(number & !(0xff << 32) != mailbox::NUMBER | index);
+
+            let words = word(frame, first + chunk * mailbox::CHUNK) as u64;
+            emulated_store(words, HALF, value);
+            emulated_copy(words + HALF * 8, buffer, HALF);
+            written += 1;
+            m.result[0].store(written, Relaxed);
+            m.result[1].store(invented, Relaxed);
+        }
     }
 }

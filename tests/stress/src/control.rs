@@ -16,6 +16,7 @@ use crate::xen::PAGE;
 
 /// `__HYPERVISOR_memory_op`
 pub const MEMORY_OP: u64 = 12;
+const HVM_OP: u64 = 34;
 const SYSCTL: u64 = 35;
 const DOMCTL: u64 = 36;
 const DM_OP: u64 = 41;
@@ -289,7 +290,7 @@ pub fn foreign(domid: u16, gfn: u64, of: Option<(u16, u64)>) -> Result<i64> {
     })
 }
 
-/// Types of memory for [`set_type`].
+/// Types of memory for [`set_type`] and [`get_type`].
 pub const RAM_RW: u16 = 0;
 /// Read-only memory.
 pub const RAM_RO: u16 = 1;
@@ -305,6 +306,17 @@ pub fn set_type(domid: u16, first: u64, nr: u32, kind: u16) -> Result<i64> {
     page.put(520, &64u64.to_le_bytes());
     // SAFETY: the one buffer is on the page.
     unsafe { xen::hypercall(DM_OP, [domid.into(), 1, page.address() + 512, 0, 0]) }
+}
+
+/// Type of a frame.
+pub fn get_type(domid: u16, gfn: u64) -> Result<u16> {
+    const GET_MEM_TYPE: u64 = 15;
+    let mut op = [0u8; 16];
+    op[..2].copy_from_slice(&domid.to_le_bytes());
+    op[8..].copy_from_slice(&gfn.to_le_bytes());
+    let rc = xen::call(HVM_OP, GET_MEM_TYPE, &mut op, true)?;
+    ensure!(rc == 0, "get_mem_type: {}", error(rc));
+    Ok(u16::from_le_bytes([op[2], op[3]]))
 }
 
 /// Wait until the free memory of the host is this, or say what it is.

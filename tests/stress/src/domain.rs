@@ -28,6 +28,8 @@ const HEADER: usize = 24;
 pub struct Domain {
     /// Its number.
     pub domid: u16,
+    /// Which of the domains of its test it is.
+    pub index: u64,
     /// First gfn of its window, which no other domain has.
     pub base: u64,
     /// Frames of its window.
@@ -53,6 +55,7 @@ impl Domain {
         let low: Vec<u64> = (mailbox::IMAGE >> SHIFT..mailbox::LOW_END >> SHIFT).collect();
         let mut domain = Self {
             domid,
+            index,
             base: window(index),
             nr,
             low: low.len() as u64,

@@ -15,6 +15,8 @@ pub const BALLOON: u64 = 3;
 pub const GRANT: u64 = 4;
 /// Call `XENMEM_swap_frames` with arbitrary arguments.
 pub const FUZZ: u64 = 5;
+/// Read and write frames by instructions that the hypervisor emulates.
+pub const EMULATE: u64 = 6;
 
 /// Guest-physical addresses of the parts of a guest.
 pub const IMAGE: u64 = 0x10_0000;
@@ -29,10 +31,20 @@ pub const GRANTS: u64 = 0x25_0000;
 /// First frame that has no place here.
 pub const LOW_END: u64 = 0x24_8000;
 
+/// Word 0 of a frame is its number: this, the domain that it was first in plus one in
+/// bits 32 to 39, and its place in the window below.
+pub const NUMBER: u64 = 0x5741_0000_0000_0000;
 /// Words of a frame: 0 says which frame it is, the next ones belong to one vCPU each.
 pub const SLOT: u64 = 8;
 /// Words that vCPUs with the same number in different domains share.
 pub const SHARED: u64 = 48;
+/// First word of those that `EMULATE` writes to: a half of them for each of two domains.
+pub const EMULATED: u64 = 64;
+/// Words that it writes to at a time: half by a store, half by a copy. At least two
+/// each, as the hypervisor emulates a single one in another way.
+pub const CHUNK: u64 = 4;
+/// How often each of the two domains can write to a frame before it has to begin again.
+pub const CHUNKS: u64 = (512 - EMULATED) / 2 / CHUNK;
 
 /// The page.
 #[repr(C)]

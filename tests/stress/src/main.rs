@@ -6,6 +6,7 @@
 
 mod control;
 mod domain;
+mod emulated;
 mod fuzz;
 mod latency;
 mod mailbox;

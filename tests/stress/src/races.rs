@@ -16,7 +16,9 @@ use anyhow::Result;
 use nix::errno::Errno;
 
 use crate::control;
+use crate::emulated::emulated;
 use crate::mailbox;
+use crate::swap::Statuses;
 use crate::swap::Swapper;
 use crate::world::join;
 use crate::world::own_slot;
@@ -45,7 +47,7 @@ pub struct Options {
 pub type Race = (&'static str, fn(Options) -> Result<String>);
 
 /// All of them.
-pub const RACES: [Race; 9] = [
+pub const RACES: [Race; 10] = [
     ("vCPUs write to the frames that are swapped", writers),
     ("swaps of three crossing pairs of domains", crossing),
     ("balloon and populate, by guests and by dom0", balloon),
@@ -55,43 +57,8 @@ pub const RACES: [Race; 9] = [
     ("pause, save, log-dirty", paused),
     ("changes of memory type", types),
     ("destruction of either domain", destruction),
+    ("emulated accesses to the frames that are swapped", emulated),
 ];
-
-/// Count the statuses of the swaps of one test; unexpected ones are errors.
-#[derive(Default)]
-struct Statuses(BTreeMap<i32, u64>);
-
-impl Statuses {
-    fn add(&mut self, status: &[i32], allowed: &[Errno]) -> Result<()> {
-        for s in status {
-            *self.0.entry(*s).or_default() += 1;
-            ensure!(
-                *s == 0 || allowed.iter().any(|e| *e as i32 == -s),
-                "a pair was refused with {}",
-                control::error((*s).into())
-            );
-        }
-        Ok(())
-    }
-
-    fn merge(&mut self, other: Self) {
-        for (status, count) in other.0 {
-            *self.0.entry(status).or_default() += count;
-        }
-    }
-
-    fn text(&self) -> String {
-        let parts: Vec<String> = self
-            .0
-            .iter()
-            .map(|(s, n)| match s {
-                0 => format!("{n} pairs swapped"),
-                s => format!("{n} {}", control::error((*s).into())),
-            })
-            .collect();
-        parts.join(", ")
-    }
-}
 
 /// Results of whole calls that the state of a domain may cause.
 type Calls = [Errno];
@@ -174,11 +141,7 @@ fn race<T: Send>(
         join(disturber)
     })?;
     let text = check(&world, left)?;
-    ensure!(
-        total.0.get(&0).is_some_and(|n| *n > 0),
-        "nothing was swapped: {}",
-        total.text()
-    );
+    ensure!(total.swapped() > 0, "nothing was swapped: {}", total.text());
     let how = world.audit(moved)?;
     world.destroy()?;
     Ok(format!("{}; {text}; {how}", total.text()))
@@ -601,7 +564,7 @@ fn destruction(options: Options) -> Result<String> {
                 join(swapper)
             })?;
             ensure!(rc == -3, "swap with a dying domain: {}", control::error(rc));
-            during += u64::from(counted.0.get(&0).is_some_and(|n| *n > 0));
+            during += u64::from(counted.swapped() > 0);
             statuses.merge(counted);
             other.check_alive()?;
         }

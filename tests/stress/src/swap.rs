@@ -2,8 +2,11 @@
 
 //! `XENMEM_swap_frames` as the tests call it, without the driver.
 
+use std::collections::BTreeMap;
+
 use anyhow::ensure;
 use anyhow::Result;
+use nix::errno::Errno;
 
 use crate::control;
 use crate::control::MEMORY_OP;
@@ -162,5 +165,49 @@ impl Swapper {
             swapped,
             status,
         })
+    }
+}
+
+/// Count the statuses of the swaps of one test; unexpected ones are errors.
+#[derive(Debug, Default)]
+pub struct Statuses(BTreeMap<i32, u64>);
+
+impl Statuses {
+    /// Count those of a call.
+    pub fn add(&mut self, status: &[i32], allowed: &[Errno]) -> Result<()> {
+        for s in status {
+            *self.0.entry(*s).or_default() += 1;
+            ensure!(
+                *s == 0 || allowed.iter().any(|e| *e as i32 == -s),
+                "a pair was refused with {}",
+                control::error((*s).into())
+            );
+        }
+        Ok(())
+    }
+
+    /// Count those that another thread has counted.
+    pub fn merge(&mut self, other: Self) {
+        for (status, count) in other.0 {
+            *self.0.entry(status).or_default() += count;
+        }
+    }
+
+    /// How many pairs were swapped.
+    pub fn swapped(&self) -> u64 {
+        self.0.get(&0).copied().unwrap_or(0)
+    }
+
+    /// For the report.
+    pub fn text(&self) -> String {
+        let parts: Vec<String> = self
+            .0
+            .iter()
+            .map(|(s, n)| match s {
+                0 => format!("{n} pairs swapped"),
+                s => format!("{n} {}", control::error((*s).into())),
+            })
+            .collect();
+        parts.join(", ")
     }
 }

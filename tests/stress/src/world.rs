@@ -317,7 +317,7 @@ impl World {
 }
 
 fn number(domain: usize, offset: u64) -> u64 {
-    0x5741_0000_0000_0000 | ((domain as u64 + 1) << 32) | offset
+    mailbox::NUMBER | ((domain as u64 + 1) << 32) | offset
 }
 
 /// Word of a vCPU in every frame.
