@@ -90,8 +90,8 @@ const MODULES: &[&str] = &[
 /// In the guest management VMs: a disk of the host, and backends of guests' devices.
 const BACKENDS: &[&str] = &["virtio_blk", "xen-netback", "xen-blkback"];
 
-/// In the guest VMs: their network and their disk.
-const FRONTENDS: &[&str] = &["xen-netfront", "xen-blkfront"];
+/// In the guest VMs: their network and their disk, and a page of another domain.
+const GUEST_MODULES: &[&str] = &["xen-netfront", "xen-blkfront", "xen-gntdev"];
 
 /// In the host management VM: `console A` reaches the console of host VM A.
 const CONSOLE: &str = "#!/bin/sh\n\
@@ -110,7 +110,7 @@ fn guest() -> Result<()> {
     let mut image = Image::new("guest")?;
     image.busybox()?;
     image.stripped(&paths::target("labtool"), "/bin/labtool")?;
-    image.modules(FRONTENDS)?;
+    image.modules(GUEST_MODULES)?;
     image.copy(&paths::lab_sources("guest-init"), "/init")?;
     image.pack()
 }

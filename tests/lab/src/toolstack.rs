@@ -3,6 +3,9 @@
 //! Tests of the patched toolstack alone, with a PV guest on the host
 //! hypervisor: what `xl save --external-memory` writes and who restores it.
 
+mod refused;
+mod stream;
+
 use std::fs;
 use std::process::Command;
 use std::time::Duration;
@@ -41,8 +44,11 @@ struct Contents {
 pub fn run(tally: &mut Tally, topology: &Topology) {
     let host = &topology.machine.host;
     let mut saved = false;
+    tally.case("toolstack", "Xen's tests of the stream's checker", || {
+        python("-m unittest discover -s xen/migration -t .").map(|_| ())
+    });
     tally.case("toolstack", "a guest is saved without its memory", || {
-        create(host, "home")?;
+        create(host, "home", "", "", "")?;
         checked(host, "home")?;
         host.sh(
             &format!("{XL} save --external-memory -p home {SAVED}"),
@@ -54,10 +60,13 @@ pub fn run(tally: &mut Tally, topology: &Topology) {
         Ok(())
     });
     if saved {
+        let mut state = Vec::new();
         tally.case("toolstack", "verify-stream accepts the saved state", || {
-            verify_stream(host)
+            state = verify_stream(host)?;
+            Ok(())
         });
-        refusals(tally, host);
+        refused::states(tally, host, &state);
+        refused::guests(tally, host);
         tally.case(
             "toolstack",
             "the guest runs on where its memory is put",
@@ -74,29 +83,34 @@ pub fn run(tally: &mut Tally, topology: &Topology) {
     );
 }
 
-fn config(name: &str) -> String {
+/// Of two settings with the same name the last one counts.
+fn config(name: &str, more: &str, cmdline: &str) -> String {
     format!(
         "name=\"{name}\"\ntype=\"pv\"\nmemory={GUEST_MIB}\nvcpus=1\ncpus=\"1\"\n\
          kernel=\"/boot/vmlinux\"\nramdisk=\"/boot/guest.cpio\"\n\
          cmdline=\"console=hvc0 quiet mitigations=off clocksource=xen tsc=nowatchdog \
-         vmbeam.seed=7\"\non_crash=\"preserve\""
+         vmbeam.seed=7 {cmdline}\"\non_crash=\"preserve\"\n{more}"
     )
 }
 
-fn create(host: &Channel, name: &str) -> Result<()> {
+fn create(host: &Channel, name: &str, more: &str, cmdline: &str, options: &str) -> Result<()> {
     host.sh(
         &format!(
-            "cat >/etc/xen/{name}.cfg <<'EOF'\n{}\nEOF\nxl create /etc/xen/{name}.cfg",
-            config(name)
+            "cat >/etc/xen/{name}.cfg <<'EOF'\n{}\nEOF\nxl create {options} /etc/xen/{name}.cfg",
+            config(name, more, cmdline)
         ),
         LIMIT,
     )?;
     Ok(())
 }
 
+fn log(name: &str) -> String {
+    format!("/var/log/xen/console/guest-{name}.log")
+}
+
 /// Wait until the guest has found its memory to be as it wrote it, once more.
 fn checked(host: &Channel, name: &str) -> Result<()> {
-    let log = format!("/var/log/xen/console/guest-{name}.log");
+    let log = log(name);
     let text = host.sh(
         &format!(
             "touch {log}; tail -n 0 -F {log} 2>/dev/null | \
@@ -108,65 +122,33 @@ fn checked(host: &Channel, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Xen's own checker of streams, on this machine.
-fn verify_stream(host: &Channel) -> Result<()> {
+/// Xen's own checker of streams, on this machine, and what it was given.
+fn verify_stream(host: &Channel) -> Result<Vec<u8>> {
     let text = host.sh(&format!("base64 {SAVED}"), LIMIT)?;
     let file = paths::run().join("saved");
-    fs::write(file.with_extension("b64"), text)?;
-    let output = Command::new("sh")
-        .arg("-c")
-        .arg(format!(
-            "base64 -d {0}.b64 >{0} && PYTHONPATH={1} python3 {1}/verify-stream -f xl -i {0} -v",
-            file.display(),
-            paths::toolstack("").display()
-        ))
-        .output()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    ensure!(
-        output.status.success() && text.contains("External pages"),
-        "verify-stream: {text}{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
+    let encoded = file.with_extension("b64");
+    fs::write(&encoded, text)?;
+    let (encoded, file) = (encoded.display(), file.display());
+    shell(&format!("base64 -d {encoded} >{file}"))?;
+    let text = python(&format!("verify-stream -f xl -i {file} -v"))?;
+    ensure!(text.contains("External pages"), "verify-stream: {text}");
+    Ok(fs::read(file.to_string())?)
 }
 
-/// A state without memory must not be started by somebody who does not expect it.
-fn refusals(tally: &mut Tally, host: &Channel) {
-    let patched = |options: &str| format!("{XL} restore {options} {SAVED}");
-    let cases = [
-        (
-            "Debian's toolstack",
-            format!("xl restore -p {SAVED}"),
-            "not handled",
-        ),
-        ("nobody expects it", patched("-p"), "nobody provides them"),
-        (
-            "the guest would run at once",
-            patched("--external-memory"),
-            "needs -p",
-        ),
-        (
-            "the saved guest would go away",
-            format!("{XL} save --external-memory home /dev/null"),
-            "needs -p",
-        ),
-    ];
-    for (name, command, words) in cases {
-        tally.case("toolstack", &format!("refused: {name}"), || {
-            // The guest that was saved still has its name.
-            let output = host.run(
-                &format!("xl rename home home-saved; {command}; code=$?; xl rename home-saved home; exit $code"),
-                LIMIT,
-            )?;
-            ensure!(
-                output.code != 0 && output.text.contains(words),
-                "exit status {}, printed: {}",
-                output.code,
-                output.text.trim()
-            );
-            Ok(())
-        });
-    }
+/// Run Python in the directory of the patched toolstack.
+fn python(arguments: &str) -> Result<String> {
+    let directory = paths::toolstack("");
+    shell(&format!(
+        "cd {} && PYTHONPATH=. python3 {arguments} 2>&1",
+        directory.display()
+    ))
+}
+
+fn shell(command: &str) -> Result<String> {
+    let output = Command::new("sh").arg("-c").arg(command).output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.success(), "{command}: {text}");
+    Ok(text)
 }
 
 fn arrives(host: &Channel) -> Result<()> {
@@ -174,7 +156,7 @@ fn arrives(host: &Channel) -> Result<()> {
         &format!(
             "cat >/etc/xen/away.cfg <<'EOF'\n{}\nEOF\n\
              {XL} restore --external-memory -p /etc/xen/away.cfg {SAVED}",
-            config("away")
+            config("away", "", "")
         ),
         LIMIT,
     )?;

@@ -7,6 +7,7 @@ mod disk;
 mod exec;
 mod fill;
 mod frames;
+mod grant;
 mod lie;
 mod meter;
 mod net;
@@ -56,6 +57,17 @@ enum Tool {
     },
     /// Give a restored guest the memory that its saved state lacks, by copying.
     ProvideMemory(provide::Arguments),
+    /// Grant a page to another domain, for as long as this runs; prints the reference.
+    Share {
+        /// Domid of the other domain.
+        #[arg(long)]
+        with: u16,
+    },
+    /// Map a page that the management VM has granted, for as long as this runs.
+    MapShared {
+        /// What `share` has printed.
+        reference: u32,
+    },
     /// Be an agent that lies about the frames of guests.
     Lie {
         /// How.
@@ -80,6 +92,8 @@ fn main() -> Result<()> {
         Tool::NetSend { address, bytes } => net::send(&address, bytes),
         Tool::NetRecv { address } => net::receive(&address),
         Tool::ProvideMemory(arguments) => provide::provide(&arguments),
+        Tool::Share { with } => grant::share(with),
+        Tool::MapShared { reference } => grant::map(reference),
         Tool::Lie { how, other } => lie::lie(how, other),
         Tool::FramesSave(arguments) => frames::save(&arguments),
         Tool::FramesCompare(arguments) => frames::compare(&arguments),
