@@ -27,6 +27,8 @@ packages=(
 	qemu-system-xen uuid-dev zlib1g-dev libyajl-dev acpica-tools
 	# the lab
 	qemu-system-x86 busybox-static iproute2 socat util-linux dropbear-bin
+	# machines with Intel's EPT, which start from a disk
+	bochs bochs-term bochsbios vgabios grub-pc-bin grub-common xorriso mtools
 )
 
 stamp=build/sysroot.stamp

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Running commands inside the lab's machines, over their virtio-serial ports.
+//! Running commands inside the lab's machines, over their virtio-serial or serial ports.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
 use std::io::BufRead;
 use std::io::BufReader;
+use std::io::Read;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -43,7 +44,7 @@ type Waiting = Arc<Mutex<HashMap<u64, mpsc::Sender<Event>>>>;
 /// A connection to `labtool exec` in one machine.
 pub struct Channel {
     name: &'static str,
-    writer: Mutex<UnixStream>,
+    writer: Mutex<Box<dyn Write + Send>>,
     waiting: Waiting,
     ready: Mutex<mpsc::Receiver<()>>,
     next: AtomicU64,
@@ -68,18 +69,27 @@ impl Channel {
     pub fn connect(name: &'static str, path: &Path) -> Result<Self> {
         let stream = UnixStream::connect(path)
             .with_context(|| format!("cannot connect to {}", path.display()))?;
-        let reader = BufReader::new(stream.try_clone()?);
+        Ok(Self::over(name, stream.try_clone()?, stream))
+    }
+
+    /// Over a connection that is there.
+    pub fn over(
+        name: &'static str,
+        reader: impl Read + Send + 'static,
+        writer: impl Write + Send + 'static,
+    ) -> Self {
+        let reader = BufReader::new(reader);
         let waiting = Waiting::default();
         let (ready_tx, ready) = mpsc::channel();
         let map = waiting.clone();
         thread::spawn(move || receive(reader, &map, &ready_tx));
-        Ok(Channel {
+        Channel {
             name,
-            writer: Mutex::new(stream),
+            writer: Mutex::new(Box::new(writer)),
             waiting,
             ready: Mutex::new(ready),
             next: AtomicU64::new(1),
-        })
+        }
     }
 
     /// Name of the machine.
@@ -95,7 +105,7 @@ impl Channel {
             Ok(()) => Ok(true),
             Err(mpsc::RecvTimeoutError::Timeout) => Ok(false),
             Err(mpsc::RecvTimeoutError::Disconnected) => {
-                bail!("{}: the connection ended (did QEMU die?)", self.name)
+                bail!("{}: the connection ended (did the machine end?)", self.name)
             }
         }
     }
@@ -204,7 +214,7 @@ impl Channel {
     }
 }
 
-fn receive(mut reader: BufReader<UnixStream>, waiting: &Waiting, ready: &mpsc::Sender<()>) {
+fn receive(mut reader: impl BufRead, waiting: &Waiting, ready: &mpsc::Sender<()>) {
     let mut line = Vec::new();
     loop {
         line.clear();

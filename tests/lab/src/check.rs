@@ -14,6 +14,7 @@ use crate::channel::Channel;
 use crate::coverage;
 use crate::demo;
 use crate::driver;
+use crate::ept;
 use crate::faults;
 use crate::lies;
 use crate::migrate;
@@ -52,6 +53,8 @@ pub enum Group {
     Harness,
     /// Races, fuzzing and latency of the hypercall, with assertions.
     Races,
+    /// The same programs as in `host` and `races` on Intel's EPT, in an emulator.
+    Ept,
     /// Tests in the host management VM, on bare domains.
     Host,
     /// The patched toolstack alone, in the host management VM.
@@ -74,13 +77,14 @@ pub enum Group {
     Tracing,
 }
 
-const ALL: [Group; 16] = [
+const ALL: [Group; 17] = [
     Group::Style,
     Group::Hypervisor,
     Group::Unit,
     Group::Mock,
     Group::Harness,
     Group::Races,
+    Group::Ept,
     Group::Host,
     Group::Toolstack,
     Group::Nested,
@@ -151,6 +155,7 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
                 Command::new("build/target/release/hv-harness").arg("check"),
             ),
             Group::Races => races::check(&mut tally, long, progress),
+            Group::Ept => ept::check(&mut tally, long),
             // These groups use one boot.
             Group::Host => patched(&mut tally, wanted, extent, sizes, progress),
             Group::Nested | Group::Toolstack | Group::Migrate | Group::Faults

@@ -71,13 +71,17 @@ impl Release {
 /// The version of the guest hypervisor that is there to be replaced.
 pub const OLD_XEN: &str = "4.17";
 
-/// Modules of the stock kernel that the management VMs need.
-const MODULES: &[&str] = &[
+/// Modules of the stock kernel for hypercalls and the memory of other domains.
+const PRIVCMD: [&str; 5] = [
     "xen-privcmd",
     "xenfs",
     "xen-evtchn",
     "xen-gntdev",
     "xen-gntalloc",
+];
+
+/// Further modules that the management VMs need.
+const MODULES: &[&str] = &[
     "tun",
     "llc",
     "stp",
@@ -103,6 +107,7 @@ pub fn build() -> Result<()> {
     guest()?;
     management("mgmt", &Release::current())?;
     mock()?;
+    ept()?;
     host()
 }
 
@@ -124,6 +129,20 @@ fn mock() -> Result<()> {
     image.packaged("/usr/bin/vmbeam")?;
     image.tests(&paths::kselftests())?;
     image.tests(&paths::driver_tests())?;
+    image.pack()
+}
+
+/// For a machine that is emulated slowly: what tests the hypercall and the driver on bare
+/// domains, and nothing else.
+fn ept() -> Result<()> {
+    let mut image = Image::new("ept")?;
+    image.busybox()?;
+    image.xen_libraries(&Release::current())?;
+    image.modules(&PRIVCMD)?;
+    image.stripped(&paths::target("labtool"), "/usr/bin/labtool")?;
+    image.copy(&paths::lab_sources("init-common"), "/etc/lab/init-common")?;
+    image.copy(&paths::lab_sources("ept-init"), "/init")?;
+    image.domain_tests()?;
     image.pack()
 }
 
@@ -231,10 +250,7 @@ fn host() -> Result<()> {
             &format!("/usr/lib/vmbeam/toolstack/{name}"),
         )?;
     }
-    image.stripped(&paths::driver(), "/lib/modules/vmbeam.ko")?;
-    image.stripped(&paths::debug_driver(), "/lib/modules/vmbeam-debug.ko")?;
-    image.tests(&[paths::mem_swap_test(), paths::target("stress")])?;
-    image.tests(&paths::kselftests())?;
+    image.domain_tests()?;
     image.tests(&paths::driver_tests())?;
     // The guest hypervisor, as Debian ships it.
     let xen = sh("zcat /boot/xen-4.20-amd64.gz")?;
@@ -329,6 +345,14 @@ impl Image {
         Ok(())
     }
 
+    /// The driver, and the tests of it and of the hypercall on bare domains.
+    fn domain_tests(&mut self) -> Result<()> {
+        self.stripped(&paths::driver(), "/lib/modules/vmbeam.ko")?;
+        self.stripped(&paths::debug_driver(), "/lib/modules/vmbeam-debug.ko")?;
+        self.tests(&[paths::mem_swap_test(), paths::target("stress")])?;
+        self.tests(&paths::kselftests())
+    }
+
     /// A program with the libraries that it is linked against.
     fn program(&mut self, from: &Path, to: &str) -> Result<()> {
         self.copy(from, to)?;
@@ -405,15 +429,7 @@ impl Image {
         ] {
             self.xen(release, &format!("/usr/bin/{name}"))?;
         }
-        // Loaded at run time by the agent and by `xl console`.
-        for library in [
-            format!("libxenctrl.so.{}", release.version),
-            format!("libxenguest.so.{}", release.version),
-            "libxenforeignmemory.so.1".to_owned(),
-        ] {
-            self.xen(release, &format!("/usr/lib/x86_64-linux-gnu/{library}"))?;
-        }
-        self.same("/lib/x86_64-linux-gnu/libgcc_s.so.1")?;
+        self.xen_libraries(release)?;
         for name in ["/usr/bin/socat", "/usr/bin/ip"] {
             self.same(name)?;
         }
@@ -422,7 +438,20 @@ impl Image {
         self.write(b"root:x:0:0:root:/root:/bin/sh\n", "/etc/passwd")?;
         self.write(b"root:x:0:\n", "/etc/group")?;
         self.copy(&paths::lab_sources("init-common"), "/etc/lab/init-common")?;
+        self.modules(&PRIVCMD)?;
         self.modules(MODULES)
+    }
+
+    /// What the agent, `xl console` and the stress program load at run time.
+    fn xen_libraries(&mut self, release: &Release) -> Result<()> {
+        for library in [
+            format!("libxenctrl.so.{}", release.version),
+            format!("libxenguest.so.{}", release.version),
+            "libxenforeignmemory.so.1".to_owned(),
+        ] {
+            self.xen(release, &format!("/usr/lib/x86_64-linux-gnu/{library}"))?;
+        }
+        self.same("/lib/x86_64-linux-gnu/libgcc_s.so.1")
     }
 
     fn modules(&self, names: &[&str]) -> Result<()> {

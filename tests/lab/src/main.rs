@@ -3,11 +3,13 @@
 //! VMBeam's lab: the whole nested topology on one machine, and what runs in it.
 
 mod bench;
+mod bochs;
 mod channel;
 mod check;
 mod coverage;
 mod demo;
 mod driver;
+mod ept;
 mod evacuate;
 mod faults;
 mod images;

@@ -139,6 +139,11 @@ pub fn run() -> PathBuf {
     build("run")
 }
 
+/// What is there while a machine with EPT runs.
+pub fn bochs(name: &str) -> PathBuf {
+    build("bochs").join(name)
+}
+
 /// Directory of the reports.
 pub fn reports() -> PathBuf {
     build("report")

@@ -26,7 +26,7 @@ use serde_json::Value;
 /// Process groups of the commands that are running, by request number.
 type Running = Arc<Mutex<HashMap<u64, u32>>>;
 
-/// Serve for ever.
+/// Serve for ever, on a virtio-serial port or on a device that is named by its path.
 pub fn exec(name: &str, port: &str) -> Result<()> {
     let path = PathBuf::from("/dev/virtio-ports").join(port);
     let file = OpenOptions::new()

@@ -20,12 +20,12 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(about = "The lab's helper inside its machines")]
 enum Tool {
-    /// Run commands that arrive as JSON lines on a virtio-serial port.
+    /// Run commands that arrive as JSON lines on a port.
     Exec {
         /// Name of this machine, told to the harness.
         #[arg(long)]
         name: String,
-        /// Name of the virtio-serial port.
+        /// Name of the virtio-serial port, or path of another device.
         #[arg(long)]
         port: String,
     },
