@@ -125,7 +125,7 @@ impl Domain {
             put(512 + 6 * 8, mailbox, 8);
             put(512 + 7 * 8, stack, 8);
             put(640, mailbox::IMAGE, 8);
-            put(648, 2, 8);
+            put(648, 0x202, 8);
             put(656, 0x8001_0033, 8);
             put(672, mailbox::TABLES, 8);
             put(680, 0x620, 8);
