@@ -40,6 +40,11 @@ races: images xen-debug
 races-mutants: images xen-debug
 	@$(lab) mutants $(MUTANT)
 
+## ept-mutants: defects in the hypervisor that must be found on Intel's EPT (MUTANT=)
+.PHONY: ept-mutants
+ept-mutants: images xen-debug
+	@$(lab) mutants --ept $(MUTANT)
+
 ## check-long: the same with the long forms of the tests that have one
 .PHONY: check-long
 check-long: images harness xen-debug deb-programs deb-dkms-install deb-xen xen-tools-old trace-tools

@@ -1,9 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-only
 #
-# xen-mutant.sh NAME: build the hypervisor with assertions and with the defect of
-# that name in tests/stress/mutants.txt, from the source that `make xen-debug` left.
-# Result: build/xen/mutant/xen.
+# xen-mutant.sh NAME [LIST]: build the hypervisor with assertions and with the defect of
+# that name in tests/stress/mutants.txt, or in another list, from the source that `make
+# xen-debug` left. Result: build/xen/mutant/xen.
 
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,8 +13,11 @@ cd "$(dirname "$0")/.."
 pristine=build/xen/src-debug/xen
 dir=build/xen/mutant
 
-IFS=$'\t' read -r name file _ mutant < <(grep -P "^$1\t" tests/stress/mutants.txt) ||
-	die "there is no mutant $1"
+list=${2:-tests/stress/mutants.txt}
+# The last column of either list is the defect.
+IFS=$'\t' read -r name file mutant < \
+	<(awk -F'\t' -v OFS='\t' -v name="$1" '$1 == name { print $1, $2, $NF }' "$list") ||
+	die "there is no mutant $1 in $list"
 path=arch/x86/mm/$file.c
 
 # Objects are kept from mutant to mutant.

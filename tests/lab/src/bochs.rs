@@ -156,7 +156,7 @@ fn disk(config: &Config, dir: &Path) -> Result<()> {
         format!(
             "set timeout=0\n\
              set gfxpayload=text\n\
-             multiboot /boot/xen placeholder console=com1 com1=115200,8n1 loglvl=info \
+             multiboot /boot/xen placeholder console=com1 com1=115200,8n1 loglvl=warning \
              guest_loglvl=warning flask=disabled spec-ctrl=no,eager-fpu noreboot \
              dom0_mem={dom0_mib}M,max:{dom0_mib}M dom0_max_vcpus=1 dom0_vcpus_pin \
              altp2m=1 {WITHOUT}\n\

@@ -11,16 +11,19 @@ use anyhow::ensure;
 use anyhow::Result;
 
 use crate::channel::Channel;
+use crate::channel::Output;
 use crate::coverage;
 use crate::demo;
 use crate::driver;
 use crate::ept;
 use crate::faults;
 use crate::lies;
+use crate::machine::Accelerator;
 use crate::migrate;
 use crate::migrate::Extent;
 use crate::mock;
 use crate::packaged;
+use crate::paging::NPT;
 use crate::paths;
 use crate::product;
 use crate::progress::Progress;
@@ -155,7 +158,7 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
                 Command::new("build/target/release/hv-harness").arg("check"),
             ),
             Group::Races => races::check(&mut tally, long, progress),
-            Group::Ept => ept::check(&mut tally, long),
+            Group::Ept => ept::check(&mut tally, long, progress),
             // These groups use one boot.
             Group::Host => patched(&mut tally, wanted, extent, sizes, progress),
             Group::Nested | Group::Toolstack | Group::Migrate | Group::Faults
@@ -191,6 +194,12 @@ fn patched(
     match Topology::boot_host(sizes, &paths::xen(), progress) {
         Ok((topology, _)) => {
             tally.enter("host", "the patched hypervisor boots", Ok(()));
+            // With KVM the processor is what this machine has.
+            if Accelerator::detect() == Accelerator::Tcg {
+                tally.case("host", "it uses AMD's NPT", || {
+                    NPT.check(&topology.machine.host, "host.log")
+                });
+            }
             guest_tests(tally, "mem-swap", &topology.machine.host, "test-mem-swap");
             tally.case("host", "load the driver, start the daemon", || {
                 product::start(&topology)
@@ -261,7 +270,12 @@ pub fn guest_command(
     command: &str,
     limit: Duration,
 ) {
-    match machine.run(command, limit) {
+    guest_output(tally, group, program, machine.run(command, limit));
+}
+
+/// Enter the results in what a test program printed; it also goes to `build/logs/`.
+pub fn guest_output(tally: &mut Tally, group: &str, program: &str, output: Result<Output>) {
+    match output {
         Ok(output) => {
             let _ = fs::write(paths::logs().join(format!("{program}.tap")), &output.text);
             for line in output.text.lines().filter(|l| !l.starts_with("ok ")) {

@@ -448,6 +448,7 @@ impl Image {
             format!("libxenctrl.so.{}", release.version),
             format!("libxenguest.so.{}", release.version),
             "libxenforeignmemory.so.1".to_owned(),
+            "libxenstore.so.4".to_owned(),
         ] {
             self.xen(release, &format!("/usr/lib/x86_64-linux-gnu/{library}"))?;
         }

@@ -22,6 +22,7 @@ mod moves;
 mod open;
 mod outside;
 mod packaged;
+mod paging;
 mod paths;
 mod product;
 mod progress;
@@ -90,6 +91,9 @@ enum Lab {
     },
     /// Hypervisors with a defect each, which the races must find.
     Mutants {
+        /// Those that must be found on Intel's EPT, there.
+        #[arg(long)]
+        ept: bool,
         /// Only these.
         names: Vec<String>,
     },
@@ -155,7 +159,14 @@ fn run() -> Result<bool> {
             Ok(tally.close())
         }
         Lab::Races { arguments } => Ok(races::run(&arguments, &progress)),
-        Lab::Mutants { names } => races::mutants(&names, &progress),
+        Lab::Mutants { ept, names } => {
+            if !ept {
+                return races::mutants(&names, &progress);
+            }
+            let mut tally = tally::Tally::default();
+            ept::mutants(&mut tally, &names, &progress);
+            Ok(tally.close())
+        }
         Lab::Open => open::run(sizes, &progress).map(|()| true),
         Lab::Soak { boots } => soak::run(boots, sizes, &progress),
     }

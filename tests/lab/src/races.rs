@@ -13,6 +13,7 @@ use anyhow::ensure;
 use anyhow::Result;
 
 use crate::channel::last_lines;
+use crate::channel::Output;
 use crate::machine::Accelerator;
 use crate::machine::Config;
 use crate::machine::Machine;
@@ -23,6 +24,8 @@ use crate::topology::wait_ready;
 use crate::topology::BOOT_HOST;
 
 const GROUP: &str = "races";
+/// Where the hypervisor's console goes.
+const CONSOLE: &str = "host.log";
 
 /// Lets the domains of the test have single instructions emulated by the hypervisor.
 const XEN_OPTIONS: &str = "hvm_fep";
@@ -75,7 +78,9 @@ fn run_with(tally: &mut Tally, arguments: &str, limit: Duration, progress: &Prog
     match boot(paths::xen_debug(), progress) {
         Ok(machine) => {
             stress(tally, &machine, arguments, limit);
-            tally.case(GROUP, "the hypervisor printed no warning", quiet);
+            tally.case(GROUP, "the hypervisor printed no warning", || {
+                quiet(CONSOLE)
+            });
         }
         Err(e) => tally.enter(GROUP, "the hypervisor with assertions boots", Err(e)),
     }
@@ -108,10 +113,15 @@ fn found(name: &str, test: &str, progress: &Progress) -> Result<String> {
     let output = machine
         .host
         .run_with(&command, Duration::from_secs(180), |part| print!("{part}"));
+    detected(output, CONSOLE)
+}
+
+/// How a program's output or its end shows a defect; an error if nothing does.
+pub fn detected(output: Result<Output>, log: &str) -> Result<String> {
     Ok(match output {
         // The machine is gone, or does not answer any more.
         Err(e) => {
-            let warning = quiet().err().map(|w| format!("{w:#}"));
+            let warning = quiet(log).err().map(|w| format!("{w:#}"));
             let warning = warning.as_deref().and_then(|w| w.lines().next());
             format!(
                 "{}; {}",
@@ -121,12 +131,18 @@ fn found(name: &str, test: &str, progress: &Progress) -> Result<String> {
         }
         Ok(output) => {
             let text = output.text;
-            let reason = |start| text.lines().find_map(|l| l.strip_prefix(start));
-            if let Some(first_round) = reason("Bail out! ") {
+            if let Some(first_round) = text.lines().find_map(|l| l.strip_prefix("Bail out! ")) {
                 return Ok(first_round.to_owned());
             }
-            ensure!(text.contains("not ok 1 "), "the test passed");
-            reason("# ").unwrap_or("no reason given").to_owned()
+            let mut reason = "no reason given";
+            let failed = text.lines().find(|line| {
+                if let Some(text) = line.strip_prefix("# ") {
+                    reason = text;
+                }
+                line.starts_with("not ok ")
+            });
+            ensure!(failed.is_some(), "the tests passed");
+            reason.to_owned()
         }
     })
 }
@@ -173,14 +189,14 @@ fn stress(tally: &mut Tally, machine: &Machine, arguments: &str, limit: Duration
 }
 
 /// Everything that the hypervisor printed, except what tests provoke on purpose.
-fn quiet() -> Result<()> {
-    let log = fs::read(paths::logs().join("host.log"))?;
-    let log = String::from_utf8_lossy(&log);
-    let bad: Vec<&str> = log
+pub fn quiet(log: &str) -> Result<()> {
+    let text = fs::read(paths::logs().join(log))?;
+    let text = String::from_utf8_lossy(&text);
+    let bad: Vec<&str> = text
         .lines()
         .filter(|l| l.contains("(XEN)") && WARNINGS.iter().any(|w| l.contains(w)))
         .filter(|l| !l.contains(EXPECTED))
         .collect();
-    ensure!(bad.is_empty(), "in host.log: {}", bad.join("\n"));
+    ensure!(bad.is_empty(), "in {log}: {}", bad.join("\n"));
     Ok(())
 }

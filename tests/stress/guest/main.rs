@@ -58,6 +58,7 @@ extern "C" fn start(m: &'static Mailbox) -> ! {
             mailbox::GRANT => grant(m),
             mailbox::FUZZ => fuzz(m),
             mailbox::EMULATE => emulate(m),
+            mailbox::WATCH => watch(m),
             _ => {}
         }
         m.command.store(0, Release);
@@ -168,6 +169,45 @@ fn foreign_write(m: &Mailbox, frame: u64) -> Option<bool> {
     }
     let after = sum();
     (m.begun.load(Acquire) == begun).then_some(before != after)
+}
+
+/// Arguments: address, frames, word of the other domain, seed. Results: looks at a frame that
+/// stayed, those in which the other domain wrote to it.
+fn watch(m: &Mailbox) {
+    /// As long as a batch may take, in instructions. Whoever touches a frame while there is
+    /// no entry for it waits for the end of the batch, so most of the time none is touched.
+    const BATCH: u64 = 1 << 21;
+    /// The other one writes to each of its frames meanwhile.
+    const TURN: u64 = 4096;
+    let (base, nr, other) = (arg(m, 0), arg(m, 1), arg(m, 2));
+    let mut random = Random(arg(m, 3));
+    let (mut looks, mut wrong) = (0, 0);
+    while !stopped(m) {
+        delay(random.below(BATCH));
+        // Leaving guest mode takes an emulator's translations away, so that the frame is
+        // looked up anew.
+        hypercall(SCHED_OP, 0, 0, 0);
+        let frame = base + random.below(nr) * PAGE;
+        let begun = m.begun.load(Acquire);
+        let (id, before) = (read(word(frame, 0)), read(word(frame, other)));
+        delay(TURN);
+        let after = read(word(frame, other));
+        // The same frame, and no swap began: it has been ours all the time.
+        if read(word(frame, 0)) == id && m.begun.load(Acquire) == begun {
+            looks += 1;
+            wrong += u64::from(after != before);
+        }
+        m.result[0].store(looks, Relaxed);
+        m.result[1].store(wrong, Relaxed);
+    }
+}
+
+/// Spend about so many instructions.
+fn delay(instructions: u64) {
+    // SAFETY: counts a register down.
+    unsafe {
+        asm!("2:", "sub {0}, 2", "ja 2b", inout(reg) instructions | 1 => _, options(nostack, nomem))
+    }
 }
 
 /// Arguments: address, frames to write to in turn (none: only count), word.

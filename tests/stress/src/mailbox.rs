@@ -17,6 +17,8 @@ pub const GRANT: u64 = 4;
 pub const FUZZ: u64 = 5;
 /// Read and write frames by instructions that the hypervisor emulates.
 pub const EMULATE: u64 = 6;
+/// Look for writes of another domain to frames that this one has.
+pub const WATCH: u64 = 7;
 
 /// Guest-physical addresses of the parts of a guest.
 pub const IMAGE: u64 = 0x10_0000;

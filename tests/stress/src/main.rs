@@ -8,6 +8,7 @@ mod control;
 mod domain;
 mod emulated;
 mod fuzz;
+mod handover;
 mod latency;
 mod mailbox;
 mod races;

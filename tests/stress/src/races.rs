@@ -17,6 +17,7 @@ use nix::errno::Errno;
 
 use crate::control;
 use crate::emulated::emulated;
+use crate::handover::handed_over;
 use crate::mailbox;
 use crate::swap::Statuses;
 use crate::swap::Swapper;
@@ -49,6 +50,7 @@ pub type Race = (&'static str, fn(Options) -> Result<String>);
 /// All of them.
 pub const RACES: [Race; 10] = [
     ("vCPUs write to the frames that are swapped", writers),
+    ("nobody writes to a frame that was handed over", handed_over),
     ("swaps of three crossing pairs of domains", crossing),
     ("balloon and populate, by guests and by dom0", balloon),
     ("foreign mappings by dom0", foreign),
