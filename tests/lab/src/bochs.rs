@@ -26,6 +26,8 @@ use crate::paths;
 
 /// Most that it can have, in MiB.
 const MEMORY: u32 = 2048;
+/// Of this, the host management VM's.
+const DOM0: u32 = 512;
 
 /// What it cannot do, as options of the hypervisor that go without. APICV: posted interrupts
 /// want a page of their own in Bochs, in Xen they have less. The other two: with several CPUs
@@ -60,7 +62,7 @@ pub fn console(name: &str) -> String {
 impl Machine {
     /// Start it. Nothing has booted yet when this returns.
     pub fn start(config: &Config) -> Result<Self> {
-        let dir = paths::bochs(config.name);
+        let dir = paths::run().join(config.name);
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir)?;
         fs::create_dir_all(paths::logs())?;
@@ -150,15 +152,14 @@ impl Drop for Guard {
 /// The disk: GRUB, the hypervisor, the kernel and the image.
 fn disk(config: &Config, dir: &Path) -> Result<()> {
     let settings = dir.join("grub.cfg");
-    let dom0_mib = MEMORY / 2;
     fs::write(
         &settings,
         format!(
             "set timeout=0\n\
              set gfxpayload=text\n\
-             multiboot /boot/xen placeholder console=com1 com1=115200,8n1 loglvl=warning \
+             multiboot /boot/xen placeholder console=com1 com1=115200,8n1 loglvl=info \
              guest_loglvl=warning flask=disabled spec-ctrl=no,eager-fpu noreboot \
-             dom0_mem={dom0_mib}M,max:{dom0_mib}M dom0_max_vcpus=1 dom0_vcpus_pin \
+             dom0_mem={DOM0}M,max:{DOM0}M dom0_max_vcpus=1 dom0_vcpus_pin \
              altp2m=1 {WITHOUT}\n\
              module /boot/vmlinux placeholder console=hvc0 quiet mitigations=off \
              clocksource=xen tsc=nowatchdog\n\
@@ -220,7 +221,8 @@ fn bochsrc(config: &Config, dir: &Path, port: u16) -> String {
          debug: action=ignore\n",
         disk = dir.join("disk").display(),
         console = console.display(),
-        // Instructions in a second of the machine's own time.
-        ips = 100_000_000 / cpus,
+        // Instructions of a CPU in a second of the machine's own time: few enough that what
+        // only waits does not take long, and many more than timer interrupts take.
+        ips = 40_000_000,
     )
 }

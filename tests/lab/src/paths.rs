@@ -134,14 +134,9 @@ pub fn logs() -> PathBuf {
     build("logs")
 }
 
-/// Directory of the sockets of a running lab.
+/// Directory of the sockets and disks of a running lab.
 pub fn run() -> PathBuf {
     build("run")
-}
-
-/// What is there while a machine with EPT runs.
-pub fn bochs(name: &str) -> PathBuf {
-    build("bochs").join(name)
 }
 
 /// Directory of the reports.
