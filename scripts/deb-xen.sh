@@ -3,7 +3,7 @@
 #
 # deb-xen.sh: build Debian's packages of Xen with both series of hypervisor-patches/
 # added to Debian's own, into build/deb/xen/. What is built differs from Debian's
-# packages by these patches and the version only.
+# packages by these patches, the version, and what the descriptions say of both.
 # deb-xen.sh lint: also look for errors with lintian that Debian's packages do not have.
 #
 # Debian's rules build the hypervisor, the tools and their manual pages together, so
@@ -22,7 +22,10 @@ patches=hypervisor-patches
 out=$deb/xen
 work=$deb/xen-build
 stage=$work/stage
-version=$(scripts/xen-source.sh version)+vmbeam1
+base=$(scripts/xen-source.sh version)
+version=$base+vmbeam1
+newest=$(scripts/xen-source.sh show newest)
+lacks=$(scripts/xen-source.sh show lacks)
 
 prepare() {
 	step "Xen: what its packages are built with"
@@ -53,9 +56,42 @@ add_patches() {
 		done <"$series/series" >>"$stage/source/debian/patches/series"
 	done
 	echo CONFIG_MEM_SWAP=y >>"$stage/source/debian/xen-kconfig"
-	sed "s/@version@/$version/" packaging/xen/debian/changelog |
+	sed -e "s/@version@/$version/" -e "s/@base@/$base/" packaging/xen/debian/changelog |
 		cat - "$stage/source/debian/changelog" >"$stage/changelog"
 	mv "$stage/changelog" "$stage/source/debian/changelog"
+	describe >"$stage/description"
+	# After the last line of each description.
+	awk -v add="$(cat "$stage/description")" '
+		inside && !/^ / { print add; inside = 0 }
+		/^Description:/ { inside = 1 }
+		{ print }
+		END { if (inside) print add }' "$stage/source/debian/control" >"$stage/control"
+	mv "$stage/control" "$stage/source/debian/control"
+	rm "$stage/description"
+}
+
+# What the packages' descriptions say besides.
+describe() {
+	echo " ."
+	fmt -w 76 <<-TEXT | sed 's/^/ /'
+	This is $base of Debian with the patches of VMBeam.
+	TEXT
+	[ -n "$newest" ] || return 0
+	echo " ."
+	fmt -w 76 <<-TEXT | sed 's/^/ /'
+	It is older than Debian's own package, which was $newest
+	when this one was built. Security updates that it lacks: $lacks.
+	TEXT
+}
+
+compile() {
+	# shellcheck disable=SC2016  # expanded by the inner shell
+	over sh -c 'cd /deb/xen-build/stage/source &&
+		DEB_BUILD_OPTIONS="noautodbgsym parallel=$(nproc)" exec dpkg-buildpackage -us -uc -B' \
+		>"$work/build.log" 2>&1 || {
+		tail -n 30 "$work/build.log"
+		return "$does_not_build"
+	}
 }
 
 build() {
@@ -63,13 +99,8 @@ build() {
 
 	step "Xen: packages of $version (log: build/deb/xen-build/build.log)"
 	add_patches
-	# shellcheck disable=SC2016  # expanded by the inner shell
-	over sh -c 'cd /deb/xen-build/stage/source &&
-		DEB_BUILD_OPTIONS="noautodbgsym parallel=$(nproc)" exec dpkg-buildpackage -us -uc -B' \
-		>"$work/build.log" 2>&1 || {
-		tail -n 30 "$work/build.log"
-		die "dpkg-buildpackage failed"
-	}
+	build_or_reject "$base" "Debian's packages of it do not build with the series" compile ||
+		exec scripts/deb-xen.sh "$@"
 	rm -rf "$out" "$stage/source" "$stage"/*-dbg_*.deb
 	# For the lab, which boots the hypervisor and runs the tools of the packages.
 	for package in xen-hypervisor-4.20-amd64 xen-utils-4.20 libxenmisc4.20; do
@@ -110,15 +141,17 @@ lint() {
 
 key=$({
 	echo "$version"
-	declare -f add_patches build
+	echo "$newest $lacks"
+	declare -f add_patches describe compile build
 	cat scripts/xen-source.sh packaging/xen/debian/changelog build/sysroot.stamp
 	cat $patches/series $patches/*.patch $patches/toolstack/*
 } | sha256sum | cut -d' ' -f1)
 
 if [ "$(cat "$out/.key" 2>/dev/null)" != "$key" ]; then
 	prepare
-	build
+	build "$@"
 fi
 if [ "${1:-}" = lint ] && [ ! -e "$out/.linted" ]; then
 	lint
 fi
+scripts/xen-source.sh notice

@@ -22,10 +22,6 @@ src=$dir/src
 log=$dir/build.log
 result=$dir/result
 
-series() {
-	grep -v -e '^#' -e '^$' "$patches/series"
-}
-
 # report STATUS TEXT
 report() {
 	if [ "$1" = 0 ]; then
@@ -45,7 +41,7 @@ check() {
 }
 
 complete() {
-	diff <(series | sort) <(cd "$patches" && ls -- *.patch)
+	diff <(series "$patches" | sort) <(cd "$patches" && ls -- *.patch)
 }
 
 formatted() {
@@ -137,7 +133,7 @@ patches=$dir/patches
 main() {
 	local version p last
 
-	last=$(series | while read -r p; do
+	last=$(series "$patches" | while read -r p; do
 		if builds "$p"; then echo "$p"; fi
 	done | tail -n 1)
 	version=$(scripts/xen-source.sh version)
@@ -149,10 +145,10 @@ main() {
 	if grep -qx "version: $version" "$patches/UPSTREAM"; then
 		report 0 "base is the one in UPSTREAM"
 	else
-		report 0 "base is the one in UPSTREAM # SKIP the mirror has it no longer"
+		report 0 "base is the one in UPSTREAM # SKIP it applies to a newer one, which is built"
 	fi
 
-	for p in $(series); do
+	for p in $(series "$patches"); do
 		check "$p: format" formatted "$patches/$p" || true
 		check "$p: applies" apply "$p" || return 0
 		check "$p: licences" licensed "$patches/$p" || true

@@ -33,3 +33,25 @@ need() {
 	DEBIAN_FRONTEND=noninteractive apt-get -qq install -y \
 		--no-install-recommends "${missing[@]}" >/dev/null
 }
+
+# series DIRECTORY: the patches that its `series` names, in order.
+series() {
+	sed -e '/^#/d' -e '/^$/d' "$1/series"
+}
+
+# What a script that builds Xen exits with when the compiler said no.
+does_not_build=3
+
+# build_or_reject VERSION REASON COMMAND...: false if it does not build and another version
+# of Xen has been chosen, with which to start again. The fault can be this machine's or the
+# series': so where the version does not build either that the series are made for, that is
+# an error, and nothing is held against the newer ones.
+build_or_reject() {
+	local version=$1 reason=$2 rc=0
+	shift 2
+	"$@" || rc=$?
+	[ "$rc" != 0 ] || return 0
+	[ "$rc" = "$does_not_build" ] || exit "$rc"
+	scripts/xen-source.sh reject "$version" "$reason" || die "Xen $version: $reason"
+	return 1
+}

@@ -48,14 +48,26 @@ mirror=$(apt-get indextargets \
 	awk -F'|' '$1 == "Debian" && $2 == "Debian" { print $3; exit }')
 [ -n "$mirror" ] || die "no Debian mirror in the apt configuration of this machine"
 
-rm -rf build/sysroot build/sysroot.tmp
 mkdir -p build
+# Its security archive, where it has one for this suite.
+# shellcheck disable=SC2016  # apt expands these
+security=$(apt-get indextargets \
+	--format '$(ORIGIN)|$(LABEL)|$(REPO_URI)' 'Created-By: Packages' |
+	awk -F'|' '$1 == "Debian" && $2 == "Debian-Security" { print $3; exit }')
+if [ -n "$security" ] && ! /usr/lib/apt/apt-helper -q -o APT::Sandbox::User=root \
+	download-file "${security%/}/dists/$suite-security/InRelease" build/InRelease \
+	>/dev/null 2>&1; then
+	echo "sysroot.sh: $security has no $suite-security, so it is left out" >&2
+	security=
+fi
+
+rm -rf build/sysroot build/sysroot.tmp build/InRelease
 include=$(IFS=,; echo "${packages[*]}")
 # In a mount namespace of its own: what it mounts of this machine goes with it, however it ends.
 unshare --mount mmdebstrap --quiet --variant=apt --include="$include" \
 	--aptopt='Acquire::Retries "5"' \
 	--aptopt='APT::Install-Recommends "false"' \
-	--aptopt="APT::Default-Release \"$suite\"" \
+	--aptopt="APT::Default-Release \"/^$suite(|-security|-updates)\$/\"" \
 	--dpkgopt='path-exclude=/usr/share/man/*' \
 	--dpkgopt='path-exclude=/usr/share/locale/*' \
 	--skip=cleanup/apt/lists \
@@ -65,6 +77,8 @@ deb $mirror $suite-updates main
 deb $mirror $suite-backports main
 deb-src $mirror $suite main
 deb-src $mirror $suite-updates main
+${security:+deb $security $suite-security main
+deb-src $security $suite-security main}
 SOURCES
 mkdir -p build/sysroot.tmp/src
 mv build/sysroot.tmp build/sysroot

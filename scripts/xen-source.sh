@@ -3,143 +3,228 @@
 #
 # The source of Xen that everything is built from.
 #
-#   xen-source.sh version     fetch it if needed, print its version
-#   xen-source.sh unpack DIR  the pristine source in DIR
-#   xen-source.sh debian DIR  that of Debian's package, its patches not applied
+#   xen-source.sh version       choose and fetch it if needed, print its version
+#   xen-source.sh unpack DIR    the pristine source in DIR
+#   xen-source.sh debian DIR    that of Debian's package, its patches not applied
+#   xen-source.sh notice        which one it is, and if it is not the newest: why not, and
+#                               which security updates it lacks
+#   xen-source.sh show FIELD    version, newest or lacks, as the choice recorded it
+#   xen-source.sh reject VERSION REASON
+#                               choose another one from now on; fails if there is none
 #
-# It is the one in hypervisor-patches/UPSTREAM, as long as the Debian mirror has
-# the archive: a point release of Debian replaces the package, at once in the
-# index, later or never in the pool of every mirror, and must not break a build
-# in either case. Should the archive be gone, it is the current package's.
+# It is the newest source of Debian's 4.20 that the archive has and that both series of
+# hypervisor-patches/ apply to. Only if there is none, it is the one that the series are
+# made for (hypervisor-patches/UPSTREAM). XEN_ARCHIVE names a directory of source packages
+# to take instead of the archive.
+#
+# What the archive had is in build/xen/dl/offered, and asked once; what was chosen from
+# that is in build/xen/dl/choice. Both stay, and what was fetched, for builds that can be
+# repeated, with or without a network.
 
 set -euo pipefail
+shopt -s inherit_errexit
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
 . scripts/lib.sh
 
 dl=build/xen/dl
-chosen=$dl/version
-upstream=hypervisor-patches/UPSTREAM
-pinned=$(sed -n 's/^version: //p' "$upstream")
-pinned_hash=$(sed -n 's/^sha256: \([0-9a-f]*\) .*/\1/p' "$upstream")
-pinned_packaging=$(sed -n 's/^packaging: \([0-9a-f]*\) .*/\1/p' "$upstream")
+# shellcheck source=scripts/xen-archive.sh
+. scripts/xen-archive.sh
 
-# archive VERSION: the name that Debian gives the upstream source.
-archive() {
-	echo "xen_${1%-*}.orig.tar.xz"
+patches=hypervisor-patches
+try=build/xen/try
+
+series_key() {
+	cat $patches/series $patches/*.patch $patches/toolstack/* | sha256sum | cut -d' ' -f1
 }
 
-# packaging VERSION: the same of what Debian adds to it.
-packaging() {
-	echo "xen_$1.debian.tar.xz"
+# What the choice depends on.
+choice_key() {
+	{
+		cat "$upstream" "$dl/offered" "$dl/refused" 2>/dev/null || true
+		series_key
+		cat scripts/xen-source.sh scripts/xen-archive.sh
+	} | sha256sum | cut -d' ' -f1
 }
 
-# have FILE SHA256
-have() {
-	[ -e "$dl/$1" ] && echo "$2  $dl/$1" | sha256sum --check --status
+show() {
+	sed -n "s/^$1: //p" "$dl/choice"
 }
 
-# get URL FILE SHA256, inside the sysroot.
-get() {
-	/usr/lib/apt/apt-helper -q -o APT::Sandbox::User=root \
-		-o Acquire::Retries=5 \
-		download-file "$1" "$dl/$2" "SHA256:$3" >/dev/null 2>&1 &&
-		have "$2" "$3"
+unpack_version() {
+	rm -rf "$2" "$2.tmp"
+	mkdir -p "$2.tmp"
+	tar -C "$2.tmp" --strip-components=1 -xf "$dl/$(archive "$1")"
+	mv "$2.tmp" "$2"
 }
 
-# pool FILE SHA256: from where the mirror keeps all versions.
-pool() {
-	local uri
+# applied SERIES DIRECTORY: without fuzz, as dpkg-source does it. Says which does not.
+applied() {
+	local p
 
-	# shellcheck disable=SC2016  # apt expands it
-	uri=$(apt-get indextargets --format '$(REPO_URI)' \
-		'Created-By: Packages' | head -n 1)
-	get "${uri%/}/pool/main/x/xen/$1" "$1" "$2"
+	for p in $(series "$1"); do
+		patch -d "$2" -p1 -F0 -s -f --no-backup-if-mismatch <"$1/$p" >/dev/null || {
+			echo "${1##*/}/$p does not apply$3"
+			return 1
+		}
+	done
 }
 
-# indexed VERSION FILE: the .dsc itself is not needed, apt knows the hashes from
-# the signed index.
-indexed() {
-	local url hash
-
-	read -r url _ _ hash < <(apt-get source --print-uris "xen=$1" \
-		2>/dev/null | grep -F " $2 ") &&
-		get "${url//\'/}" "$2" "${hash#SHA256:}"
+# misfit VERSION: whether something does not apply, and what. First as `make xen` and `make
+# xen-tools` apply it, then as `make deb-xen` does.
+misfit() {
+	! {
+		unpack_version "$1" "$try" &&
+			applied "$patches" "$try" '' && unpack_version "$1" "$try" &&
+			applied "$patches/toolstack" "$try" '' && unpack_version "$1" "$try" &&
+			tar -C "$try" -xf "$dl/$(packaging "$1")" &&
+			applied "$try/debian/patches" "$try" ', which is one of Debian' &&
+			applied "$patches" "$try" ' after those of Debian' &&
+			applied "$patches/toolstack" "$try" ' after those of Debian'
+	}
 }
 
-# The parts that run inside the sysroot.
-fetch() {
-	local version
+# take VERSION REASONS: record the choice.
+take() {
+	local newest lacks=''
 
-	if pool "$(archive "$pinned")" "$pinned_hash"; then
-		echo "$pinned" >"$chosen"
-		return
-	fi
-
-	version=$(apt-cache madison xen | awk '/Sources/ { print $3; exit }')
-	[ -n "$version" ] || die "the package index has no source of Xen"
-	indexed "$version" "$(archive "$version")" ||
-		die "the mirror has the source neither of Xen $pinned nor of $version"
-	echo "$version" >"$chosen"
-}
-
-fetch_packaging() {
-	local file
-
-	file=$(packaging "$1")
-	if [ "$1" = "$pinned" ]; then
-		pool "$file" "$pinned_packaging"
+	newest=$(head -n 1 "$dl/offered" | cut -f1)
+	if [ -n "$newest" ] && [ "$newest" != "$1" ]; then
+		lacks=$(advisories "$1" <"$dl/changelog")
+		[ -s "$dl/changelog" ] || lacks="not known, since its changelog could not be had"
+		lacks=${lacks:-none that its changelog names}
 	else
-		indexed "$1" "$file"
-	fi || die "the mirror does not have $file"
+		newest=
+	fi
+	cat >"$dl/choice.tmp" <<-CHOICE
+	key: $(choice_key)
+	version: $1
+	asked: $(cat "$dl/asked")
+	newest: $newest
+	lacks: $lacks
+	$(sed -n 's/..*/why: &/p' <<<"$2")
+	CHOICE
+	mv "$dl/choice.tmp" "$dl/choice"
+	echo "$1" >"$dl/version"
 }
 
-# What was fetched once stays, for builds that can be repeated.
-version() {
-	local version
+# The part that runs inside the sysroot. It needs no network if `offered` is there and
+# the source was fetched.
+# choose [DIRECTORY]
+choose() {
+	local version problem key reasons=''
 
-	if have "$(archive "$pinned")" "$pinned_hash"; then
-		echo "$pinned"
-		return
+	mkdir -p "$dl"
+	if [ ! -e "$dl/offered" ] || [ -n "${1:-}" ]; then
+		offer "$pinned" "${1:-}" >"$dl/offered.tmp"
+		version=$(head -n 1 "$dl/offered.tmp" | cut -f1)
+		: >"$dl/changelog"
+		[ -z "$version" ] || changelog "$version" "${1:-}" >"$dl/changelog" || true
+		mv "$dl/offered.tmp" "$dl/offered"
+		rm -rf "$dl/lists"
 	fi
-	version=$(cat "$chosen" 2>/dev/null || true)
-	if [ -z "$version" ] || [ ! -e "$dl/$(archive "$version")" ]; then
-		mkdir -p "$dl"
-		scripts/in-sysroot.sh scripts/xen-source.sh --fetch >&2
-		version=$(cat "$chosen")
+	touch "$dl/refused"
+	key=$(series_key)
+	while IFS=$'\t' read -r version problem; do
+		problem=${problem:-$(sed -n "s/^$key $version //p" "$dl/refused")}
+		[ -n "$problem" ] || problem=$(misfit "$version") || true
+		if [ -z "$problem" ]; then
+			rm -rf "$try"
+			take "$version" "$reasons"
+			return
+		fi
+		reasons+="$version: $problem"$'\n'
+	done <"$dl/offered"
+	rm -rf "$try"
+
+	if ! have "$(archive "$pinned")" "$pinned_hash"; then
+		ask
+		get_pinned "$(archive "$pinned")" "$pinned_hash" || die \
+			"there is no source of Xen $release to build:
+$pinned: the mirror does not have it, for which the series are made
+${reasons}Make the series fit a newer one with make hv-rebase, or name a directory that has
+source packages: XEN_ARCHIVE=DIRECTORY"
 	fi
-	echo "$version"
+	take "$pinned" "$reasons"
+}
+
+version() {
+	mkdir -p "$dl"
+	if [ -n "${XEN_ARCHIVE:-}" ]; then
+		[ -d "$XEN_ARCHIVE" ] || die "XEN_ARCHIVE: there is no directory $XEN_ARCHIVE"
+		rm -rf "$dl/from"
+		cp -rL "$XEN_ARCHIVE" "$dl/from"
+		flock "$dl/lock" scripts/in-sysroot.sh scripts/xen-source.sh --choose "$dl/from" >&2
+		rm -rf "$dl/from"
+	elif [ ! -e "$dl/offered" ] || [ "$(show key 2>/dev/null)" != "$(choice_key)" ] ||
+		[ ! -e "$dl/$(archive "$(show version)")" ]; then
+		flock "$dl/lock" scripts/in-sysroot.sh scripts/xen-source.sh --choose >&2
+	fi
+	show version
 }
 
 # Debian's own patches are left out: they move paths of the tools and change
 # the banner, not the hypervisor.
 unpack() {
-	local version
-
-	version=$(version)
-	rm -rf "$1" "$1.tmp"
-	mkdir -p "$1.tmp"
-	tar -C "$1.tmp" --strip-components=1 -xf "$dl/$(archive "$version")"
-	mv "$1.tmp" "$1"
+	unpack_version "$(version)" "$1"
 }
 
-# The archive of an earlier version may be there without its packaging.
 debian() {
 	local version
 
 	version=$(version)
-	if [ "$version" != "$pinned" ] || ! have "$(packaging "$version")" "$pinned_packaging"; then
-		scripts/in-sysroot.sh scripts/xen-source.sh --fetch-packaging "$version"
+	if [ "$version" = "$pinned" ] && ! have "$(packaging "$version")" "$pinned_packaging"; then
+		scripts/in-sysroot.sh scripts/xen-source.sh --fetch-packaging
 	fi
-	unpack "$1"
+	unpack_version "$version" "$1"
 	tar -C "$1" -xf "$dl/$(packaging "$version")"
+}
+
+fetch_packaging() {
+	ask
+	get_pinned "$(packaging "$pinned")" "$pinned_packaging" ||
+		die "the mirror does not have $(packaging "$pinned")"
+}
+
+notice() {
+	local version newest
+
+	version=$(version)
+	newest=$(show newest)
+	if [ -z "$newest" ]; then
+		echo "Xen is built from $version, the newest of Debian's $release by $(show asked)."
+		return
+	fi
+	cat <<-NOTICE
+	Xen is built from $version, which is NOT the newest of Debian's $release.
+	    missing security updates: $(show lacks)
+	    (Debian's changelog of $newest: $dl/changelog)
+	$(show why | sed 's/^/    not taken: /')
+	    To ask the archive again: rm $dl/offered. If a patch does not apply, or it does not
+	    build: make hv-rebase.
+	NOTICE
+}
+
+# Whether it is the version's fault that it does not build cannot be known before the
+# one that is known to build was tried.
+reject() {
+	if [ "$1" = "$pinned" ]; then
+		rm -f "$dl/refused"
+		return 1
+	fi
+	echo "$(series_key) $1 $2" >>"$dl/refused"
+	echo "Xen $1: $2. The next older source is taken instead." >&2
 }
 
 case ${1:-} in
 version) version ;;
 unpack) unpack "$2" ;;
 debian) debian "$2" ;;
---fetch) fetch ;;
---fetch-packaging) fetch_packaging "$2" ;;
-*) die "usage: xen-source.sh version | unpack DIR | debian DIR" ;;
+notice) notice ;;
+show) version >/dev/null && show "$2" ;;
+reject) reject "$2" "$3" ;;
+--choose) choose "${2:-}" ;;
+--fetch-packaging) fetch_packaging ;;
+*) die "usage: xen-source.sh version | unpack DIR | debian DIR | notice | show FIELD |
+       reject VERSION REASON" ;;
 esac

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 #
 # Build the toolstack of the guest management VMs: the source that
-# scripts/xen-source.sh fetches, with hypervisor-patches/toolstack/ applied. Only
+# scripts/xen-source.sh chooses, with hypervisor-patches/toolstack/ applied. Only
 # what the patches change is taken from it; everything else is Debian's.
 #
 #   xen-tools.sh        Debian 13's Xen 4.20, in build/xen-tools/out
@@ -113,7 +113,7 @@ inside() {
 
 	build_tools >"$log" 2>&1 || {
 		tail -n 30 "$log"
-		die "the toolstack does not build"
+		exit "$does_not_build"
 	}
 
 	rm -rf "$out.tmp"
@@ -159,8 +159,15 @@ if [ "$release" = 4.17 ]; then
 	scripts/suite-xen.sh packages bookworm "$base" "${packages_4_17[@]}"
 	version=$(cat "$base/version")
 	step_done
+	scripts/in-sysroot.sh scripts/xen-tools.sh 4.17 --inside "$version"
 else
 	version=$(scripts/xen-source.sh version)
+	# The hypervisor is then to be of the same source again.
+	build_or_reject "$version" "the toolstack does not build with its series" \
+		scripts/in-sysroot.sh scripts/xen-tools.sh 4.20 --inside "$version" || {
+		[ ! -e build/xen/out ] || scripts/xen.sh
+		exec scripts/xen-tools.sh
+	}
+	scripts/xen-source.sh notice
 fi
-scripts/in-sysroot.sh scripts/xen-tools.sh "$release" --inside "$version"
 echo "$key" >"$out/.key"
