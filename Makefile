@@ -5,6 +5,8 @@
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 SHELL := /bin/bash
 export VMBEAM_STARTED ?= $(shell date +%s)
+# A directory of source packages of Xen to build from instead of Debian's archive.
+export XEN_ARCHIVE
 
 in_sysroot := scripts/in-sysroot.sh
 lab := $(in_sysroot) build/target/release/lab
@@ -18,6 +20,7 @@ KDIR ?= build/kernel/kdir
 ## demo: swap a guest VM's memory between two nested systems, verify and time it
 .PHONY: demo
 demo: images
+	@scripts/xen-source.sh notice
 	@$(lab) demo
 
 ## demo-rejuvenate: replace the guest hypervisor under three running guest VMs
@@ -209,6 +212,16 @@ hv-check: xen
 SUITE ?= sid
 hv-suite: sysroot
 	@scripts/hv-suite.sh $(SUITE)
+
+## hv-series: does the series apply to a tree of Xen? (BASE=path, REV=, SERIES=directory)
+.PHONY: hv-series
+hv-series: sysroot
+	@REV="$(REV)" scripts/hv-series.sh "$(BASE)" $(SERIES)
+
+## hv-rebase: take both series to a newer Xen 4.20, by merging (VERSION=, FROM=directory)
+.PHONY: hv-rebase
+hv-rebase: sysroot userspace
+	@VERSION="$(VERSION)" FROM="$(FROM)" RESUME="$(RESUME)" scripts/hv-rebase.sh
 
 ## clean: remove what was built, but keep the sysroot
 .PHONY: clean

@@ -53,12 +53,6 @@ formatted() {
 		! sed '/^diff /,$d' "$1" | grep -q '.\{76,\}'
 }
 
-# Without a repository around it, git takes paths from where it is started.
-apply() {
-	GIT_CEILING_DIRECTORIES=$PWD/$dir git -C "$src" apply \
-		--whitespace=error-all "$PWD/$patches/$1"
-}
-
 # Whether the hypervisor is another one with this patch.
 builds() {
 	grep -q '^+++ b/\(xen\|tools/flask\)/' "$patches/$1"
@@ -150,7 +144,7 @@ main() {
 
 	for p in $(series "$patches"); do
 		check "$p: format" formatted "$patches/$p" || true
-		check "$p: applies" apply "$p" || return 0
+		check "$p: applies" apply_patch "$src" "$patches/$p" --whitespace=error-all || return 0
 		check "$p: licences" licensed "$patches/$p" || true
 
 		builds "$p" || continue

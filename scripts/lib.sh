@@ -55,3 +55,13 @@ build_or_reject() {
 	scripts/xen-source.sh reject "$version" "$reason" || die "Xen $version: $reason"
 	return 1
 }
+
+# apply_patch DIRECTORY PATCH [OPTION...]: all of it or nothing, and without fuzz. With a
+# repository around the directory git would take paths from there.
+apply_patch() {
+	local directory=$1 patch
+	patch=$(realpath "$2")
+	shift 2
+	GIT_CEILING_DIRECTORIES=$(realpath "$directory/..") \
+		git -C "$directory" apply "$@" "$patch"
+}

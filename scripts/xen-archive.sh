@@ -77,9 +77,9 @@ get_pinned() {
 	get "$1" "$2" pool/main/x/xen pool/updates/main/x/xen
 }
 
-# The sources in the index: VERSION FILE SHA256 DIRECTORY.
+# The sources in the index, if there are any: VERSION FILE SHA256 DIRECTORY.
 indexed() {
-	apt-cache "${apt[@]}" showsrc --only-source xen 2>/dev/null | awk '
+	{ apt-cache "${apt[@]}" showsrc --only-source xen 2>/dev/null || true; } | awk '
 		/^Version:/ { version = $2 }
 		/^Directory:/ { directory = $2 }
 		NF == 3 && length($1) == 64 { sum[$3] = $1 }
@@ -92,9 +92,8 @@ indexed() {
 
 # The same of a directory's .dsc files.
 described() {
-	awk '/^Version:/ { version = $2 }
-		NF == 3 && length($1) == 64 { print version, $3, $1, FILENAME }' \
-		"$1"/xen_*.dsc 2>/dev/null
+	find "$1" -name 'xen_*.dsc' -exec awk '/^Version:/ { version = $2 }
+		NF == 3 && length($1) == 64 { print version, $3, $1, FILENAME }' {} +
 }
 
 # candidates FLOOR: of the versions in the input those that count, newest first.
@@ -122,7 +121,7 @@ offer() {
 	{
 		awk '{ print $1 }' <<<"$sources"
 		if [ -z "$directory" ]; then
-			apt-cache "${apt[@]}" madison "xen-hypervisor-$release-amd64" |
+			{ apt-cache "${apt[@]}" madison "xen-hypervisor-$release-amd64" || true; } |
 				awk '/ Packages$/ { print $3 }'
 		fi
 	} | candidates "$floor" | while read -r version; do

@@ -9,6 +9,7 @@
 #   xen-source.sh notice        which one it is, and if it is not the newest: why not, and
 #                               which security updates it lacks
 #   xen-source.sh show FIELD    version, newest or lacks, as the choice recorded it
+#   xen-source.sh fits VERSION  whether both series apply to a version that was fetched
 #   xen-source.sh reject VERSION REASON
 #                               choose another one from now on; fails if there is none
 #
@@ -222,9 +223,10 @@ unpack) unpack "$2" ;;
 debian) debian "$2" ;;
 notice) notice ;;
 show) version >/dev/null && show "$2" ;;
+fits) if misfit "$2"; then exit 1; fi ;;
 reject) reject "$2" "$3" ;;
 --choose) choose "${2:-}" ;;
 --fetch-packaging) fetch_packaging ;;
 *) die "usage: xen-source.sh version | unpack DIR | debian DIR | notice | show FIELD |
-       reject VERSION REASON" ;;
+       fits VERSION | reject VERSION REASON" ;;
 esac

@@ -149,6 +149,11 @@ case ${1:-} in
 	build_test "$2"
 	exit 0
 	;;
+--hypervisor)
+	# For hv-series.sh: SOURCE OBJECTS.
+	build_hypervisor "$2" "$3" n
+	exit 0
+	;;
 esac
 
 debug=${XEN_DEBUG:-n}

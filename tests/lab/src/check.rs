@@ -46,7 +46,7 @@ pub const TESTS: Duration = Duration::from_secs(600);
 pub enum Group {
     /// Formatting, lints, documentation of the code.
     Style,
-    /// The patch series applies, each patch builds.
+    /// The patch series applies, each patch builds; which source of Xen it is built from.
     Hypervisor,
     /// Unit and property tests on this machine.
     Unit,
@@ -132,6 +132,7 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
         match group {
             Group::Style => tally.program("style", &mut Command::new("scripts/style.sh")),
             Group::Hypervisor => {
+                tally.program("hypervisor", &mut Command::new("tests/base/base.sh"));
                 let mode: &[&str] = if long { &[] } else { &["quick"] };
                 tally.program("hypervisor", Command::new("scripts/hv-check.sh").args(mode));
             }
