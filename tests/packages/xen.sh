@@ -10,6 +10,8 @@
 set -uo pipefail
 
 version=$1
+# Debian's, which ours is built from.
+base=${version%+vmbeam*}
 # shellcheck source=tests/packages/try.sh
 . "${0%/*}/try.sh"
 
@@ -51,6 +53,45 @@ linked() {
 	done
 }
 
+# Debian's newest, if it is newer.
+debians() {
+	local newest
+	newest=$(apt-cache madison xen-hypervisor-4.20-amd64 | awk '/ Packages$/ { print $3; exit }')
+	! dpkg --compare-versions "$newest" gt "$version" || echo "$newest"
+}
+
+sorted() {
+	dpkg --compare-versions "$version" gt "$base" &&
+		dpkg --compare-versions "$version" lt "${base}u" &&
+		dpkg --compare-versions "$version" lt "${base/%[0-9]/9}"
+}
+
+described() {
+	local package text newest
+	newest=$(debians)
+	for package in "${packages[@]}"; do
+		text=$(dpkg-query -W -f '${Description}' "$package" | tr -s ' \n' ' ')
+		[[ $text == *"This is $base of Debian with the patches of VMBeam."* ]] &&
+			[[ -z $newest || $text == *"which was $newest when"*"it lacks: XSA-"* ]] || {
+			echo "$package: $text"
+			return 1
+		}
+	done
+}
+
+# The program that is for the host, of the package beside these.
+checked() {
+	local text newest
+	newest=$(debians)
+	dpkg-deb -x /deb/vmbeam_*.deb /tmp/vmbeam && text=$(/tmp/vmbeam/usr/bin/vmbeam check)
+	grep "hypervisor's source" <<<"$text" || { echo "$text"; return 1; }
+	if [ -n "$newest" ]; then
+		grep -q "^WARNING .*: $version is older than Debian's $newest" <<<"$text"
+	else
+		grep -q "^ok .*: $version; apt knows no newer one" <<<"$text"
+	fi
+}
+
 next_version() {
 	local package
 	for package in "${packages[@]}"; do
@@ -83,6 +124,9 @@ cd /deb/xen || exit 1
 
 try "apt puts them in the place of Debian's" in_place
 try 'all are of this version, and whole' every "$version"
+try "their version sorts by that of Debian's source" sorted
+try 'their descriptions say what they are built from' described
+try "vmbeam check says whether Debian has a newer one" checked
 try 'hypervisor, libraries and xl are the patched ones' patched
 try 'all libraries are there' linked
 try 'make a higher version' next_version "$version.1"

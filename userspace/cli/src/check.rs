@@ -2,6 +2,7 @@
 
 //! `vmbeam check`
 
+use crate::base::{self, Base};
 use crate::client::{Client, ClientError};
 use crate::exit;
 use serde::Serialize;
@@ -16,6 +17,8 @@ use vmbeam_wire::message::{CheckReport, FromDaemon, ToDaemon, Toolstack};
 struct Item {
     name: String,
     ok: bool,
+    /// Nothing is missing for a swap, but somebody should look at it.
+    warning: bool,
     /// What was found, or what is wrong and what to do about it.
     detail: String,
 }
@@ -28,7 +31,39 @@ fn item(name: impl Into<String>, result: Result<String, String>) -> Item {
     Item {
         name: name.into(),
         ok,
+        warning: false,
         detail,
+    }
+}
+
+fn source(base: Base) -> Item {
+    let name = "hypervisor's source";
+    match base {
+        Base::Newest { installed } => {
+            item(name, Ok(format!("{installed}; apt knows no newer one")))
+        }
+        Base::Old {
+            installed,
+            newest,
+            held,
+        } => {
+            let mut detail = format!("{installed} is older than Debian's {newest} and lacks its security updates; make packages of the newer one (make deb-xen) and install them");
+            if held {
+                detail += "; the package is held, so apt offers nothing by itself";
+            }
+            Item {
+                warning: true,
+                ..item(name, Ok(detail))
+            }
+        }
+    }
+}
+
+fn state(item: &Item) -> &'static str {
+    match item {
+        Item { ok: false, .. } => "MISSING",
+        Item { warning: true, .. } => "WARNING",
+        _ => "ok",
     }
 }
 
@@ -114,6 +149,7 @@ fn agents(report: &CheckReport, items: &mut Vec<Item>) {
 pub(crate) fn run(socket: &Path, path: &Path, json: bool) -> Result<ExitCode, ClientError> {
     let mut items = Vec::new();
     device(path, &mut items);
+    items.extend(base::look(base::run).map(source));
     match Client::connect(socket).and_then(|c| c.ask(&ToDaemon::Check, |_| {})) {
         Ok(FromDaemon::Check(report)) => agents(&report, &mut items),
         Ok(_) => return Err(ClientError::Unexpected),
@@ -123,12 +159,7 @@ pub(crate) fn run(socket: &Path, path: &Path, json: bool) -> Result<ExitCode, Cl
         println!("{}", serde_json::to_string_pretty(&items)?);
     } else {
         for i in &items {
-            println!(
-                "{:<8} {}: {}",
-                if i.ok { "ok" } else { "MISSING" },
-                i.name,
-                i.detail
-            );
+            println!("{:<8} {}: {}", state(i), i.name, i.detail);
         }
     }
     let ok = items.iter().all(|i| i.ok);
@@ -137,4 +168,33 @@ pub(crate) fn run(socket: &Path, path: &Path, json: bool) -> Result<ExitCode, Cl
     } else {
         ExitCode::from(exit::FAILED)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_source_is_a_warning() {
+        let old = |held| {
+            source(Base::Old {
+                installed: "1".into(),
+                newest: "2".into(),
+                held,
+            })
+        };
+        assert!(old(false).ok);
+        assert_eq!(state(&old(false)), "WARNING");
+        assert!(!old(false).detail.contains("held"));
+        assert!(old(true).detail.contains("held"));
+    }
+
+    #[test]
+    fn the_newest_source_is_not() {
+        let newest = source(Base::Newest {
+            installed: "2".into(),
+        });
+        assert_eq!(state(&newest), "ok");
+        assert_eq!(state(&item("x", Err("y".into()))), "MISSING");
+    }
 }

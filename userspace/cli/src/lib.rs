@@ -3,6 +3,7 @@
 //! `vmbeam`: the command line. A library as well, so that the manual and the
 //! completions are made from the same definition as the program.
 
+mod base;
 mod check;
 mod client;
 mod display;
