@@ -9,10 +9,11 @@
 #   RESUME=y  go on after conflicts were resolved in build/xen/rebase/repo
 #
 # Everything is made in build/xen/rebase; how to take it over is said at the end:
-#   repo   a git repository with the tags `base`, `new` and a branch for each series on
-#          `new`, conflicts committed with their markers
-#   tree   a copy of what builds Xen, with the new series and the new UPSTREAM
-#   table  what was printed, and *.log
+#   repo     a git repository with the tags `base`, `new` and a branch for each series on
+#            `new`, conflicts committed with their markers
+#   patches  the new series and the new UPSTREAM
+#   tree     a copy of what builds Xen, with these
+#   table    what was printed, and *.log
 #
 # Exit status 0 only if there is nothing to do but take it over.
 
@@ -168,6 +169,10 @@ copy_tree() {
 		-e "s/^sha256: .*/sha256: $(hash_of "$(archive "$version")")  $(archive "$version")/" \
 		-e "s/^packaging: .*/packaging: $(hash_of "$(packaging "$version")")  $(packaging "$version")/" \
 		"$tree/$upstream"
+	rm -rf "$work/patches"
+	mkdir -p "$work/patches/toolstack"
+	cp "$tree/$patches"/{UPSTREAM,series,*.patch} "$work/patches/"
+	cp "$tree/$patches/toolstack"/* "$work/patches/toolstack/"
 }
 
 # prove NAME COMMAND...: in the copy.
@@ -246,7 +251,7 @@ verdict() {
 	fi
 	cat <<-TEXT
 	To take it over:
-	    rm $patches/{,toolstack/}*.patch && cp -r $tree/$patches/. $patches/
+	    rm $patches/{,toolstack/}*.patch && cp -r $work/patches/. $patches/
 	Then make check, and Documentation/hypercall.rst says for which base the series is.
 	TEXT
 	! grep -q '^FAILED' "$work/table" || exit 1

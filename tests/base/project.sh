@@ -3,7 +3,7 @@
 #
 # A project with small patches, and sources of a small Xen for it. Sourced by base.sh.
 
-# shellcheck disable=SC2016,SC2317  # the stubs expand it; called by what the tests call
+# shellcheck disable=SC2015,SC2016,SC2317  # the stubs expand it; called by what the tests call
 
 pinned=4.20.3-0+deb13u1
 real=$PWD
@@ -107,6 +107,24 @@ without() {
 		"$XEN_ARCHIVE/xen-hypervisor-common_${version}_amd64.deb" >/dev/null
 }
 
+# stored NAME: what that archive has, made once.
+stored() {
+	local XEN_ARCHIVE=$top/stored/$1
+
+	[ ! -d "$XEN_ARCHIVE" ] || return 0
+	mkdir -p "$XEN_ARCHIVE"
+	case $1 in
+	pinned) package "$pinned" ;;
+	newer) package 4.20.4-0+deb13u1 ;;
+	conflict) package 4.20.5-0+deb13u1 ;;
+	missing) without 4.20.6-0+deb13u1 ;;
+	context) package 4.20.7-0+deb13u1 ;;
+	debian) package 4.20.8-0+deb13u1 ;;
+	upstreamed) package 4.20.9-0+deb13u1 ;;
+	*) return 1 ;;
+	esac
+}
+
 # from ARCHIVE...: a new project, and a directory with these as its archive.
 from() {
 	local name
@@ -115,18 +133,8 @@ from() {
 	export XEN_ARCHIVE=$top/archive
 	rm -rf "$XEN_ARCHIVE"
 	mkdir "$XEN_ARCHIVE"
-	package "$pinned"
-	for name in "$@"; do
-		case $name in
-		pinned) ;;
-		newer) package 4.20.4-0+deb13u1 ;;
-		conflict) package 4.20.5-0+deb13u1 ;;
-		missing) without 4.20.6-0+deb13u1 ;;
-		context) package 4.20.7-0+deb13u1 ;;
-		debian) package 4.20.8-0+deb13u1 ;;
-		upstreamed) package 4.20.9-0+deb13u1 ;;
-		*) return 1 ;;
-		esac
+	for name in pinned "$@"; do
+		stored "$name" && cp "$top/stored/$name"/* "$XEN_ARCHIVE/" || return
 	done
 }
 
@@ -146,17 +154,24 @@ patch_of() {
 stub() {
 	local name=$1
 	shift
-	printf '%s\n' '#!/bin/bash' "$@" >"$top/project/$name"
-	chmod +x "$top/project/$name"
+	printf '%s\n' '#!/bin/bash' "$@" >"$top/template/$name"
+	chmod +x "$top/template/$name"
 }
 
+# project: a new one, and go there.
 project() {
-	local p=$top/project name
+	rm -rf "$top"/{project,calls,asked,other,before} "$top"/no-*
+	: >"$top/calls"
+	[ -d "$top/template" ] || template
+	cp -r "$top/template" "$top/project"
+	cd "$top/project" || return
+}
 
-	rm -rf "$p" "$top"/{calls,asked,other,before} "$top"/no-*
+template() {
+	local p=$top/template name
+
 	mkdir -p "$p/scripts" "$p/hypervisor-patches/toolstack" "$p/build/target/release" \
 		"$p/build/xen/dl"
-	: >"$top/calls"
 	touch "$p/build/sysroot.stamp"
 	for name in lib in-sysroot xen-archive xen-source hv-rebase hv-series; do
 		cp "$real/scripts/$name.sh" "$p/scripts/"
@@ -171,7 +186,8 @@ project() {
 	(cd "$p/hypervisor-patches" && printf '# The series.\n%s\n%s\n# why it stays\n%s\n' 0*.patch >series &&
 		cd toolstack && printf '%s\n' 0*.patch >series)
 
-	XEN_ARCHIVE=$p/build/xen/dl package "$pinned"
+	stored pinned
+	cp "$top/stored/pinned"/*.xz "$p/build/xen/dl/"
 	printf 'version: %s\ncommit: none\nsha256: %s\npackaging: %s\n' "$pinned" \
 		"$(sha256sum "$p/build/xen/dl/xen_4.20.3.orig.tar.xz" | sed 's|/.*/||')" \
 		"$(sha256sum "$p/build/xen/dl/xen_$pinned.debian.tar.xz" | sed 's|/.*/||')" \
@@ -188,5 +204,4 @@ project() {
 	stub scripts/harness.sh "echo harness >>$top/calls"
 	stub build/target/release/hv-harness '[ "$1" = check ]'
 	stub scripts/hv-check.sh "echo hv-check \$(scripts/xen-source.sh version) >>$top/calls"
-	cd "$p" || return
 }

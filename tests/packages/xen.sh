@@ -62,7 +62,6 @@ debians() {
 
 sorted() {
 	dpkg --compare-versions "$version" gt "$base" &&
-		dpkg --compare-versions "$version" lt "${base}u" &&
 		dpkg --compare-versions "$version" lt "${base/%[0-9]/9}"
 }
 
@@ -71,11 +70,11 @@ described() {
 	newest=$(debians)
 	for package in "${packages[@]}"; do
 		text=$(dpkg-query -W -f '${Description}' "$package" | tr -s ' \n' ' ')
-		[[ $text == *"This is $base of Debian with the patches of VMBeam."* ]] &&
-			[[ -z $newest || $text == *"which was $newest when"*"it lacks: XSA-"* ]] || {
+		if [[ $text != *"This is $base of Debian with the patches of VMBeam."* ]] ||
+			[[ -n $newest && $text != *"which was $newest when"*"it lacks: XSA-"* ]]; then
 			echo "$package: $text"
 			return 1
-		}
+		fi
 	done
 }
 
