@@ -54,7 +54,7 @@ linked() {
 }
 
 # Debian's newest, if it is newer.
-debians() {
+theirs() {
 	local newest
 	newest=$(apt-cache madison xen-hypervisor-4.20-amd64 | awk '/ Packages$/ { print $3; exit }')
 	! dpkg --compare-versions "$newest" gt "$version" || echo "$newest"
@@ -67,7 +67,7 @@ sorted() {
 
 described() {
 	local package text newest
-	newest=$(debians)
+	newest=$(theirs)
 	for package in "${packages[@]}"; do
 		text=$(dpkg-query -W -f '${Description}' "$package" | tr -s ' \n' ' ')
 		if [[ $text != *"This is $base of Debian with the patches of VMBeam."* ]] ||
@@ -81,7 +81,7 @@ described() {
 # The program that is for the host, of the package beside these.
 checked() {
 	local text newest
-	newest=$(debians)
+	newest=$(theirs)
 	dpkg-deb -x /deb/vmbeam_*.deb /tmp/vmbeam && text=$(/tmp/vmbeam/usr/bin/vmbeam check)
 	grep "hypervisor's source" <<<"$text" || { echo "$text"; return 1; }
 	if [ -n "$newest" ]; then

@@ -101,11 +101,12 @@ struct vmbeam_info {
  * Errors: EBADFD (already bound), EINVAL (same domain twice, or not a domid),
  * ESRCH (no such domain, or it is dying), EPERM (dom0 or another control
  * domain), ENXIO (a domain without hardware-assisted paging: PV or shadow; or
- * with nested virtualization on EPT), EBUSY (a mode that a swap does not handle:
- * passed-through device, altp2m at creation, memory sharing or paging), EOPNOTSUPP (the hypervisor lacks the
- * operation, or has another version of it), ENOSPC (too many sessions and
- * records), ENOMEM. What commits and rollbacks need is allocated here and with
- * the runs: they do not fail for lack of kernel memory.
+ * with nested virtualization on EPT), EBUSY (a mode that a swap does not
+ * handle: passed-through device, altp2m possible, memory sharing or paging),
+ * EOPNOTSUPP (the hypervisor lacks the operation, or has another version of
+ * it), ENOSPC (too many sessions and records), ENOMEM. What commits and
+ * rollbacks need is allocated here and with the runs: they do not fail for
+ * lack of kernel memory.
  */
 struct vmbeam_open {
 	__u32 size;
