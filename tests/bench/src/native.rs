@@ -36,9 +36,12 @@ const STAGES: [&str; 6] = [
 
 fn hypercall(results: &Results) -> Result<Option<Section>> {
     let named = [
-        ("ours, 2 MiB entries", "contiguous"),
-        ("ours, 4 KiB entries", "4 KiB entries"),
-        ("ours, scattered frames", "scattered"),
+        ("NPT, 2 MiB entries", "contiguous"),
+        ("EPT, 2 MiB entries", "EPT, contiguous"),
+        ("NPT, 4 KiB entries", "4 KiB entries"),
+        ("EPT, 4 KiB entries", "EPT, 4 KiB entries"),
+        ("NPT, scattered frames", "scattered"),
+        ("EPT, scattered frames", "EPT, scattered"),
         ("swap by copying", "contiguous, by copying"),
         ("swap by copying, scattered", "scattered, by copying"),
         ("memcpy one way", "contiguous, memcpy one way"),
@@ -61,7 +64,7 @@ fn hypercall(results: &Results) -> Result<Option<Section>> {
         return Ok(None);
     };
     let sentence = format!(
-        "A pair of 4 KiB frames costs {} ns where both host VMs have 2 MiB entries, {} ns in 4 KiB \
+        "With NPT a pair of 4 KiB frames costs {} ns where both host VMs have 2 MiB entries, {} ns in 4 KiB \
          entries and {} ns with frames in no order; to swap by copying costs {} ns, {} times the first.",
         short(&ours),
         short(&small),

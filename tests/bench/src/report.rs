@@ -109,12 +109,15 @@ fn hypercall() -> Result<Option<Part>> {
         return Ok(None);
     };
     let json: serde_json::Value = serde_json::from_str(&text)?;
-    let times: BTreeMap<String, Vec<f64>> = serde_json::from_value(json["times"].clone())
-        .context("build/report/bench-hv.json has no times")?;
     let mut part = Part::new("hypercall");
-    for (name, values) in times {
-        for value in values {
-            part.add("hypercall.pair", &name, 1024.0, value, "ns");
+    for (prefix, json) in [("", &json), ("EPT, ", &json["ept"])] {
+        let times: BTreeMap<String, Vec<f64>> = serde_json::from_value(json["times"].clone())
+            .context("build/report/bench-hv.json has no times")?;
+        for (name, values) in times {
+            for value in values {
+                let name = format!("{prefix}{name}");
+                part.add("hypercall.pair", &name, 1024.0, value, "ns");
+            }
         }
     }
     Ok(Some(part))

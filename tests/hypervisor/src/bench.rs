@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::hint::black_box;
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -22,6 +23,7 @@ use serde_json::json;
 use crate::counts;
 use crate::world;
 use crate::xen::event;
+use crate::xen::stat;
 use crate::xen::Args;
 use crate::xen::Run;
 use crate::xen::Xen;
@@ -320,11 +322,23 @@ fn spread(values: &[f64]) -> [f64; 4] {
     ]
 }
 
-/// Everything, in turns; the table, and build/report/bench-hv.json.
-pub fn run() -> Result<()> {
+/// Where results go, and those of EPT until they are a part of the former.
+const REPORT: &str = "build/report/bench-hv.json";
+const REPORT_EPT: &str = "build/report/bench-hv-ept.json";
+
+/// Everything with NPT or EPT, in turns; the table, and build/report/bench-hv.json. Xen's
+/// areas are mapped once in a process, so EPT is another one.
+pub fn run(ept: bool) -> Result<()> {
+    if !ept {
+        let status = Command::new(std::env::current_exe()?)
+            .args(["bench", "--ept"])
+            .status()?;
+        ensure!(status.success(), "the bench with EPT failed");
+    }
+    println!("{}:", if ept { "EPT" } else { "\nNPT" });
     let pairs = PAIRS as u64;
     let frames = 6 * pairs + 65_536;
-    let xen = Xen::load(Path::new(LIBRARY), frames, false, handle)?;
+    let xen = Xen::load(Path::new(LIBRARY), frames, ept, handle)?;
     xen.create(0, 2, 64, false)?;
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     // Frame 0 ends lists.
@@ -401,12 +415,33 @@ pub fn run() -> Result<()> {
         }
     }
     let instructions = counts::instructions(&xen, [&large, &small])?;
-    report(&times, &batches, &instructions)
+    let mut json = report(&times, &batches, &instructions);
+    json["ipi_rounds_per_batch"] = flushes(&xen, &large.0, &large.1)?.into();
+    if !ept {
+        json["ept"] = serde_json::from_slice(&fs::read(REPORT_EPT)?)?;
+        fs::remove_file(REPORT_EPT)?;
+    }
+    fs::create_dir_all("build/report")?;
+    let path = if ept { REPORT_EPT } else { REPORT };
+    fs::write(path, serde_json::to_string_pretty(&json)?)?;
+    Ok(())
+}
+
+/// Rounds of IPIs that a batch takes, as the hypercall counts them.
+fn flushes(xen: &Xen, a: &Side, b: &Side) -> Result<f64> {
+    let (mut rounds, mut batches) = (0, 0);
+    request(xen, a, b, &linear(PAIRS), |args| {
+        let rc = xen.swap(args);
+        rounds = args.stat(stat::TLB_FLUSHES);
+        batches = args.stat(stat::BATCHES);
+        rc
+    })?;
+    Ok(rounds as f64 / batches as f64)
 }
 
 /// Print what was measured against each target; an error if one was missed.
 pub fn verdict() -> Result<()> {
-    let json = fs::read("build/report/bench-hv.json")?;
+    let json = fs::read(REPORT)?;
     let json: serde_json::Value = serde_json::from_slice(&json)?;
     println!();
     let mut missed = 0;
@@ -435,7 +470,7 @@ fn report(
     times: &BTreeMap<String, Vec<f64>>,
     batches: &BTreeMap<&str, Vec<f64>>,
     instructions: &counts::Counts,
-) -> Result<()> {
+) -> serde_json::Value {
     println!("1 GiB, {ROUNDS} rounds, ns per pair of 4 KiB frames");
     println!("{:34} {:>9} {:>9} {:>9}", "", "median", "least", "most");
     for (name, values) in times {
@@ -493,12 +528,7 @@ fn report(
     for (name, all) in counts::print(instructions) {
         json["instructions_per_pair"][name] = all.into();
     }
-    fs::create_dir_all("build/report")?;
-    fs::write(
-        "build/report/bench-hv.json",
-        serde_json::to_string_pretty(&json)?,
-    )?;
-    Ok(())
+    json
 }
 
 fn cpu() -> String {

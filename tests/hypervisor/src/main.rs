@@ -57,6 +57,9 @@ enum Command {
         /// Fail if a target is missed, which depends on the processor and its load.
         #[arg(long)]
         verdict: bool,
+        /// EPT only, as a part of the report.
+        #[arg(long)]
+        ept: bool,
     },
     /// Time swaps of guests of one size, and print the seconds.
     Scale {
@@ -119,8 +122,8 @@ fn main() -> Result<()> {
         }
         Command::Check => check::run(),
         Command::Counts => counts::run(),
-        Command::Bench { verdict } => {
-            bench::run()?;
+        Command::Bench { verdict, ept } => {
+            bench::run(ept)?;
             if verdict {
                 bench::verdict()?;
             }
