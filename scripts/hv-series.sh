@@ -7,7 +7,8 @@
 #
 # BASE is a checkout, of which $REV counts (HEAD), or a directory without a repository.
 # SERIES is a directory with a `series`, hypervisor-patches if none is named; the one in its
-# toolstack/ is tried as well.
+# toolstack/ is tried as well. A series may name patches of another directory, as those do
+# that are for another base and share most with the main one.
 #
 # One line per patch, `ok` or `not ok`, also after one that does not apply, which is then
 # left out. Compiled is what all patches apply to, if the checkout is complete. Exit status
@@ -40,6 +41,18 @@ copy() {
 	mapfile -t exclude < <(sed 's/^/:(exclude,literal)/' "$work/absent")
 	"${git[@]}" archive "$rev" -- . "${exclude[@]}" | tar -C "$src" -x
 	echo "$("${git[@]}" rev-parse --short=10 "$rev") of $base"
+}
+
+# copy_series DIRECTORY TO: what it names, wherever that is.
+copy_series() {
+	local patch
+
+	mkdir -p "$2"
+	for patch in $(series "$1"); do
+		[ -e "$1/$patch" ] || die "$1/series names $patch, which there is not"
+		cp "$1/$patch" "$2/"
+	done
+	series "$1" | sed 's,.*/,,' >"$2/series"
 }
 
 complete() {
@@ -105,6 +118,8 @@ patches=${2:-hypervisor-patches}
 
 rm -rf $work
 mkdir -p $src
-cp -rL "$patches" $work/patches
+copy_series "$patches" $work/patches
+[ ! -e "$patches/toolstack/series" ] ||
+	copy_series "$patches/toolstack" $work/patches/toolstack
 echo "$patches on $(copy "$(realpath "$1")")"
 scripts/in-sysroot.sh scripts/hv-series.sh --inside

@@ -228,6 +228,25 @@ series_of_a_directory() {
 		! grep -q 0002 "$top/series"
 }
 
+# One that shares patches with another and has a patch of its own in place of one.
+series_of_another_base() {
+	project && tree conflict && complete "$top/tree" && mkdir hypervisor-patches/new &&
+		sed 's/three/trois/' hypervisor-patches/0002-*.patch \
+			>hypervisor-patches/new/0002-xen-b-change.patch &&
+		sed -e '/^#/d' -e 's,^,../,' -e 's,../0002.*,0002-xen-b-change.patch,' \
+			hypervisor-patches/series >hypervisor-patches/new/series &&
+		tried "$top/tree" hypervisor-patches/new &&
+		[ "$(grep -c '^ok - 000' "$top/series")" = 3 ] &&
+		grep -q '^ok - the hypervisor builds$' "$top/series"
+}
+
+series_without_a_patch() {
+	project && tree "$pinned" && mkdir hypervisor-patches/new &&
+		echo ../0009-none.patch >hypervisor-patches/new/series &&
+		! scripts/hv-series.sh "$top/tree" hypervisor-patches/new >"$top/series" 2>&1 &&
+		grep -q 'new/series names ../0009-none.patch' "$top/series"
+}
+
 try 'no newer source: the pinned one, and it is the newest' nothing_newer
 try 'a newer source that the series applies to is taken' newer_is_taken
 try 'what was chosen stays when the archive is gone' stays
@@ -258,5 +277,7 @@ try 'hv-series: applies and is compiled' series_applies
 try 'hv-series: goes on after a patch that does not apply' series_goes_on
 try 'hv-series: a checkout, which is not changed' series_on_checkout
 try 'hv-series: another series' series_of_a_directory
+try 'hv-series: one that shares patches with another' series_of_another_base
+try 'hv-series: one that names a patch which is not there' series_without_a_patch
 rm -rf "$top"
 finish
