@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-only
 #
-# Check the hypervisor patches: the series is complete, applies to the pristine
+# Check the hypervisor patches: the series is complete, and so are those for other
+# bases (hv-series.sh tries them on one); the former applies to the pristine
 # source without fuzz or whitespace errors, is formatted as Xen expects it, and
 # the hypervisor builds after each single patch, with assertions and for release,
 # both with FLASK and its policy; after the last one the policy knows the new
@@ -42,6 +43,23 @@ check() {
 
 complete() {
 	diff <(series "$patches" | sort) <(cd "$patches" && ls -- *.patch)
+}
+
+# for_base DIRECTORY: of the series for another base. Patches that are as for the main one
+# are named where they are, the others are all there, each made from one that is still as it
+# was: its hash is in UPSTREAM.
+for_base() {
+	local patch
+
+	for patch in $(series "$1"); do
+		[ -e "$1/$patch" ] || { echo "there is no $patch"; return 1; }
+	done
+	diff <(series "$1" | grep -v / | sort) <(cd "$1" && ls -- *.patch) || return
+	diff <(sed -n 's,^sha256: .*/,,p' "$1/UPSTREAM") <(cd "$1" && ls -- *.patch) || return
+	sed -n 's/^sha256: //p' "$1/UPSTREAM" | (cd "$1" && sha256sum --quiet -c) || return
+	for patch in "$1"/*.patch; do
+		formatted "$patch" || { echo "$patch is not formatted"; return 1; }
+	done
 }
 
 formatted() {
@@ -111,6 +129,8 @@ key=$({
 	echo "$mode"
 	cat scripts/hv-check.sh scripts/xen.sh scripts/xen-source.sh build/sysroot.stamp
 	cat "$patches/series" "$patches/UPSTREAM" "$patches"/*.patch
+	# Of the series for other bases, which are not applied here.
+	tail -n +1 "$patches"/*/UPSTREAM "$patches"/*/series "$patches"/*/*.patch
 } | sha256sum | cut -d' ' -f1)
 
 if [ "$(head -n 1 "$result" 2>/dev/null)" = "$key" ]; then
@@ -125,7 +145,7 @@ cp -r "$patches" "$dir/patches"
 patches=$dir/patches
 
 main() {
-	local version p last
+	local version p last base
 
 	last=$(series "$patches" | while read -r p; do
 		if builds "$p"; then echo "$p"; fi
@@ -133,6 +153,10 @@ main() {
 	version=$(scripts/xen-source.sh version)
 
 	check "series lists all patches" complete || true
+	for base in "$patches"/*/UPSTREAM; do
+		base=${base%/*}
+		check "${base##*/}: series follows the main one, format" for_base "$base" || true
+	done
 	check "pristine source of Xen $version" \
 		scripts/xen-source.sh unpack "$src" || return 0
 	# It is compared with the hash there when it is fetched.
