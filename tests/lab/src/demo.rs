@@ -388,7 +388,7 @@ impl Report {
         );
         row("hypercalls", self.hypercalls.to_string());
         row(
-            "TLB flushes (domains x batches)",
+            "rounds of TLB flushes",
             self.tlb_flushes.to_string(),
         );
         row(
