@@ -387,10 +387,7 @@ impl Report {
             ),
         );
         row("hypercalls", self.hypercalls.to_string());
-        row(
-            "rounds of TLB flushes",
-            self.tlb_flushes.to_string(),
-        );
+        row("rounds of TLB flushes", self.tlb_flushes.to_string());
         row(
             "swap (all COMMIT ioctls)",
             format!("{:.3} s", self.swap_seconds),
