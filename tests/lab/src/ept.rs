@@ -241,7 +241,7 @@ const MUTANTS: [Mutant; 3] = [
         programs: &[WRITES],
     },
     Mutant {
-        name: "ept-no-flush-noted",
+        name: "ept-table-not-changed",
         list: "tests/hypervisor/mutants.txt",
         programs: &[HYPERCALL],
     },
