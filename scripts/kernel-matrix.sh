@@ -83,15 +83,3 @@ inside /src/scripts/driver-lint.sh "$build/tree" "build/matrix/$suite/obj" \
 }
 inside modinfo -F vermagic "$build/obj/drivers/vmbeam/vmbeam.ko"
 step_done
-
-# For `lab load`.
-if ! [ -e "$out/vmlinuz-$release" ]; then
-	step "matrix: the image of $release"
-	# shellcheck disable=SC2016  # expanded by the inner shell
-	inside sh -c 'cd /tmp && apt-get -qq update &&
-		apt-get -qq -o APT::Sandbox::User=root download "linux-binary-$1" &&
-		exec dpkg-deb --fsys-tarfile linux-binary-*.deb >"$2"' sh "$release" "$build/binary.tar"
-	tar -xOf "$out/binary.tar" --wildcards '*/vmlinuz*' >"$out/vmlinuz-$release"
-	rm "$out/binary.tar"
-	step_done
-fi

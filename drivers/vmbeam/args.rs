@@ -15,10 +15,7 @@ use zerocopy::{
     IntoBytes, //
 };
 
-use crate::{
-    errno::EOPNOTSUPP,
-    uapi::Request, //
-};
+use crate::uapi::Request;
 
 /// Largest structure that is looked at. Newer programs may have larger ones than
 /// this driver, but not by this much.

@@ -6,10 +6,6 @@ use kernel::prelude::*;
 
 use crate::{
     args::Arg,
-    errno::{
-        EBADFD,
-        ESTALE, //
-    },
     file::Watch,
     marks, pairs,
     session::{

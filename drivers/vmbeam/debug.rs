@@ -6,6 +6,7 @@
 use core::ffi::c_int;
 
 use kernel::{
+    ioctl::_IOWR,
     prelude::*,
     uaccess::{
         UserPtr,
@@ -23,7 +24,6 @@ use zerocopy_derive::{
 };
 
 use crate::{
-    errno::EOPNOTSUPP,
     glue, uapi, xen,
     xen_abi::{
         SwapFrames,
@@ -35,8 +35,8 @@ use crate::{
 pub(crate) mod inject;
 pub(crate) mod mock;
 
-/// Type byte of the ioctl.
-pub(crate) const IOC_TYPE: u32 = 0xbc;
+/// The ioctl.
+pub(crate) const IOCTL: u32 = _IOWR::<Request>(0xbc, 0);
 
 const OP_CREATE: u32 = 0;
 const OP_DESTROY: u32 = 1;
@@ -102,7 +102,7 @@ pub(crate) fn ioctl(addr: usize) -> Result<isize> {
         return Err(EOPNOTSUPP);
     }
     match arg.op {
-        OP_CREATE => arg.domid = glue::MOCK.lock().create(arg.nr, arg.value)?,
+        OP_CREATE => arg.domid = glue::MOCK.lock().create(arg.domid, arg.nr, arg.value)?,
         OP_DESTROY => glue::MOCK.lock().destroy(arg.domid)?,
         OP_REFUSE => glue::MOCK.lock().refuse(arg.domid, arg.value)?,
         OP_STATUS => {

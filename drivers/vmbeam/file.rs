@@ -4,11 +4,14 @@
 
 use kernel::{
     current,
-    fs::File,
-    ioctl::{
-        _IOC_NR,
-        _IOC_TYPE, //
+    fs::{
+        file::flags::{
+            O_ACCMODE,
+            O_RDONLY, //
+        },
+        File, //
     },
+    ioctl::_IOC_NR,
     miscdevice::{
         MiscDevice,
         MiscDeviceRegistration, //
@@ -21,13 +24,22 @@ use kernel::{
         Mutex, //
     },
     uaccess::UserPtr,
+    workqueue::{
+        impl_has_work,
+        new_work,
+        Work,
+        WorkItem, //
+    },
 };
 
 use crate::{
     alloc,
     args::Arg,
-    errno::ECANCELED,
-    glue,
+    glue::{
+        self,
+        ModuleRef,
+        WorkQueue, //
+    },
     names,
     records,
     session::{
@@ -70,6 +82,25 @@ pub(crate) struct Vmbeam {
     /// Notified when the session is put back.
     #[pin]
     idle: CondVar,
+    /// For the end of a file of which a thread of the kernel has the last reference.
+    #[pin]
+    work: Work<Self>,
+    /// Taken for `work`.
+    module: Option<ModuleRef>,
+}
+
+impl_has_work! {
+    impl HasWork<Self> for Vmbeam { self.work }
+}
+
+impl WorkItem for Vmbeam {
+    type Pointer = Pin<KBox<Self>>;
+
+    fn run(me: Pin<KBox<Self>>) {
+        me.settle();
+        // The reference to the module goes with `me`. Then the module may be unloaded, which
+        // waits for the queue, and so for this function.
+    }
 }
 
 #[vtable]
@@ -89,47 +120,60 @@ impl MiscDevice for Vmbeam {
             try_pin_init!(Self {
                 shared <- kernel::new_mutex!(shared),
                 idle <- kernel::new_condvar!(),
+                work <- new_work!("vmbeam"),
+                module: None,
             }),
             GFP_KERNEL_ACCOUNT,
         )
     }
 
-    fn release(me: Self::Ptr, _file: &File) {
-        let session = me.shared.lock().session.take();
-
-        if let Some(session) = session {
-            records::settle(session);
+    // To settle a session can take as long as its commit did. A thread that closes a file waits
+    // for that. One of the kernel's, which closes files for all of the machine, one after the
+    // other, must not.
+    fn release(mut me: Self::Ptr, _file: &File) {
+        if glue::in_kthread() {
+            *me.as_mut().project().module = Some(ModuleRef::get());
+            WorkQueue::get().enqueue(me);
+        } else {
+            me.settle();
         }
     }
 
     // The layouts are the same for 32-bit callers, so the default of `compat_ioctl`, which only
     // converts the pointer, is right.
-    fn ioctl(me: Pin<&Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+    fn ioctl(me: Pin<&Self>, file: &File, cmd: u32, arg: usize) -> Result<isize> {
         let ptr = UserPtr::from_addr(arg);
+        let nr = _IOC_NR(cmd);
 
         #[cfg(vmbeam_debug)]
-        if _IOC_TYPE(cmd) == crate::debug::IOC_TYPE {
+        if cmd == crate::debug::IOCTL {
             return crate::debug::ioctl(arg);
         }
-        // The size in `cmd` is left alone: structures can grow, and carry their size themselves.
-        if _IOC_TYPE(cmd) != uapi::IOC_TYPE {
+        // The whole number: an ioctl of another interface is none of ours.
+        if cmd != uapi::ioctl(nr) || !(uapi::NR_INFO..=uapi::NR_ABANDON).contains(&nr) {
             return Err(ENOTTY);
         }
-        let nr = _IOC_NR(cmd);
+        let looks = matches!(nr, uapi::NR_INFO | uapi::NR_STATUS | uapi::NR_RECORD);
+        if !looks && file.flags() & O_ACCMODE == O_RDONLY {
+            return Err(EBADF);
+        }
         match nr {
             // These do not wait for the session.
             uapi::NR_INFO => session::info(Arg::read(ptr)?)?,
             uapi::NR_STATUS => me.status(Arg::read(ptr)?)?,
             uapi::NR_CANCEL => me.cancel(Arg::read(ptr)?)?,
-            uapi::NR_RECORDS => records::list(Arg::read(ptr)?)?,
-            uapi::NR_FORGET => records::forget(Arg::read(ptr)?)?,
+            uapi::NR_RECORD => me.record(Arg::read(ptr)?)?,
             // These take turns.
             uapi::NR_OPEN => me.run(nr, ptr, |s, arg, _| s.open(arg))?,
             uapi::NR_ADD => me.run(nr, ptr, |s, arg, _| s.add(arg))?,
             uapi::NR_PREPARE => me.run(nr, ptr, |s, arg, watch| s.prepare(arg, watch))?,
-            uapi::NR_COMMIT => me.run(nr, ptr, |s, arg, watch| s.commit(arg, watch))?,
+            uapi::NR_COMMIT => me.run(nr, ptr, |s, arg, watch| {
+                s.claim()?;
+                s.commit(arg, watch)
+            })?,
             uapi::NR_ROLLBACK => me.run(nr, ptr, |s, arg, watch| s.rollback(arg, watch))?,
             uapi::NR_ADOPT => me.run(nr, ptr, |s, arg, _| records::adopt(s, arg))?,
+            uapi::NR_ABANDON => me.run(nr, ptr, |s, arg, _| s.abandon(arg))?,
             _ => return Err(ENOTTY),
         }
         Ok(0)
@@ -159,6 +203,15 @@ impl MiscDevice for Vmbeam {
 }
 
 impl Vmbeam {
+    /// The last reference is gone: leave nothing half way, or keep a record.
+    fn settle(&self) {
+        let session = self.shared.lock().session.take();
+
+        if let Some(session) = session {
+            records::settle(session);
+        }
+    }
+
     /// Read the request at `ptr` and do `what` with it when the session is free.
     ///
     /// # Errors
@@ -174,6 +227,7 @@ impl Vmbeam {
         let arg = Arg::read(ptr)?;
         let mut session = self.take(nr)?;
         let result = what(&mut session, arg, Watch(Some(self)));
+        records::note(&session);
 
         let mut shared = self.shared.lock();
         shared.view = session.view();
@@ -216,6 +270,19 @@ impl Vmbeam {
         arg.write()
     }
 
+    /// IOCTL: `RECORD`: what an earlier session left.
+    ///
+    /// # Errors
+    ///
+    /// [`EBADFD`], and those of [`records::next`].
+    fn record(&self, arg: Arg<uapi::Record>) -> Result {
+        // Who has a file that is bound to two domains has nothing to do with others.
+        if self.shared.lock().view.state != uapi::STATE_UNBOUND {
+            return Err(EBADFD);
+        }
+        records::next(arg)
+    }
+
     /// IOCTL: `CANCEL`: end what works on the session.
     ///
     /// # Errors
@@ -240,15 +307,13 @@ impl Watch<'_> {
     /// Nobody: the file is gone, and no signal is a reason to stop.
     pub(crate) const NOBODY: Self = Self(None);
 
-    /// To be called before each hypercall: let others run, let them see how far the
-    /// session is, and find out whether to stop.
+    /// To be called before each hypercall: let others see how far the session is, and find
+    /// out whether to stop.
     ///
     /// # Errors
     ///
     /// [`ECANCELED`], and [`EINTR`] for a signal.
     pub(crate) fn pause(self, session: &Session) -> Result {
-        glue::cond_resched();
-
         let Some(file) = self.0 else {
             return Ok(());
         };

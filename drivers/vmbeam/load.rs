@@ -10,7 +10,6 @@ use crate::{
         self,
         Arg, //
     },
-    errno::EBADFD,
     frames, marks,
     pairs::{
         self,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Half moves that nobody holds open.
+//! Who has pairs swapped, and half moves that nobody holds open.
 //!
 //! A file that goes away with some of its pairs swapped and some not would leave
 //! two guest VMs broken, and nobody who knows how to mend them. So the session is
@@ -10,90 +10,139 @@
 //! can never fail. As long as there is a record the module cannot be unloaded.
 
 use kernel::{
-    alloc::KVVec,
-    prelude::*, //
+    prelude::*,
+    time::{
+        ClockSource,
+        RealTime,
+        NSEC_PER_SEC, //
+    },
 };
-use zerocopy::IntoBytes;
 
 use crate::{
-    alloc,
-    args::{
+    args::Arg,
+    glue::{
         self,
-        Arg, //
+        ModuleRef, //
     },
-    errno::EBADFD,
-    glue,
     session::Session,
     uapi,
+    xen::Domains,
 };
 
 /// Most sessions that are bound or records, together.
 pub(crate) const MAX_SESSIONS: usize = 256;
 
-/// Largest `struct vmbeam_record` that a caller may have.
-const MAX_RECORD_SIZE: usize = 4096;
-
 struct Record {
     id: u64,
     error: Error,
+    /// Seconds since 1970.
+    time: u64,
     session: KBox<Session>,
+    _module: ModuleRef,
 }
 
-/// All records, and how many places are taken.
+/// What is known of a session that is bound, in an open file or as a record.
+struct Entry {
+    domains: Domains,
+    /// It has pairs swapped, or is about to.
+    swapped: bool,
+    record: Option<Record>,
+}
+
+/// All sessions that are bound.
 pub(crate) struct Table {
-    /// Places in use, by sessions in open files and by records.
-    taken: usize,
     last_id: u64,
-    records: [Option<Record>; MAX_SESSIONS],
+    entries: [Option<Entry>; MAX_SESSIONS],
 }
 
 impl Table {
-    /// No records.
+    /// None.
     pub(crate) const fn new() -> Self {
         Self {
-            taken: 0,
             last_id: 0,
-            records: [const { None }; MAX_SESSIONS],
+            entries: [const { None }; MAX_SESSIONS],
         }
     }
 
-    fn iter(&self) -> impl Iterator<Item = &Record> {
-        self.records.iter().flatten()
+    /// Whether a session other than that in `place` has pairs of one of the domains swapped.
+    fn busy(&self, domains: &Domains, place: Option<usize>) -> bool {
+        self.entries.iter().enumerate().any(|(index, entry)| {
+            Some(index) != place
+                && entry
+                    .as_ref()
+                    .is_some_and(|entry| entry.swapped && entry.domains.share(domains))
+        })
     }
 
-    fn take(&mut self, id: u64) -> Result<Record> {
-        self.records
-            .iter_mut()
-            .find(|place| place.as_ref().is_some_and(|record| record.id == id))
-            .and_then(Option::take)
-            .ok_or(ENOENT)
+    fn entry(&mut self, place: &Place) -> Option<&mut Entry> {
+        self.entries.get_mut(place.0)?.as_mut()
     }
 }
 
-/// A place in the table, reserved for a session for as long as it is bound.
-pub(crate) struct Place(());
+/// A place in the table, for a session for as long as it is bound.
+pub(crate) struct Place(usize);
 
 impl Place {
     /// Reserve one.
     ///
     /// # Errors
     ///
-    /// [`ENOSPC`]: there are [`MAX_SESSIONS`] already.
-    pub(crate) fn reserve() -> Result<Self> {
+    /// - [`ENOSPC`]: there are [`MAX_SESSIONS`] already.
+    /// - [`EBUSY`]: another session has pairs of one of these domains swapped.
+    pub(crate) fn reserve(domains: Domains) -> Result<Self> {
         let mut table = glue::RECORDS.lock();
 
-        if table.taken >= MAX_SESSIONS {
-            return Err(ENOSPC);
+        if table.busy(&domains, None) {
+            return Err(EBUSY);
         }
-        table.taken = table.taken.saturating_add(1);
-        Ok(Self(()))
+        let mut places = table.entries.iter_mut().enumerate();
+        let (index, free) = places
+            .find(|(_, entry)| entry.is_none())
+            .ok_or(ENOSPC)?;
+        *free = Some(Entry {
+            domains,
+            swapped: false,
+            record: None,
+        });
+        Ok(Self(index))
+    }
+
+    /// Be the only session with pairs of these domains swapped, until [`note`] finds that
+    /// there are none.
+    ///
+    /// # Errors
+    ///
+    /// [`EBUSY`]: there is another one.
+    pub(crate) fn claim(&self) -> Result {
+        let mut table = glue::RECORDS.lock();
+        let domains = table.entry(self).ok_or(EIO)?.domains;
+
+        if table.busy(&domains, Some(self.0)) {
+            return Err(EBUSY);
+        }
+        table.entry(self).ok_or(EIO)?.swapped = true;
+        Ok(())
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut table = glue::RECORDS.lock();
-        table.taken = table.taken.saturating_sub(1);
+
+        if let Some(entry) = table.entries.get_mut(self.0) {
+            *entry = None;
+        }
+    }
+}
+
+/// An ioctl is through with a session: let others know whether it has pairs swapped.
+pub(crate) fn note(session: &Session) {
+    if let Some(bound) = &session.bound {
+        let swapped = session.view().swapped != 0;
+
+        if let Some(entry) = glue::RECORDS.lock().entry(&bound.place) {
+            entry.swapped = swapped;
+        }
     }
 }
 
@@ -104,15 +153,25 @@ pub(crate) fn settle(mut session: KBox<Session>) {
         return;
     };
     let left = session.view();
+    let Some(bound) = &session.bound else {
+        return;
+    };
+    let index = bound.place.0;
     let mut table = glue::RECORDS.lock();
     let id = table.last_id.saturating_add(1);
 
     // There is one: the session has reserved it.
-    if let Some(place) = table.records.iter_mut().find(|place| place.is_none()) {
-        *place = Some(Record { id, error, session });
+    if let Some(Some(entry)) = table.entries.get_mut(index) {
+        // What cannot be put back ever is in nobody's way.
+        entry.swapped = error != ESRCH;
+        entry.record = Some(Record {
+            id,
+            error,
+            time: u64::try_from(RealTime::ktime_get() / NSEC_PER_SEC).unwrap_or(0),
+            session,
+            _module: ModuleRef::get(),
+        });
         table.last_id = id;
-        // The file that goes away still keeps the module.
-        glue::pin_module();
         drop(table);
         glue::record_kept(id, &left, error);
     }
@@ -127,75 +186,54 @@ pub(crate) fn adopt(session: &mut KBox<Session>, arg: Arg<uapi::Adopt>) -> Resul
     if session.is_bound() {
         return Err(EBADFD);
     }
-    let record = glue::RECORDS.lock().take(arg.value.id)?;
+    let mut table = glue::RECORDS.lock();
+    let record = table
+        .entries
+        .iter_mut()
+        .flatten()
+        .find_map(|entry| entry.record.take_if(|record| record.id == arg.value.id))
+        .ok_or(ENOENT)?;
+    drop(table);
 
     *session = record.session;
-    glue::unpin_module();
     Ok(())
 }
 
-/// IOCTL: `FORGET`: drop a record.
+/// IOCTL: `RECORD`: the first record after the one that is named.
 ///
 /// # Errors
 ///
-/// [`ENOENT`].
-pub(crate) fn forget(arg: Arg<uapi::Forget>) -> Result {
-    // A statement of its own: dropping the record takes the lock again.
-    let record = glue::RECORDS.lock().take(arg.value.id)?;
+/// [`ENOENT`], [`EFAULT`].
+pub(crate) fn next(mut arg: Arg<uapi::Record>) -> Result {
+    let table = glue::RECORDS.lock();
+    let records = table.entries.iter().flatten();
+    let record = records
+        .filter_map(|entry| entry.record.as_ref())
+        .filter(|record| record.id > arg.value.id)
+        .min_by_key(|record| record.id)
+        .ok_or(ENOENT)?;
+    let view = record.session.view();
+    let bound = record.session.bound.as_ref().ok_or(EIO)?;
+    let [id_a, id_b] = bound.domains.ids;
 
-    drop(record);
-    glue::unpin_module();
-    Ok(())
-}
-
-/// IOCTL: `RECORDS`: list them.
-///
-/// # Errors
-///
-/// Those of the uAPI header.
-pub(crate) fn list(mut arg: Arg<uapi::Records>) -> Result {
-    let stride = usize::try_from(arg.value.record_size)?;
-
-    if stride < size_of::<uapi::Record>() || arg.value.reserved != 0 {
-        return Err(EINVAL);
-    }
-    if stride > MAX_RECORD_SIZE {
-        return Err(E2BIG);
-    }
-
-    let mut found: KVVec<uapi::Record> = alloc::list(uapi::Record::default(), MAX_SESSIONS)?;
-    let mut total = 0;
-    for (record, out) in glue::RECORDS.lock().iter().zip(found.iter_mut()) {
-        let view = record.session.view();
-        *out = uapi::Record {
-            id: record.id,
-            domid_a: view.domid_a,
-            domid_b: view.domid_b,
-            state: view.state,
-            error: record.error.to_errno(),
-            runs: view.runs,
-            pairs: view.pairs,
-            cursor: view.cursor,
-            swapped: view.swapped,
-            refused: view.refused,
-        };
-        total = usize::saturating_add(total, 1);
-    }
-    let found = found.get(..total).ok_or(EIO)?;
-
-    let mut written = 0;
-    let mut last_id = 0;
-    while written < usize::try_from(arg.value.nr)? {
-        let rest = found.iter().filter(|record| record.id > last_id);
-        let Some(record) = rest.min_by_key(|record| record.id) else {
-            break;
-        };
-        let offset = stride.saturating_mul(written);
-        args::write_bytes(arg.value.records, offset, record.as_bytes())?;
-        written = usize::saturating_add(written, 1);
-        last_id = record.id;
-    }
-    arg.value.nr = u32::try_from(written)?;
-    arg.value.total = u32::try_from(total)?;
+    arg.value = uapi::Record {
+        id: record.id,
+        domid_a: view.domid_a,
+        domid_b: view.domid_b,
+        id_a,
+        id_b,
+        state: view.state,
+        error: record.error.to_errno(),
+        time: record.time,
+        pid: bound.pid,
+        reserved: 0,
+        runs: view.runs,
+        pairs: view.pairs,
+        cursor: view.cursor,
+        swapped: view.swapped,
+        refused: view.refused,
+        ..arg.value
+    };
+    drop(table);
     arg.write()
 }

@@ -2,12 +2,14 @@
 
 //! A session: two domains, the runs between them, and how far it has come.
 
-use kernel::prelude::*;
+use kernel::{
+    current,
+    prelude::*, //
+};
 
 use crate::{
     alloc,
     args::Arg,
-    errno::EBADFD,
     pairs::{
         Run,
         MAX_PAIRS, //
@@ -66,8 +68,10 @@ pub(crate) struct Bound {
     pub(crate) domains: Domains,
     /// Buffers.
     pub(crate) batch: Batch,
+    /// The process that bound the session.
+    pub(crate) pid: u32,
     /// Where the session can be kept.
-    _place: Place,
+    pub(crate) place: Place,
 }
 
 /// What hypercalls that swapped took.
@@ -151,12 +155,13 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`EINVAL`], [`EBADFD`], [`ENOSPC`], [`ENOMEM`], and those of
+    /// [`EINVAL`], [`EBADFD`], [`EBUSY`], [`ENOSPC`], [`ENOMEM`], [`EFAULT`], and those of
     /// [`xen::swap_frames`].
-    pub(crate) fn open(&mut self, arg: Arg<uapi::Open>) -> Result {
-        let domains = Domains {
+    pub(crate) fn open(&mut self, mut arg: Arg<uapi::Open>) -> Result {
+        let mut domains = Domains {
             a: DomId::new(arg.value.domid_a)?,
             b: DomId::new(arg.value.domid_b)?,
+            ids: [arg.value.id_a, arg.value.id_b],
         };
 
         if domains.a == domains.b {
@@ -166,13 +171,53 @@ impl Session {
             return Err(EBADFD);
         }
 
-        let bound = Bound {
+        let batch = Batch::new()?;
+        let reply = xen::swap_frames(domains, Mode::Open, &[], &mut []);
+        reply.result?;
+        if reply.ids.contains(&0) {
+            return Err(EIO);
+        }
+        domains.ids = reply.ids;
+        let place = Place::reserve(domains)?;
+        [arg.value.id_a, arg.value.id_b] = reply.ids;
+        arg.write()?;
+        self.bound = Some(Bound {
             domains,
-            batch: Batch::new()?,
-            _place: Place::reserve()?,
-        };
-        xen::swap_frames(domains, Mode::Open, &[], &mut []).result?;
-        self.bound = Some(bound);
+            batch,
+            pid: u32::try_from(current!().tgid())?,
+            place,
+        });
+        Ok(())
+    }
+
+    /// Before a commit that is going to move something: nobody else may have pairs of these
+    /// domains swapped. As swapping twice puts back, two such sessions would undo each other.
+    ///
+    /// # Errors
+    ///
+    /// [`EBUSY`].
+    pub(crate) fn claim(&self) -> Result {
+        match &self.bound {
+            Some(bound) if self.progress.may_commit() => bound.place.claim(),
+            _ => Ok(()),
+        }
+    }
+
+    /// IOCTL: `ABANDON`: give everything up that is known of the pairs.
+    ///
+    /// # Errors
+    ///
+    /// [`EBADFD`], [`ESTALE`], [`EFAULT`].
+    pub(crate) fn abandon(&mut self, mut arg: Arg<uapi::Abandon>) -> Result {
+        if !self.is_bound() {
+            return Err(EBADFD);
+        }
+        arg.value.cursor = self.view().cursor;
+        arg.write()?;
+        if arg.value.expected != arg.value.cursor {
+            return Err(ESTALE);
+        }
+        *self = Self::default();
         Ok(())
     }
 

@@ -14,11 +14,6 @@ use crate::{
         Arg,
         StatusArray, //
     },
-    errno::{
-        EBADFD,
-        ECANCELED,
-        ESTALE, //
-    },
     file::Watch,
     glue,
     pairs::{

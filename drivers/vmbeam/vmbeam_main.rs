@@ -20,7 +20,8 @@
 //! - `file`: an open file; who may work on its session when; ioctl numbers.
 //! - `args`: request structures and arrays in user memory.
 //! - `session`: what the requests do. `load`, `swap`, `back`: its larger parts.
-//! - `records`: what becomes of sessions whose file is gone half way.
+//! - `records`: which sessions have pairs swapped, and what becomes of those whose file is
+//!   gone half way.
 //! - `alloc`: allocations.
 //! - `xen`: the hypercall. `glue`: the rest of what the kernel crate lacks. All
 //!   `unsafe` code is in these two.
@@ -57,8 +58,6 @@ mod session;
 mod swap;
 mod used;
 
-#[path = "../../rust/kernel/errno.rs"]
-mod errno;
 #[path = "../../rust/kernel/glue.rs"]
 mod glue;
 #[path = "../../rust/kernel/xen.rs"]
@@ -92,19 +91,34 @@ module! {
 struct VmbeamModule {
     #[pin]
     _device: MiscDeviceRegistration<file::Vmbeam>,
+    // After the device, so that it is there for all of its files.
+    _queue: glue::WorkQueue,
 }
 
 impl kernel::InPlaceModule for VmbeamModule {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
         glue::init();
 
-        // Not a reason to fail: a program can ask, and explain what is missing.
-        if !xen::implemented() {
-            pr_info!("this hypervisor does not implement the swap of frames\n");
-        }
-
         try_pin_init!(Self {
+            _: { usable()? },
+            _queue: glue::WorkQueue::new()?,
             _device <- MiscDeviceRegistration::register(MiscDeviceOptions { name: c"vmbeam" }),
         })
     }
+}
+
+/// Whether there is anything that the driver could do here.
+///
+/// # Errors
+///
+/// [`ENODEV`]: this is not the management VM of a Xen host, and there is no model of one.
+fn usable() -> Result {
+    if cfg!(not(vmbeam_debug)) && !xen::is_initial_domain() {
+        return Err(ENODEV);
+    }
+    // Not a reason to fail: a program can ask, and explain what is missing.
+    if !xen::implemented() {
+        pr_info!("this hypervisor does not implement the swap of frames\n");
+    }
+    Ok(())
 }

@@ -11,11 +11,13 @@ use core::ffi::{
 };
 
 use kernel::{
+    bindings,
     prelude::*,
     sync::atomic::{
         Atomic,
         Relaxed, //
     },
+    workqueue::Queue, //
 };
 
 use crate::{
@@ -31,9 +33,12 @@ use crate::{
 };
 
 extern "C" {
-    fn vmbeam_cond_resched();
     fn vmbeam_pin_module();
     fn vmbeam_unpin_module();
+    fn vmbeam_in_kthread() -> bool;
+    fn vmbeam_workqueue_create() -> c_int;
+    fn vmbeam_workqueue_destroy();
+    fn vmbeam_workqueue_get() -> *const bindings::workqueue_struct;
     fn vmbeam_trace_begin(a: c_uint, b: c_uint, check: bool, cursor: u64, runs: u32, pairs: u32);
     fn vmbeam_trace_end(
         a: c_uint,
@@ -59,11 +64,6 @@ pub(crate) fn init() {
     static DONE: Atomic<i32> = Atomic::new(0);
 
     if DONE.xchg(1, Relaxed) == 0 {
-        #[cfg(vmbeam_before_7_3)]
-        // SAFETY: The module is being loaded, so it is there.
-        unsafe {
-            vmbeam_pin_module()
-        };
         // SAFETY: Once, because of `DONE`.
         unsafe { RECORDS.init() };
         #[cfg(vmbeam_debug)]
@@ -74,23 +74,60 @@ pub(crate) fn init() {
     }
 }
 
-/// Let others run, between two requests.
-pub(crate) fn cond_resched() {
-    // SAFETY: May be called by any code that may sleep. It is only called by file operations,
-    // which hold no spin lock.
-    unsafe { vmbeam_cond_resched() };
+/// Keeps the module from being unloaded. For file operations, which have the reference of
+/// their open file besides.
+pub(crate) struct ModuleRef(());
+
+impl ModuleRef {
+    /// Take a reference.
+    pub(crate) fn get() -> Self {
+        // SAFETY: This code runs, so the module is there.
+        unsafe { vmbeam_pin_module() };
+        Self(())
+    }
 }
 
-/// Keep the module from being unloaded.
-pub(crate) fn pin_module() {
-    // SAFETY: Called by file operations: the open file holds a reference to the module already.
-    unsafe { vmbeam_pin_module() };
+impl Drop for ModuleRef {
+    fn drop(&mut self) {
+        // SAFETY: `get()` has taken the reference, and nothing else gives it back.
+        unsafe { vmbeam_unpin_module() };
+    }
 }
 
-/// The opposite of [`pin_module`], of which it must follow one.
-pub(crate) fn unpin_module() {
-    // SAFETY: Called by file operations, so that this is not the last reference.
-    unsafe { vmbeam_unpin_module() };
+/// Whether this is a thread of the kernel's own, in which nobody waits for one file only.
+pub(crate) fn in_kthread() -> bool {
+    // SAFETY: It takes nothing and reads a field of the current thread.
+    unsafe { vmbeam_in_kthread() }
+}
+
+/// The driver's workqueue, for as long as this lives: one at a time.
+pub(crate) struct WorkQueue(());
+
+impl WorkQueue {
+    /// Make it.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`].
+    pub(crate) fn new() -> Result<Self> {
+        // SAFETY: May be called by any code that may sleep, as a module's `init` may.
+        kernel::error::to_result(unsafe { vmbeam_workqueue_create() })?;
+        Ok(Self(()))
+    }
+
+    /// The queue, for files of the device, which exists only as long as the queue does.
+    pub(crate) fn get() -> &'static Queue {
+        // SAFETY: The module has made it before the device and destroys it after the last
+        // file is gone.
+        unsafe { Queue::from_raw(vmbeam_workqueue_get()) }
+    }
+}
+
+impl Drop for WorkQueue {
+    fn drop(&mut self) {
+        // SAFETY: It was made by `new()`. This waits for what still runs in it.
+        unsafe { vmbeam_workqueue_destroy() };
+    }
 }
 
 /// A hypercall begins.
@@ -180,7 +217,8 @@ mod debug {
 
     /// Sleep; no signal ends it.
     pub(crate) fn sleep(msecs: u32) {
-        // SAFETY: May be called by any code that may sleep, as for `cond_resched()`.
+        // SAFETY: May be called by any code that may sleep. It is only called by file operations,
+        // which hold no spin lock.
         unsafe { vmbeam_debug_sleep(msecs) };
     }
 }

@@ -13,26 +13,20 @@ use core::ffi::{
 
 use kernel::prelude::*;
 
-use crate::{
-    errno::{
-        EADDRINUSE,
-        ENOSYS,
-        EOPNOTSUPP, //
-    },
-    xen_abi::{
-        SwapFrames,
-        SwapRun,
-        SwapStats,
-        LAST_DOMID,
-        SWAP_CHECK,
-        SWAP_NR_STATS,
-        SWAP_UNMAP,
-        SWAP_VERSION,
-        XENMEM_SWAP_FRAMES, //
-    },
+use crate::xen_abi::{
+    SwapFrames,
+    SwapRun,
+    SwapStats,
+    LAST_DOMID,
+    SWAP_CHECK,
+    SWAP_NR_STATS,
+    SWAP_UNMAP,
+    SWAP_VERSION,
+    XENMEM_SWAP_FRAMES, //
 };
 
 extern "C" {
+    fn vmbeam_may_work() -> bool;
     fn vmbeam_memory_op(cmd: c_uint, arg: *mut c_void) -> c_int;
 }
 
@@ -72,6 +66,34 @@ pub(crate) struct Domains {
     pub(crate) a: DomId,
     /// Second domain.
     pub(crate) b: DomId,
+    /// What the hypervisor calls the two for ever; 0 for whichever has the number.
+    pub(crate) ids: [u64; 2],
+}
+
+impl Domains {
+    /// Whether a domain is in both.
+    pub(crate) fn share(&self, other: &Self) -> bool {
+        self.ids.iter().any(|id| other.ids.contains(id))
+    }
+
+    /// A request about them.
+    fn request(self, mode: Mode) -> SwapFrames {
+        let [id_a, id_b] = self.ids;
+
+        SwapFrames {
+            domid_a: self.a.0,
+            domid_b: self.b.0,
+            flags: match mode {
+                Mode::Open => SWAP_CHECK | SWAP_UNMAP,
+                Mode::Check => SWAP_CHECK,
+                Mode::Swap => 0,
+            },
+            version: SWAP_VERSION,
+            id_a,
+            id_b,
+            ..SwapFrames::default()
+        }
+    }
 }
 
 /// What is asked of the hypervisor.
@@ -94,6 +116,8 @@ pub(crate) struct Reply {
     pub(crate) done: usize,
     /// What it took.
     pub(crate) stats: SwapStats,
+    /// The ids of the domains, valid if there is a `result`.
+    pub(crate) ids: [u64; 2],
     /// Whether the hypervisor did all that was asked.
     pub(crate) result: Result,
 }
@@ -113,17 +137,7 @@ pub(crate) fn swap_frames(
     status: &mut [i32],
 ) -> Reply {
     let pairs = total(runs);
-    let mut request = SwapFrames {
-        domid_a: domains.a.0,
-        domid_b: domains.b.0,
-        flags: match mode {
-            Mode::Open => SWAP_CHECK | SWAP_UNMAP,
-            Mode::Check => SWAP_CHECK,
-            Mode::Swap => 0,
-        },
-        version: SWAP_VERSION,
-        ..SwapFrames::default()
-    };
+    let mut request = domains.request(mode);
     let mut stats = SwapStats::default();
     #[cfg(not(vmbeam_debug))]
     let ret = memory_op(&mut request, runs, status, &mut stats);
@@ -133,6 +147,7 @@ pub(crate) fn swap_frames(
     Reply {
         done: usize::try_from(request.done.min(pairs)).unwrap_or(0),
         stats,
+        ids: [request.id_a, request.id_b],
         result: match ret {
             0 if request.done == pairs => Ok(()),
             0.. => Err(EIO),
@@ -196,6 +211,9 @@ fn translate(ret: c_int) -> Error {
     } else if [EADDRINUSE, EMLINK, EAGAIN].contains(&error) {
         // A mode of the domain: altp2m, memory sharing, paging.
         EBUSY
+    } else if error == EADDRNOTAVAIL {
+        // Another domain has the number now, so the one that is meant is gone.
+        ESRCH
     } else if error == EACCES {
         // This is how a security module of the hypervisor says no.
         EPERM
@@ -219,24 +237,27 @@ pub(crate) fn pair_error(status: c_int) -> Error {
 /// The largest errno there can be, as in `linux/err.h`.
 const MAX_ERRNO: c_int = 4095;
 
-/// Whether there is a hypervisor that implements the swap of frames.
-pub(crate) fn implemented() -> bool {
-    // INVARIANT: 0 is an ordinary number.
-    let dom0 = DomId(0);
-    // A domain with itself is refused, so any answer other than "no such operation" is a yes.
-    let reply = swap_frames(Domains { a: dom0, b: dom0 }, Mode::Check, &[], &mut []);
-
-    reply.result != Err(EOPNOTSUPP)
+/// Whether this kernel runs the management VM of a Xen host, which is what may exchange
+/// memory of others.
+pub(crate) fn is_initial_domain() -> bool {
+    // SAFETY: It takes nothing and reads what has been known since boot.
+    unsafe { vmbeam_may_work() }
 }
 
-/// The same, past all that a debug build puts before the hypervisor.
-#[cfg(vmbeam_debug)]
+/// Whether there is a hypervisor that implements the swap of frames. Nothing is put before
+/// it, so that this is also what a debug build decides by.
 pub(crate) fn hypervisor_implements() -> bool {
-    let mut request = SwapFrames {
-        flags: SWAP_CHECK,
-        ..SwapFrames::default()
-    };
+    // INVARIANT: 0 is an ordinary number.
+    let dom0 = DomId(0);
+    let (a, b, ids) = (dom0, dom0, [0; 2]);
+    let mut request = Domains { a, b, ids }.request(Mode::Check);
     let ret = memory_op(&mut request, &[], &mut [], &mut SwapStats::default());
 
+    // A domain with itself is refused, so any answer other than "no such operation" is a yes.
     translate(ret) != EOPNOTSUPP
+}
+
+/// Whether frames can be swapped: really, or in a debug build's model.
+pub(crate) fn implemented() -> bool {
+    cfg!(vmbeam_debug) || hypervisor_implements()
 }

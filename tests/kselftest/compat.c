@@ -86,6 +86,7 @@ static void session(__u32 domid_a, __u32 domid_b)
 	CALL(VMBEAM_IOCTL_INFO, info, NULL);
 	status();
 	ret = ioctl(fd, VMBEAM_IOCTL_OPEN, &open_arg);
+	/* Which domains they are is not the same in both runs. */
 	print("VMBEAM_IOCTL_OPEN", ret, &open_arg, 8);
 	CALL(VMBEAM_IOCTL_ADD, add, &add.runs);
 	add.runs = PTR(bad);

@@ -27,6 +27,8 @@ struct domain_ops {
 
 	/* A paused domain with @frames frames from gfn 0 on, or NO_DOMAIN. */
 	__u32 (*create)(enum domain_kind kind, unsigned long frames);
+	/* The same with a number that no domain has any more. */
+	__u32 (*create_as)(__u32 domid, unsigned long frames);
 	void (*destroy)(__u32 domid);
 	bool (*dying)(__u32 domid);
 	long (*pages)(__u32 domid);
@@ -69,6 +71,7 @@ int domains_open(__u64 features);
 void domains_close(void);
 
 #define domain_create(...)	domains->create(__VA_ARGS__)
+#define domain_create_as(...)	domains->create_as(__VA_ARGS__)
 #define domain_dying(...)	domains->dying(__VA_ARGS__)
 #define domain_pages(...)	domains->pages(__VA_ARGS__)
 #define domain_log_dirty(...)	domains->log_dirty(__VA_ARGS__)

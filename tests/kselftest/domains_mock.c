@@ -57,10 +57,11 @@ static void mock_close(void)
 	device = -1;
 }
 
-static __u32 mock_create(enum domain_kind kind, unsigned long frames)
+static __u32 new_domain(__u32 domid, enum domain_kind kind, unsigned long frames)
 {
 	struct vmbeam_debug arg = {
 		.op = VMBEAM_DEBUG_CREATE,
+		.domid = domid,
 		.nr = frames + SPARE,
 		.value = kind == DOMAIN_PV ? -ENXIO : 0,
 	};
@@ -68,6 +69,16 @@ static __u32 mock_create(enum domain_kind kind, unsigned long frames)
 	if (debug(&arg) || set_status(arg.domid, frames, SPARE, -ENOENT))
 		return NO_DOMAIN;
 	return arg.domid;
+}
+
+static __u32 mock_create(enum domain_kind kind, unsigned long frames)
+{
+	return new_domain(0, kind, frames);
+}
+
+static __u32 mock_create_as(__u32 domid, unsigned long frames)
+{
+	return new_domain(domid, DOMAIN_HAP, frames);
 }
 
 static void mock_destroy(__u32 domid)
@@ -189,6 +200,7 @@ const struct domain_ops mock_ops = {
 	.open = mock_open,
 	.close = mock_close,
 	.create = mock_create,
+	.create_as = mock_create_as,
 	.destroy = mock_destroy,
 	.dying = mock_dying,
 	.pages = mock_pages,

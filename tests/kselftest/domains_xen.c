@@ -19,6 +19,8 @@
 #define PAGE 4096
 #define WORDS (PAGE / sizeof(__u64))
 #define CHUNK 256
+/* Words that are looked at: frames move whole, and emulated processors are slow. */
+#define STRIDE 37
 
 static xc_interface *xch;
 static xenforeignmemory_handle *fmem;
@@ -64,21 +66,19 @@ static void xen_destroy(__u32 domid)
 	xc_domain_destroy(xch, domid);
 }
 
-static __u32 xen_create(enum domain_kind kind, unsigned long frames)
+static __u32 new_domain(__u32 domid, enum domain_kind kind, unsigned long frames)
 {
 	struct xen_domctl_createdomain config = {
 		.max_vcpus = 1,
 		.max_grant_frames = 1,
 		.grant_opts = XEN_DOMCTL_GRANT_version(1),
 	};
-	__u32 domid = NO_DOMAIN;
 
 	if (kind == DOMAIN_HAP) {
 		config.flags = XEN_DOMCTL_CDF_hvm | XEN_DOMCTL_CDF_hap;
 		config.arch.emulation_flags = XEN_X86_EMU_LAPIC;
 	}
 	/* Xen chooses the number when it is 0. */
-	domid = 0;
 	if (xc_domain_create(xch, &domid, &config))
 		return NO_DOMAIN;
 	if (xc_domain_setmaxmem(xch, domid, -1) || populate(domid, frames)) {
@@ -86,6 +86,16 @@ static __u32 xen_create(enum domain_kind kind, unsigned long frames)
 		return NO_DOMAIN;
 	}
 	return domid;
+}
+
+static __u32 xen_create(enum domain_kind kind, unsigned long frames)
+{
+	return new_domain(0, kind, frames);
+}
+
+static __u32 xen_create_as(__u32 domid, unsigned long frames)
+{
+	return new_domain(domid, DOMAIN_HAP, frames);
 }
 
 static bool xen_dying(__u32 domid)
@@ -131,7 +141,7 @@ static __u64 *map(__u32 domid, unsigned long first, unsigned int nr)
 static int xen_fill(__u32 domid, __u32 tag, unsigned long first, unsigned long nr)
 {
 	unsigned long done = 0;
-	unsigned int i, now;
+	unsigned int i, now, page;
 	__u64 *pages;
 
 	for (; done < nr; done += now) {
@@ -139,8 +149,9 @@ static int xen_fill(__u32 domid, __u32 tag, unsigned long first, unsigned long n
 		pages = map(domid, first + done, now);
 		if (!pages)
 			return -1;
-		for (i = 0; i < now * WORDS; i++)
-			pages[i] = word(tag, first + done + i / WORDS, i % WORDS);
+		for (page = 0; page < now; page++)
+			for (i = 0; i < WORDS; i += STRIDE)
+				pages[page * WORDS + i] = word(tag, first + done + page, i);
 		xenforeignmemory_unmap(fmem, pages, now);
 	}
 	return 0;
@@ -150,23 +161,22 @@ static long xen_check(__u32 domid, __u32 tag, unsigned long first,
 		      unsigned long nr, unsigned long gfn)
 {
 	unsigned long done = 0;
-	unsigned int i, now;
+	unsigned int i, now, page;
 	long different = 0;
 	__u64 *pages;
-	bool bad = false;
+	bool bad;
 
 	for (; done < nr; done += now) {
 		now = nr - done < CHUNK ? nr - done : CHUNK;
 		pages = map(domid, first + done, now);
 		if (!pages)
 			return -1;
-		for (i = 0; i < now * WORDS; i++) {
-			if (i % WORDS == 0)
-				bad = false;
-			if (pages[i] != word(tag, gfn + done + i / WORDS, i % WORDS))
-				bad = true;
-			if (i % WORDS == WORDS - 1)
-				different += bad;
+		for (page = 0; page < now; page++) {
+			bad = false;
+			for (i = 0; i < WORDS; i += STRIDE)
+				if (pages[page * WORDS + i] != word(tag, gfn + done + page, i))
+					bad = true;
+			different += bad;
 		}
 		xenforeignmemory_unmap(fmem, pages, now);
 	}
@@ -222,6 +232,7 @@ const struct domain_ops xen_ops = {
 	.open = xen_open,
 	.close = xen_close,
 	.create = xen_create,
+	.create_as = xen_create_as,
 	.destroy = xen_destroy,
 	.dying = xen_dying,
 	.pages = xen_pages,

@@ -4,6 +4,8 @@
  * lets any allocation and any hypercall fail on request.
  */
 
+#include <sys/socket.h>
+
 #include "vmbeam_test.h"
 
 #include "vmbeam_debug.h"
@@ -71,7 +73,7 @@ FIXTURE_SETUP(fault)
 	debug_device = open(DEVICE, O_RDWR | O_CLOEXEC);
 	ASSERT_LE(0, debug_device);
 	ASSERT_EQ(0, domains_open(features(self->fd)));
-	ASSERT_EQ(0, do_records(self->fd, NULL, 0));
+	ASSERT_EQ(0, count_records(NULL));
 	self->a = domain_create(DOMAIN_HAP, MANY);
 	self->b = domain_create(DOMAIN_HAP, MANY);
 	ASSERT_NE(NO_DOMAIN, self->a);
@@ -174,25 +176,6 @@ TEST_F(fault, alloc_add)
 	EXPECT_EQ(6, get_status(self->fd).swapped);
 }
 
-TEST_F(fault, alloc_records)
-{
-	unsigned int nth;
-
-	for (nth = 1; nth < ENOUGH; nth++) {
-		int ret;
-
-		fail_alloc(nth);
-		ret = do_records(self->fd, NULL, 0);
-		if (!happened(VMBEAM_DEBUG_FAIL_ALLOC)) {
-			EXPECT_EQ(0, ret);
-			break;
-		}
-		EXPECT_EQ(-1, ret);
-		EXPECT_EQ(ENOMEM, errno);
-	}
-	EXPECT_EQ(2, nth);
-}
-
 /* What commits, rollbacks and the end of a file need was allocated before. */
 TEST_F(fault, no_alloc_once_loaded)
 {
@@ -219,6 +202,7 @@ static const struct {
 	int expected;
 } errors[] = {
 	{ -ESRCH, ESRCH },
+	{ -EADDRNOTAVAIL, ESRCH },	/* another domain has the number */
 	{ -EPERM, EPERM },
 	{ -EACCES, EPERM },		/* a security module */
 	{ -ENXIO, ENXIO },
@@ -301,7 +285,7 @@ TEST_F(fault, call_that_lies)
 }
 
 /* The error comes at every hypercall of a commit in turn, after part of it. */
-TEST_F(fault, call_errors_in_the_middle)
+TEST_F_TIMEOUT(fault, call_errors_in_the_middle, 120)
 {
 	static __s32 status[MANY];
 	struct vmbeam_commit commit;
@@ -336,7 +320,7 @@ TEST_F(fault, call_errors_in_the_middle)
 }
 
 /* The rollback of a closed file fails at every hypercall in turn. */
-TEST_F(fault, call_errors_when_closed)
+TEST_F_TIMEOUT(fault, call_errors_when_closed, 120)
 {
 	struct vmbeam_record record;
 	unsigned int nth, records = 0;
@@ -347,11 +331,11 @@ TEST_F(fault, call_errors_when_closed)
 		fail_call(nth, 10, -ENOMEM);
 		REOPEN();
 		if (!happened(VMBEAM_DEBUG_FAIL_CALL)) {
-			EXPECT_EQ(0, do_records(self->fd, NULL, 0));
+			EXPECT_EQ(0, count_records(NULL));
 			EXPECT_HOME(0, MANY);
 			break;
 		}
-		ASSERT_EQ(1, do_records(self->fd, &record, 1));
+		ASSERT_EQ(1, count_records(&record));
 		ASSERT_EQ(-ENOMEM, record.error);
 		ASSERT_EQ(record.cursor, record.swapped);
 		EXPECT_AWAY(MANY - record.cursor, record.cursor);
@@ -586,6 +570,8 @@ static int call_nr(int fd, unsigned int nr)
 		return do_commit(fd, 0, 0, NULL, NULL);
 	case _IOC_NR(VMBEAM_IOCTL_ROLLBACK):
 		return do_rollback(fd, 0, NULL);
+	case _IOC_NR(VMBEAM_IOCTL_ABANDON):
+		return do_abandon(fd, 0, NULL);
 	default:
 		return do_adopt(fd, 1);
 	}
@@ -597,6 +583,7 @@ TEST_F(fault, signal_while_waiting)
 		_IOC_NR(VMBEAM_IOCTL_OPEN), _IOC_NR(VMBEAM_IOCTL_ADD),
 		_IOC_NR(VMBEAM_IOCTL_PREPARE), _IOC_NR(VMBEAM_IOCTL_COMMIT),
 		_IOC_NR(VMBEAM_IOCTL_ROLLBACK), _IOC_NR(VMBEAM_IOCTL_ADOPT),
+		_IOC_NR(VMBEAM_IOCTL_ABANDON),
 	};
 	struct worker worker = { .fd = self->fd, .nr = _IOC_NR(VMBEAM_IOCTL_COMMIT) };
 	sigset_t alarm;
@@ -687,7 +674,7 @@ TEST_F_TIMEOUT(fault, killed_at_every_batch_file_goes, 120)
 			_exit(0);
 		}
 		ASSERT_EQ(pid, waitpid(pid, &wstatus, 0));
-		EXPECT_EQ(0, do_records(debug_device, NULL, 0));
+		EXPECT_EQ(0, count_records(NULL));
 		if (!WIFSIGNALED(wstatus)) {
 			EXPECT_TRUE(WIFEXITED(wstatus) && !WEXITSTATUS(wstatus));
 			EXPECT_AWAY(0, MANY);
@@ -703,6 +690,127 @@ TEST_F_TIMEOUT(fault, killed_at_every_batch_file_goes, 120)
 	EXPECT_LT(5, nth);
 	EXPECT_GT(ENOUGH, nth);
 	self->fd = open(DEVICE, O_RDWR | O_CLOEXEC);
+}
+
+/* ---- Closed by a thread of the kernel ---- */
+
+/* Put a file into a socket that is only reachable through itself, and let go of all. */
+static int lose_in_a_cycle(int fd)
+{
+	char control[CMSG_SPACE(2 * sizeof(int))] = {};
+	char byte = 0;
+	struct iovec iov = { .iov_base = &byte, .iov_len = 1 };
+	struct msghdr msg = {
+		.msg_iov = &iov, .msg_iovlen = 1,
+		.msg_control = control, .msg_controllen = sizeof(control),
+	};
+	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
+	int pair[2], fds[2];
+
+	if (socketpair(AF_UNIX, SOCK_DGRAM, 0, pair))
+		return -1;
+	fds[0] = fd;
+	fds[1] = pair[1];
+	cmsg->cmsg_level = SOL_SOCKET;
+	cmsg->cmsg_type = SCM_RIGHTS;
+	cmsg->cmsg_len = CMSG_LEN(sizeof(fds));
+	memcpy(CMSG_DATA(cmsg), fds, sizeof(fds));
+	if (sendmsg(pair[0], &msg, 0) != 1)
+		return -1;
+	close(fd);
+	close(pair[0]);
+	close(pair[1]);
+	/* The garbage is looked for when another socket is closed. */
+	if (socketpair(AF_UNIX, SOCK_DGRAM, 0, pair))
+		return -1;
+	close(pair[0]);
+	close(pair[1]);
+	return 0;
+}
+
+/* Leave a file to a ring, and close that. */
+static int lose_in_a_ring(int fd)
+{
+	char params[120] = {};
+	int ring = syscall(__NR_io_uring_setup, 1, params);
+	int ret;
+
+	if (ring < 0)
+		return -1;
+	/* IORING_REGISTER_FILES */
+	ret = syscall(__NR_io_uring_register, ring, 2, &fd, 1);
+	close(fd);
+	close(ring);
+	return ret;
+}
+
+/* Until a rollback of somebody else has ended, which keeps others out. */
+static int open_when_free(__u32 a, __u32 b)
+{
+	int fd = open(DEVICE, O_RDWR | O_CLOEXEC);
+
+	while (do_open(fd, a, b)) {
+		if (errno != EBUSY)
+			return -1;
+		usleep(10000);
+	}
+	return fd;
+}
+
+static double now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec + t.tv_nsec / 1e9;
+}
+
+TEST_F_TIMEOUT(fault, lost_in_a_socket, 120)
+{
+	double start, waited, all;
+	int pipes[2];
+	char byte;
+
+	ASSERT_EQ(0, load_backwards(self->fd, self->a, self->b, MANY));
+	ASSERT_EQ(0, do_commit(self->fd, 0, MANY / 2, NULL, NULL));
+	ASSERT_EQ(0, pipe(pipes));
+	inject(VMBEAM_DEBUG_SLOW, 500, 0, 0, false);
+	/* Counts the hypercalls. */
+	fail_call(ENOUGH, 0, 0);
+	start = now();
+	ASSERT_EQ(0, lose_in_a_cycle(self->fd));
+	while (inject(VMBEAM_DEBUG_FAIL_CALL, ENOUGH, 0, 0, false) == ENOUGH)
+		usleep(1000);
+	/* The rollback has begun. Other files of the machine are closed meanwhile. */
+	waited = now();
+	ASSERT_EQ(0, lose_in_a_cycle(pipes[1]));
+	EXPECT_EQ(0, read(pipes[0], &byte, 1));
+	waited = now() - waited;
+	self->fd = open_when_free(self->a, self->b);
+	ASSERT_LE(0, self->fd);
+	all = now() - start;
+	inject(VMBEAM_DEBUG_SLOW, 0, 0, 0, false);
+	TH_LOG("another file: %.2f s, the rollback: %.2f s", waited, all);
+	/* At least three batches, checked and swapped. */
+	EXPECT_LT(2.9, all);
+	EXPECT_GT(1, waited);
+	EXPECT_HOME(0, MANY);
+	EXPECT_EQ(0, count_records(NULL));
+	close(pipes[0]);
+}
+
+TEST_F_TIMEOUT(fault, lost_in_a_ring, 120)
+{
+	ASSERT_EQ(0, load_backwards(self->fd, self->a, self->b, MANY));
+	ASSERT_EQ(0, do_commit(self->fd, 0, MANY / 2, NULL, NULL));
+	if (lose_in_a_ring(self->fd)) {
+		self->fd = open(DEVICE, O_RDWR | O_CLOEXEC);
+		SKIP(return, "io_uring: %s", strerror(errno));
+	}
+	self->fd = open_when_free(self->a, self->b);
+	ASSERT_LE(0, self->fd);
+	EXPECT_HOME(0, MANY);
+	EXPECT_EQ(0, count_records(NULL));
 }
 
 TEST_HARNESS_MAIN

@@ -151,7 +151,7 @@ FIXTURE_SETUP(half)
 	if (!has_swap(self->fd))
 		SKIP(return, "this hypervisor has no swap of frames");
 	ASSERT_EQ(0, domains_open(features(self->fd)));
-	ASSERT_EQ(0, do_records(self->fd, NULL, 0));
+	ASSERT_EQ(0, count_records(NULL));
 	self->a = domain_create(DOMAIN_HAP, FRAMES);
 	self->b = domain_create(DOMAIN_HAP, FRAMES);
 	ASSERT_NE(NO_DOMAIN, self->a);
@@ -185,7 +185,7 @@ TEST_F(half, closed_half_way)
 	REOPEN();
 	/* Already when close() returns. */
 	EXPECT_HOME(0, FRAMES);
-	EXPECT_EQ(0, do_records(self->fd, NULL, 0));
+	EXPECT_EQ(0, count_records(NULL));
 }
 
 TEST_F(half, closed_when_committed)
@@ -193,7 +193,7 @@ TEST_F(half, closed_when_committed)
 	ASSERT_EQ(0, do_commit(self->fd, 0, 0, NULL, NULL));
 	REOPEN();
 	EXPECT_AWAY(0, FRAMES);
-	EXPECT_EQ(0, do_records(self->fd, NULL, 0));
+	EXPECT_EQ(0, count_records(NULL));
 }
 
 TEST_F(half, closed_in_a_rollback)
@@ -208,7 +208,7 @@ TEST_F(half, closed_in_a_rollback)
 	domain_release(held);
 	REOPEN();
 	EXPECT_HOME(0, FRAMES);
-	EXPECT_EQ(0, do_records(self->fd, NULL, 0));
+	EXPECT_EQ(0, count_records(NULL));
 }
 
 TEST_F(half, one_of_two_references)
@@ -252,8 +252,7 @@ TEST_F(half, record_and_adopt)
 	ASSERT_NE(NULL, held);
 	REOPEN();
 	EXPECT_HOME(8, FRAMES - 8);
-	memset(&record, 0xcc, sizeof(record));
-	ASSERT_EQ(1, do_records(self->fd, &record, 1));
+	ASSERT_EQ(1, count_records(&record));
 	EXPECT_NE(0, record.id);
 	EXPECT_EQ(self->a, record.domid_a);
 	EXPECT_EQ(self->b, record.domid_b);
@@ -275,7 +274,7 @@ TEST_F(half, record_and_adopt)
 	EXPECT_FAIL(ENOENT, do_adopt(self->fd, record.id + 1));
 	EXPECT_FAIL(ENOENT, do_adopt(self->fd, 0));
 	ASSERT_EQ(0, do_adopt(self->fd, record.id));
-	EXPECT_EQ(0, do_records(self->fd, NULL, 0));
+	EXPECT_EQ(0, count_records(NULL));
 	status = get_status(self->fd);
 	EXPECT_EQ(VMBEAM_STATE_ROLLING_BACK, status.state);
 	EXPECT_EQ(self->a, status.domid_a);
@@ -287,7 +286,7 @@ TEST_F(half, record_and_adopt)
 
 	/* Closed again, kept again, under another number. */
 	REOPEN();
-	ASSERT_EQ(1, do_records(self->fd, &record, 1));
+	ASSERT_EQ(1, count_records(&record));
 	domain_release(held);
 	ASSERT_EQ(0, do_adopt(self->fd, record.id));
 	ASSERT_EQ(0, do_rollback(self->fd, 8, NULL));
@@ -303,15 +302,15 @@ TEST_F(half, adopted_and_closed)
 	held = domain_hold(self->a, 0);
 	ASSERT_NE(NULL, held);
 	REOPEN();
-	ASSERT_EQ(1, do_records(self->fd, &record, 1));
+	ASSERT_EQ(1, count_records(&record));
 	domain_release(held);
 	ASSERT_EQ(0, do_adopt(self->fd, record.id));
 	REOPEN();
 	EXPECT_HOME(0, FRAMES);
-	EXPECT_EQ(0, do_records(self->fd, NULL, 0));
+	EXPECT_EQ(0, count_records(NULL));
 }
 
-TEST_F(half, domain_dies_and_forget)
+TEST_F(half, domain_dies_and_abandon)
 {
 	struct vmbeam_record record;
 
@@ -319,61 +318,116 @@ TEST_F(half, domain_dies_and_forget)
 	domain_destroy(self->b);
 	self->b = NO_DOMAIN;
 	REOPEN();
-	ASSERT_EQ(1, do_records(self->fd, &record, 1));
+	ASSERT_EQ(1, count_records(&record));
 	EXPECT_EQ(-ESRCH, record.error);
 	EXPECT_EQ(VMBEAM_STATE_COMMITTING, record.state);
 	EXPECT_EQ(FRAMES / 2, record.cursor);
 	EXPECT_EQ(FRAMES / 2, record.swapped);
-	EXPECT_FAIL(ENOENT, do_forget(self->fd, record.id + 1));
-	EXPECT_EQ(0, do_forget(self->fd, record.id));
-	EXPECT_FAIL(ENOENT, do_forget(self->fd, record.id));
-	EXPECT_EQ(0, do_records(self->fd, NULL, 0));
+	ASSERT_EQ(0, do_adopt(self->fd, record.id));
+	EXPECT_EQ(0, do_abandon(self->fd, FRAMES / 2, NULL));
+	EXPECT_FAIL(ENOENT, do_adopt(self->fd, record.id));
+	EXPECT_EQ(0, count_records(NULL));
 }
 
-TEST_F(half, records_bad_calls)
+TEST_F(half, abandon)
 {
-	struct {
-		struct vmbeam_record record;
-		__u64 more;
-	} room[2];
-	struct vmbeam_records arg;
-	char *page = page_before_hole();
+	__u64 cursor;
 
-	ASSERT_NE(NULL, page);
-	ASSERT_EQ(0, do_commit(self->fd, 0, 1, NULL, NULL));
-	domain_destroy(self->b);
-	self->b = NO_DOMAIN;
+	ASSERT_EQ(0, do_commit(self->fd, 0, FRAMES / 2, NULL, NULL));
+	EXPECT_FAIL(ESTALE, do_abandon(self->fd, 0, &cursor));
+	EXPECT_EQ(FRAMES / 2, cursor);
+	EXPECT_EQ(VMBEAM_STATE_COMMITTING, get_status(self->fd).state);
+	ASSERT_EQ(0, do_abandon(self->fd, FRAMES / 2, &cursor));
+	EXPECT_EQ(FRAMES / 2, cursor);
+	EXPECT_EQ(VMBEAM_STATE_UNBOUND, get_status(self->fd).state);
+	EXPECT_FAIL(EBADFD, do_abandon(self->fd, FRAMES / 2, NULL));
 	REOPEN();
+	EXPECT_AWAY(0, FRAMES / 2);
+	EXPECT_HOME(FRAMES / 2, FRAMES / 2);
+	EXPECT_EQ(0, count_records(NULL));
+	/* Nothing is in the way of another session. */
+	EXPECT_EQ(0, do_open(self->fd, self->b, self->a));
+}
 
-	poison(&arg, sizeof(arg));
-	arg.records = PTR(room);
-	arg.nr = 2;
-	arg.record_size = sizeof(struct vmbeam_record) - 1;
-	arg.reserved = 0;
-	EXPECT_FAIL(EINVAL, ioctl(self->fd, VMBEAM_IOCTL_RECORDS, &arg));
-	arg.record_size = 4097;
-	EXPECT_FAIL(E2BIG, ioctl(self->fd, VMBEAM_IOCTL_RECORDS, &arg));
-	arg.record_size = sizeof(room[0]);
-	arg.reserved = 1;
-	EXPECT_FAIL(EINVAL, ioctl(self->fd, VMBEAM_IOCTL_RECORDS, &arg));
-	arg.reserved = 0;
-	arg.records = PTR(page + 4096);
-	EXPECT_FAIL(EFAULT, ioctl(self->fd, VMBEAM_IOCTL_RECORDS, &arg));
+/* A file that was handed to somebody for two domains tells nothing of others. */
+TEST_F(half, records_are_not_for_a_bound_file)
+{
+	struct vmbeam_record record, seen;
+	__u32 c = domain_create(DOMAIN_HAP, FRAMES), d = domain_create(DOMAIN_HAP, FRAMES);
+	int fd = open(DEVICE, O_RDWR | O_CLOEXEC);
+	void *held;
 
-	/* Larger records than the kernel's: their end is left alone. */
-	arg.records = PTR(room);
-	memset(room, 0xcc, sizeof(room));
-	ASSERT_EQ(0, ioctl(self->fd, VMBEAM_IOCTL_RECORDS, &arg));
-	EXPECT_EQ(1, arg.nr);
-	EXPECT_EQ(1, arg.total);
-	EXPECT_EQ(1, room[0].record.swapped);
-	EXPECT_EQ(0xccccccccccccccccULL, room[0].more);
-	EXPECT_EQ(0xccccccccccccccccULL, room[1].record.id);
-	/* No room: how many there are. */
-	arg.nr = 0;
-	ASSERT_EQ(0, ioctl(self->fd, VMBEAM_IOCTL_RECORDS, &arg));
-	EXPECT_EQ(0, arg.nr);
-	EXPECT_EQ(1, arg.total);
+	ASSERT_NE(NO_DOMAIN, d);
+	ASSERT_EQ(0, do_open(fd, c, d));
+	ASSERT_EQ(0, do_commit(self->fd, 0, FRAMES / 2, NULL, NULL));
+	held = domain_hold(self->b, 7);
+	ASSERT_NE(NULL, held);
+	REOPEN();
+	ASSERT_EQ(1, count_records(&record));
+	EXPECT_EQ(getpid(), (pid_t)record.pid);
+	EXPECT_GE(time(NULL), (time_t)record.time);
+	EXPECT_LE(time(NULL) - 600, (time_t)record.time);
+	EXPECT_EQ(0, record.reserved);
+	EXPECT_FAIL(EBADFD, do_record(fd, 0, &seen));
+	EXPECT_FAIL(EBADFD, do_adopt(fd, record.id));
+	EXPECT_EQ(1, count_records(NULL));
+	EXPECT_FAIL(ENOENT, do_record(self->fd, record.id, &seen));
+	close(fd);
+	domain_release(held);
+	domain_destroy(c);
+	domain_destroy(d);
+}
+
+/* Two sessions that swap the same frames would undo each other. */
+TEST_F(half, one_session_of_a_domain_at_a_time)
+{
+	__u32 c = domain_create(DOMAIN_HAP, FRAMES);
+	int early = open(DEVICE, O_RDWR | O_CLOEXEC), late = open(DEVICE, O_RDWR | O_CLOEXEC);
+	struct vmbeam_record record;
+	void *held;
+
+	ASSERT_NE(NO_DOMAIN, c);
+	ASSERT_EQ(0, do_open(early, self->a, self->b));
+	ASSERT_EQ(0, add_one(early, 0, 0, 8));
+	ASSERT_EQ(0, do_commit(self->fd, 0, 8, NULL, NULL));
+	EXPECT_FAIL(EBUSY, do_commit(early, 0, 0, NULL, NULL));
+	EXPECT_EQ(VMBEAM_STATE_LOADED, get_status(early).state);
+	EXPECT_FAIL(EBUSY, do_open(late, self->b, self->a));
+	EXPECT_FAIL(EBUSY, do_open(late, c, self->a));
+	EXPECT_AWAY(0, 8);
+	EXPECT_HOME(8, FRAMES - 8);
+
+	/* As long as there is a record, too. */
+	held = domain_hold(self->a, 0);
+	ASSERT_NE(NULL, held);
+	REOPEN();
+	ASSERT_EQ(1, count_records(&record));
+	EXPECT_FAIL(EBUSY, do_open(late, self->a, self->b));
+	EXPECT_FAIL(EBUSY, do_commit(early, 0, 0, NULL, NULL));
+	domain_release(held);
+	ASSERT_EQ(0, do_adopt(self->fd, record.id));
+	ASSERT_EQ(0, do_rollback(self->fd, record.cursor, NULL));
+	/* All is back: anybody may. */
+	EXPECT_EQ(0, do_open(late, self->a, self->b));
+	EXPECT_EQ(0, do_commit(early, 0, 0, NULL, NULL));
+	EXPECT_AWAY(0, 8);
+	close(early);
+	close(late);
+	domain_destroy(c);
+}
+
+/* What can never be put back is in nobody's way. */
+TEST_F(half, record_of_a_dead_domain)
+{
+	__u32 c = domain_create(DOMAIN_HAP, FRAMES);
+
+	ASSERT_NE(NO_DOMAIN, c);
+	ASSERT_EQ(0, do_commit(self->fd, 0, 8, NULL, NULL));
+	domain_destroy(self->b);
+	self->b = c;
+	REOPEN();
+	ASSERT_EQ(1, count_records(NULL));
+	EXPECT_EQ(0, do_open(self->fd, self->a, c));
 }
 
 TEST_F(half, as_many_as_there_can_be)

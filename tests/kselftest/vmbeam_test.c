@@ -12,28 +12,21 @@
 
 #include "vmbeam_test.h"
 
-/* Size of struct vmbeam_status in the first version of the interface. */
-#define STATUS_V1 80
-/* And in the second. */
-#define STATUS_V2 88
-
 static const struct {
 	unsigned int cmd;
 	unsigned int size;
-	/* Where the first version ended, if there is a newer one. */
-	unsigned int first_size;
 } ioctls[] = {
 	{ VMBEAM_IOCTL_INFO, sizeof(struct vmbeam_info) },
 	{ VMBEAM_IOCTL_OPEN, sizeof(struct vmbeam_open) },
 	{ VMBEAM_IOCTL_ADD, sizeof(struct vmbeam_add) },
 	{ VMBEAM_IOCTL_PREPARE, sizeof(struct vmbeam_prepare) },
 	{ VMBEAM_IOCTL_COMMIT, sizeof(struct vmbeam_commit) },
-	{ VMBEAM_IOCTL_STATUS, sizeof(struct vmbeam_status), STATUS_V1 },
+	{ VMBEAM_IOCTL_STATUS, sizeof(struct vmbeam_status) },
 	{ VMBEAM_IOCTL_ROLLBACK, sizeof(struct vmbeam_rollback) },
 	{ VMBEAM_IOCTL_CANCEL, sizeof(struct vmbeam_cancel) },
-	{ VMBEAM_IOCTL_RECORDS, sizeof(struct vmbeam_records) },
+	{ VMBEAM_IOCTL_RECORD, sizeof(struct vmbeam_record) },
 	{ VMBEAM_IOCTL_ADOPT, sizeof(struct vmbeam_adopt) },
-	{ VMBEAM_IOCTL_FORGET, sizeof(struct vmbeam_forget) },
+	{ VMBEAM_IOCTL_ABANDON, sizeof(struct vmbeam_abandon) },
 };
 
 #define NR_IOCTLS ARRAY_SIZE(ioctls)
@@ -81,7 +74,7 @@ TEST_F(device, size_too_small)
 	for (i = 0; i < NR_IOCTLS; i++) {
 		memset(buf, 0, sizeof(buf));
 		EXPECT_FAIL(EINVAL, ioctl(self->fd, ioctls[i].cmd, buf));
-		head->size = (ioctls[i].first_size ?: ioctls[i].size) - 1;
+		head->size = ioctls[i].size - 1;
 		EXPECT_FAIL(EINVAL, ioctl(self->fd, ioctls[i].cmd, buf));
 	}
 }
@@ -125,33 +118,46 @@ TEST_F(device, zero_tail_is_accepted)
 	EXPECT_EQ(65536, arg.info.max_add_runs);
 }
 
-/* A program that was built against the first version of the interface. */
-TEST_F(device, older_structure)
+/* The whole number counts: what was there before version 1 is not half understood. */
+TEST_F(device, numbers_of_other_interfaces)
 {
-	struct vmbeam_status arg;
+	char buf[256];
+	unsigned int i;
 
-	poison(&arg, sizeof(arg));
-	arg.size = STATUS_V1;
-	ASSERT_EQ(0, ioctl(self->fd, VMBEAM_IOCTL_STATUS, &arg));
-	EXPECT_EQ(VMBEAM_STATE_UNBOUND, arg.state);
-	EXPECT_EQ(0, arg.tlb_flushes);
-	EXPECT_EQ(0xccccccccccccccccULL, arg.batches);
-	arg.size = STATUS_V1 + 4;
-	ASSERT_EQ(0, ioctl(self->fd, VMBEAM_IOCTL_STATUS, &arg));
-	EXPECT_EQ(0xcccccccc00000000ULL, arg.batches);
-	arg.size = STATUS_V2;
-	ASSERT_EQ(0, ioctl(self->fd, VMBEAM_IOCTL_STATUS, &arg));
-	EXPECT_EQ(0, arg.batches);
-	EXPECT_EQ(0xccccccccccccccccULL, arg.p2m_writes);
+	for (i = 0; i < NR_IOCTLS; i++) {
+		struct head *head = (void *)buf;
+
+		memset(buf, 0, sizeof(buf));
+		head->size = ioctls[i].size;
+		EXPECT_FAIL(ENOTTY, ioctl(self->fd, _IOC(_IOC_READ | _IOC_WRITE, VMBEAM_IOC_TYPE,
+							 i, ioctls[i].size), buf));
+		EXPECT_FAIL(ENOTTY, ioctl(self->fd, _IO(VMBEAM_IOC_TYPE, i), buf));
+		EXPECT_FAIL(ENOTTY, ioctl(self->fd, _IOC(_IOC_READ | _IOC_WRITE, VMBEAM_IOC_TYPE,
+							 VMBEAM_CMD_BASE + i, ioctls[i].size), buf));
+	}
 }
 
-TEST_F(device, size_in_the_number_does_not_matter)
+/* A descriptor that can only look. */
+TEST_F(device, read_only)
 {
-	struct vmbeam_info arg;
+	int fd = open(DEVICE, O_RDONLY | O_CLOEXEC);
+	struct vmbeam_record record;
+	unsigned int i;
 
-	poison(&arg, sizeof(arg));
-	EXPECT_EQ(0, ioctl(self->fd, _IOWR(VMBEAM_IOC_TYPE, 0, char[200]), &arg));
-	EXPECT_EQ(65536, arg.max_add_runs);
+	ASSERT_LE(0, fd);
+	EXPECT_EQ(features(self->fd), features(fd));
+	EXPECT_EQ(VMBEAM_STATE_UNBOUND, get_status(fd).state);
+	EXPECT_FAIL(ENOENT, do_record(fd, UINT64_MAX, &record));
+	for (i = 0; i < NR_IOCTLS; i++) {
+		char buf[256];
+
+		if (ioctls[i].cmd == VMBEAM_IOCTL_INFO || ioctls[i].cmd == VMBEAM_IOCTL_STATUS ||
+		    ioctls[i].cmd == VMBEAM_IOCTL_RECORD)
+			continue;
+		poison(buf, ioctls[i].size);
+		EXPECT_FAIL(EBADF, ioctl(fd, ioctls[i].cmd, buf));
+	}
+	close(fd);
 }
 
 TEST_F(device, unknown_flags)
@@ -216,8 +222,11 @@ TEST_F(device, unknown_ioctls)
 	unsigned int nr;
 
 	memset(buf, 0, sizeof(buf));
-	for (nr = NR_IOCTLS; nr < 256; nr++)
-		EXPECT_FAIL(ENOTTY, ioctl(self->fd, _IOWR(VMBEAM_IOC_TYPE, nr, __u64), buf));
+	for (nr = 0; nr < 256; nr++) {
+		if (nr >= VMBEAM_CMD_BASE && nr < VMBEAM_CMD_BASE + NR_IOCTLS)
+			continue;
+		EXPECT_FAIL(ENOTTY, ioctl(self->fd, _IO(VMBEAM_IOC_TYPE, nr), buf));
+	}
 	EXPECT_FAIL(ENOTTY, ioctl(self->fd, _IO(VMBEAM_IOC_TYPE + 2, 0), buf));
 	EXPECT_FAIL(ENOTTY, ioctl(self->fd, 0, buf));
 }
@@ -254,6 +263,7 @@ TEST_F(device, unbound)
 	EXPECT_FAIL(EBADFD, do_prepare(self->fd, 0, 0, NULL, NULL));
 	EXPECT_FAIL(EBADFD, do_commit(self->fd, 0, 0, NULL, NULL));
 	EXPECT_FAIL(EBADFD, do_rollback(self->fd, 0, NULL));
+	EXPECT_FAIL(EBADFD, do_abandon(self->fd, 0, NULL));
 }
 
 TEST_F(device, hypervisor_without_the_hypercall)
@@ -320,6 +330,70 @@ TEST_F(pair, open_no_such_domain)
 	/* A failed attempt binds nothing. */
 	EXPECT_EQ(VMBEAM_STATE_UNBOUND, get_status(self->fd).state);
 	EXPECT_EQ(0, do_open(self->fd, self->a, self->b));
+}
+
+/* Ids are those of the domains for ever, and come back. */
+TEST_F(pair, open_by_id)
+{
+	__u64 id_a = 0, id_b = 0, x, y;
+	int fd = open(DEVICE, O_RDWR | O_CLOEXEC);
+
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, do_open_ids(self->fd, self->a, self->b, &id_a, &id_b));
+	EXPECT_NE(0, id_a);
+	EXPECT_NE(0, id_b);
+	EXPECT_NE(id_a, id_b);
+	x = id_b;
+	y = id_a;
+	EXPECT_FAIL(ESRCH, do_open_ids(fd, self->a, self->b, &x, &y));
+	EXPECT_EQ(id_b, x);
+	x = id_a;
+	y = id_b + 1;
+	EXPECT_FAIL(ESRCH, do_open_ids(fd, self->a, self->b, &x, &y));
+	x = 0;
+	y = id_a;
+	EXPECT_EQ(0, do_open_ids(fd, self->b, self->a, &x, &y));
+	EXPECT_EQ(id_b, x);
+	EXPECT_EQ(id_a, y);
+	close(fd);
+}
+
+/* Another domain has the number now: it has nothing to do with the session. */
+TEST_F(pair, domid_used_again)
+{
+	struct vmbeam_record record;
+	__u64 id_a = 0, id_b = 0;
+	__u32 again;
+
+	ASSERT_EQ(0, do_open_ids(self->fd, self->a, self->b, &id_a, &id_b));
+	ASSERT_EQ(0, add_one(self->fd, 0, 0, 8));
+	ASSERT_EQ(0, do_commit(self->fd, 0, 4, NULL, NULL));
+	domain_destroy(self->b);
+	again = domain_create_as(self->b, FRAMES);
+	ASSERT_EQ(self->b, again) {
+		TH_LOG("no domain with the same number: %s", strerror(errno));
+	}
+	ASSERT_EQ(0, domain_fill(self->b, TAG_B, 0, FRAMES));
+	EXPECT_FAIL(ESRCH, do_prepare(self->fd, 0, 0, NULL, NULL));
+	EXPECT_FAIL(ESRCH, do_commit(self->fd, 4, 0, NULL, NULL));
+	EXPECT_FAIL(ESRCH, do_rollback(self->fd, 4, NULL));
+	close(self->fd);
+	EXPECT_EQ(0, domain_check(self->b, TAG_B, 0, FRAMES, 0));
+
+	self->fd = open(DEVICE, O_RDWR | O_CLOEXEC);
+	ASSERT_EQ(1, count_records(&record));
+	EXPECT_EQ(-ESRCH, record.error);
+	EXPECT_EQ(id_a, record.id_a);
+	EXPECT_EQ(id_b, record.id_b);
+	ASSERT_EQ(0, do_adopt(self->fd, record.id));
+	EXPECT_FAIL(ESRCH, do_rollback(self->fd, 4, NULL));
+	EXPECT_EQ(0, do_abandon(self->fd, 4, NULL));
+	/* By its own id it can be used like any. */
+	EXPECT_FAIL(ESRCH, do_open_ids(self->fd, self->a, self->b, &id_a, &id_b));
+	id_b = 0;
+	EXPECT_EQ(0, do_open_ids(self->fd, self->a, self->b, &id_a, &id_b));
+	EXPECT_NE(record.id_b, id_b);
+	EXPECT_EQ(0, domain_check(self->b, TAG_B, 0, FRAMES, 0));
 }
 
 TEST_F(pair, open_dying_domain)

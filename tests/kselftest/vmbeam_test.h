@@ -13,6 +13,7 @@
 #include <sys/mount.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <time.h>
 
 #include <linux/vmbeam.h>
 
@@ -59,7 +60,26 @@ static inline int do_open(int fd, __u32 a, __u32 b)
 	poison(&arg, sizeof(arg));
 	arg.domid_a = a;
 	arg.domid_b = b;
+	arg.id_a = 0;
+	arg.id_b = 0;
 	return ioctl(fd, VMBEAM_IOCTL_OPEN, &arg);
+}
+
+/* The same with ids, which come back. */
+static inline int do_open_ids(int fd, __u32 a, __u32 b, __u64 *id_a, __u64 *id_b)
+{
+	struct vmbeam_open arg;
+	int ret;
+
+	poison(&arg, sizeof(arg));
+	arg.domid_a = a;
+	arg.domid_b = b;
+	arg.id_a = *id_a;
+	arg.id_b = *id_b;
+	ret = ioctl(fd, VMBEAM_IOCTL_OPEN, &arg);
+	*id_a = arg.id_a;
+	*id_b = arg.id_b;
+	return ret;
 }
 
 static inline int do_add(int fd, const struct vmbeam_run *runs, __u32 nr,
@@ -156,37 +176,56 @@ static inline int do_adopt(int fd, __u64 id)
 	return ioctl(fd, VMBEAM_IOCTL_ADOPT, &arg);
 }
 
-static inline int do_forget(int fd, __u64 id)
+static inline int do_abandon(int fd, __u64 expected, __u64 *cursor)
 {
-	struct vmbeam_forget arg;
+	struct vmbeam_abandon arg;
+	int ret;
 
 	poison(&arg, sizeof(arg));
-	arg.id = id;
-	return ioctl(fd, VMBEAM_IOCTL_FORGET, &arg);
+	arg.expected = expected;
+	ret = ioctl(fd, VMBEAM_IOCTL_ABANDON, &arg);
+	if (cursor)
+		*cursor = arg.cursor;
+	return ret;
 }
 
-/* How many records there are; up to @nr of them go into @records. */
-static inline int do_records(int fd, struct vmbeam_record *records, __u32 nr)
+static inline int do_record(int fd, __u64 id, struct vmbeam_record *record)
 {
-	struct vmbeam_records arg;
+	poison(record, sizeof(*record));
+	record->id = id;
+	return ioctl(fd, VMBEAM_IOCTL_RECORD, record);
+}
 
-	poison(&arg, sizeof(arg));
-	arg.records = PTR(records);
-	arg.nr = nr;
-	arg.record_size = sizeof(*records);
-	arg.reserved = 0;
-	return ioctl(fd, VMBEAM_IOCTL_RECORDS, &arg) ? -1 : (int)arg.total;
+/* How many records there are, and the last of them. */
+static inline int count_records(struct vmbeam_record *last)
+{
+	int fd = open(DEVICE, O_RDONLY | O_CLOEXEC);
+	struct vmbeam_record record;
+	__u64 id = 0;
+	int nr = 0;
+
+	while (!do_record(fd, id, &record)) {
+		id = record.id;
+		nr++;
+		if (last)
+			*last = record;
+	}
+	close(fd);
+	return nr;
 }
 
 /* A record would pin the module, and disturb the next test. */
 static inline void forget_records(void)
 {
-	int fd = open(DEVICE, O_RDWR | O_CLOEXEC);
 	struct vmbeam_record record;
+	int fd;
 
-	while (do_records(fd, &record, 1) > 0)
-		do_forget(fd, record.id);
-	close(fd);
+	while (count_records(&record) > 0) {
+		fd = open(DEVICE, O_RDWR | O_CLOEXEC);
+		if (!do_adopt(fd, record.id))
+			do_abandon(fd, record.cursor, NULL);
+		close(fd);
+	}
 }
 
 static inline __u64 features(int fd)

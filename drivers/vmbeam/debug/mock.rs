@@ -35,6 +35,8 @@ struct Frame {
 
 struct Domain {
     id: u32,
+    /// A number that no other domain ever has.
+    unique: u64,
     /// 0, or why all swaps with it fail.
     refuse: i32,
     frames: KVVec<Frame>,
@@ -64,6 +66,7 @@ impl Domain {
 pub(crate) struct Domains {
     list: KVec<Domain>,
     last_id: u32,
+    last_unique: u64,
 }
 
 /// Whether the model is used: where no hypervisor has the hypercall.
@@ -77,6 +80,7 @@ impl Domains {
         Self {
             list: KVec::new(),
             last_id: 0,
+            last_unique: 0,
         }
     }
 
@@ -84,30 +88,44 @@ impl Domains {
         self.list.iter_mut().find(|d| d.id == id).ok_or(ESRCH)
     }
 
-    /// A new domain with `nr` frames.
-    pub(crate) fn create(&mut self, nr: u64, refuse: i32) -> Result<u32> {
-        if nr > MAX_FRAMES {
+    /// A new domain with `nr` frames, and this number or any.
+    pub(crate) fn create(&mut self, wanted: u32, nr: u64, refuse: i32) -> Result<u32> {
+        if nr > MAX_FRAMES || wanted > LAST_DOMID {
             return Err(EINVAL);
         }
         if self.list.len() >= MAX_DOMAINS {
             return Err(ENOSPC);
         }
-        // Domids are reused late, as by Xen.
-        let mut id = self.last_id;
+        let id = match wanted {
+            0 => self.free_id(),
+            _ if self.find(wanted).is_ok() => return Err(EEXIST),
+            _ => wanted,
+        };
+        let unique = self.last_unique.saturating_add(1);
+        let frames = KVVec::from_elem(Frame::default(), usize::try_from(nr)?, GFP_KERNEL)?;
+        let domain = Domain {
+            id,
+            unique,
+            refuse,
+            frames,
+        };
+        self.list.push(domain, GFP_KERNEL)?;
+        self.last_unique = unique;
+        Ok(id)
+    }
+
+    /// A number that no domain has. One that was in use is taken late, as by Xen.
+    fn free_id(&mut self) -> u32 {
         loop {
-            id = if id >= LAST_DOMID {
+            self.last_id = if self.last_id >= LAST_DOMID {
                 1
             } else {
-                id.saturating_add(1)
+                self.last_id.saturating_add(1)
             };
-            if self.find(id).is_err() {
-                break;
+            if self.find(self.last_id).is_err() {
+                return self.last_id;
             }
         }
-        let frames = KVVec::from_elem(Frame::default(), usize::try_from(nr)?, GFP_KERNEL)?;
-        self.list.push(Domain { id, refuse, frames }, GFP_KERNEL)?;
-        self.last_id = id;
-        Ok(id)
     }
 
     /// Take a domain away.
@@ -185,14 +203,18 @@ impl Domains {
         if a == b || (runs.is_empty() && !check) {
             return Err(EINVAL);
         }
-        for id in [a, b] {
+        for (id, unique) in [(a, &mut request.id_a), (b, &mut request.id_b)] {
             if id == 0 {
                 return Err(EPERM);
             }
-            match self.find(id)?.refuse {
-                0 => (),
-                error => return Err(Error::from_errno(error)),
+            let domain = self.find(id)?;
+            if *unique != 0 && *unique != domain.unique {
+                return Err(EADDRNOTAVAIL);
             }
+            if domain.refuse != 0 {
+                return Err(Error::from_errno(domain.refuse));
+            }
+            *unique = domain.unique;
         }
 
         let mut status = status.iter_mut();

@@ -11,8 +11,9 @@
 
 /**
  * enum vmbeam_debug_op - what to do
- * @VMBEAM_DEBUG_CREATE: make a domain of @nr frames; out: @domid. @value: 0 for
- *	one that can swap, or the errno (negative) that the hypervisor has for it
+ * @VMBEAM_DEBUG_CREATE: make a domain of @nr frames with the number @domid, which
+ *	no domain has now, or any if that is 0; out: @domid. @value: 0 for one that
+ *	can swap, or the errno (negative) that the hypervisor has for it
  * @VMBEAM_DEBUG_DESTROY: take @domid away
  * @VMBEAM_DEBUG_REFUSE: from now on swaps with @domid fail with @value, or no
  *	longer if that is 0

@@ -28,6 +28,7 @@ pub const fn activity(nr: u32) -> &'static str {
         NR_COMMIT => "commit",
         NR_ROLLBACK => "rollback",
         NR_ADOPT => "adopt",
+        NR_ABANDON => "abandon",
         _ => "unknown",
     }
 }

@@ -17,28 +17,33 @@ use zerocopy_derive::{
 /// Type byte of every ioctl of the device.
 pub const IOC_TYPE: u32 = 0xbb;
 
-/// Number of `VMBEAM_IOCTL_INFO`.
-pub const NR_INFO: u32 = 0;
-/// Number of `VMBEAM_IOCTL_OPEN`.
-pub const NR_OPEN: u32 = 1;
-/// Number of `VMBEAM_IOCTL_ADD`.
-pub const NR_ADD: u32 = 2;
-/// Number of `VMBEAM_IOCTL_PREPARE`.
-pub const NR_PREPARE: u32 = 3;
-/// Number of `VMBEAM_IOCTL_COMMIT`.
-pub const NR_COMMIT: u32 = 4;
-/// Number of `VMBEAM_IOCTL_STATUS`.
-pub const NR_STATUS: u32 = 5;
-/// Number of `VMBEAM_IOCTL_ROLLBACK`.
-pub const NR_ROLLBACK: u32 = 6;
-/// Number of `VMBEAM_IOCTL_CANCEL`.
-pub const NR_CANCEL: u32 = 7;
-/// Number of `VMBEAM_IOCTL_RECORDS`.
-pub const NR_RECORDS: u32 = 8;
-/// Number of `VMBEAM_IOCTL_ADOPT`.
-pub const NR_ADOPT: u32 = 9;
-/// Number of `VMBEAM_IOCTL_FORGET`.
-pub const NR_FORGET: u32 = 10;
+/// `VMBEAM_CMD_INFO`
+pub const NR_INFO: u32 = 0x80;
+/// `VMBEAM_CMD_OPEN`
+pub const NR_OPEN: u32 = 0x81;
+/// `VMBEAM_CMD_ADD`
+pub const NR_ADD: u32 = 0x82;
+/// `VMBEAM_CMD_PREPARE`
+pub const NR_PREPARE: u32 = 0x83;
+/// `VMBEAM_CMD_COMMIT`
+pub const NR_COMMIT: u32 = 0x84;
+/// `VMBEAM_CMD_STATUS`
+pub const NR_STATUS: u32 = 0x85;
+/// `VMBEAM_CMD_ROLLBACK`
+pub const NR_ROLLBACK: u32 = 0x86;
+/// `VMBEAM_CMD_CANCEL`
+pub const NR_CANCEL: u32 = 0x87;
+/// `VMBEAM_CMD_RECORD`
+pub const NR_RECORD: u32 = 0x88;
+/// `VMBEAM_CMD_ADOPT`
+pub const NR_ADOPT: u32 = 0x89;
+/// `VMBEAM_CMD_ABANDON`
+pub const NR_ABANDON: u32 = 0x8a;
+
+/// The whole number of an ioctl: `_IO(VMBEAM_IOC_TYPE, nr)`.
+pub const fn ioctl(nr: u32) -> u32 {
+    (IOC_TYPE << 8) | nr
+}
 
 /// Status of a pair that has not been looked at.
 pub const NOT_ATTEMPTED: i32 = 1;
@@ -108,6 +113,10 @@ abi_struct! {
         domid_a: u32,
         /// Second domain.
         domid_b: u32,
+        /// In: 0, or the unique id of the first domain; out: that id.
+        id_a: u64,
+        /// The same of the second domain.
+        id_b: u64,
     }
 }
 
@@ -258,46 +267,40 @@ abi_struct! {
 abi_struct! {
     /// `struct vmbeam_record`
     Record {
-        /// What to call it.
-        id: u64,
-        /// First domain.
-        domid_a: u32,
-        /// Second domain.
-        domid_b: u32,
-        /// `STATE_*`.
-        state: u32,
-        /// Why it could not be rolled back.
-        error: i32,
-        /// Runs.
-        runs: u64,
-        /// Pairs.
-        pairs: u64,
-        /// Where the cursor is.
-        cursor: u64,
-        /// Pairs that are swapped still.
-        swapped: u64,
-        /// Pairs before the cursor that were refused.
-        refused: u64,
-    }
-}
-
-abi_struct! {
-    /// `struct vmbeam_records`
-    Records {
         /// Size of this structure.
         size: u32,
         /// Must be 0.
         flags: u32,
-        /// Address of the room for records.
-        records: u64,
-        /// In: room for how many; out: how many were written.
-        nr: u32,
-        /// Size of the caller's `struct vmbeam_record`.
-        record_size: u32,
-        /// Out: how many there are.
-        total: u32,
-        /// Must be 0.
+        /// In: the record before; out: what to call it.
+        id: u64,
+        /// Out: first domain.
+        domid_a: u32,
+        /// Out: second domain.
+        domid_b: u32,
+        /// Out: unique id of the first domain.
+        id_a: u64,
+        /// Out: unique id of the second domain.
+        id_b: u64,
+        /// Out: `STATE_*`.
+        state: u32,
+        /// Out: why it could not be rolled back.
+        error: i32,
+        /// Out: when it was kept, in seconds since 1970.
+        time: u64,
+        /// Out: the process that had bound the session.
+        pid: u32,
+        /// Out: 0.
         reserved: u32,
+        /// Out: runs.
+        runs: u64,
+        /// Out: pairs.
+        pairs: u64,
+        /// Out: where the cursor is.
+        cursor: u64,
+        /// Out: pairs that are swapped still.
+        swapped: u64,
+        /// Out: pairs before the cursor that were refused.
+        refused: u64,
     }
 }
 
@@ -314,20 +317,22 @@ abi_struct! {
 }
 
 abi_struct! {
-    /// `struct vmbeam_forget`
-    Forget {
+    /// `struct vmbeam_abandon`
+    Abandon {
         /// Size of this structure.
         size: u32,
         /// Must be 0.
         flags: u32,
-        /// Which record.
-        id: u64,
+        /// Where the caller believes the cursor to be.
+        expected: u64,
+        /// Out: where it is.
+        cursor: u64,
     }
 }
 
 /// What every request structure begins with.
 pub trait Request: zerocopy::FromBytes + zerocopy::IntoBytes + zerocopy::Immutable {
-    /// Size of the first version of the structure; callers may pass that.
+    /// Size of the structure in version 1 of the interface; callers may pass that.
     const FIRST_SIZE: usize;
 
     /// The flags that the caller set; none is defined so far.
@@ -335,9 +340,9 @@ pub trait Request: zerocopy::FromBytes + zerocopy::IntoBytes + zerocopy::Immutab
 }
 
 macro_rules! request {
-    ($($name:ident $first_size:expr,)*) => {
+    ($($name:ident)*) => {
         $(impl Request for $name {
-            const FIRST_SIZE: usize = $first_size;
+            const FIRST_SIZE: usize = core::mem::size_of::<$name>();
 
             fn flags(&self) -> u32 {
                 self.flags
@@ -346,19 +351,7 @@ macro_rules! request {
     };
 }
 
-request! {
-    Info core::mem::size_of::<Info>(),
-    Open core::mem::size_of::<Open>(),
-    Add core::mem::size_of::<Add>(),
-    Prepare core::mem::size_of::<Prepare>(),
-    Commit core::mem::size_of::<Commit>(),
-    Status core::mem::offset_of!(Status, batches),
-    Rollback core::mem::size_of::<Rollback>(),
-    Cancel core::mem::size_of::<Cancel>(),
-    Records core::mem::size_of::<Records>(),
-    Adopt core::mem::size_of::<Adopt>(),
-    Forget core::mem::size_of::<Forget>(),
-}
+request! { Info Open Add Prepare Commit Status Rollback Cancel Record Adopt Abandon }
 
 macro_rules! assert_layout {
     ($name:ident, $size:literal, $($field:ident: $offset:literal),*) => {
@@ -371,7 +364,7 @@ macro_rules! assert_layout {
 
 assert_layout!(Info, 40, features: 8, max_add_runs: 16, batch_pairs: 20, max_runs: 24,
     max_pairs: 32);
-assert_layout!(Open, 16, domid_a: 8, domid_b: 12);
+assert_layout!(Open, 32, domid_a: 8, domid_b: 12, id_a: 16, id_b: 24);
 assert_layout!(Run, 24, gfn_a: 0, gfn_b: 8, nr: 16, reserved: 20);
 assert_layout!(Add, 40, runs: 8, nr_runs: 16, bad_run: 20, total_runs: 24, total_pairs: 32);
 assert_layout!(Prepare, 48, first: 8, nr: 16, status: 24, done: 32, refused: 40);
@@ -381,8 +374,8 @@ assert_layout!(Status, 120, state: 8, domid_a: 12, domid_b: 16, activity: 20, ru
     p2m_writes: 88, superpages: 96, splits: 104, merges: 112);
 assert_layout!(Rollback, 32, expected: 8, cursor: 16, swapped: 24);
 assert_layout!(Cancel, 8, size: 0, flags: 4);
-assert_layout!(Record, 64, domid_a: 8, domid_b: 12, state: 16, error: 20, runs: 24, pairs: 32,
-    cursor: 40, swapped: 48, refused: 56);
-assert_layout!(Records, 32, records: 8, nr: 16, record_size: 20, total: 24, reserved: 28);
+assert_layout!(Record, 104, id: 8, domid_a: 16, domid_b: 20, id_a: 24, id_b: 32, state: 40,
+    error: 44, time: 48, pid: 56, reserved: 60, runs: 64, pairs: 72, cursor: 80, swapped: 88,
+    refused: 96);
 assert_layout!(Adopt, 16, id: 8);
-assert_layout!(Forget, 16, id: 8);
+assert_layout!(Abandon, 24, expected: 8, cursor: 16);

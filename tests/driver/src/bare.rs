@@ -117,8 +117,9 @@ impl Toolstack {
         }
     }
 
-    /// A paused HAP domain with `frames` frames from gfn 0 on.
-    pub fn domain(self: &Rc<Self>, frames: u64) -> Result<Domain> {
+    /// A paused HAP domain with `frames` frames from gfn 0 on, and this number. Xen
+    /// chooses one when it is 0.
+    pub fn domain(self: &Rc<Self>, domid: u32, frames: u64) -> Result<Domain> {
         let mut config = CreateDomain {
             flags: HVM_HAP,
             emulation_flags: EMU_LAPIC,
@@ -127,8 +128,7 @@ impl Toolstack {
             grant_opts: 1,
             ..CreateDomain::default()
         };
-        // Xen chooses the number when it is 0.
-        let mut domid = 0;
+        let mut domid = domid;
         // SAFETY: both pointers are to live objects of the types that the
         // function takes.
         let rc = unsafe { (self.create)(self.xch.as_ptr(), &mut domid, &mut config) };

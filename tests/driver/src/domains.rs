@@ -66,9 +66,14 @@ impl Host {
 
     /// A domain with frames `0..frames`.
     pub fn domain(&self, frames: u64) -> Result<Domain> {
+        self.domain_as(0, frames)
+    }
+
+    /// The same with a number that no domain has any more; 0 for any.
+    pub fn domain_as(&self, domid: u32, frames: u64) -> Result<Domain> {
         let which = match self {
-            Self::Xen(toolstack) => Which::Xen(toolstack.domain(frames)?),
-            Self::Mock(mock) => Which::Mock(mock.domain(frames)?),
+            Self::Xen(toolstack) => Which::Xen(toolstack.domain(domid, frames)?),
+            Self::Mock(mock) => Which::Mock(mock.domain(domid, frames)?),
         };
         Ok(Domain { which, frames })
     }

@@ -20,6 +20,7 @@ use crate::arena::Arena;
 use crate::domains::Domain;
 use crate::domains::Hold;
 use crate::domains::Host;
+use crate::model::Access;
 use crate::model::Session;
 use crate::model::World;
 use crate::model::DOMAINS;
@@ -39,8 +40,6 @@ const LOOK: u64 = 512;
 const RACE: u64 = 256;
 /// Sequences that fill caches which stay, each with a race.
 const WARM: u64 = 64;
-/// Most records at a time; the driver keeps 256.
-const RECORDS: u32 = 64;
 
 #[derive(clap::Args, Debug)]
 pub struct Arguments {
@@ -127,7 +126,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// The errnos of the documentation that single calls on these domains can get.
-const ERRNOS: [Errno; 14] = [
+const ERRNOS: [Errno; 15] = [
+    Errno::EBADF,
     Errno::ENOTTY,
     Errno::EFAULT,
     Errno::EINVAL,
@@ -277,18 +277,16 @@ impl Fuzzer {
         session.model.close(&mut self.world);
         self.pulse.beat();
 
-        let mut found = [sys::Record::default(); RECORDS as usize];
-        let mut arg = sys::Records {
-            size: size_of::<sys::Records>() as u32,
-            records: found.as_mut_ptr() as u64,
-            nr: RECORDS,
-            record_size: size_of::<sys::Record>() as u32,
+        let mut found = Vec::new();
+        let mut arg = sys::Record {
+            size: size_of::<sys::Record>() as u32,
             ..Default::default()
         };
-        race::ioctl(&self.control, sys::IOCTL_RECORDS, &mut arg).context("RECORDS")?;
-        let found = &found[..arg.nr as usize];
+        while race::ioctl(&self.control, sys::IOCTL_RECORD, &mut arg).is_ok() {
+            found.push(arg);
+        }
         ensure!(
-            self.world.learn(found),
+            self.world.learn(&found),
             "records: {found:x?}, expected {:x?}",
             self.world.records().collect::<Vec<_>>()
         );
@@ -297,7 +295,7 @@ impl Fuzzer {
     }
 
     /// Nothing is held any more: records whose domains live can be rolled back, the
-    /// others are forgotten.
+    /// others are abandoned.
     fn clean_up(&mut self) -> Result<()> {
         loop {
             let first = self.world.records().next();
@@ -305,22 +303,26 @@ impl Fuzzer {
                 return Ok(());
             };
             let mut session = Open::new()?;
-            if alive && self.rng.u8(..4) != 0 {
-                let mut arg = sys::Adopt {
-                    size: 16,
+            let mut arg = sys::Adopt {
+                size: 16,
+                flags: 0,
+                id,
+            };
+            race::ioctl(&session.file, sys::IOCTL_ADOPT, &mut arg).context("ADOPT")?;
+            session.model.adopt(&mut self.world, arg).result?;
+            if !alive || self.rng.u8(..4) == 0 {
+                let mut arg = sys::Abandon {
+                    size: 24,
                     flags: 0,
-                    id,
+                    expected: session.model.cursor(),
+                    cursor: 0,
                 };
-                race::ioctl(&session.file, sys::IOCTL_ADOPT, &mut arg).context("ADOPT")?;
-                session.model.adopt(&mut self.world, arg).result?;
-            } else {
-                let mut arg = sys::Forget {
-                    size: 16,
-                    flags: 0,
-                    id,
+                race::ioctl(&session.file, sys::IOCTL_ABANDON, &mut arg).context("ABANDON")?;
+                let access = Access {
+                    structure: true,
+                    elements: 0,
                 };
-                race::ioctl(&session.file, sys::IOCTL_FORGET, &mut arg).context("FORGET")?;
-                self.world.forget(arg).result?;
+                session.model.abandon(&mut self.world, arg, access).result?;
             }
             self.close(session)?;
         }
@@ -379,13 +381,19 @@ impl Fuzzer {
     /// A domain dies under the sessions that are bound to it, and another one comes.
     fn replace_domain(&mut self) -> Result<()> {
         let index = self.rng.usize(..DOMAINS);
-        let new = self.host.domain(FRAMES)?;
         self.holds.retain(|(domain, _), _| *domain != index);
-        self.always[index] = new.hold(HELD, Errno::EBUSY)?;
+        drop(self.always.remove(index));
+        let old = self.domains.remove(index).domid();
+        // Often with its number, as a toolstack that counts round would.
+        let new = match self.rng.bool() {
+            true => self.host.domain_as(old, FRAMES)?,
+            false => self.host.domain(FRAMES)?,
+        };
+        self.always.insert(index, new.hold(HELD, Errno::EBUSY)?);
         self.world.replace(index, new.domid());
         self.world.held.insert((index, HELD), Errno::EBUSY);
         new.write_tags(&self.world.frames[index])?;
-        self.domains[index] = new;
+        self.domains.insert(index, new);
         self.died += 1;
         Ok(())
     }
@@ -398,7 +406,7 @@ impl Fuzzer {
         }
         // Mostly what makes sense in this state, else anything.
         let likely: &[u8] = match open.model.state() {
-            0 if self.world.records().next().is_some() => &[1, 1, 8, 9, 9, 10],
+            0 if self.world.records().next().is_some() => &[1, 1, 8, 9, 9],
             0 => &[1],
             1 => &[2],
             2 => &[2, 2, 3, 4, 4],
@@ -420,9 +428,9 @@ impl Fuzzer {
             5 => self.status(open),
             6 => self.rollback(open),
             7 => self.cancel(open),
-            8 => self.records(open),
+            8 => self.record(open),
             9 => self.adopt(open),
-            _ => self.forget(open),
+            _ => self.abandon(open),
         }
     }
 }

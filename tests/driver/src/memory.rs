@@ -98,10 +98,10 @@ fn charge() -> Result<()> {
     let file = File::options().read(true).write(true).open(DEVICE)?;
     let before = group.charged()?;
     let mut open = sys::Open {
-        size: 16,
-        flags: 0,
+        size: 32,
         domid_a: a.domid(),
         domid_b: b.domid(),
+        ..Default::default()
     };
     race::ioctl(&file, sys::IOCTL_OPEN, &mut open).context("OPEN")?;
     for part in runs.chunks(PART as usize) {

@@ -57,10 +57,11 @@ impl Mock {
         Errno::result(rc).map(drop)
     }
 
-    /// A domain with `frames` frames from gfn 0 on.
-    pub fn domain(self: &Rc<Self>, frames: u64) -> Result<Domain> {
+    /// A domain with `frames` frames from gfn 0 on, and this number or any if it is 0.
+    pub fn domain(self: &Rc<Self>, domid: u32, frames: u64) -> Result<Domain> {
         let mut request = Request {
             op: OP_CREATE,
+            domid,
             nr: frames,
             ..Request::default()
         };

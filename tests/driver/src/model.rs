@@ -17,8 +17,6 @@ pub use world::HELD;
 pub const MAX_ADD_RUNS: u32 = 65536;
 /// Pairs in one hypercall.
 pub const BATCH_PAIRS: u64 = 4096;
-/// Largest structure that is accepted.
-const MAX_SIZE: u32 = 4096;
 const MAX_PAIRS: u64 = 1 << 28;
 const GFN_LIMIT: u64 = 1 << 52;
 
@@ -31,10 +29,19 @@ enum Mark {
     Back,
 }
 
+/// Two domains, by number and by the id that no other domain ever has.
+#[derive(Clone, Copy, Debug)]
+pub struct Bound {
+    domids: [u32; 2],
+    ids: [u64; 2],
+}
+
 /// One open file.
 #[derive(Clone, Debug, Default)]
 pub struct Session {
-    bound: Option<(u32, u32)>,
+    bound: Option<Bound>,
+    /// Tells it from others.
+    number: u64,
     runs: Vec<sys::Run>,
     marks: Vec<Mark>,
     merged: u64,
@@ -76,7 +83,8 @@ pub struct Access {
 
 impl Session {
     fn domains(&self, world: &World) -> Result<(usize, usize), Errno> {
-        world.domains(self.bound.ok_or(Errno::EBADFD)?)
+        let bound = self.bound.ok_or(Errno::EBADFD)?;
+        world.domains(bound.domids, bound.ids)
     }
 
     fn pair(&self, number: usize) -> (u64, u64) {
@@ -140,22 +148,57 @@ impl Session {
         }
     }
 
-    /// `OPEN`
-    pub fn open(&mut self, world: &World, arg: sys::Open) -> Answer<sys::Open> {
-        let result = if arg.domid_a >= 0x7ff0 || arg.domid_b >= 0x7ff0 || arg.domid_a == arg.domid_b
-        {
-            Err(Errno::EINVAL)
-        } else if self.bound.is_some() {
-            Err(Errno::EBADFD)
-        } else {
-            let domids = (arg.domid_a, arg.domid_b);
-            let found = world.domains(domids);
-            self.bound = found.ok().map(|_| domids);
-            found.map(drop)
+    /// `OPEN`, up to the point where the domains' ids are told.
+    pub fn may_open(&self, world: &World, arg: sys::Open) -> Result<(), Errno> {
+        if arg.domid_a >= 0x7ff0 || arg.domid_b >= 0x7ff0 || arg.domid_a == arg.domid_b {
+            return Err(Errno::EINVAL);
+        }
+        if self.bound.is_some() {
+            return Err(Errno::EBADFD);
+        }
+        let (a, b) = world.domains([arg.domid_a, arg.domid_b], [arg.id_a, arg.id_b])?;
+        let ids = [a, b].map(|index| world.ids[index].unwrap_or_default());
+        world.free(ids, self.number)
+    }
+
+    /// `OPEN` has succeeded and told these ids.
+    pub fn opened(&mut self, world: &mut World, arg: sys::Open) {
+        self.bound = Some(Bound {
+            domids: [arg.domid_a, arg.domid_b],
+            ids: [arg.id_a, arg.id_b],
+        });
+        self.number = world.number();
+    }
+
+    /// An ioctl has ended: others may be kept out now, or no longer.
+    fn note(&self, world: &mut World) {
+        if let Some(bound) = self.bound {
+            world.claim(self.number, bound.ids, self.count(Mark::Swapped) > 0);
+        }
+    }
+
+    /// `ABANDON`
+    pub fn abandon(
+        &mut self,
+        world: &mut World,
+        arg: sys::Abandon,
+        access: Access,
+    ) -> Answer<sys::Abandon> {
+        let Some(bound) = self.bound else {
+            return Answer::fail(Errno::EBADFD, arg);
         };
+        if arg.expected != self.cursor() {
+            return self.stale(arg, access.structure, |arg, cursor| arg.cursor = cursor);
+        }
+        if !access.structure {
+            return Answer::fail(Errno::EFAULT, arg);
+        }
+        world.claim(self.number, bound.ids, false);
+        let cursor = self.cursor();
+        *self = Self::default();
         Answer {
-            result,
-            out: arg,
+            result: Ok(()),
+            out: sys::Abandon { cursor, ..arg },
             status: Vec::new(),
         }
     }
@@ -294,6 +337,10 @@ impl Session {
         if !matches!(self.state(), 2 | 3) {
             return Answer::fail(Errno::EBADFD, arg);
         }
+        let ids = self.bound.map(|bound| bound.ids).unwrap_or_default();
+        if let Err(error) = world.free(ids, self.number) {
+            return Answer::fail(error, arg);
+        }
         if arg.expected != self.cursor() {
             return self.stale(arg, access.structure, |arg, cursor| arg.cursor = cursor);
         }
@@ -338,6 +385,7 @@ impl Session {
             status.push(result);
         }
         self.committing = true;
+        self.note(world);
         let swapped = status.iter().filter(|s| **s == 0).count() as u64;
         Answer {
             result: Ok(()),
@@ -369,6 +417,7 @@ impl Session {
         }
         let before = self.cursor;
         let (swapped, end) = self.put_back(world);
+        self.note(world);
         Answer {
             result: if self.cursor < before { Ok(()) } else { end },
             out: sys::Rollback {
@@ -415,7 +464,7 @@ impl Session {
 
     /// `STATUS`, without the counts of hypercalls and flushes.
     pub fn status(&self, arg: sys::Status) -> sys::Status {
-        let (domid_a, domid_b) = self.bound.unwrap_or_default();
+        let [domid_a, domid_b] = self.bound.map(|b| b.domids).unwrap_or_default();
         let refused = self.count(Mark::Refused);
         sys::Status {
             state: self.state(),
@@ -437,6 +486,7 @@ impl Session {
         } else {
             world.take_record(arg.id).map(|session| *self = session)
         };
+        self.note(world);
         Answer {
             result,
             out: arg,
@@ -446,20 +496,35 @@ impl Session {
 
     /// The file is closed for good: a half move is rolled back, or kept.
     pub fn close(mut self, world: &mut World) {
+        let mut left = Ok(());
         if self.half_way() {
-            if let (_, Err(error)) = self.put_back(world) {
-                world.keep(self, error);
-            }
+            left = self.put_back(world).1;
+        }
+        if let Some(bound) = self.bound {
+            // What cannot be put back ever is in nobody's way.
+            let waits = left.is_err_and(|error| error != Errno::ESRCH);
+            world.claim(self.number, bound.ids, waits);
+        }
+        if let Err(error) = left {
+            world.keep(self, error);
         }
     }
 
     /// How a record of this session reads, but for its id.
     fn record(&self, error: Errno) -> sys::Record {
-        let (domid_a, domid_b) = self.bound.unwrap_or_default();
+        let [domid_a, domid_b] = self.bound.map(|b| b.domids).unwrap_or_default();
+        let [id_a, id_b] = self.bound.map(|b| b.ids).unwrap_or_default();
         sys::Record {
+            size: size_of::<sys::Record>() as u32,
+            flags: 0,
             id: 0,
             domid_a,
             domid_b,
+            id_a,
+            id_b,
+            time: 0,
+            pid: std::process::id(),
+            reserved: 0,
             state: self.state(),
             error: -(error as i32),
             runs: self.merged,

@@ -141,10 +141,10 @@ fn work(file: &File, seed: u64) -> Result<i64> {
 pub fn run(world: &mut World, domains: &[Domain], seed: u64) -> Result<()> {
     let file = File::options().read(true).write(true).open(DEVICE)?;
     let mut arg = sys::Open {
-        size: 16,
-        flags: 0,
+        size: 32,
         domid_a: domains[0].domid(),
         domid_b: domains[1].domid(),
+        ..Default::default()
     };
     ioctl(&file, sys::IOCTL_OPEN, &mut arg)?;
     // One run a pair: the order of the frames is reversed.

@@ -151,10 +151,10 @@ fn contents(first: u64) -> Vec<u64> {
 fn half([a, b]: &[Domain; 2]) -> Result<File> {
     let file = File::options().read(true).write(true).open(DEVICE)?;
     let mut open = sys::Open {
-        size: 16,
-        flags: 0,
+        size: 32,
         domid_a: a.domid(),
         domid_b: b.domid(),
+        ..Default::default()
     };
     race::ioctl(&file, sys::IOCTL_OPEN, &mut open).context("OPEN")?;
     let run = sys::Run {

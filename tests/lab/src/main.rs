@@ -74,9 +74,6 @@ enum Lab {
     Load {
         /// The module.
         module: std::path::PathBuf,
-        /// In the plain VM only, with this kernel from before 7.3.
-        #[arg(long)]
-        old_kernel: Option<std::path::PathBuf>,
     },
     /// Which lines of the driver the tests of the plain VM run.
     Coverage,
@@ -145,12 +142,9 @@ fn run() -> Result<bool> {
         Lab::Rejuvenate => rejuvenate::demo(&progress),
         Lab::Bench(times) => bench::run(times, &progress),
         Lab::Check { long, groups } => check::run(&groups, long, sizes, &progress),
-        Lab::Load { module, old_kernel } => {
+        Lab::Load { module } => {
             let mut tally = tally::Tally::default();
-            match old_kernel {
-                Some(kernel) => load::pinned(&mut tally, &module, &kernel),
-                None => load::run(&mut tally, &module, sizes, &progress),
-            }
+            load::run(&mut tally, &module, sizes, &progress);
             Ok(tally.close())
         }
         Lab::Coverage => {

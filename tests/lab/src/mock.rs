@@ -5,7 +5,6 @@
 //! build of the driver has.
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::bail;
@@ -21,7 +20,7 @@ use crate::paths;
 use crate::tally::Tally;
 
 /// What runs beside the selftests.
-const MORE: usize = 5;
+const MORE: usize = 6;
 
 /// Run all of them and enter their results.
 pub fn run(tally: &mut Tally, long: bool) {
@@ -62,23 +61,6 @@ pub fn run(tally: &mut Tally, long: bool) {
 /// Everything that the VM printed until it powered itself off. Its kernel and the
 /// emulator get more options.
 pub fn boot(image: &str, amount: &Amount, options: &str, emulator: &[&str]) -> Result<String> {
-    boot_kernel(
-        &paths::modules().join("vmlinuz"),
-        image,
-        amount,
-        options,
-        emulator,
-    )
-}
-
-/// The same with another kernel.
-pub fn boot_kernel(
-    kernel: &Path,
-    image: &str,
-    amount: &Amount,
-    options: &str,
-    emulator: &[&str],
-) -> Result<String> {
     let append = format!(
         "console=ttyS0 quiet mitigations=off panic=-1 {options} vmbeam_sequences={} \
          vmbeam_loads={}",
@@ -91,7 +73,7 @@ pub fn boot_kernel(
         .args(["-display", "none", "-no-reboot", "-serial", "stdio"])
         .args(emulator)
         .arg("-kernel")
-        .arg(kernel)
+        .arg(paths::modules().join("vmlinuz"))
         .arg("-initrd")
         .arg(paths::image(image))
         .args(["-append", &append])

@@ -7,7 +7,7 @@ use serde::Serialize;
 use std::path::Path;
 use std::process::ExitCode;
 use vmbeam_uapi::sys::names;
-use vmbeam_uapi::{Device, Errno, Error, Record};
+use vmbeam_uapi::{Device, Errno, Error, Record, Session};
 
 /// A record as it is printed.
 #[derive(Debug, Serialize)]
@@ -57,7 +57,7 @@ pub(crate) fn list(device: &Path, json: bool) -> Result<ExitCode, Error> {
 
 /// Put the pages of a record back.
 pub(crate) fn recover(device: &Path, id: u64) -> Result<ExitCode, Error> {
-    let mut session = Device::open(device)?.adopt(id)?;
+    let mut session = adopt(device, id)?;
     loop {
         match session.rollback() {
             Ok(step) if step.cursor == 0 => break,
@@ -76,6 +76,19 @@ pub(crate) fn recover(device: &Path, id: u64) -> Result<ExitCode, Error> {
 
 /// Drop a record.
 pub(crate) fn forget(device: &Path, id: u64) -> Result<ExitCode, Error> {
-    Device::open(device)?.forget(id)?;
+    adopt(device, id)?.abandon()?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Take the session of a record over.
+fn adopt(device: &Path, id: u64) -> Result<Session, Error> {
+    let device = Device::open(device)?;
+    let records = device.records()?;
+    // One that there is not is for the driver to refuse.
+    let named = Record {
+        id,
+        ..Default::default()
+    };
+    let record = records.iter().find(|r| r.id == id).unwrap_or(&named);
+    device.adopt(record)
 }

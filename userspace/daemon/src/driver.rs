@@ -52,7 +52,7 @@ impl Driver for DeviceDriver {
 
     fn open(&self, domid_a: u32, domid_b: u32) -> Result<Box<dyn DriverSession>, Error> {
         Ok(Box::new(
-            Device::open(&self.path)?.session(domid_a, domid_b)?,
+            Device::open(&self.path)?.session([domid_a, domid_b], [0; 2])?,
         ))
     }
 

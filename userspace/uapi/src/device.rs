@@ -25,6 +25,7 @@ pub struct Device {
 pub struct Session {
     file: File,
     info: Info,
+    ids: [u64; 2],
     pairs: u64,
     cursor: u64,
 }
@@ -94,64 +95,56 @@ impl Device {
 
     /// Half moves that the driver could not put back when their program ended.
     pub fn records(&self) -> Result<Vec<sys::Record>, Error> {
-        let mut room = Vec::new();
+        let mut records = Vec::new();
+        let mut arg = sys::Record {
+            size: size_of::<sys::Record>(),
+            ..Default::default()
+        };
         loop {
-            let mut arg = sys::Records {
-                size: size_of::<sys::Records>(),
-                ..Default::default()
-            };
-            raw::records(&self.file, &mut arg, &mut room).map_err(fail(Op::Records))?;
-            if arg.total <= arg.nr {
-                room.truncate(arg.nr as usize);
-                return Ok(room);
+            match raw::record(&self.file, &mut arg) {
+                Ok(()) => records.push(arg),
+                Err(Errno::ENOENT) => return Ok(records),
+                Err(errno) => return Err(fail(Op::Record)(errno)),
             }
-            room.resize(arg.total as usize, sys::Record::default());
         }
     }
 
     /// Continue the session of a record.
-    pub fn adopt(self, id: u64) -> Result<Session, Error> {
+    pub fn adopt(self, record: &sys::Record) -> Result<Session, Error> {
         let info = self.info()?;
         let mut arg = sys::Adopt {
             size: size_of::<sys::Adopt>(),
-            id,
+            id: record.id,
             ..Default::default()
         };
         raw::adopt(&self.file, &mut arg).map_err(fail(Op::Adopt))?;
-        let mut session = Session {
+        Ok(Session {
             file: self.file,
             info,
-            pairs: 0,
-            cursor: 0,
-        };
-        let status = session.status()?;
-        (session.pairs, session.cursor) = (status.pairs, status.cursor);
-        Ok(session)
+            ids: [record.id_a, record.id_b],
+            pairs: record.pairs,
+            cursor: record.cursor,
+        })
     }
 
-    /// Drop a record. Its frames stay as they are.
-    pub fn forget(&self, id: u64) -> Result<(), Error> {
-        let mut arg = sys::Forget {
-            size: size_of::<sys::Forget>(),
-            id,
-            ..Default::default()
-        };
-        raw::forget(&self.file, &mut arg).map_err(fail(Op::Forget))
-    }
-
-    /// Bind the file to two host VMs, for good.
-    pub fn session(self, domid_a: u32, domid_b: u32) -> Result<Session, Error> {
+    /// Bind the file to two host VMs, for good. An id is the one that the hypervisor
+    /// never gives to another domain; 0 takes whichever domain has the domid.
+    pub fn session(self, domids: [u32; 2], ids: [u64; 2]) -> Result<Session, Error> {
         let info = self.info()?;
+        let ([domid_a, domid_b], [id_a, id_b]) = (domids, ids);
         let mut arg = sys::Open {
             size: size_of::<sys::Open>(),
             domid_a,
             domid_b,
+            id_a,
+            id_b,
             ..Default::default()
         };
         raw::open(&self.file, &mut arg).map_err(fail(Op::Open))?;
         Ok(Session {
             file: self.file,
             info,
+            ids: [arg.id_a, arg.id_b],
             pairs: 0,
             cursor: 0,
         })
@@ -159,6 +152,22 @@ impl Device {
 }
 
 impl Session {
+    /// The hypervisor's ids of the two host VMs, which no other domains ever have.
+    pub fn ids(&self) -> [u64; 2] {
+        self.ids
+    }
+
+    /// Give the session up: its frames stay as they are, and nobody knows any more
+    /// which of them are swapped.
+    pub fn abandon(self) -> Result<(), Error> {
+        let mut arg = sys::Abandon {
+            size: size_of::<sys::Abandon>(),
+            expected: self.status()?.cursor,
+            ..Default::default()
+        };
+        raw::abandon(&self.file, &mut arg).map_err(fail(Op::Abandon))
+    }
+
     /// Pairs in the session.
     pub fn pairs(&self) -> u64 {
         self.pairs

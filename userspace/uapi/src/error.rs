@@ -26,12 +26,12 @@ pub enum Op {
     Rollback,
     /// `VMBEAM_IOCTL_CANCEL`
     Cancel,
-    /// `VMBEAM_IOCTL_RECORDS`
-    Records,
+    /// `VMBEAM_IOCTL_RECORD`
+    Record,
     /// `VMBEAM_IOCTL_ADOPT`
     Adopt,
-    /// `VMBEAM_IOCTL_FORGET`
-    Forget,
+    /// `VMBEAM_IOCTL_ABANDON`
+    Abandon,
 }
 
 impl fmt::Display for Op {
@@ -46,9 +46,9 @@ impl fmt::Display for Op {
             Self::Status => "cannot read the session's status",
             Self::Rollback => "cannot swap back",
             Self::Cancel => "cannot cancel",
-            Self::Records => "cannot list the records of half moves",
+            Self::Record => "cannot list the records of half moves",
             Self::Adopt => "cannot take the record over",
-            Self::Forget => "cannot drop the record",
+            Self::Abandon => "cannot drop the record",
         })
     }
 }
@@ -106,7 +106,9 @@ fn explain(op: Op, errno: Errno) -> &'static str {
         (_, Errno::ENOMEM) => "out of memory; free memory in the host management VM or the host hypervisor",
         (Op::Rollback, Errno::EXDEV) => "the next frame to put back belongs to another domain now",
         (Op::Rollback, Errno::ENOENT) => "the next frame to put back is gone",
-        (_, Errno::ESRCH) => "one of the host VMs does not exist or is shutting down; see `xl list`",
+        (_, Errno::ESRCH) => {
+            "one of the host VMs does not exist, is shutting down, or was destroyed and another has its domid; see `xl list`"
+        }
         (_, Errno::EPERM) => {
             "the hypervisor does not permit it: a management domain cannot take part, or a security policy forbids it"
         }
@@ -117,12 +119,13 @@ fn explain(op: Op, errno: Errno) -> &'static str {
             "something holds the next frame to put back, or a host VM is in a mode that a swap does not handle; try again"
         }
         (_, Errno::EBUSY) => {
-            "a host VM is in a mode that a swap does not handle: passed-through device, altp2m, memory sharing or paging"
+            "a host VM is in a mode that a swap does not handle (passed-through device, altp2m, memory sharing or paging), or another session has some of its frames swapped: see `vmbeam records`"
         }
+        (_, Errno::EBADF) => "the device was opened for reading only",
         (_, Errno::EBADFD) => "the session is in a state that does not allow this",
         (_, Errno::ESTALE) => "this program and the driver disagree on how far the session is; ask for its status",
         (Op::Cancel, Errno::ENOENT) => "nothing that could be cancelled is going on",
-        (Op::Adopt | Op::Forget, Errno::ENOENT) => "there is no such record; see `vmbeam status`",
+        (Op::Adopt, Errno::ENOENT) => "there is no such record; see `vmbeam status`",
         (_, Errno::ECANCELED) => "cancelled",
         (_, Errno::EINTR) => "interrupted by a signal before anything was done",
         (_, Errno::EFAULT) => "bad address; this is a bug of this program",

@@ -36,9 +36,9 @@ argument!(Commit, IOCTL_COMMIT);
 argument!(Status, IOCTL_STATUS);
 argument!(Rollback, IOCTL_ROLLBACK);
 argument!(Cancel, IOCTL_CANCEL);
-argument!(Records, IOCTL_RECORDS);
+argument!(Record, IOCTL_RECORD);
 argument!(Adopt, IOCTL_ADOPT);
-argument!(Forget, IOCTL_FORGET);
+argument!(Abandon, IOCTL_ABANDON);
 
 /// Issue an ioctl whose structure holds no pointer, or null ones.
 ///
@@ -89,22 +89,13 @@ pub(crate) fn adopt(file: &File, arg: &mut sys::Adopt) -> Result<(), Errno> {
     unsafe { call(file, arg) }
 }
 
-pub(crate) fn forget(file: &File, arg: &mut sys::Forget) -> Result<(), Errno> {
+pub(crate) fn abandon(file: &File, arg: &mut sys::Abandon) -> Result<(), Errno> {
     // SAFETY: the structure has no pointers.
     unsafe { call(file, arg) }
 }
 
-/// `room` overrides the pointer, the count and the record size in `arg`.
-pub(crate) fn records(
-    file: &File,
-    arg: &mut sys::Records,
-    room: &mut [sys::Record],
-) -> Result<(), Errno> {
-    arg.records = room.as_mut_ptr() as u64;
-    arg.nr = u32::try_from(room.len()).map_err(|_| Errno::E2BIG)?;
-    arg.record_size = size_of::<sys::Record>() as u32;
-    // SAFETY: the kernel writes at most `nr` records of this size, for which the
-    // slice has room.
+pub(crate) fn record(file: &File, arg: &mut sys::Record) -> Result<(), Errno> {
+    // SAFETY: the structure has no pointers.
     unsafe { call(file, arg) }
 }
 

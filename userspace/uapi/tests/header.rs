@@ -24,7 +24,7 @@ fn expected() -> BTreeMap<String, u64> {
         };
     }
     layout!("vmbeam_info", sys::Info: size flags features max_add_runs batch_pairs max_runs max_pairs);
-    layout!("vmbeam_open", sys::Open: size flags domid_a domid_b);
+    layout!("vmbeam_open", sys::Open: size flags domid_a domid_b id_a id_b);
     layout!("vmbeam_run", sys::Run: gfn_a gfn_b nr reserved);
     layout!("vmbeam_add", sys::Add: size flags runs nr_runs bad_run total_runs total_pairs);
     layout!("vmbeam_prepare", sys::Prepare: size flags first nr status done refused);
@@ -34,11 +34,10 @@ fn expected() -> BTreeMap<String, u64> {
         superpages splits merges);
     layout!("vmbeam_rollback", sys::Rollback: size flags expected cursor swapped);
     layout!("vmbeam_cancel", sys::Cancel: size flags);
-    layout!("vmbeam_record", sys::Record: id domid_a domid_b state error runs pairs cursor swapped
-        refused);
-    layout!("vmbeam_records", sys::Records: size flags records nr record_size total reserved);
+    layout!("vmbeam_record", sys::Record: size flags id domid_a domid_b id_a id_b state error time
+        pid reserved runs pairs cursor swapped refused);
     layout!("vmbeam_adopt", sys::Adopt: size flags id);
-    layout!("vmbeam_forget", sys::Forget: size flags id);
+    layout!("vmbeam_abandon", sys::Abandon: size flags expected cursor);
     for (name, value) in [
         ("VMBEAM_IOCTL_INFO", sys::IOCTL_INFO),
         ("VMBEAM_IOCTL_OPEN", sys::IOCTL_OPEN),
@@ -48,9 +47,9 @@ fn expected() -> BTreeMap<String, u64> {
         ("VMBEAM_IOCTL_STATUS", sys::IOCTL_STATUS),
         ("VMBEAM_IOCTL_ROLLBACK", sys::IOCTL_ROLLBACK),
         ("VMBEAM_IOCTL_CANCEL", sys::IOCTL_CANCEL),
-        ("VMBEAM_IOCTL_RECORDS", sys::IOCTL_RECORDS),
+        ("VMBEAM_IOCTL_RECORD", sys::IOCTL_RECORD),
         ("VMBEAM_IOCTL_ADOPT", sys::IOCTL_ADOPT),
-        ("VMBEAM_IOCTL_FORGET", sys::IOCTL_FORGET),
+        ("VMBEAM_IOCTL_ABANDON", sys::IOCTL_ABANDON),
         ("VMBEAM_IOC_TYPE", sys::IOC_TYPE),
         ("VMBEAM_NOT_ATTEMPTED", sys::NOT_ATTEMPTED as u32),
         ("VMBEAM_FEATURE_SWAP", sys::FEATURE_SWAP as u32),

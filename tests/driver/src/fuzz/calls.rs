@@ -58,14 +58,48 @@ impl Fuzzer {
         if domid_a.min(domid_b) == 0 && domid_a.max(domid_b) == 0x7000 {
             return Ok(());
         }
+        let mut id = |domid: u32| {
+            let index = self.world.domids.iter().position(|d| *d == domid);
+            let known = index.and_then(|index| self.world.ids[index]);
+            match self.rng.u8(..16) {
+                // Two wrong domains are one too many, as above.
+                _ if domid_a.min(domid_b) == 0 => 0,
+                0 => self.rng.u64(1 << 40..),
+                1..4 => known.unwrap_or_default(),
+                _ => 0,
+            }
+        };
         let arg = sys::Open {
-            size: 16,
+            size: 32,
             flags: 0,
             domid_a,
             domid_b,
+            id_a: id(domid_a),
+            id_b: id(domid_b),
         };
-        let answer = open.model.open(&self.world, arg);
-        self.compare(&open.file, sys::IOCTL_OPEN, &place, arg, &answer)
+        let mut expected = open.model.may_open(&self.world, arg);
+        if expected.is_ok() && !place.writable {
+            expected = Err(Errno::EFAULT);
+        }
+        self.arena.write(place.address, bytes(&arg))?;
+        let result = self.call(&open.file, sys::IOCTL_OPEN, place.address);
+        let after: sys::Open = self.fetch(place.address)?;
+        ensure!(
+            result == expected,
+            "{arg:x?}: {result:?}, expected {expected:?}"
+        );
+        if result.is_err() {
+            ensure!(after == arg, "{after:x?} after an error");
+            return Ok(());
+        }
+        let ids = [after.id_a, after.id_b];
+        ensure!(
+            self.world.told([domid_a, domid_b], ids),
+            "{arg:x?}: {after:x?}, but {:x?}",
+            self.world.ids
+        );
+        open.model.opened(&mut self.world, after);
+        Ok(())
     }
 
     fn run(&mut self) -> sys::Run {
@@ -301,63 +335,39 @@ impl Fuzzer {
         self.compare(&open.file, sys::IOCTL_ADOPT, &place, arg, &answer)
     }
 
-    pub(super) fn forget(&mut self, open: &Open) -> Result<()> {
-        let place = self.place(size_of::<sys::Forget>());
-        let arg = sys::Forget {
-            size: 16,
+    pub(super) fn abandon(&mut self, open: &mut Open) -> Result<()> {
+        let place = self.place(size_of::<sys::Abandon>());
+        let arg = sys::Abandon {
+            size: 24,
             flags: 0,
-            id: self.id(),
-        };
-        let answer = self.world.forget(arg);
-        self.compare(&open.file, sys::IOCTL_FORGET, &place, arg, &answer)
-    }
-
-    pub(super) fn records(&mut self, open: &Open) -> Result<()> {
-        const SIZE: u64 = size_of::<sys::Record>() as u64;
-
-        let place = self.place(size_of::<sys::Records>());
-        let record_size = match self.rng.u8(..16) {
-            0 => self.rng.u64(..SIZE),
-            1 => self.rng.u64(4097..1 << 32),
-            2 => self.rng.u64(SIZE..=4096),
-            3 => 4096,
-            _ => SIZE,
-        };
-        let stride = record_size.clamp(SIZE, 4096);
-        let nr = self.rng.u64(..6);
-        let (address, _) = self.array(nr, stride);
-        let fit = (0..nr)
-            .take_while(|i| {
-                let at = address.wrapping_add(i * stride);
-                self.arrays.writable(at, SIZE as usize)
-            })
-            .count() as u64;
-        let arg = sys::Records {
-            size: 32,
-            flags: 0,
-            records: address,
-            nr: nr as u32,
-            record_size: record_size as u32,
-            total: 7,
-            reserved: u32::from(self.rng.u8(..32) == 0),
+            expected: self.number(open.model.cursor()),
+            cursor: 7,
         };
         let access = Access {
             structure: place.writable,
-            elements: fit,
+            elements: 0,
         };
-        let answer = self.world.list(arg, access);
-        self.compare(&open.file, sys::IOCTL_RECORDS, &place, arg, &answer)?;
-        if answer.result.is_err() {
-            return Ok(());
-        }
-        for (i, (record, _)) in (0..nr).zip(self.world.records()) {
-            let seen = self.arrays.read(address + i * stride, SIZE as usize);
-            ensure!(
-                seen.as_deref() == Some(bytes(record)),
-                "record {i}: {seen:x?}, expected {record:x?}"
-            );
-        }
-        Ok(())
+        let answer = open.model.abandon(&mut self.world, arg, access);
+        self.compare(&open.file, sys::IOCTL_ABANDON, &place, arg, &answer)
+    }
+
+    pub(super) fn record(&mut self, open: &Open) -> Result<()> {
+        let place = self.place(size_of::<sys::Record>());
+        let id = self.id();
+        let arg = sys::Record {
+            size: size_of::<sys::Record>() as u32,
+            id: if self.rng.bool() { 0 } else { id },
+            ..Default::default()
+        };
+        let access = Access {
+            structure: place.writable,
+            elements: 0,
+        };
+        let answer = match open.model.state() {
+            0 => self.world.next(arg, access),
+            _ => Answer::fail(Errno::EBADFD, arg),
+        };
+        self.compare(&open.file, sys::IOCTL_RECORD, &place, arg, &answer)
     }
 }
 

@@ -26,9 +26,9 @@ const SIZES: [(u32, u32); 11] = [
     size::<sys::Status>(),
     size::<sys::Rollback>(),
     size::<sys::Cancel>(),
-    size::<sys::Records>(),
+    size::<sys::Record>(),
     size::<sys::Adopt>(),
-    size::<sys::Forget>(),
+    size::<sys::Abandon>(),
 ];
 
 impl Fuzzer {
@@ -36,8 +36,15 @@ impl Fuzzer {
     pub(super) fn malformed(&mut self, file: &File) -> Result<()> {
         let nr = self.rng.u32(..SIZES.len() as u32);
         let (size, first_size) = SIZES[nr as usize];
-        let request = |nr| (3 << 30) | (size << 16) | (0xbb << 8) | nr;
+        let request = |nr| sys::ioctl(0x80 + nr);
         let address = self.arena.start();
+        let looks = [sys::IOCTL_INFO, sys::IOCTL_STATUS, sys::IOCTL_RECORD];
+        if self.rng.u8(..32) == 0 && !looks.contains(&request(nr)) {
+            let file = File::open(super::DEVICE)?;
+            let result = self.call(&file, request(nr), address);
+            ensure!(result == Err(Errno::EBADF), "read only: {result:?}");
+            return Ok(());
+        }
         let mut bytes = vec![0; 8192];
         let put = |bytes: &mut Vec<u8>, size: u32, flags: u32| {
             bytes[..4].copy_from_slice(&size.to_ne_bytes());
@@ -69,11 +76,11 @@ impl Fuzzer {
                 put(&mut bytes, size, self.rng.u32(1..));
                 (request(nr), address, Errno::EOPNOTSUPP)
             }
-            4 => (request(self.rng.u32(32..256)), address, Errno::ENOTTY),
+            4 => (sys::ioctl(self.rng.u32(..0x80)), address, Errno::ENOTTY),
             5 => {
                 let kind = self.rng.u32(..0xb8);
                 (
-                    (3 << 30) | (size << 16) | (kind << 8) | nr,
+                    (3 << 30) | (size << 16) | (kind << 8) | 0x80 | nr,
                     address,
                     Errno::ENOTTY,
                 )

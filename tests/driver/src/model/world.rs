@@ -4,6 +4,7 @@
 //! the records.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use nix::errno::Errno;
 use vmbeam_uapi::sys;
@@ -11,7 +12,6 @@ use vmbeam_uapi::sys;
 use super::Access;
 use super::Answer;
 use super::Session;
-use super::MAX_SIZE;
 
 /// Domains that sessions are bound to.
 pub const DOMAINS: usize = 3;
@@ -26,6 +26,8 @@ pub const HELD: u64 = 5;
 pub struct World {
     /// Numbers of the domains.
     pub domids: [u32; DOMAINS],
+    /// Their ids, as far as the driver has told them.
+    pub ids: [Option<u64>; DOMAINS],
     /// Contents.
     pub frames: [Vec<u64>; DOMAINS],
     /// Frames that are held, by domain and gfn, and what their swap is refused with.
@@ -34,6 +36,11 @@ pub struct World {
     pub refuses: [Option<Errno>; DOMAINS],
     records: Vec<(sys::Record, Session)>,
     last_id: u64,
+    /// Sessions with pairs swapped, by number, and the ids of their domains.
+    swapped: BTreeMap<u64, [u64; 2]>,
+    sessions: u64,
+    /// All ids of domains that were ever told.
+    told: BTreeSet<u64>,
 }
 
 /// The contents of a frame before anything moved.
@@ -50,33 +57,81 @@ impl World {
     pub fn new(domids: [u32; DOMAINS]) -> Self {
         Self {
             domids,
+            ids: [None; DOMAINS],
             frames: std::array::from_fn(tags),
             held: BTreeMap::new(),
             refuses: [None; DOMAINS],
             records: Vec::new(),
             last_id: 0,
+            swapped: BTreeMap::new(),
+            sessions: 0,
+            told: BTreeSet::new(),
         }
     }
 
     /// A domain has died, and another one came.
     pub fn replace(&mut self, index: usize, domid: u32) {
         self.domids[index] = domid;
+        self.ids[index] = None;
         self.frames[index] = tags(index);
         self.held.retain(|(domain, _), _| *domain != index);
         self.refuses[index] = None;
     }
 
-    /// Which of the domains these are, or what the hypervisor says to them.
-    pub fn domains(&self, domids: (u32, u32)) -> Result<(usize, usize), Errno> {
-        let find = |domid: u32| {
+    /// Which of the domains these are, or what the hypervisor says to them. An id of 0 is
+    /// that of any domain.
+    pub fn domains(&self, domids: [u32; 2], ids: [u64; 2]) -> Result<(usize, usize), Errno> {
+        let find = |domid: u32, id: u64| {
             if domid == 0 {
                 return Err(Errno::EPERM);
             }
             let index = self.domids.iter().position(|d| *d == domid);
             let index = index.ok_or(Errno::ESRCH)?;
+            if id != 0 && self.ids[index] != Some(id) {
+                return Err(Errno::ESRCH);
+            }
             self.refuses[index].map_or(Ok(index), Err)
         };
-        Ok((find(domids.0)?, find(domids.1)?))
+        Ok((find(domids[0], ids[0])?, find(domids[1], ids[1])?))
+    }
+
+    /// The driver has told the ids of two domains: whether they can be right.
+    pub fn told(&mut self, domids: [u32; 2], ids: [u64; 2]) -> bool {
+        domids.iter().zip(ids).all(|(domid, id)| {
+            let Some(index) = self.domids.iter().position(|d| d == domid) else {
+                return false;
+            };
+            let known = self.ids[index].replace(id);
+            let new = id != 0 && self.told.insert(id);
+            known.map_or(new, |known| known == id)
+        })
+    }
+
+    /// A number for a session.
+    pub fn number(&mut self) -> u64 {
+        self.sessions += 1;
+        self.sessions
+    }
+
+    /// Whether no session but this one has pairs of these domains swapped.
+    pub fn free(&self, ids: [u64; 2], number: u64) -> Result<(), Errno> {
+        let taken = self
+            .swapped
+            .iter()
+            .any(|(other, theirs)| *other != number && theirs.iter().any(|id| ids.contains(id)));
+        if taken {
+            return Err(Errno::EBUSY);
+        }
+        Ok(())
+    }
+
+    /// A session has pairs of these domains swapped, or none any more.
+    pub fn claim(&mut self, number: u64, ids: [u64; 2], swapped: bool) {
+        if swapped {
+            self.swapped.insert(number, ids);
+        } else {
+            self.swapped.remove(&number);
+        }
     }
 
     /// Status that the hypervisor gives to a pair of two domains.
@@ -123,6 +178,7 @@ impl World {
                     return false;
                 }
                 record.id = seen.id;
+                record.time = seen.time;
                 self.last_id = seen.id;
             }
             if record != seen {
@@ -139,32 +195,17 @@ impl World {
         Ok(self.records.remove(index).1)
     }
 
-    /// `RECORDS`; the elements are records that can be written.
-    pub fn list(&self, arg: sys::Records, access: Access) -> Answer<sys::Records> {
-        if (arg.record_size as usize) < size_of::<sys::Record>() || arg.reserved != 0 {
-            return Answer::fail(Errno::EINVAL, arg);
-        }
-        if arg.record_size > MAX_SIZE {
-            return Answer::fail(Errno::E2BIG, arg);
-        }
-        let total = self.records.len() as u32;
-        let nr = arg.nr.min(total);
-        if access.elements < u64::from(nr) || !access.structure {
-            return Answer::fail(Errno::EFAULT, arg);
-        }
-        Answer {
-            result: Ok(()),
-            out: sys::Records { nr, total, ..arg },
-            status: Vec::new(),
-        }
-    }
-
-    /// `FORGET`
-    pub fn forget(&mut self, arg: sys::Forget) -> Answer<sys::Forget> {
-        Answer {
-            result: self.take_record(arg.id).map(drop),
-            out: arg,
-            status: Vec::new(),
+    /// `RECORD` of a file that is not bound.
+    pub fn next(&self, arg: sys::Record, access: Access) -> Answer<sys::Record> {
+        let next = self.records.iter().find(|(record, _)| record.id > arg.id);
+        match next {
+            None => Answer::fail(Errno::ENOENT, arg),
+            Some(_) if !access.structure => Answer::fail(Errno::EFAULT, arg),
+            Some((record, _)) => Answer {
+                result: Ok(()),
+                out: *record,
+                status: Vec::new(),
+            },
         }
     }
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note */
 /*
- * VMBeam: exchange machine memory between two host VMs.
+ * VMBeam: exchange machine memory between two host VMs. This is version 1 of the
+ * interface, which stays: what it says now will not be changed, only added to.
  *
  * Every structure starts with its size in bytes, has the same layout for
  * 32-bit and 64-bit callers and has no implicit padding. Structures grow at
@@ -9,21 +10,28 @@
  * share one grammar of errors:
  *
  *  ENOTTY      unknown ioctl
+ *  EBADF       the file was opened for reading only: INFO, STATUS and RECORD are
+ *              all that it is good for
  *  E2BIG       the structure is larger than the kernel's and the unknown tail
  *              is not zero, or it is larger than 4096 bytes
  *  EINVAL      a known field has an impossible value, or @size is smaller than
- *              the first version of the structure
+ *              the structure was in version 1
  *  EOPNOTSUPP  a known field has a value that this kernel does not know (an
  *              unknown flag), or the hypervisor lacks the operation
  *  EFAULT      a pointer cannot be read or written
  *  EBADFD      the session is in a state that does not allow the ioctl
- *  EINTR       a signal came before the ioctl got anywhere, or while another
+ *  EINTR       a signal, or another reason to leave the kernel (a debugger, a
+ *              freezer), came before the ioctl got anywhere, or while another
  *              thread was working on the session
  *  EIO         an answer of the hypervisor that makes no sense
  *
- * Several threads and processes may use one open file. INFO, STATUS, CANCEL,
- * RECORDS and FORGET are answered at once; the other ioctls work on the
- * session one after the other.
+ * Several threads and processes may use one open file. INFO, STATUS, CANCEL and
+ * RECORD are answered at once; the other ioctls work on the session one after
+ * the other.
+ *
+ * Whoever holds a file that is bound to two domains can exchange memory of these
+ * two and do nothing else. A file that is not bound yet can be bound to any two,
+ * and see and take over what earlier sessions left.
  */
 #ifndef _UAPI_LINUX_VMBEAM_H
 #define _UAPI_LINUX_VMBEAM_H
@@ -75,7 +83,7 @@ enum vmbeam_state {
  * @max_runs: out: most runs in one session, after merging
  * @max_pairs: out: most pairs in one session
  *
- * The only ioctl that needs no session.
+ * Needs no session.
  */
 struct vmbeam_info {
 	__u32 size;
@@ -93,26 +101,35 @@ struct vmbeam_info {
  * @flags: must be 0
  * @domid_a: first domain
  * @domid_b: second domain
+ * @id_a: the hypervisor's unique id of the first domain, which no other domain
+ *	has or will have until the host reboots; 0 for whichever has the domid.
+ *	Out: its id
+ * @id_b: the same of the second domain
  *
- * Bind the file to one pair of domains, for good. Their device models are asked
- * to give up mappings that they merely keep in stock, and which would have
- * frames refused; they do so when the domain next accesses a device.
+ * Bind the file to one pair of domains, for good: to these two, not to their
+ * domids. If one of them is destroyed and its domid used again, all that comes
+ * later fails with ESRCH. Their device models are asked to give up mappings that
+ * they merely keep in stock, and which would have frames refused; they do so
+ * when the domain next accesses a device.
  *
  * Errors: EBADFD (already bound), EINVAL (same domain twice, or not a domid),
- * ESRCH (no such domain, or it is dying), EPERM (dom0 or another control
- * domain), ENXIO (a domain without hardware-assisted paging: PV or shadow; or
- * with nested virtualization on EPT), EBUSY (a mode that a swap does not
- * handle: passed-through device, altp2m possible, memory sharing or paging),
- * EOPNOTSUPP (the hypervisor lacks the operation, or has another version of
- * it), ENOSPC (too many sessions and records), ENOMEM. What commits and
- * rollbacks need is allocated here and with the runs: they do not fail for
- * lack of kernel memory.
+ * ESRCH (no such domain, it is dying, or its id is another one), EPERM (dom0 or
+ * another control domain), ENXIO (a domain without hardware-assisted paging: PV
+ * or shadow; or with nested virtualization on EPT), EBUSY (a mode that a swap
+ * does not handle: passed-through device, altp2m possible, memory sharing or
+ * paging; or another session has pairs of one of these domains swapped, or was
+ * left with some), EOPNOTSUPP (the hypervisor lacks the operation, or has
+ * another version of it), ENOSPC (too many sessions and records), ENOMEM. What
+ * commits and rollbacks need is allocated here and with the runs: they do not
+ * fail for lack of kernel memory.
  */
 struct vmbeam_open {
 	__u32 size;
 	__u32 flags;
 	__u32 domid_a;
 	__u32 domid_b;
+	__aligned_u64 id_a;
+	__aligned_u64 id_b;
 };
 
 /**
@@ -231,7 +248,8 @@ struct vmbeam_prepare {
  * (@expected is not the cursor, which is in @cursor), EINVAL (@nr beyond the
  * end), EFAULT and ECANCELED (see above), EINTR (a signal before the first
  * pair), ESRCH, EPERM, ENXIO, EBUSY and ENOMEM (of the hypervisor) as for
- * VMBEAM_IOCTL_OPEN.
+ * VMBEAM_IOCTL_OPEN. Of two sessions that share a domain only one can have
+ * pairs swapped: the other one gets EBUSY until that is closed.
  */
 struct vmbeam_commit {
 	__u32 size;
@@ -252,7 +270,7 @@ struct vmbeam_commit {
  * @domid_a: out: first domain, valid unless the session is unbound
  * @domid_b: out: second domain, likewise
  * @activity: out: number of the ioctl that works on the session now (the nr in
- *	its _IOWR()), or 0
+ *	its _IO()), or 0
  * @runs: out: runs, after merging
  * @pairs: out: pairs
  * @cursor: out: number of the first pair that is not swapped or refused
@@ -260,10 +278,8 @@ struct vmbeam_commit {
  * @refused: out: pairs before the cursor that were refused
  * @hypercalls: out: hypercalls that this session has issued to swap
  * @tlb_flushes: out: TLB flushes that the hypervisor counted for them
- * @batches: out: batches that the hypervisor made of them. Since the second
- *	version; the first ends before it
- * @p2m_writes: out: entries of the domains' P2Ms that it removed or wrote. Since
- *	the third version, like all that follow
+ * @batches: out: batches that the hypervisor made of them
+ * @p2m_writes: out: entries of the domains' P2Ms that it removed or wrote
  * @superpages: out: pairs of 2 MiB entries that it exchanged whole
  * @splits: out: entries of 2 MiB or 1 GiB that it had to split
  * @merges: out: entries of 2 MiB or 1 GiB that it put together
@@ -339,59 +355,52 @@ struct vmbeam_cancel {
 };
 
 /**
- * struct vmbeam_record - a half move that nobody holds open
- * @id: what VMBEAM_IOCTL_ADOPT and VMBEAM_IOCTL_FORGET call it; never reused
- * @domid_a: first domain
- * @domid_b: second domain
- * @state: enum vmbeam_state
- * @error: why it could not be rolled back, a negative errno: that of the
+ * struct vmbeam_record - ioctl(VMBEAM_IOCTL_RECORD)
+ * @size: sizeof(struct vmbeam_record)
+ * @flags: must be 0
+ * @id: in: 0, or the id of a record; out: the next larger one that there is.
+ *	Never reused until the module is unloaded
+ * @domid_a: out: first domain
+ * @domid_b: out: second domain
+ * @id_a: out: the hypervisor's unique id of the first domain
+ * @id_b: out: that of the second one
+ * @state: out: enum vmbeam_state
+ * @error: out: why it could not be rolled back, a negative errno: that of the
  *	hypercall, or the status of the pair right below @cursor
- * @runs: runs, after merging
- * @pairs: pairs
- * @cursor: pairs at and after it are where they were at first
- * @swapped: pairs that are swapped still
- * @refused: pairs before the cursor that were refused by the commit
+ * @time: out: when it was kept, in seconds since 1970
+ * @pid: out: the process that had bound the session, in the initial namespace
+ * @reserved: out: 0
+ * @runs: out: runs, after merging
+ * @pairs: out: pairs
+ * @cursor: out: pairs at and after it are where they were at first
+ * @swapped: out: pairs that are swapped still
+ * @refused: out: pairs before the cursor that were refused by the commit
+ *
+ * When the last reference to a file goes while some of its pairs are swapped
+ * and some are not, the driver rolls back by itself. If the hypervisor refuses,
+ * the session is kept as a record. This tells the first record whose id is
+ * larger than @id. Only for a file that is not bound.
+ *
+ * Errors: ENOENT (there are no more), EBADFD (the file is bound).
  */
 struct vmbeam_record {
+	__u32 size;
+	__u32 flags;
 	__aligned_u64 id;
 	__u32 domid_a;
 	__u32 domid_b;
+	__aligned_u64 id_a;
+	__aligned_u64 id_b;
 	__u32 state;
 	__s32 error;
+	__aligned_u64 time;
+	__u32 pid;
+	__u32 reserved;
 	__aligned_u64 runs;
 	__aligned_u64 pairs;
 	__aligned_u64 cursor;
 	__aligned_u64 swapped;
 	__aligned_u64 refused;
-};
-
-/**
- * struct vmbeam_records - ioctl(VMBEAM_IOCTL_RECORDS)
- * @size: sizeof(struct vmbeam_records)
- * @flags: must be 0
- * @records: pointer to room for @nr records of @record_size bytes each
- * @nr: in: how many there is room for, may be 0; out: how many were written
- * @record_size: sizeof(struct vmbeam_record); of larger ones the kernel leaves
- *	the end alone
- * @total: out: how many records there are
- * @reserved: must be 0
- *
- * When the last reference to a file goes while some of its pairs are swapped
- * and some are not, the driver rolls back by itself. If the hypervisor refuses,
- * the session is kept as a record. Works on any open file. The records come in
- * the order of their ids.
- *
- * Errors: EINVAL (@record_size too small, @reserved not 0), E2BIG (@record_size
- * over 4096), ENOMEM.
- */
-struct vmbeam_records {
-	__u32 size;
-	__u32 flags;
-	__aligned_u64 records;
-	__u32 nr;
-	__u32 record_size;
-	__u32 total;
-	__u32 reserved;
 };
 
 /**
@@ -413,32 +422,53 @@ struct vmbeam_adopt {
 };
 
 /**
- * struct vmbeam_forget - ioctl(VMBEAM_IOCTL_FORGET)
- * @size: sizeof(struct vmbeam_forget)
+ * struct vmbeam_abandon - ioctl(VMBEAM_IOCTL_ABANDON)
+ * @size: sizeof(struct vmbeam_abandon)
  * @flags: must be 0
- * @id: vmbeam_record.id
+ * @expected: where the caller believes the cursor to be
+ * @cursor: out: where it is
  *
- * Drop a record. Its pairs stay as they are, and nobody knows any more which
- * are swapped: for when at least one of the two domains is gone.
+ * Give the session up: its pairs stay as they are, nobody knows any more which
+ * are swapped, and the file is not bound any longer. For when at least one of
+ * the two domains is gone, and for a caller that has written down itself what is
+ * where.
  *
- * Errors: ENOENT (no such record).
+ * Errors: EBADFD (not bound), ESTALE (@expected is not the cursor, which is in
+ * @cursor).
  */
-struct vmbeam_forget {
+struct vmbeam_abandon {
 	__u32 size;
 	__u32 flags;
-	__aligned_u64 id;
+	__aligned_u64 expected;
+	__aligned_u64 cursor;
 };
 
-#define VMBEAM_IOCTL_INFO	_IOWR(VMBEAM_IOC_TYPE, 0, struct vmbeam_info)
-#define VMBEAM_IOCTL_OPEN	_IOWR(VMBEAM_IOC_TYPE, 1, struct vmbeam_open)
-#define VMBEAM_IOCTL_ADD	_IOWR(VMBEAM_IOC_TYPE, 2, struct vmbeam_add)
-#define VMBEAM_IOCTL_PREPARE	_IOWR(VMBEAM_IOC_TYPE, 3, struct vmbeam_prepare)
-#define VMBEAM_IOCTL_COMMIT	_IOWR(VMBEAM_IOC_TYPE, 4, struct vmbeam_commit)
-#define VMBEAM_IOCTL_STATUS	_IOWR(VMBEAM_IOC_TYPE, 5, struct vmbeam_status)
-#define VMBEAM_IOCTL_ROLLBACK	_IOWR(VMBEAM_IOC_TYPE, 6, struct vmbeam_rollback)
-#define VMBEAM_IOCTL_CANCEL	_IOWR(VMBEAM_IOC_TYPE, 7, struct vmbeam_cancel)
-#define VMBEAM_IOCTL_RECORDS	_IOWR(VMBEAM_IOC_TYPE, 8, struct vmbeam_records)
-#define VMBEAM_IOCTL_ADOPT	_IOWR(VMBEAM_IOC_TYPE, 9, struct vmbeam_adopt)
-#define VMBEAM_IOCTL_FORGET	_IOWR(VMBEAM_IOC_TYPE, 10, struct vmbeam_forget)
+/* A number does not depend on the size of its structure, which can grow. */
+enum {
+	VMBEAM_CMD_BASE = 0x80,
+	VMBEAM_CMD_INFO = VMBEAM_CMD_BASE,
+	VMBEAM_CMD_OPEN,
+	VMBEAM_CMD_ADD,
+	VMBEAM_CMD_PREPARE,
+	VMBEAM_CMD_COMMIT,
+	VMBEAM_CMD_STATUS,
+	VMBEAM_CMD_ROLLBACK,
+	VMBEAM_CMD_CANCEL,
+	VMBEAM_CMD_RECORD,
+	VMBEAM_CMD_ADOPT,
+	VMBEAM_CMD_ABANDON,
+};
+
+#define VMBEAM_IOCTL_INFO	_IO(VMBEAM_IOC_TYPE, VMBEAM_CMD_INFO)
+#define VMBEAM_IOCTL_OPEN	_IO(VMBEAM_IOC_TYPE, VMBEAM_CMD_OPEN)
+#define VMBEAM_IOCTL_ADD	_IO(VMBEAM_IOC_TYPE, VMBEAM_CMD_ADD)
+#define VMBEAM_IOCTL_PREPARE	_IO(VMBEAM_IOC_TYPE, VMBEAM_CMD_PREPARE)
+#define VMBEAM_IOCTL_COMMIT	_IO(VMBEAM_IOC_TYPE, VMBEAM_CMD_COMMIT)
+#define VMBEAM_IOCTL_STATUS	_IO(VMBEAM_IOC_TYPE, VMBEAM_CMD_STATUS)
+#define VMBEAM_IOCTL_ROLLBACK	_IO(VMBEAM_IOC_TYPE, VMBEAM_CMD_ROLLBACK)
+#define VMBEAM_IOCTL_CANCEL	_IO(VMBEAM_IOC_TYPE, VMBEAM_CMD_CANCEL)
+#define VMBEAM_IOCTL_RECORD	_IO(VMBEAM_IOC_TYPE, VMBEAM_CMD_RECORD)
+#define VMBEAM_IOCTL_ADOPT	_IO(VMBEAM_IOC_TYPE, VMBEAM_CMD_ADOPT)
+#define VMBEAM_IOCTL_ABANDON	_IO(VMBEAM_IOC_TYPE, VMBEAM_CMD_ABANDON)
 
 #endif /* _UAPI_LINUX_VMBEAM_H */
