@@ -10,6 +10,7 @@ use crate::client::{Client, ClientError};
 use crate::exit;
 use crate::interrupt::Interrupt;
 use crate::moves::{Moved, Mover, Outcome, TOGETHER};
+use crate::output;
 use crate::restart::{check_config, Ending, Toolstack};
 use crate::MemoryMode;
 use serde::{Deserialize, Serialize};
@@ -620,7 +621,7 @@ pub(crate) fn run(socket: &Path, args: &Args) -> Result<ExitCode, ClientError> {
         report.error = Some(stop.why);
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        output::json(&report)?;
     } else {
         report.print();
         if args.dry_run {
