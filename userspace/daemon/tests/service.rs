@@ -212,3 +212,42 @@ fn a_stop_undoes_what_has_not_passed_the_point_of_no_return() {
     assert_eq!(lock(&w.hosts["A"]).running(), ["guest"]);
     assert_eq!(std::fs::read_dir(w.journal()).unwrap().count(), 0);
 }
+
+/// The daemon, with this as its standard error, and a control socket.
+fn service(dir: &Path, stderr: Stdio) -> (Service, std::path::PathBuf) {
+    let control = dir.join("run/c.sock");
+    let config = dir.join("vmbeamd.toml");
+    let base = dir.display();
+    let text = format!(
+        "[daemon]\ncontrol_socket = {control:?}\nstate_dir = \"{base}/state\"\n\
+         device = \"/nonexistent/vmbeam\"\n\
+         [[host_vm]]\nname = \"A\"\nsocket = \"{base}/A.sock\"\ndomid = 1\n"
+    );
+    std::fs::write(&config, text).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmbeamd"));
+    command.arg("--config").arg(&config).arg("--verbose");
+    let service = Service(command.stderr(stderr).spawn().unwrap());
+    (service, control)
+}
+
+#[test]
+fn a_log_that_cannot_be_written_ends_nothing() {
+    let (reader, gone) = nix::unistd::pipe().unwrap();
+    drop(reader);
+    let full = std::fs::File::create("/dev/full").unwrap();
+    for stderr in [Stdio::from(gone), Stdio::from(full)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut service, control) = service(dir.path(), stderr);
+        for _ in 0..3 {
+            // It has said that it listens, and says that this is no request.
+            ask(&control, &ToDaemon::Status);
+            let mut stream = UnixStream::connect(&control).unwrap();
+            stream.write_all(&[0; 64]).unwrap();
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+        let pid = nix::unistd::Pid::from_raw(service.0.id() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        assert!(service.0.wait().unwrap().success());
+    }
+}
