@@ -97,6 +97,8 @@ fn it_lives_with_few_system_calls_and_ends_when_told_to() {
         ] {
             assert!(text.contains(line), "no {line} in {text}");
         }
+        let text = get(UnixStream::connect(&metrics).unwrap(), "/metrics?x=1");
+        assert!(text.starts_with("HTTP/1.1 200"), "{text}");
         let text = get(UnixStream::connect(&metrics).unwrap(), "/other");
         assert!(text.starts_with("HTTP/1.1 404"), "{text}");
     }
@@ -177,6 +179,93 @@ fn moves_are_counted() {
         "vmbeam_agent_connected{host_vm=\"C\"} 0",
     ] {
         assert!(text.contains(line), "no {line} in {text}");
+    }
+}
+
+#[test]
+fn the_head_of_the_metrics() {
+    let (_w, port) = world();
+    let ask = |request: &str| {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    };
+    let (head, none) = ask("HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        .split_once("\r\n\r\n")
+        .map(|(h, b)| (h.to_owned(), b.to_owned()))
+        .unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    assert_eq!(none, "");
+    let whole = ask("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert!(whole.starts_with(&head), "{head}\n{whole}");
+    let length = whole.split_once("\r\n\r\n").unwrap().1.len();
+    assert!(
+        head.contains(&format!("Content-Length: {length}\r\n")),
+        "{head}"
+    );
+    for other in [
+        "POST /metrics HTTP/1.1\r\n\r\n",
+        "\r\n\r\n",
+        "GET /metricsx HTTP/1.1\r\n\r\n",
+    ] {
+        assert!(ask(other).starts_with("HTTP/1.1 404"), "{other}");
+    }
+    // More than a request, and no text.
+    for other in ["x".repeat(20 << 10), "\u{0}\u{ff}\r\n\r\n".into()] {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let _ = stream.write_all(other.as_bytes());
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+    assert!(ask("GET /metrics HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn connections_that_say_nothing_cost_nothing() {
+    let (w, port) = world();
+    let connect = || TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let mut idle: Vec<_> = (0..600).map(|_| connect()).collect();
+    // One that says a little from time to time.
+    let mut slow = connect();
+    let _ = slow.write_all(b"GET /");
+    assert!(matches!(
+        w.ask(&ToDaemon::Migrate(request())),
+        FromDaemon::Migrated(_)
+    ));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let _ = slow.write_all(b"x");
+        let mut stream = connect();
+        let mut text = String::new();
+        let _ = write!(stream, "GET /metrics HTTP/1.1\r\n\r\n");
+        let _ = stream.read_to_string(&mut text);
+        if text.contains("vmbeam_moves_total{result=\"completed\"} 1") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "no metrics: {text}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    // They have been hung up on.
+    idle[599]
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    assert!(matches!(idle[599].read(&mut [0]), Ok(0) | Err(_)));
+}
+
+#[test]
+fn metrics_that_cannot_be_offered_stop_nothing() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let mut w = World::new();
+    w.metrics = Some(format!("127.0.0.1:{port}"));
+    w.start();
+    assert!(matches!(w.ask(&ToDaemon::Check), FromDaemon::Check(_)));
+    drop(taken);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(Instant::now() < deadline, "they are not tried again");
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
