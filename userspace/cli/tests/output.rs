@@ -10,8 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use vmbeam_wire::message::{
-    CheckReport, FromDaemon, Guest, GuestKind, GuestState, HostVmReport, MigrateReport, Phase,
-    SwapReport, ToDaemon,
+    CheckReport, FromDaemon, Guest, GuestKind, GuestState, HostVmReport, Phase, ToDaemon,
 };
 use vmbeam_wire::{encode, Decoder};
 
@@ -46,14 +45,11 @@ fn answer(request: &ToDaemon, names: &[&str]) -> Vec<FromDaemon> {
             guests: Ok(names.iter().map(|n| guest(n)).collect()),
         }])],
         ToDaemon::Status => vec![FromDaemon::Status(vec![])],
-        ToDaemon::Swap(_) => vec![
-            progress(Phase::Commit),
-            FromDaemon::Swapped(Box::new(SwapReport::default())),
-        ],
+        ToDaemon::Swap(_) => vec![progress(Phase::Commit), FromDaemon::Swapped(Box::default())],
         ToDaemon::Migrate(_) => vec![
             FromDaemon::Job { id: 1 },
             progress(Phase::Stream),
-            FromDaemon::Migrated(Box::new(MigrateReport::default())),
+            FromDaemon::Migrated(Box::default()),
         ],
         ToDaemon::Plan { .. } => vec![FromDaemon::Plan(Default::default())],
         ToDaemon::Abort { .. } => vec![FromDaemon::Done],

@@ -303,7 +303,11 @@ fn a_stop_undoes_what_has_not_passed_the_point_of_no_return() {
 }
 
 /// The daemon, with this as its standard error, and a control socket.
-fn service(dir: &Path, stderr: Stdio) -> (Service, std::path::PathBuf) {
+fn service(
+    dir: &Path,
+    stderr: Stdio,
+    change: impl FnOnce(&mut Command),
+) -> (Service, std::path::PathBuf) {
     let control = dir.join("run/c.sock");
     let config = dir.join("vmbeamd.toml");
     let base = dir.display();
@@ -315,8 +319,109 @@ fn service(dir: &Path, stderr: Stdio) -> (Service, std::path::PathBuf) {
     std::fs::write(&config, text).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_vmbeamd"));
     command.arg("--config").arg(&config).arg("--verbose");
+    change(&mut command);
     let service = Service(command.stderr(stderr).spawn().unwrap());
     (service, control)
+}
+
+fn signal(service: &Service, signal: nix::sys::signal::Signal) {
+    let pid = nix::unistd::Pid::from_raw(service.0.id() as i32);
+    nix::sys::signal::kill(pid, signal).unwrap();
+}
+
+#[test]
+fn sighup_ends_nothing_and_systemd_is_told() {
+    use nix::sys::signal::Signal;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notify");
+    let notify = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    notify
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .unwrap();
+    let told = || {
+        let mut text = [0; 100];
+        let length = notify.recv(&mut text).unwrap();
+        String::from_utf8_lossy(&text[..length]).trim().to_owned()
+    };
+    let (mut service, control) = service(dir.path(), Stdio::null(), |command| {
+        command.env("NOTIFY_SOCKET", &path);
+    });
+    assert_eq!(told(), "READY=1");
+    // It listens when it says so.
+    UnixStream::connect(&control).unwrap();
+    for _ in 0..3 {
+        signal(&service, Signal::SIGHUP);
+        std::thread::sleep(Duration::from_millis(100));
+        ask(&control, &ToDaemon::Status);
+    }
+    signal(&service, Signal::SIGTERM);
+    assert_eq!(told(), "STOPPING=1");
+    assert!(service.0.wait().unwrap().success());
+}
+
+/// As root only: another user, and root again, both with what the other has left.
+#[test]
+fn another_user_has_the_records_of_the_one_before() {
+    use nix::sys::signal::Signal;
+    use std::os::unix::fs::{symlink, MetadataExt, PermissionsExt};
+    if !nix::unistd::Uid::effective().is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let everybody = PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(dir.path(), everybody).unwrap();
+    let state = dir.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    let (record, elsewhere) = (state.join("migration-7.json"), dir.path().join("elsewhere"));
+    for file in [&record, &elsewhere, &state.join("rejuvenate-A.json")] {
+        std::fs::write(file, "{}").unwrap();
+        std::fs::set_permissions(file, PermissionsExt::from_mode(0o600)).unwrap();
+    }
+    symlink(&elsewhere, state.join("migration-8.json")).unwrap();
+    std::fs::hard_link(&elsewhere, state.join("migration-9.json")).unwrap();
+    let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();
+    let owner = |path: &Path| std::fs::metadata(path).unwrap().uid();
+    for (user, uid) in [
+        ("nobody", nobody.uid.as_raw()),
+        ("", 0),
+        ("nobody", nobody.uid.as_raw()),
+    ] {
+        let (mut service, control) = service(dir.path(), Stdio::piped(), |command| {
+            if user.is_empty() {
+                // As the unit does, and in it.
+                let run = dir.path().join("run");
+                std::os::unix::fs::chown(run, Some(0), Some(0)).unwrap();
+                let bounded =
+                    "exec setpriv --bounding-set=-all,+chown,+setgid,+setuid \"$0\" \"$@\"";
+                let (program, args) = (command.get_program().to_owned(), command.get_args());
+                let args: Vec<_> = args.map(ToOwned::to_owned).collect();
+                *command = Command::new("sh");
+                command.args(["-c", bounded]).arg(program).args(args);
+            } else {
+                command.args(["--user", user]);
+            }
+        });
+        ask(&control, &ToDaemon::Status);
+        assert_eq!((owner(&state), owner(&record)), (uid, uid));
+        assert_eq!(owner(&elsewhere), 0, "given away by another name");
+        signal(&service, Signal::SIGTERM);
+        service.0.wait().unwrap();
+        let mut log = String::new();
+        service
+            .0
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut log)
+            .unwrap();
+        // It was read, and is no record.
+        assert!(log.contains("migration-7.json: "), "{log}");
+        let of_record = log
+            .lines()
+            .find(|l| l.contains("migration-7.json"))
+            .unwrap();
+        assert!(!of_record.contains("ermission"), "{log}");
+    }
 }
 
 #[test]
@@ -326,7 +431,7 @@ fn a_log_that_cannot_be_written_ends_nothing() {
     let full = std::fs::File::create("/dev/full").unwrap();
     for stderr in [Stdio::from(gone), Stdio::from(full)] {
         let dir = tempfile::tempdir().unwrap();
-        let (mut service, control) = service(dir.path(), stderr);
+        let (mut service, control) = service(dir.path(), stderr, |_| {});
         for _ in 0..3 {
             // It has said that it listens, and says that this is no request.
             ask(&control, &ToDaemon::Status);
