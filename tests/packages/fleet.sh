@@ -76,11 +76,22 @@ timer() {
 		return 1
 	fi
 	command=$(sed -n 's/^ExecStart=//p' "$examples/vmbeam-rejuvenate@.service")
-	${command//%i/A}
-	status=$?
 	rm /etc/systemd/system/vmbeam-rejuvenate@.*
-	# There is no host VM A here; wrong usage would be 2.
-	[ "$status" = 1 ] || [ "$status" = 3 ]
+	mkdir -p /etc/xen
+	echo 'name = "A"' >/etc/xen/A.cfg
+	text=$(${command//%i/A} 2>&1)
+	status=$?
+	rm /etc/xen/A.cfg
+	# It got as far as the daemon, which is not there: the arguments are right.
+	[ "$status" = 1 ] && grep -q 'cannot reach vmbeamd' <<<"$text" || { echo "$status: $text"; return 1; }
+}
+
+# The device model of the new host VM is in the unit's group: the unit must not end it, and
+# a restart of vmbeamd must not end the unit.
+survives() {
+	local unit=$examples/vmbeam-rejuvenate@.service
+	grep -qx 'KillMode=process' "$unit" && grep -qx 'Wants=vmbeamd.service' "$unit" &&
+		! grep -E '^(Requires|BindsTo|PartOf|RemainAfterExit)=' "$unit"
 }
 
 fleet() {
@@ -91,5 +102,6 @@ fleet() {
 	try 'it stops where a host VM does not come back' \
 		stops 2 'ended at create' look.json 0 stuck.json 5
 	try 'it stops if the command fails' stops 2 'FAILED' look.json 0 done.json 1
-	try 'systemd accepts the timer and what it starts' timer
+	try 'systemd accepts the timer and what it starts, and that reaches for the daemon' timer
+	try 'the host VM that it has created outlives it' survives
 }

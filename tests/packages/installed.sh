@@ -70,6 +70,26 @@ units() {
 		! grep vmbeam <<<"$text"
 }
 
+# Only what says so is there: the daemon is not.
+directories() {
+	rm -rf /run/vmbeam
+	systemd-tmpfiles --create vmbeam.conf && [ "$(stat -c %a:%U /run/vmbeam/agents)" = 700:root ]
+}
+
+# says UNIT LINE...: it has each of these lines.
+says() {
+	local line
+	for line in "${@:2}"; do
+		grep -qx -- "$line" "/usr/lib/systemd/system/$1" || { echo "$1: no $line"; return 1; }
+	done
+}
+
+# Debian's units are what orders the start of xenstored and of host VMs.
+order() {
+	says vmbeamd.service 'After=xen.service .*' 'Before=xendomains.service' 'Restart=always' \
+		'StartLimitIntervalSec=0' 'Type=notify' && says vmbeam-agent.service 'After=xen.service .*'
+}
+
 enabled() {
 	[ "$(systemctl is-enabled vmbeamd vmbeam-agent | sort | uniq -c | xargs)" = '2 enabled' ]
 }
@@ -121,6 +141,8 @@ try 'shell completions' completion
 try 'the example is a configuration' configuration
 try 'systemd accepts the units' units
 try 'the units are enabled' enabled
+try "the directory of the agents' sockets does not need the daemon" directories
+try 'the units come in the right order, and always again' order
 fleet
 # As the daemon would.
 mkdir -p /var/lib/vmbeam

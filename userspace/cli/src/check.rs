@@ -5,6 +5,7 @@
 use crate::base::{self, Base};
 use crate::client::{Client, ClientError};
 use crate::exit;
+use crate::output;
 use serde::Serialize;
 use std::path::Path;
 use std::process::ExitCode;
@@ -156,7 +157,7 @@ pub(crate) fn run(socket: &Path, path: &Path, json: bool) -> Result<ExitCode, Cl
         Err(e) => items.push(item("daemon", Err(e.to_string()))),
     }
     if json {
-        println!("{}", serde_json::to_string_pretty(&items)?);
+        output::json(&items)?;
     } else {
         for i in &items {
             println!("{:<8} {}: {}", state(i), i.name, i.detail);

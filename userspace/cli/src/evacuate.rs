@@ -5,6 +5,7 @@
 use crate::client::ClientError;
 use crate::interrupt::Interrupt;
 use crate::moves::{Moved, Mover, Outcome, AT_A_TIME, TOGETHER};
+use crate::output;
 use crate::{exit, MemoryMode};
 use serde::Serialize;
 use std::path::Path;
@@ -205,7 +206,7 @@ pub(crate) fn run(socket: &Path, args: &Args) -> Result<ExitCode, ClientError> {
         report.exit_code()
     };
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        output::json(&report)?;
     } else {
         report.print();
     }

@@ -3,6 +3,9 @@
 //! `vmbeam`: the command line. A library as well, so that the manual and the
 //! completions are made from the same definition as the program.
 
+#[macro_use]
+mod output;
+
 mod base;
 mod check;
 mod client;
@@ -32,6 +35,7 @@ mod exit {
     pub(crate) const REFUSED: u8 = 3;
     pub(crate) const ROLLED_BACK: u8 = 4;
     pub(crate) const INCOMPLETE: u8 = 5;
+    pub(crate) const UNPRINTED: u8 = 6;
 }
 
 /// Moves guest VMs between the virtualization systems of one host by swapping
@@ -39,7 +43,8 @@ mod exit {
 ///
 /// Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused and nothing changed,
 /// 4 failed half way and everything put back, 5 done in part: the same command
-/// goes on.
+/// goes on, 6 done, but the result could not be printed. A reader that goes away
+/// (`| head`) does not count.
 #[derive(Debug, Parser)]
 #[command(name = "vmbeam", version, max_term_width = 80)]
 struct Args {
@@ -274,7 +279,7 @@ pub fn command() -> clap::Command {
 
 /// Do what the arguments of this process say.
 pub fn main() -> ExitCode {
-    match run(Args::parse()) {
+    let code = match run(Args::parse()) {
         Ok(code) => code,
         Err(e) => {
             eprintln!("vmbeam: {e}");
@@ -291,5 +296,6 @@ pub fn main() -> ExitCode {
                 _ => exit::FAILED,
             })
         }
-    }
+    };
+    output::end(code)
 }

@@ -3,11 +3,16 @@
 //! `vmbeam list` and `vmbeam status`
 
 use crate::client::{Client, ClientError};
+use crate::output;
 use std::process::ExitCode;
 use vmbeam_wire::message::{FromDaemon, GuestKind, GuestState, ToDaemon};
 
 /// Print rows in columns as wide as they need to be.
 fn table(rows: &[Vec<String>]) {
+    let rows: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| row.iter().map(|cell| output::name(cell)).collect())
+        .collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |c: usize| {
         rows.iter()
@@ -35,7 +40,7 @@ pub(crate) fn list(client: Client, json: bool) -> Result<ExitCode, ClientError> 
         return Err(ClientError::Unexpected);
     };
     if json {
-        println!("{}", serde_json::to_string_pretty(&host_vms)?);
+        output::json(&host_vms)?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut rows = vec![row(&[
@@ -84,7 +89,7 @@ pub(crate) fn status(client: Client, json: bool) -> Result<ExitCode, ClientError
         return Err(ClientError::Unexpected);
     };
     if json {
-        println!("{}", serde_json::to_string_pretty(&jobs)?);
+        output::json(&jobs)?;
     } else if jobs.is_empty() {
         println!("No jobs since vmbeamd was started.");
     } else {

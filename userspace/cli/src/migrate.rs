@@ -5,6 +5,7 @@
 use crate::client::{Client, ClientError};
 use crate::display::Display;
 use crate::exit;
+use crate::output;
 use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -163,7 +164,7 @@ pub(crate) fn run(
         return Err(ClientError::Unexpected);
     };
     if json {
-        println!("{}", serde_json::to_string_pretty(&Json::from(&*report))?);
+        output::json(&Json::from(&*report))?;
     } else if dry_run {
         print_dry_run(&report);
     } else {

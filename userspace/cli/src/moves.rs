@@ -7,6 +7,7 @@ use crate::client::{Client, ClientError};
 use crate::display::Display;
 use crate::interrupt::Interrupt;
 use crate::migrate::Json;
+use crate::output;
 use serde::{Serialize, Serializer};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -105,7 +106,8 @@ impl Moved {
                 m.seconds.total, m.seconds.downtime, m.pages_swapped, m.pages_copied, m.pages_sent
             )
         });
-        let (name, mib, outcome) = (&self.guest, self.mib, self.outcome.text());
+        let (name, mib) = (output::name(&self.guest), self.mib);
+        let outcome = self.outcome.text();
         println!("  {name:<16} {mib:>6} MiB  {outcome}{times}");
         for reason in &self.reasons {
             println!("    {reason}");

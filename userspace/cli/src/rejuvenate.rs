@@ -10,6 +10,7 @@ use crate::client::{Client, ClientError};
 use crate::exit;
 use crate::interrupt::Interrupt;
 use crate::moves::{Moved, Mover, Outcome, TOGETHER};
+use crate::output;
 use crate::restart::{check_config, Ending, Toolstack};
 use crate::MemoryMode;
 use serde::{Deserialize, Serialize};
@@ -37,13 +38,16 @@ pub(crate) struct Args {
     /// Configuration to create the host VM from, with the new guest hypervisor
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// The host's toolstack; run with `domid NAME`, `shutdown -F NAME`, `destroy NAME`
-    /// and `create FILE`
+    /// The host's toolstack; run with `domid NAME`, `shutdown -F DOMID`, `destroy
+    /// DOMID` and `create FILE`
     #[arg(long, value_name = "PROGRAM", default_value = "xl")]
     xl: PathBuf,
     /// How long the host VM may take to shut down before it is destroyed
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     shutdown_timeout: u32,
+    /// How long `create` may take, which grows with the host VM's memory
+    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    create_timeout: u32,
     /// How long it may take until its agent answers
     #[arg(long, value_name = "SECONDS", default_value_t = 900)]
     boot_timeout: u32,
@@ -568,7 +572,7 @@ fn print_steps(args: &Args, report: &Report) {
         report.to
     );
     println!(
-        "                   {xl} shutdown -F {name}, and after {} s {xl} destroy {name}",
+        "                   {xl} shutdown -F DOMID, and after {} s {xl} destroy DOMID",
         args.shutdown_timeout
     );
     println!("                   {xl} create {}", args.config.display());
@@ -595,6 +599,7 @@ pub(crate) fn run(socket: &Path, args: &Args) -> Result<ExitCode, ClientError> {
         },
         toolstack: Toolstack {
             program: args.xl.clone(),
+            create_timeout: Duration::from_secs(args.create_timeout.into()),
         },
         file: args
             .state_dir
@@ -620,7 +625,7 @@ pub(crate) fn run(socket: &Path, args: &Args) -> Result<ExitCode, ClientError> {
         report.error = Some(stop.why);
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        output::json(&report)?;
     } else {
         report.print();
         if args.dry_run {

@@ -10,8 +10,8 @@ use vmbeam_xen::command::{run, Output};
 
 /// How long a command may take that changes one thing.
 const COMMAND: Duration = Duration::from_secs(120);
-/// How long a host VM that is destroyed may take to be gone.
-const DESTROY: Duration = Duration::from_secs(120);
+/// How long a host VM that is destroyed may take to be gone: all its memory is given back.
+const DESTROY: Duration = Duration::from_secs(600);
 /// How often to look.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -19,6 +19,8 @@ const LOOK: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) struct Toolstack {
     pub(crate) program: PathBuf,
+    /// How long it may take to create a host VM.
+    pub(crate) create_timeout: Duration,
 }
 
 /// How a host VM came to its end.
@@ -47,11 +49,11 @@ impl Toolstack {
         format!("`{} {}`", self.program.display(), arguments.join(" "))
     }
 
-    fn try_to(&self, arguments: &[&str]) -> Result<Output, String> {
+    fn try_to(&self, arguments: &[&str], limit: Duration) -> Result<Output, String> {
         // In a group of its own: Ctrl-C is for this program, which ends the step.
         let mut command = Command::new(&self.program);
         command.args(arguments).process_group(0);
-        run(&mut command, COMMAND).map_err(|e| {
+        run(&mut command, limit).map_err(|e| {
             format!(
                 "{}: {e}; is it the host's toolstack (--xl)?",
                 self.show(arguments)
@@ -59,8 +61,8 @@ impl Toolstack {
         })
     }
 
-    fn must(&self, arguments: &[&str]) -> Result<Output, String> {
-        let output = self.try_to(arguments)?;
+    fn must(&self, arguments: &[&str], limit: Duration) -> Result<Output, String> {
+        let output = self.try_to(arguments, limit)?;
         if output.status.success() {
             return Ok(output);
         }
@@ -69,7 +71,7 @@ impl Toolstack {
 
     /// The domid of a host VM, if it runs.
     pub(crate) fn domid(&self, host_vm: &str) -> Result<Option<u32>, String> {
-        let output = self.try_to(&["domid", host_vm])?;
+        let output = self.try_to(&["domid", host_vm], COMMAND)?;
         if !output.status.success() {
             return Ok(None);
         }
@@ -109,8 +111,10 @@ impl Toolstack {
         limit: Duration,
         stop: impl Fn() -> bool,
     ) -> Result<Ending, String> {
-        // -F: by the power button, for host VMs without drivers for Xen.
-        let asked = self.must(&["shutdown", "-F", host_vm]);
+        // By its number: a host VM that has just been renamed, or another one of its name,
+        // is not it. -F: by the power button, for host VMs without drivers for Xen.
+        let number = domid.to_string();
+        let asked = self.must(&["shutdown", "-F", &number], COMMAND);
         match &asked {
             Ok(_) if self.wait_until_gone(host_vm, domid, limit, &stop)? => {
                 return Ok(Ending::Orderly);
@@ -122,7 +126,7 @@ impl Toolstack {
             ),
             Err(e) => eprintln!("vmbeam: {e}; destroying host VM {host_vm}"),
         }
-        self.must(&["destroy", host_vm])?;
+        self.must(&["destroy", &number], DESTROY)?;
         if self.wait_until_gone(host_vm, domid, DESTROY, || false)? {
             Ok(Ending::Forced)
         } else {
@@ -135,7 +139,8 @@ impl Toolstack {
     /// Create a host VM.
     pub(crate) fn create(&self, config: &Path) -> Result<(), String> {
         let config = config.to_string_lossy();
-        self.must(&["create", &config]).map(drop)
+        self.must(&["create", &config], self.create_timeout)
+            .map(drop)
     }
 }
 

@@ -5,6 +5,7 @@
 use crate::client::{Client, ClientError};
 use crate::display::Display;
 use crate::exit;
+use crate::output;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -154,7 +155,7 @@ pub(crate) fn run(
         })?;
     }
     if json {
-        println!("{}", serde_json::to_string_pretty(&Json::from(&*report))?);
+        output::json(&Json::from(&*report))?;
     } else {
         print(&report, verify);
     }

@@ -199,6 +199,23 @@ fn a_move_that_the_daemon_is_still_settling_is_waited_for() {
     assert!(stderr.contains("vmbeamd is not done yet"), "{stderr}");
 }
 
+#[test]
+fn it_goes_on_when_nobody_reads_what_it_says() {
+    let gone = || {
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        drop(reader);
+        Stdio::from(writer)
+    };
+    let full = || Stdio::from(std::fs::File::create("/dev/full").unwrap());
+    for (out, err, code) in [(gone(), gone(), 0), (full(), full(), 6)] {
+        let w = world();
+        let mut command = command(&w, &EVACUATE);
+        let status = command.stdout(out).stderr(err).status().unwrap();
+        assert_eq!(running(&w, "B"), ALL);
+        assert_eq!(status.code(), Some(code));
+    }
+}
+
 fn interrupt(child: &Child) {
     let pid = nix::unistd::Pid::from_raw(child.id() as i32);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();

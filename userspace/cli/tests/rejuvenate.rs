@@ -22,9 +22,11 @@ case $1 in
 domid) cat "domid-$2" || exit 1 ;;
 shutdown)
 	[ ! -e refuse-shutdown ] || { echo "no such power button" >&2; exit 1; }
-	[ -e hang-shutdown ] || rm "domid-$3" ;;
-destroy) rm "domid-$2" ;;
+	[ -e hang-shutdown ] || rm $(grep -lx "$3" domid-*) ;;
+destroy) rm $(grep -lx "$2" domid-*) ;;
 create)
+	grep SigBlk /proc/self/status >mask
+	[ ! -e slow-create ] || exec sleep 60
 	[ ! -e refuse-create ] || { echo "out of luck" >&2; exit 1; }
 	echo 5 >domid-A; echo "Fake 2.0" >version ;;
 esac
@@ -163,7 +165,7 @@ fn the_guests_leave_and_come_back_to_another_hypervisor() {
         (&1.into(), &5.into())
     );
     assert_eq!((&r["forced"], &r["step"]), (&false.into(), &"done".into()));
-    assert_eq!(lab.calls(), ["shutdown -F A", "create"]);
+    assert_eq!(lab.calls(), ["shutdown -F 1", "create"]);
     lab.assert_done();
 }
 
@@ -230,7 +232,7 @@ fn a_host_vm_that_does_not_shut_down_is_destroyed() {
         let done = lab.run(&["--shutdown-timeout", "1"]);
         assert_eq!(done.code, 0, "{done:?}");
         assert_eq!(done.report["forced"], true);
-        assert_eq!(lab.calls(), ["shutdown -F A", "destroy A", "create"]);
+        assert_eq!(lab.calls(), ["shutdown -F 1", "destroy 1", "create"]);
         lab.assert_done();
     }
 }
@@ -334,9 +336,27 @@ fn every_step_can_fail_and_is_gone_on_with() {
     assert_eq!(done.report["resumed"], true);
     assert_eq!(done.report["returned"][2]["outcome"], "gone");
     // It was shut down once, and the hypervisor before that is known.
-    assert_eq!(lab.calls(), ["shutdown -F A", "create", "create"]);
+    assert_eq!(lab.calls(), ["shutdown -F 1", "create", "create"]);
     assert_eq!(done.report["hypervisor_before"], "Fake 1.0");
     lab.assert_done();
+}
+
+#[test]
+fn the_new_host_vm_has_time_and_blocks_no_signals() {
+    let lab = Lab::start();
+    lab.put("slow-create", "");
+    let done = lab.run(&["--create-timeout", "1"]);
+    assert_eq!(
+        (done.code, &done.report["step"]),
+        (5, &"create".into()),
+        "{done:?}"
+    );
+    assert!(done.stderr.contains("did not end within 1 s"), "{done:?}");
+    lab.remove("slow-create");
+    assert_eq!(lab.run(&[]).code, 0);
+    lab.assert_done();
+    let mask = std::fs::read_to_string(lab.path("mask")).unwrap();
+    assert_eq!(mask.trim(), "SigBlk:\t0000000000000000");
 }
 
 #[test]
@@ -394,7 +414,7 @@ fn ctrl_c_stops_between_steps() {
         "{done:?}"
     );
     assert_eq!(done.report["interrupted"], true);
-    assert_eq!(lab.calls(), ["shutdown -F A"]);
+    assert_eq!(lab.calls(), ["shutdown -F 1"]);
     lab.remove("hang-shutdown");
     let done = lab.run(&[]);
     assert_eq!(done.code, 0, "{done:?}");

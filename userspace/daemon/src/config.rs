@@ -6,6 +6,7 @@ use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::os::unix::net::SocketAddr as UnixAddress;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use toml::Spanned;
@@ -106,7 +107,7 @@ struct Raw {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawDaemon {
-    control_socket: Option<PathBuf>,
+    control_socket: Option<Spanned<PathBuf>>,
     device: Option<PathBuf>,
     state_dir: Option<PathBuf>,
     agent_timeout_seconds: Option<Spanned<u64>>,
@@ -124,6 +125,7 @@ impl RawMetrics {
     fn at(&self) -> Result<MetricsAt, &'static str> {
         let listen = self.listen.get_ref();
         if listen.starts_with('/') {
+            check_socket(Path::new(listen))?;
             return Ok(MetricsAt::Socket(listen.into()));
         }
         match listen.parse::<SocketAddr>() {
@@ -138,7 +140,7 @@ impl RawMetrics {
 #[serde(deny_unknown_fields)]
 struct RawHostVm {
     name: Spanned<String>,
-    socket: Option<PathBuf>,
+    socket: Option<Spanned<PathBuf>>,
     domid: Option<Spanned<u32>>,
 }
 
@@ -197,6 +199,13 @@ impl Config {
             }
             Some(c) => c.into_inner(),
         };
+        let control_socket = match raw.daemon.control_socket {
+            None => CONTROL_SOCKET.into(),
+            Some(s) => {
+                check_socket(s.get_ref()).map_err(|why| place.error(Some(s.span()), why))?;
+                s.into_inner()
+            }
+        };
         let agent_timeout = match raw.daemon.agent_timeout_seconds {
             None => Duration::from_secs(300),
             Some(s) if !(1..=3600).contains(s.get_ref()) => {
@@ -216,10 +225,19 @@ impl Config {
         let mut names = BTreeSet::new();
         let mut host_vms = Vec::new();
         for vm in raw.host_vm {
+            let taken = |is: &dyn Fn(&HostVmConfig) -> bool| {
+                let other = host_vms.iter().find(|vm| is(vm));
+                other.map(|vm: &HostVmConfig| vm.name.clone())
+            };
             let span = vm.name.span();
             let name = vm.name.into_inner();
-            if name.is_empty() || name.contains('/') || name.chars().any(char::is_control) {
+            if name.is_empty() || name.contains('/') || !is_plain(&name) {
                 return Err(place.error(Some(span), "not a possible name of a host VM"));
+            }
+            if name.bytes().all(|b| b.is_ascii_digit()) {
+                // `xl destroy 3` is for domain 3, whatever has that name.
+                let message = "a name of digits only is a domid for xl; give the host VM another";
+                return Err(place.error(Some(span), message));
             }
             if !names.insert(name.clone()) {
                 return Err(place.error(Some(span), format!("host VM {name} appears twice")));
@@ -230,11 +248,24 @@ impl Config {
                 Some(d) if !(1..0x7ff0).contains(d.get_ref()) => {
                     return Err(place.error(Some(d.span()), "not the domid of a host VM"));
                 }
-                Some(d) => Domid::Fixed(d.into_inner()),
+                Some(d) => {
+                    if let Some(other) = taken(&|vm| vm.domid == Domid::Fixed(*d.get_ref())) {
+                        let message = format!("host VM {other} has this domid");
+                        return Err(place.error(Some(d.span()), message));
+                    }
+                    Domid::Fixed(d.into_inner())
+                }
             };
-            let socket = vm
-                .socket
-                .unwrap_or_else(|| Path::new(AGENT_SOCKETS).join(format!("{name}.sock")));
+            let (socket, at) = match vm.socket {
+                Some(socket) => (socket.get_ref().clone(), socket.span()),
+                None => (Path::new(AGENT_SOCKETS).join(format!("{name}.sock")), span),
+            };
+            check_socket(&socket).map_err(|why| place.error(Some(at.clone()), why))?;
+            // Each would be told of the other's guests.
+            if let Some(other) = taken(&|vm| vm.socket == socket) {
+                let message = format!("host VM {other} has the socket {}", socket.display());
+                return Err(place.error(Some(at), message));
+            }
             host_vms.push(HostVmConfig {
                 name,
                 socket,
@@ -262,10 +293,7 @@ impl Config {
         }
 
         Ok(Self {
-            control_socket: raw
-                .daemon
-                .control_socket
-                .unwrap_or_else(|| CONTROL_SOCKET.into()),
+            control_socket,
             device: raw
                 .daemon
                 .device
@@ -281,6 +309,25 @@ impl Config {
     /// Whether guests of these two host VMs may change places.
     pub fn allows(&self, a: &str, b: &str) -> bool {
         self.pairs.contains(&ordered(a.into(), b.into()))
+    }
+}
+
+/// Whether a name is what it looks like: no control characters, none that change the
+/// direction of writing or have no width, no blanks at its ends.
+fn is_plain(name: &str) -> bool {
+    let quotes = |c: &char| !matches!(c, '\\' | '"' | '\'');
+    let shown = name.chars().filter(quotes).collect::<String>();
+    shown.escape_debug().to_string() == shown && name.trim() == name
+}
+
+/// Whether there can be a socket of this name.
+fn check_socket(path: &Path) -> Result<(), &'static str> {
+    if !path.is_absolute() {
+        return Err("must be an absolute path");
+    }
+    match UnixAddress::from_pathname(path) {
+        Ok(_) => Ok(()),
+        Err(_) => Err("too long for the path of a socket, or not a path; the most is 107 bytes"),
     }
 }
 
@@ -342,6 +389,42 @@ mod tests {
     }
 
     #[test]
+    fn names_that_are_unusual_but_possible() {
+        for name in [
+            "two words",
+            "it's",
+            "caf\u{e9}",
+            "back\\slash",
+            "4a",
+            "x.y-z_1",
+        ] {
+            let text = format!("[[host_vm]]\nname = '''{name}'''\n");
+            assert_eq!(parse(&text).unwrap().host_vms[0].name, name);
+        }
+    }
+
+    #[test]
+    fn a_socket_has_to_fit_into_an_address() {
+        let long = format!("/{}", "x".repeat(107));
+        let fits = &long[..107];
+        let listen = |path: &str| parse(&format!("[metrics]\nlisten = \"{path}\"\n"));
+        let control = |path: &str| parse(&format!("[daemon]\ncontrol_socket = \"{path}\"\n"));
+        let socket = |path: &str| {
+            let vm = "[[host_vm]]\nname = \"A\"\n";
+            parse(&format!("{vm}socket = \"{path}\"\n"))
+        };
+        for of in [&listen as &dyn Fn(&str) -> _, &control, &socket] {
+            assert!(of(fits).is_ok());
+            let e = of(&long).unwrap_err();
+            assert!(e.contains("too long for the path of a socket"), "{e}");
+            assert!(of("/a\\u0000b").is_err());
+        }
+        let name = "n".repeat(100);
+        let e = parse(&format!("[[host_vm]]\nname = \"{name}\"\n")).unwrap_err();
+        assert!(e.starts_with("vmbeamd.toml:2: name: too long"), "{e}");
+    }
+
+    #[test]
     fn errors_name_file_line_and_key() {
         for (text, expected) in [
             ("[[host_vm]]\nname = 5\n", "vmbeamd.toml:2: name: "),
@@ -390,6 +473,35 @@ mod tests {
                 "vmbeamd.toml:2: listen: must be the path",
             ),
             ("[metrics]\nport = 1\n", "vmbeamd.toml:2: port: unknown"),
+            (
+                "[[host_vm]]\nname = \"3\"\n",
+                "vmbeamd.toml:2: name: a name of digits only",
+            ),
+            (
+                "[[host_vm]]\nname = \"A\"\ndomid = 4\n[[host_vm]]\nname = \"B\"\ndomid = 4\n",
+                "vmbeamd.toml:6: domid: host VM A has this domid",
+            ),
+            (
+                "[[host_vm]]\nname = \"A\"\n[[host_vm]]\nname = \"B\"\n\
+                 socket = \"/run/vmbeam//agents/./A.sock\"\n",
+                "vmbeamd.toml:5: socket: host VM A has the socket ",
+            ),
+            (
+                "[[host_vm]]\nname = \"A\"\nsocket = \"run/A.sock\"\n",
+                "vmbeamd.toml:3: socket: must be an absolute path",
+            ),
+            (
+                "[[host_vm]]\nname = \"A\\nB\"\n",
+                "vmbeamd.toml:2: name: not a possible name",
+            ),
+            (
+                "[[host_vm]]\nname = \"A\\u202e\"\n",
+                "vmbeamd.toml:2: name: not a possible name",
+            ),
+            (
+                "[[host_vm]]\nname = \"A \"\n",
+                "vmbeamd.toml:2: name: not a possible name",
+            ),
             ("[[host_vm]\n", "vmbeamd.toml:1: "),
         ] {
             let e = parse(text).unwrap_err();

@@ -6,8 +6,9 @@ use crate::config::Config;
 use crate::driver::Driver;
 use crate::exchange::SwapError;
 use crate::host_vm::HostVm;
+use crate::http::Server;
 use crate::journal::{Journal, Record};
-use crate::metrics::{self, Metrics};
+use crate::metrics::Metrics;
 use crate::migrate::{migrate, plan, Context as MigrateContext, Finished};
 use crate::recovery::{Settled, Settling};
 use crate::side::Side;
@@ -111,11 +112,14 @@ impl Daemon {
         for record in records {
             settle_in_background(&shared, record);
         }
-        if let Some(at) = &shared.config.metrics {
-            let (server, scraped) = (metrics::listen(at)?, shared.clone());
-            spawn("metrics", move || {
-                metrics::serve(&server, &scraped.stop, || scraped.scrape());
-            })?;
+        if let Some(at) = shared.config.metrics.clone() {
+            let (server, scraped, stop) = (Server::new(at), shared.clone(), shared.stop.clone());
+            let result = spawn("metrics", move || {
+                server.run(&stop, move || scraped.scrape())
+            });
+            if let Err(e) = result {
+                warn!("no metrics: {e:#}");
+            }
         }
         let accepting = shared.clone();
         spawn("control", move || accept(&accepting, &listener))?;

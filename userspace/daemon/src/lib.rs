@@ -16,6 +16,7 @@ pub mod control;
 pub mod driver;
 pub mod exchange;
 pub mod host_vm;
+mod http;
 pub mod join;
 pub mod journal;
 pub mod link;

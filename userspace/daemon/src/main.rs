@@ -5,12 +5,20 @@
 use anyhow::Context;
 use clap::Parser;
 use nix::sys::signal::{SigSet, Signal};
+use sd_notify::NotifyState;
 use std::sync::Arc;
 use tracing::{info, warn};
 use vmbeamd::config::{Domid, HostVmConfig};
 use vmbeamd::driver::{DeviceDriver, Driver};
 use vmbeamd::privilege::{self, Filter};
 use vmbeamd::{Args, Config, Daemon};
+
+/// Tell the service manager, if there is one that wants to know.
+fn tell_systemd(state: NotifyState<'_>) {
+    if let Err(e) = sd_notify::notify(false, &[state]) {
+        warn!("cannot tell systemd: {e}");
+    }
+}
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
@@ -30,13 +38,16 @@ fn main() -> anyhow::Result<()> {
         anyhow::bail!("with --seccomp no program can be run: give each [[host_vm]] a domid");
     }
     // Before any thread exists, so that all of them leave these to the wait below.
-    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     signals.thread_block().context("cannot block signals")?;
 
-    if let Some(user) = &args.user {
-        let socket = config.control_socket.parent();
-        let directories: Vec<_> = socket.into_iter().chain([&*config.state_dir]).collect();
-        privilege::become_user(user, &directories)?;
+    let state = &*config.state_dir;
+    match &args.user {
+        Some(user) => {
+            let socket = config.control_socket.parent();
+            privilege::become_user(user, socket, state)?;
+        }
+        None => privilege::take_back(state)?,
     }
     let driver = DeviceDriver::new(config.device.clone());
     match driver.info() {
@@ -46,7 +57,14 @@ fn main() -> anyhow::Result<()> {
     }
     let daemon = Daemon::start(config, Arc::new(driver))?;
     privilege::restrict(args.seccomp)?;
-    let signal = signals.wait().context("cannot wait for signals")?;
+    tell_systemd(NotifyState::Ready);
+    let signal = loop {
+        match signals.wait().context("cannot wait for signals")? {
+            Signal::SIGHUP => warn!("SIGHUP changes nothing: the configuration is read at the start; restart vmbeamd for another"),
+            signal => break signal,
+        }
+    };
+    tell_systemd(NotifyState::Stopping);
     info!("{signal}: stopping");
     daemon.stop();
     Ok(())

@@ -2,27 +2,16 @@
 
 //! Counts for Prometheus: what the daemon did since it was started.
 
-use crate::config::MetricsAt;
 use crate::exchange::SwapError;
-use anyhow::{anyhow, Context};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
-use tiny_http::{Header, Method, Request, Response, Server};
-use tracing::{info, warn};
+use std::sync::atomic::AtomicU64;
+use tracing::warn;
 use vmbeam_wire::message::{Failure, MigrateReport};
-
-/// How often to look whether the daemon stops.
-const LOOK: Duration = Duration::from_secs(1);
-/// What Prometheus expects of this format.
-const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// One label and its value.
 type Label = [(&'static str, String); 1];
@@ -127,54 +116,4 @@ impl Metrics {
         }
         text
     }
-}
-
-/// Listen where the configuration says. A socket of an earlier run is replaced.
-pub(crate) fn listen(at: &MetricsAt) -> anyhow::Result<Server> {
-    let server = match at {
-        MetricsAt::Socket(path) => {
-            let _ = std::fs::remove_file(path);
-            let server = Server::http_unix(path);
-            if server.is_ok() {
-                std::fs::set_permissions(path, Permissions::from_mode(0o600))
-                    .with_context(|| format!("cannot protect {}", path.display()))?;
-            }
-            server
-        }
-        MetricsAt::Port(address) => Server::http(address),
-    };
-    let server = server.map_err(|e| {
-        anyhow!("cannot offer metrics at {at:?}: {e}; change [metrics] listen in the configuration")
-    })?;
-    info!(?at, "offering metrics");
-    Ok(server)
-}
-
-/// Answer until the daemon stops.
-pub(crate) fn serve(server: &Server, stop: &AtomicBool, scrape: impl Fn() -> String) {
-    while !stop.load(Ordering::Relaxed) {
-        match server.recv_timeout(LOOK) {
-            Ok(Some(request)) => answer(request, &scrape),
-            Ok(None) => {}
-            Err(e) => {
-                warn!("metrics are not offered any more: {e}");
-                return;
-            }
-        }
-    }
-}
-
-fn answer(request: Request, scrape: impl Fn() -> String) {
-    let known = request.url() == "/metrics" && *request.method() == Method::Get;
-    let response = if known {
-        let mut response = Response::from_string(scrape());
-        if let Ok(header) = Header::from_bytes("Content-Type", CONTENT_TYPE) {
-            response.add_header(header);
-        }
-        response
-    } else {
-        Response::from_string("GET /metrics is all there is\n").with_status_code(404)
-    };
-    // Whoever asked may be gone.
-    let _ = request.respond(response);
 }

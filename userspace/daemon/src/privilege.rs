@@ -8,14 +8,19 @@
 //! those of the driver.
 
 use anyhow::{ensure, Context};
+use nix::errno::Errno;
+use nix::fcntl::{open, openat, AtFlags, OFlag};
 use nix::libc;
-use nix::unistd::{chown, initgroups, setresgid, setresuid, Uid, User};
+use nix::sys::stat::{fstat, Mode};
+use nix::unistd::{chown, fchownat, initgroups, setresgid, setresuid, Gid, Uid, User};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule,
 };
 use std::collections::BTreeMap;
 use std::ffi::CString;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// What to do about system calls that are not on the list.
@@ -104,16 +109,59 @@ const CALLS: &[libc::c_long] = &[
 const DRIVER_IOCTLS: u64 = (vmbeam_uapi::sys::IOC_TYPE as u64) << 8;
 const IOCTL_TYPE: u64 = 0xff00;
 
-/// Become `name`, with the groups that the system lists for it and no
-/// capabilities. The directories that it writes to are made, and given to it.
-pub fn become_user(name: &str, directories: &[&Path]) -> anyhow::Result<()> {
+/// Give a directory, and the files in it, to a user. Not what only looks like a file in it,
+/// a symbolic link or a second name of a file elsewhere: whoever had the directory may have
+/// made that.
+fn give(dir: &Path, uid: Uid, gid: Gid) -> nix::Result<()> {
+    let directory = open(
+        dir,
+        OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )?;
+    let own =
+        |fd: &OwnedFd, uid, gid| fchownat(fd, "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH);
+    // First to this process, which may not have the right to look into everybody's.
+    own(&directory, Uid::effective(), Gid::effective())?;
+    let entries =
+        std::fs::read_dir(dir).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0)))?;
+    for entry in entries.flatten() {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = openat(&directory, &*entry.file_name(), flags, Mode::empty())?;
+        let stat = fstat(&file)?;
+        if stat.st_mode & libc::S_IFMT == libc::S_IFREG && stat.st_nlink == 1 {
+            own(&file, uid, gid)?;
+        }
+    }
+    own(&directory, uid, gid)
+}
+
+/// Make the directory of the state usable again for root without capabilities, after it was
+/// another user's (`--user`).
+pub fn take_back(state: &Path) -> anyhow::Result<()> {
+    let uid = Uid::effective();
+    let owner = std::fs::symlink_metadata(state).map_or(uid.as_raw(), |m| m.uid());
+    if uid.is_root() && owner != uid.as_raw() {
+        give(state, uid, Gid::effective())
+            .with_context(|| format!("cannot take {} back", state.display()))?;
+    }
+    Ok(())
+}
+
+/// Become `name`, with the groups that the system lists for it and no capabilities. The
+/// directories of the control socket and of the state are made, and given to it, with what
+/// an earlier daemon left in the latter.
+pub fn become_user(name: &str, socket: Option<&Path>, state: &Path) -> anyhow::Result<()> {
     let user = User::from_name(name)?.with_context(|| format!("there is no user {name}"))?;
     ensure!(!user.uid.is_root(), "user {name} is root");
-    for dir in directories {
+    for dir in socket.into_iter().chain([state]) {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        chown(*dir, Some(user.uid), Some(user.gid))
+    }
+    if let Some(dir) = socket {
+        chown(dir, Some(user.uid), Some(user.gid))
             .with_context(|| format!("cannot give {} to {name}", dir.display()))?;
     }
+    give(state, user.uid, user.gid)
+        .with_context(|| format!("cannot give {} to {name}", state.display()))?;
     initgroups(&CString::new(name)?, user.gid).context("cannot set the groups")?;
     setresgid(user.gid, user.gid, user.gid).context("cannot set the group")?;
     // With the user ids, all capabilities go as well.

@@ -4,7 +4,7 @@
 //!
 //! As a service of systemd they write to the journal, with each field (the job, the
 //! host VM) as a field of its own, and the journal's time. Otherwise lines with a time
-//! go to standard error.
+//! go to standard error. A log that cannot be written loses its lines, and no more.
 
 use nix::sys::stat::fstat;
 use std::os::fd::AsFd;
@@ -38,6 +38,8 @@ pub fn init(verbose: bool) {
         .with_max_level(level)
         .with_target(false)
         .with_ansi(false)
+        // It would tell so on standard error, and panic as that is what cannot be written.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr)
         .init();
 }

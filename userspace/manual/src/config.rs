@@ -65,7 +65,8 @@ const TABLES: &[Table] = &[
                 "name",
                 "STRING",
                 "",
-                "Its name, as xl(1) knows it. Required.",
+                "Its name, as xl(1) knows it. Not digits only: xl takes those for a domid. \
+                 Required.",
             ),
             (
                 "socket",

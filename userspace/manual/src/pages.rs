@@ -28,6 +28,11 @@ const VMBEAM: &[Section] = &[
             ("3", "The request was refused, and nothing changed."),
             ("4", "It failed half way, and everything was put back."),
             ("5", "It is done in part; the same command goes on."),
+            (
+                "6",
+                "It is done, but the result could not be printed: the device is full, for \
+                 example. A reader that goes away (| head) changes nothing.",
+            ),
         ],
     ),
     (

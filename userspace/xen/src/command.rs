@@ -2,7 +2,9 @@
 
 //! Running a program of the toolstack, but not for ever.
 
+use nix::sys::signal::SigSet;
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -85,7 +87,14 @@ pub fn wait(child: &mut Child, limit: Duration) -> std::io::Result<Option<ExitSt
 }
 
 /// Run a program to its end; after `limit` it is killed, which is an error.
+///
+/// It starts with no signal blocked, whatever this program waits for: what it leaves behind,
+/// a device model say, would ignore SIGTERM for ever.
 pub fn run(command: &mut Command, limit: Duration) -> std::io::Result<Output> {
+    // SAFETY: sigprocmask() may be called between fork and exec, and nothing else is done.
+    unsafe {
+        command.pre_exec(|| Ok(SigSet::empty().thread_set_mask()?));
+    }
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -128,6 +137,15 @@ mod tests {
         assert_eq!(o.status.code(), Some(3));
         assert!(o.out.starts_with("first\ny\n") && o.out.len() <= KEEP);
         assert!(o.err.ends_with("n\nlast\n") && o.err.len() <= KEEP);
+    }
+
+    #[test]
+    fn no_signal_is_blocked_in_it() {
+        use nix::sys::signal::{SigSet, Signal};
+        let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
+        signals.thread_block().unwrap();
+        let o = sh("grep SigBlk /proc/self/status", Duration::from_secs(20)).unwrap();
+        assert_eq!(o.out.trim(), "SigBlk:\t0000000000000000");
     }
 
     #[test]

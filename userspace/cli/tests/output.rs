@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Output that nobody takes: a reader that has gone (`vmbeam list | head -1`), a device
+//! that is full. And output that somebody wants to be taken for more than it is.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::fs::File;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use vmbeam_wire::message::{
+    CheckReport, FromDaemon, Guest, GuestKind, GuestState, HostVmReport, Phase, ToDaemon,
+};
+use vmbeam_wire::{encode, Decoder};
+
+fn guest(name: &str) -> Guest {
+    Guest {
+        domid: 5,
+        name: name.into(),
+        kind: GuestKind::Pv,
+        pages: 4096,
+        state: GuestState::Running,
+        cpu: Default::default(),
+    }
+}
+
+fn answer(request: &ToDaemon, names: &[&str]) -> Vec<FromDaemon> {
+    let progress = |phase| FromDaemon::Progress {
+        phase,
+        done: 1,
+        total: 2,
+    };
+    match request {
+        ToDaemon::Check => vec![FromDaemon::Check(CheckReport {
+            daemon_version: "1".into(),
+            protocol: 1,
+            driver: Err("x".into()),
+            agents: vec![],
+            pairs: vec![],
+        })],
+        ToDaemon::List => vec![FromDaemon::List(vec![HostVmReport {
+            name: "A".into(),
+            domid: Ok(1),
+            guests: Ok(names.iter().map(|n| guest(n)).collect()),
+        }])],
+        ToDaemon::Status => vec![FromDaemon::Status(vec![])],
+        ToDaemon::Swap(_) => vec![progress(Phase::Commit), FromDaemon::Swapped(Box::default())],
+        ToDaemon::Migrate(_) => vec![
+            FromDaemon::Job { id: 1 },
+            progress(Phase::Stream),
+            FromDaemon::Migrated(Box::default()),
+        ],
+        ToDaemon::Plan { .. } => vec![FromDaemon::Plan(Default::default())],
+        ToDaemon::Abort { .. } => vec![FromDaemon::Done],
+    }
+}
+
+fn serve(mut stream: UnixStream, names: &[&str]) {
+    let mut decoder = Decoder::strict();
+    let frame = loop {
+        if let Some(frame) = decoder.next_frame().unwrap() {
+            break frame;
+        }
+        if decoder.fill(&mut stream).unwrap() == 0 {
+            return;
+        }
+    };
+    for a in answer(&frame.decode().unwrap(), names) {
+        let bytes = encode(frame.request, frame.session, &a).unwrap();
+        std::io::Write::write_all(&mut stream, &bytes).unwrap();
+    }
+}
+
+/// Answers everybody, until the test ends.
+fn daemon(dir: &tempfile::TempDir, names: &'static [&str]) -> PathBuf {
+    let socket = dir.path().join("control.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            serve(stream.unwrap(), names);
+        }
+    });
+    socket
+}
+
+fn command(socket: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmbeam"));
+    command.arg("--socket").arg(socket).args(args);
+    command
+}
+
+fn full() -> Stdio {
+    File::options()
+        .write(true)
+        .open("/dev/full")
+        .unwrap()
+        .into()
+}
+
+/// A pipe whose reader has gone.
+fn gone() -> Stdio {
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    drop(reader);
+    writer.into()
+}
+
+/// Each command with the exit status that it has anyway.
+const COMMANDS: &[(&[&str], i32)] = &[
+    (&["check", "--device", "/nonexistent"], 1),
+    (&["check", "--device", "/nonexistent", "--json"], 1),
+    (&["list"], 0),
+    (&["list", "--json"], 0),
+    (&["status", "--device", "/nonexistent", "--json"], 0),
+    (&["status", "--device", "/nonexistent"], 0),
+    (&["records", "--device", "/nonexistent"], 1),
+    (&["recover", "--device", "/nonexistent", "1"], 1),
+    (&["forget", "--device", "/nonexistent", "1"], 1),
+    (&["migrate", "g", "--from", "A", "--to", "B"], 0),
+    (&["migrate", "g", "--from", "A", "--to", "B", "--json"], 0),
+    (
+        &["migrate", "g", "--from", "A", "--to", "B", "--dry-run"],
+        0,
+    ),
+    (&["evacuate", "A", "--to", "B"], 0),
+    (&["evacuate", "A", "--to", "B", "--json"], 0),
+    (&["rejuvenate", "A", "--config", "/nonexistent"], 3),
+    (
+        &["rejuvenate", "A", "--config", "/nonexistent", "--json"],
+        3,
+    ),
+    (&["swap", "--from", "A/g", "--to", "B/g"], 0),
+    (&["swap", "--from", "A/g", "--to", "B/g", "--json"], 0),
+    (&["abort", "1"], 0),
+    (&["--help"], 0),
+    (&["--version"], 0),
+];
+
+#[test]
+fn a_reader_that_has_gone_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = daemon(&dir, &["g"]);
+    for (args, code) in COMMANDS {
+        let out = command(&socket, args).stdout(gone()).output().unwrap();
+        let stderr = String::from_utf8(out.stderr).unwrap();
+        assert_eq!(out.status.code(), Some(*code), "{args:?}: {stderr}");
+        assert!(!stderr.contains("cannot print"), "{args:?}: {stderr}");
+        // `2>&1 | head`, and nowhere to say anything.
+        for make in [gone, full] {
+            let mut command = command(&socket, args);
+            let status = command.stdout(gone()).stderr(make()).status().unwrap();
+            assert_eq!(status.code(), Some(*code), "{args:?}");
+        }
+    }
+}
+
+#[test]
+fn a_result_that_is_lost_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = daemon(&dir, &["g"]);
+    for (args, code) in COMMANDS {
+        // The program asks nobody, and clap prints.
+        if args[0].starts_with("--") {
+            continue;
+        }
+        let out = command(&socket, args).stdout(full()).output().unwrap();
+        let stderr = String::from_utf8(out.stderr).unwrap();
+        let prints = !["abort", "records", "recover", "forget"].contains(&args[0]);
+        let code = if prints && *code == 0 { 6 } else { *code };
+        assert_eq!(out.status.code(), Some(code), "{args:?}: {stderr}");
+        assert_eq!(
+            stderr.contains("cannot print the result: No space left"),
+            prints,
+            "{args:?}: {stderr}"
+        );
+    }
+}
+
+fn text(out: Output) -> String {
+    assert!(out.status.success(), "{out:?}");
+    String::from_utf8(out.stdout).unwrap()
+}
+
+#[test]
+fn names_say_nothing_but_names() {
+    const NAMES: &[&str] = &[
+        "with space",
+        "with 'quotes\"",
+        "x\nB  2  db  7  4096  PV  running",
+        "\u{1b}[2J\u{202e}gpj.exe\r\u{7}",
+        "back\\slash",
+        "caf\u{e9}",
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let socket = daemon(&dir, NAMES);
+    let shown = text(command(&socket, &["list"]).output().unwrap());
+    // One row for each, and the header.
+    assert_eq!(shown.lines().count(), 1 + NAMES.len(), "{shown}");
+    for name in [
+        "with space",
+        "with 'quotes\"",
+        "x\\nB  2  db",
+        "\\u{1b}[2J\\u{202e}gpj.exe\\r\\u{7}",
+        "back\\\\slash",
+        "caf\u{e9}",
+    ] {
+        assert!(shown.contains(name), "no {name} in {shown}");
+    }
+    // A script gets the name itself, and may give it. The protocol takes no control
+    // characters of anybody.
+    let json = text(command(&socket, &["list", "--json"]).output().unwrap());
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    for (i, name) in NAMES.iter().enumerate() {
+        assert_eq!(json[0]["guests"]["Ok"][i]["name"], *name);
+        if name.chars().any(char::is_control) {
+            continue;
+        }
+        let args = ["migrate", name, "--from", "A", "--to", "B"];
+        text(command(&socket, &args).output().unwrap());
+    }
+}
