@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
-use vmbeam_wire::message::{AgentReport, AgentVersions, Traffic};
+use vmbeam_wire::message::{AgentReport, AgentVersions, Guest, Traffic};
 use vmbeam_xen::command::run;
 
 /// How often to look after an idle connection, or try for a new one.
@@ -22,6 +22,9 @@ const HELLO_PATIENCE: Duration = Duration::from_secs(30);
 const ASKING: Duration = Duration::from_secs(10);
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// How long an agent may take to say which guests there are, when a person asks.
+const SHOWN_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long the command that prints a domid may take.
 const DOMID_COMMAND: Duration = Duration::from_secs(30);
@@ -290,6 +293,18 @@ impl AgentGuard<'_> {
         })?;
         *lock(&self.vm.agent) = Agent::Connected(versions);
         Ok(())
+    }
+
+    /// The guests, for a person who waits: not for as long as a job would.
+    pub fn guests_soon(&mut self) -> Result<Vec<Guest>, String> {
+        self.with(|link| {
+            link.set_patience(Patience {
+                until: Some(Instant::now() + SHOWN_WITHIN),
+                cancel: None,
+            });
+            link.hello(Some(SHOWN_WITHIN))?;
+            link.guests()
+        })
     }
 
     fn failed(&mut self, error: &LinkError) {

@@ -17,6 +17,9 @@ use vmbeam_wire::{encode, Decoder, FrameError, FrameList, FrameListBuilder, List
 
 /// How often to look whether the daemon is to stop.
 const TICK: Duration = Duration::from_millis(500);
+/// What is written at once: a write to a peer that reads slowly blocks for about a tick
+/// for each part of this size that the kernel takes.
+const WRITE_PART: usize = 32 << 10;
 /// How long an agent may take over what it answers within a few seconds.
 const PROMPT: Duration = Duration::from_secs(60);
 /// An agent that is there answers within this time, if only that there is nothing yet. To
@@ -102,6 +105,38 @@ impl Patience {
     }
 }
 
+/// When a request must be over, whatever the agent does meanwhile: take it slowly, answer
+/// in many small parts, or say nothing.
+#[derive(Clone, Copy, Debug)]
+struct Deadline {
+    at: Instant,
+    /// The time that there was, for a person.
+    limit: Duration,
+}
+
+impl Deadline {
+    fn after(limit: Duration) -> Self {
+        let at = Instant::now() + limit;
+        Self { at, limit }
+    }
+
+    /// Nobody wants the answer any more.
+    fn cut(&mut self) {
+        self.at = self.at.min(Instant::now() + GRACE);
+    }
+
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.at
+    }
+
+    fn check(&self) -> Result<(), LinkError> {
+        if self.is_over() {
+            return Err(LinkError::Timeout(self.limit));
+        }
+        Ok(())
+    }
+}
+
 /// A conversation with an agent.
 #[derive(Debug)]
 pub struct Link {
@@ -137,7 +172,7 @@ impl Link {
     ) -> std::io::Result<Self> {
         let stream = UnixStream::connect(&vm.socket)?;
         stream.set_read_timeout(Some(TICK))?;
-        stream.set_write_timeout(Some(timeout))?;
+        stream.set_write_timeout(Some(TICK))?;
         // Any number that an earlier conversation is unlikely to have had.
         let session = std::collections::hash_map::RandomState::new()
             .build_hasher()
@@ -172,18 +207,47 @@ impl Link {
         &self.versions
     }
 
-    fn send(&mut self, message: &ToAgent) -> Result<u32, LinkError> {
+    fn send(&mut self, message: &ToAgent, deadline: &mut Deadline) -> Result<u32, LinkError> {
         self.request = self.request.wrapping_add(1);
         let bytes = encode(self.request, self.session, message)?;
-        self.stream.write_all(&bytes)?;
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            match self.stream.write(&rest[..rest.len().min(WRITE_PART)]) {
+                Ok(0) => return Err(LinkError::Closed),
+                Ok(n) => rest = &rest[n..],
+                Err(e) => match e.kind() {
+                    ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut => {}
+                    ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => {
+                        return Err(LinkError::Closed);
+                    }
+                    _ => return Err(e.into()),
+                },
+            }
+            if self.is_unwanted() {
+                deadline.cut();
+            }
+            // Whoever took a part of a message gets no other one: this ends the
+            // conversation.
+            if !rest.is_empty() {
+                deadline.check()?;
+            }
+        }
         self.traffic.messages += 1;
         self.traffic.bytes += bytes.len() as u64;
         Ok(self.request)
     }
 
+    /// Whether nobody waits for an answer any more.
+    fn is_unwanted(&self) -> bool {
+        self.is_to_stop() || self.patience.is_cancelled()
+    }
+
+    fn is_to_stop(&self) -> bool {
+        self.stop.load(Ordering::Relaxed) && !self.regardless
+    }
+
     /// The next answer in this session, with its request number.
-    fn receive(&mut self, mut limit: Duration) -> Result<(u32, FromAgent), LinkError> {
-        let started = Instant::now();
+    fn receive(&mut self, deadline: &mut Deadline) -> Result<(u32, FromAgent), LinkError> {
         let mut stale = 0;
         let mut late = false;
         loop {
@@ -206,11 +270,11 @@ impl Link {
                     )));
                 }
             }
-            if self.stop.load(Ordering::Relaxed) && !self.regardless {
+            if self.is_to_stop() {
                 return Err(LinkError::Stopping);
             }
             if late {
-                return Err(LinkError::Timeout(limit));
+                return Err(LinkError::Timeout(deadline.limit));
             }
             match self.decoder.fill(&mut self.stream) {
                 Ok(0) if self.decoder.is_mid_frame() => {
@@ -229,9 +293,9 @@ impl Link {
             // Also when something came: an agent must not hold us up with
             // single bytes.
             if self.patience.is_cancelled() {
-                limit = limit.min(GRACE);
+                deadline.cut();
             }
-            late = started.elapsed() >= limit;
+            late = deadline.is_over();
         }
     }
 
@@ -245,10 +309,12 @@ impl Link {
         // A new agent's first words may follow the last ones of the old.
         self.greeted = false;
         loop {
-            self.send(&ToAgent::Hello {
+            let mut deadline = Deadline::after(HELLO_AGAIN);
+            let hello = ToAgent::Hello {
                 daemon_version: crate::VERSION.into(),
-            })?;
-            match self.hello_answer(first, HELLO_AGAIN) {
+            };
+            self.send(&hello, &mut deadline)?;
+            match self.hello_answer(first, &mut deadline) {
                 Err(LinkError::Timeout(_)) => match patience {
                     Some(p) if started.elapsed() >= p => return Err(LinkError::Timeout(p)),
                     _ => {}
@@ -258,13 +324,12 @@ impl Link {
         }
     }
 
-    fn hello_answer(&mut self, first: u32, limit: Duration) -> Result<(), LinkError> {
-        let deadline = Instant::now() + limit;
+    fn hello_answer(&mut self, first: u32, deadline: &mut Deadline) -> Result<(), LinkError> {
         loop {
-            match self.receive(deadline.saturating_duration_since(Instant::now()))? {
+            match self.receive(deadline)? {
                 // The rest of what an agent said before it was restarted, or
                 // an answer to one of several hellos.
-                (request, _) if request.wrapping_sub(first) > u32::MAX / 2 => {}
+                (request, _) if request.wrapping_sub(first) > u32::MAX / 2 => deadline.check()?,
                 (
                     _,
                     FromAgent::Hello {
@@ -314,14 +379,14 @@ impl Link {
         mut take: impl FnMut(FromAgent) -> Result<(), LinkError>,
         limit: Duration,
     ) -> Result<FromAgent, LinkError> {
-        let request = self.send(message)?;
-        let mut late_hellos = 0;
+        let mut deadline = Deadline::after(self.patience.limit(limit));
+        let request = self.send(message, &mut deadline)?;
         loop {
-            let (number, answer) = self.receive(self.patience.limit(limit))?;
+            let (number, answer) = self.receive(&mut deadline)?;
             if number != request {
                 // A hello that was said again may be answered late.
-                late_hellos += 1;
-                if matches!(answer, FromAgent::Hello { .. }) && late_hellos < MAX_STALE {
+                if matches!(answer, FromAgent::Hello { .. }) {
+                    deadline.check()?;
                     continue;
                 }
                 return Err(LinkError::Protocol(format!(
@@ -333,7 +398,14 @@ impl Link {
                     return Err(LinkError::Agent { code, message });
                 }
                 last if last.is_last() => return Ok(last),
-                part => take(part)?,
+                // An answer may come in many parts; each has only what is left of the time.
+                part => {
+                    take(part)?;
+                    if self.is_unwanted() {
+                        deadline.cut();
+                    }
+                    deadline.check()?;
+                }
             }
         }
     }
@@ -542,7 +614,7 @@ impl Link {
     /// nothing to say now but late answers to hellos.
     pub fn check_idle(&mut self) -> Result<(), LinkError> {
         self.stream.set_nonblocking(true)?;
-        let received = self.receive(Duration::ZERO);
+        let received = self.receive(&mut Deadline::after(Duration::ZERO));
         self.stream.set_nonblocking(false)?;
         match received {
             Err(LinkError::Timeout(_)) => Ok(()),
