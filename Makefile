@@ -171,6 +171,11 @@ kselftest: kernel
 userspace: sysroot
 	@scripts/userspace.sh
 
+## model: check the state machine of migrations: what can go wrong at every command
+.PHONY: model
+model: sysroot
+	@$(in_sysroot) scripts/model.sh
+
 ## style: formatting, lints, documentation of the code
 .PHONY: style
 style: kernel

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What to do with a migration of which the journal, the host VMs and the memory itself tell
+//! how far it is.
+
+use crate::{Side, Step, Why};
+
+/// What is known of a host VM: the domain that it was when the migration began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Presence {
+    /// It runs. In [`Step::Swap`]: and it has the guest.
+    Up,
+    /// It does certainly not: none of its guests is left, and none of their memory. In
+    /// [`Step::Swap`]: or it has no such guest any more.
+    Gone,
+    /// Who was asked could not tell.
+    Unknown,
+}
+
+/// Where the memory of a guest is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Memory {
+    /// Where it was.
+    Source,
+    /// Where it was to go.
+    Destination,
+    /// Some of it there and some here.
+    Torn,
+    /// The pages that were looked at do not tell.
+    Unknown,
+}
+
+/// What was found out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Seen {
+    /// The source's host VM.
+    pub source: Presence,
+    /// The destination's.
+    pub destination: Presence,
+    /// Where the memory is, by the pages that tell; of interest in [`Step::Swap`] only, and
+    /// [`Memory::Unknown`] otherwise.
+    pub memory: Memory,
+    /// The driver keeps the record of a half move between the two.
+    pub half: bool,
+    /// The guest runs at the source.
+    pub runs: bool,
+}
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Plan {
+    /// Let the guest run at the source, and then destroy its copy.
+    Undo,
+    /// Give its memory back to the source, and then the same.
+    SwapBack,
+    /// Let it run at the destination, and destroy what is at the source.
+    Forward,
+    /// It died with a host VM: destroy what is left of it.
+    Lost,
+    /// Nothing, now.
+    Wait(Why),
+}
+
+/// Decide.
+pub fn decide(step: Step, seen: Seen) -> Plan {
+    use Presence::{Gone, Unknown, Up};
+    let wait = |side| Plan::Wait(Why::Presence(side));
+    match (step, seen.source, seen.destination) {
+        // What the destination has is an empty copy, and no hurry.
+        (Step::Stream, Up, _) => Plan::Undo,
+        (Step::Stream, Gone, Unknown) => wait(Side::Destination),
+        (Step::Stream, Gone, _) => Plan::Lost,
+        (Step::Stream, Unknown, _) => wait(Side::Source),
+
+        (Step::Swap { .. }, Gone, Gone) => Plan::Lost,
+        (Step::Swap { copies, torn }, source, destination) => {
+            match (where_it_is(seen), source, destination) {
+                (Memory::Source, Up, _) if !torn || destination == Up || seen.runs => Plan::Undo,
+                (_, Unknown, _) => wait(Side::Source),
+                (_, _, Unknown) => wait(Side::Destination),
+                // The driver has put it together before that host VM ended, or was told to
+                // forget it.
+                (_, Gone, _) | (_, _, Gone) if torn && !seen.half => Plan::Wait(Why::Torn),
+                (Memory::Unknown, _, _) => Plan::Wait(Why::Memory),
+                (Memory::Torn, Up, Up) => Plan::Wait(Why::Torn),
+                (Memory::Destination, Up, Up) => Plan::SwapBack,
+                (Memory::Destination, Gone, Up) if !copies => Plan::Forward,
+                _ => Plan::Lost,
+            }
+        }
+
+        (Step::Resume, _, Up) => Plan::Forward,
+        (Step::Resume, Unknown, Gone) => wait(Side::Source),
+        (Step::Resume, _, Gone) => Plan::Lost,
+        (Step::Resume, _, Unknown) => wait(Side::Destination),
+
+        (Step::Destroy, Unknown, _) => wait(Side::Source),
+        (Step::Destroy, _, _) => Plan::Forward,
+    }
+}
+
+/// What the pages that were looked at say, and what is known besides.
+fn where_it_is(seen: Seen) -> Memory {
+    match seen.memory {
+        // Wherever the pages are that were looked at.
+        _ if seen.half => Memory::Torn,
+        // A guest that runs has written to them. It would not run without its memory.
+        Memory::Unknown if seen.runs => Memory::Source,
+        memory => memory,
+    }
+}
