@@ -12,6 +12,11 @@ use kernel::{
     prelude::*, //
 };
 
+use crate::{
+    chunks::Frames,
+    ledger::Memory, //
+};
+
 /// Where the debug build decides whether the next allocation fails.
 #[inline]
 pub(crate) fn may_fail() -> Result<(), AllocError> {
@@ -53,29 +58,23 @@ pub(crate) fn insert<T>(list: &mut KVVec<T>, at: usize, value: T) -> Result<(), 
     list.push(last, GFP_KERNEL_ACCOUNT)
 }
 
-/// Enlarge `list` to `len` elements, the new ones being `value`.
-#[inline(never)]
-pub(crate) fn resize<T: Clone>(
-    list: &mut KVVec<T>,
-    len: usize,
-    value: T,
-) -> Result<(), AllocError> {
-    may_fail()?;
-    list.resize(len, value, GFP_KERNEL_ACCOUNT)
-}
+/// The memory of a ledger.
+#[derive(Default)]
+pub(crate) struct Charged;
 
-/// Enlarge `list` by `more` elements, for which there is room, have `fill` put
-/// them to use, and drop those that it did not need.
-#[inline(never)]
-pub(crate) fn extend<T: Default + Clone>(
-    list: &mut KVVec<T>,
-    more: usize,
-    fill: impl FnOnce(&mut [T], usize) -> usize,
-) -> Result<(), AllocError> {
-    let len = list.len();
+impl Memory for Charged {
+    type Error = Error;
+    type List<T: Clone + Default> = KVVec<T>;
+    type Frames = Frames;
 
-    list.resize(len.saturating_add(more), T::default(), GFP_KERNEL_ACCOUNT)?;
-    let filled = fill(list, len);
-    list.truncate(filled);
-    Ok(())
+    #[inline(never)]
+    fn grow<T: Clone + Default>(list: &mut KVVec<T>, len: usize) -> Result {
+        may_fail()?;
+        Ok(list.resize(len, T::default(), GFP_KERNEL_ACCOUNT)?)
+    }
+
+    #[inline(never)]
+    fn truncate<T: Clone + Default>(list: &mut KVVec<T>, len: usize) {
+        list.truncate(len);
+    }
 }

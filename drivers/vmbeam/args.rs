@@ -122,9 +122,29 @@ impl StatusArray {
         Self { addr }
     }
 
-    /// Whether there is an array at all.
-    pub(crate) fn wanted(&self) -> bool {
-        self.addr != 0
+    /// Find out whether the first `nr` elements can be written, and leave them as they are.
+    ///
+    /// # Errors
+    ///
+    /// [`EFAULT`]: they cannot.
+    pub(crate) fn probe(&self, nr: u32) -> Result {
+        let mut part = [0; 64];
+        let mut at = 0;
+
+        while self.addr != 0 && at < nr {
+            let len = usize::try_from(nr.saturating_sub(at))?.min(part.len());
+            let part = part.get_mut(..len).ok_or(EFAULT)?;
+            read_array(self.address(at)?, part)?;
+            self.write(at, part)?;
+            at = at.saturating_add(u32::try_from(len)?);
+        }
+        Ok(())
+    }
+
+    fn address(&self, first: u32) -> Result<u64> {
+        let offset = u64::from(first).checked_mul(u64::try_from(size_of::<i32>())?);
+        let end = offset.and_then(|offset| self.addr.checked_add(offset));
+        end.ok_or(EFAULT)
     }
 
     /// Write `status` to the elements from `first` on.
@@ -133,13 +153,10 @@ impl StatusArray {
     ///
     /// [`EFAULT`]: they cannot be written.
     pub(crate) fn write(&self, first: u32, status: &[i32]) -> Result {
-        if !self.wanted() {
+        if self.addr == 0 {
             return Ok(());
         }
-        let offset = usize::try_from(first)?
-            .checked_mul(size_of::<i32>())
-            .ok_or(EFAULT)?;
-        write_bytes(self.addr, offset, status.as_bytes())
+        write_bytes(self.address(first)?, 0, status.as_bytes())
     }
 }
 

@@ -307,20 +307,20 @@ impl Watch<'_> {
     /// Nobody: the file is gone, and no signal is a reason to stop.
     pub(crate) const NOBODY: Self = Self(None);
 
-    /// To be called before each hypercall: let others see how far the session is, and find
-    /// out whether to stop.
+    /// To be called before each hypercall: let others see `view`, which is how far the session
+    /// is, and find out whether to stop.
     ///
     /// # Errors
     ///
     /// [`ECANCELED`], and [`EINTR`] for a signal.
-    pub(crate) fn pause(self, session: &Session) -> Result {
+    pub(crate) fn pause(self, view: uapi::Status) -> Result {
         let Some(file) = self.0 else {
             return Ok(());
         };
         let mut shared = file.shared.lock();
         shared.view = uapi::Status {
             activity: shared.view.activity,
-            ..session.view()
+            ..view
         };
         if shared.cancel {
             return Err(ECANCELED);

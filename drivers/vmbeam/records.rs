@@ -96,9 +96,7 @@ impl Place {
             return Err(EBUSY);
         }
         let mut places = table.entries.iter_mut().enumerate();
-        let (index, free) = places
-            .find(|(_, entry)| entry.is_none())
-            .ok_or(ENOSPC)?;
+        let (index, free) = places.find(|(_, entry)| entry.is_none()).ok_or(ENOSPC)?;
         *free = Some(Entry {
             domains,
             swapped: false,
@@ -138,7 +136,7 @@ impl Drop for Place {
 /// An ioctl is through with a session: let others know whether it has pairs swapped.
 pub(crate) fn note(session: &Session) {
     if let Some(bound) = &session.bound {
-        let swapped = session.view().swapped != 0;
+        let swapped = session.ledger.may_be_swapped();
 
         if let Some(entry) = glue::RECORDS.lock().entry(&bound.place) {
             entry.swapped = swapped;

@@ -8,16 +8,19 @@ use kernel::{
 };
 
 use crate::{
-    alloc,
+    alloc::Charged,
     args::Arg,
-    pairs::{
-        Run,
-        MAX_PAIRS, //
+    ledger::{
+        Batch,
+        Counts,
+        Ledger, //
     },
-    progress::Progress,
+    pairs::{
+        MAX_PAIRS,
+        MAX_RUNS, //
+    },
     records::Place,
     uapi,
-    used::Used,
     xen::{
         self,
         DomId,
@@ -25,15 +28,10 @@ use crate::{
         Mode,
         Reply, //
     },
-    xen_abi::SwapRun,
 };
 
 /// Most runs in one `ADD`: its copy takes 1.5 MiB.
 pub(crate) const MAX_ADD_RUNS: u32 = 1 << 16;
-
-/// Most runs in one session: the list of them takes 24 MiB, and twice that when it
-/// has just been enlarged.
-pub(crate) const MAX_RUNS: usize = 1 << 20;
 
 /// Most pairs in one hypercall. A signal waits for one hypercall at most.
 pub(crate) const BATCH_PAIRS: u32 = 4096;
@@ -41,33 +39,12 @@ pub(crate) const BATCH_PAIRS: u32 = 4096;
 /// Most runs in one hypercall.
 pub(crate) const BATCH_RUNS: usize = 512;
 
-/// What hypercalls need, allocated when the session is bound so that neither a
-/// commit nor a rollback can fail for lack of memory.
-pub(crate) struct Batch {
-    /// [`BATCH_RUNS`] runs.
-    pub(crate) runs: KVVec<SwapRun>,
-    /// As many pair numbers, for batches that are not one stretch.
-    pub(crate) firsts: KVVec<u32>,
-    /// [`BATCH_PAIRS`] statuses.
-    pub(crate) status: KVVec<i32>,
-}
-
-impl Batch {
-    fn new() -> Result<Self> {
-        Ok(Self {
-            runs: alloc::list(SwapRun::default(), BATCH_RUNS)?,
-            firsts: alloc::list(0, BATCH_RUNS)?,
-            status: alloc::list(0, usize::try_from(BATCH_PAIRS)?)?,
-        })
-    }
-}
-
 /// What comes with being bound to two domains.
 pub(crate) struct Bound {
     /// The domains.
     pub(crate) domains: Domains,
     /// Buffers.
-    pub(crate) batch: Batch,
+    pub(crate) batch: Batch<Charged>,
     /// The process that bound the session.
     pub(crate) pid: u32,
     /// Where the session can be kept.
@@ -113,16 +90,8 @@ impl Spent {
 pub(crate) struct Session {
     /// `None` until `OPEN`.
     pub(crate) bound: Option<Bound>,
-    /// The runs in the order of their pairs' numbers, merged.
-    pub(crate) runs: KVVec<Run>,
-    /// The frames in use in A and in B.
-    pub(crate) used: [Used; 2],
-    /// Pairs that a commit passed over; one bit each.
-    pub(crate) refused: KVVec<u64>,
-    /// Pairs that a rollback put back out of turn; one bit each.
-    pub(crate) back: KVVec<u64>,
-    /// The cursor and the counts.
-    pub(crate) progress: Progress,
+    /// Its pairs, and which of them are swapped.
+    pub(crate) ledger: Ledger<Charged>,
     /// What it took.
     pub(crate) spent: Spent,
 }
@@ -171,7 +140,7 @@ impl Session {
             return Err(EBADFD);
         }
 
-        let batch = Batch::new()?;
+        let batch = Batch::new(BATCH_RUNS, BATCH_PAIRS)?;
         let reply = xen::swap_frames(domains, Mode::Open, &[], &mut []);
         reply.result?;
         if reply.ids.contains(&0) {
@@ -198,7 +167,7 @@ impl Session {
     /// [`EBUSY`].
     pub(crate) fn claim(&self) -> Result {
         match &self.bound {
-            Some(bound) if self.progress.may_commit() => bound.place.claim(),
+            Some(bound) if self.ledger.is_to_be_committed() => bound.place.claim(),
             _ => Ok(()),
         }
     }
@@ -223,32 +192,34 @@ impl Session {
 
     /// Where the session stands, for others to see.
     pub(crate) fn view(&self) -> uapi::Status {
-        let (state, domid_a, domid_b) = match &self.bound {
-            None => (uapi::STATE_UNBOUND, 0, 0),
-            Some(bound) => (
-                self.progress.state(),
-                bound.domains.a.into(),
-                bound.domains.b.into(),
-            ),
-        };
-
-        uapi::Status {
-            state,
-            domid_a,
-            domid_b,
-            runs: u64::try_from(self.runs.len()).unwrap_or(u64::MAX),
-            pairs: self.progress.pairs().into(),
-            cursor: self.progress.cursor().into(),
-            swapped: self.progress.swapped().into(),
-            refused: self.progress.refused().into(),
-            hypercalls: self.spent.hypercalls,
-            tlb_flushes: self.spent.tlb_flushes,
-            batches: self.spent.batches,
-            p2m_writes: self.spent.p2m_writes,
-            superpages: self.spent.superpages,
-            splits: self.spent.splits,
-            merges: self.spent.merges,
-            ..uapi::Status::default()
+        match &self.bound {
+            None => uapi::Status {
+                state: uapi::STATE_UNBOUND,
+                ..uapi::Status::default()
+            },
+            Some(bound) => view(bound.domains, self.ledger.counts(), &self.spent),
         }
+    }
+}
+
+/// The same while the ledger is at work.
+pub(crate) fn view(domains: Domains, counts: Counts, spent: &Spent) -> uapi::Status {
+    uapi::Status {
+        state: counts.state,
+        domid_a: domains.a.into(),
+        domid_b: domains.b.into(),
+        runs: counts.runs.into(),
+        pairs: counts.pairs.into(),
+        cursor: counts.cursor.into(),
+        swapped: counts.swapped.into(),
+        refused: counts.refused.into(),
+        hypercalls: spent.hypercalls,
+        tlb_flushes: spent.tlb_flushes,
+        batches: spent.batches,
+        p2m_writes: spent.p2m_writes,
+        superpages: spent.superpages,
+        splits: spent.splits,
+        merges: spent.merges,
+        ..uapi::Status::default()
     }
 }

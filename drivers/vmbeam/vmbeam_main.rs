@@ -19,16 +19,17 @@
 //!
 //! - `file`: an open file; who may work on its session when; ioctl numbers.
 //! - `args`: request structures and arrays in user memory.
-//! - `session`: what the requests do. `load`, `swap`, `back`: its larger parts.
+//! - `session`: what the requests do. `add` and `exchange`: its larger parts.
 //! - `records`: which sessions have pairs swapped, and what becomes of those whose file is
 //!   gone half way.
 //! - `alloc`: allocations.
 //! - `xen`: the hypercall. `glue`: the rest of what the kernel crate lacks. All
 //!   `unsafe` code is in these two.
 //! - `debug`: in a debug build, a model of a hypervisor, and faults on request.
-//! - `used`: the frames of a session.
-//! - [`pairs`], [`frames`], [`marks`], [`progress`]: logic that knows neither a
-//!   kernel nor a hypervisor. `cargo test` in `rust/core` runs the same files.
+//! - `chunks`: memory for [`frames`].
+//! - [`ledger`]: which pairs are swapped, and the loops that change it. It stands on [`pairs`]
+//!   and [`frames`] and knows neither a kernel nor a hypervisor: `cargo test` in `rust/core`
+//!   runs the same files.
 //!
 //! # Limitations
 //!
@@ -46,17 +47,16 @@ use kernel::{
     prelude::*,
 };
 
+mod add;
 mod alloc;
 mod args;
-mod back;
+mod chunks;
 #[cfg(vmbeam_debug)]
 mod debug;
+mod exchange;
 mod file;
-mod load;
 mod records;
 mod session;
-mod swap;
-mod used;
 
 #[path = "../../rust/kernel/glue.rs"]
 mod glue;
@@ -65,14 +65,12 @@ mod xen;
 
 #[path = "../../rust/core/src/frames.rs"]
 pub mod frames;
-#[path = "../../rust/core/src/marks.rs"]
-pub mod marks;
+#[path = "../../rust/core/src/ledger.rs"]
+pub mod ledger;
 #[path = "../../rust/core/src/names.rs"]
 pub mod names;
 #[path = "../../rust/core/src/pairs.rs"]
 pub mod pairs;
-#[path = "../../rust/core/src/progress.rs"]
-pub mod progress;
 #[path = "../../rust/core/src/uapi.rs"]
 pub mod uapi;
 #[path = "../../rust/core/src/xen_abi.rs"]

@@ -163,7 +163,7 @@ pub(crate) fn trace_end(
             b,
             check,
             cursor.into(),
-            u64::try_from(reply.done).unwrap_or(u64::MAX),
+            reply.done,
             reply.stats.tlb_flushes,
             reply.result.err().map_or(0, Error::to_errno),
         )

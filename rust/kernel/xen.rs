@@ -111,14 +111,14 @@ pub(crate) enum Mode {
 
 /// What came of a request.
 pub(crate) struct Reply {
-    /// Pairs dealt with, counted from the first; their statuses are valid. Can
-    /// be more than 0 although `result` is an error.
-    pub(crate) done: usize,
+    /// Pairs dealt with, counted from the first, as the hypervisor says; their statuses are
+    /// valid if it can be believed. Can be more than 0 although `result` is an error.
+    pub(crate) done: u64,
     /// What it took.
     pub(crate) stats: SwapStats,
     /// The ids of the domains, valid if there is a `result`.
     pub(crate) ids: [u64; 2],
-    /// Whether the hypervisor did all that was asked.
+    /// Whether the hypervisor says that it did all that was asked.
     pub(crate) result: Result,
 }
 
@@ -136,7 +136,6 @@ pub(crate) fn swap_frames(
     runs: &[SwapRun],
     status: &mut [i32],
 ) -> Reply {
-    let pairs = total(runs);
     let mut request = domains.request(mode);
     let mut stats = SwapStats::default();
     #[cfg(not(vmbeam_debug))]
@@ -145,12 +144,12 @@ pub(crate) fn swap_frames(
     let ret = crate::debug::memory_op(&mut request, runs, status, &mut stats);
 
     Reply {
-        done: usize::try_from(request.done.min(pairs)).unwrap_or(0),
+        done: request.done,
         stats,
         ids: [request.id_a, request.id_b],
         result: match ret {
-            0 if request.done == pairs => Ok(()),
-            0.. => Err(EIO),
+            0 => Ok(()),
+            1.. => Err(EIO),
             _ => Err(translate(ret)),
         },
     }

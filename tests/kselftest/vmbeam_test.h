@@ -263,6 +263,9 @@ static inline void nothing(int sig)
 {
 }
 
+/* What a poisoned element of an array of statuses is like. */
+#define LEFT_ALONE ((__s32)0xcccccccc)
+
 /* Signals that do nothing but come; none if @usec is 0. */
 static inline void interrupt_every(long usec)
 {

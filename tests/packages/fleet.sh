@@ -83,7 +83,10 @@ timer() {
 	status=$?
 	rm /etc/xen/A.cfg
 	# It got as far as the daemon, which is not there: the arguments are right.
-	[ "$status" = 1 ] && grep -q 'cannot reach vmbeamd' <<<"$text" || { echo "$status: $text"; return 1; }
+	if [ "$status" != 1 ] || ! grep -q 'cannot reach vmbeamd' <<<"$text"; then
+		echo "$status: $text"
+		return 1
+	fi
 }
 
 # The device model of the new host VM is in the unit's group: the unit must not end it, and

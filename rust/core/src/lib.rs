@@ -14,9 +14,8 @@
 extern crate std;
 
 pub mod frames;
-pub mod marks;
+pub mod ledger;
 pub mod names;
 pub mod pairs;
-pub mod progress;
 pub mod uapi;
 pub mod xen_abi;

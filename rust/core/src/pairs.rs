@@ -17,6 +17,10 @@ pub const GFN_LIMIT: u64 = 1 << 52;
 /// Most pairs in one session. Pair numbers fit in 32 bits.
 pub const MAX_PAIRS: u32 = 1 << 28;
 
+/// Most runs in one session: the list of them takes 24 MiB, and twice that when it
+/// has just been enlarged.
+pub const MAX_RUNS: usize = 1 << 20;
+
 /// A run with the number of its first pair.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Run {

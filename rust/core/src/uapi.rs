@@ -45,9 +45,6 @@ pub const fn ioctl(nr: u32) -> u32 {
     (IOC_TYPE << 8) | nr
 }
 
-/// Status of a pair that has not been looked at.
-pub const NOT_ATTEMPTED: i32 = 1;
-
 /// `vmbeam_info.features`: the hypervisor implements the swap.
 pub const FEATURE_SWAP: u64 = 1 << 0;
 /// `vmbeam_info.features`: a driver with its debug options.

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Which runs are acceptable on their own, and the bitmap.
+//! Which runs are acceptable on their own.
 
 use vmbeam_core::{
-    marks,
     pairs,
     uapi, //
 };
@@ -28,22 +27,4 @@ fn bad_runs() {
         Err(pairs::BadRun::Overflow)
     );
     assert_eq!(validate(2, u64::MAX, 1, 0), Err(pairs::BadRun::Overflow));
-}
-
-#[test]
-fn marks_are_one_bit_a_pair() {
-    let mut words = [0; 2];
-
-    assert_eq!(
-        (marks::words(0), marks::words(64), marks::words(65)),
-        (0, 1, 2)
-    );
-    for pair in [0, 63, 64, 127] {
-        marks::set(&mut words, pair);
-    }
-    // Beyond the memory: nothing happens.
-    marks::set(&mut words, 128);
-    assert_eq!(words, [1 | (1 << 63); 2]);
-    assert!(marks::is_set(&words, 63) && !marks::is_set(&words, 62));
-    assert!(!marks::is_set(&words, 128));
 }

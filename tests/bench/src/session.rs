@@ -1,33 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What the driver does with a list, without a kernel: the functions of `rust/core` in the
-//! order in which `drivers/vmbeam/load.rs` and `swap.rs` call them, on memory of this
-//! program. Copies from and to the caller are plain copies here.
+//! What the driver does with a list, without a kernel: its ledger, which is in `rust/core`, on
+//! memory of this program. Copies from and to the caller are plain copies here.
 
 use std::convert::Infallible;
 
 use anyhow::anyhow;
-use anyhow::ensure;
 use anyhow::Result;
 use vmbeam_core::frames;
 use vmbeam_core::frames::Chunks;
-use vmbeam_core::marks;
-use vmbeam_core::pairs;
-use vmbeam_core::progress::Progress;
+use vmbeam_core::ledger::{Answer, Batch, Broken, Call, Counts, Ledger, Memory, Outside};
 use vmbeam_core::uapi;
-use vmbeam_core::xen_abi::SwapRun;
 
-/// The driver's limits: `MAX_ADD_RUNS`, `MAX_RUNS`, `BATCH_PAIRS`, `BATCH_RUNS`.
+/// The driver's limits: `MAX_ADD_RUNS`, `BATCH_PAIRS`, `BATCH_RUNS`.
 pub const ADD_RUNS: usize = 1 << 16;
-const MAX_RUNS: usize = 1 << 20;
 const BATCH_PAIRS: u32 = 4096;
 const BATCH_RUNS: usize = 512;
 
 /// The chunks of one side, by number.
 #[derive(Debug, Default)]
-struct Used(Vec<(u64, Vec<u64>)>);
+struct Frames(Vec<(u64, Vec<u64>)>);
 
-impl Chunks for Used {
+impl Chunks for Frames {
     type Error = Infallible;
 
     fn chunk(&mut self, number: u64) -> Result<&mut [u64], Infallible> {
@@ -39,72 +33,81 @@ impl Chunks for Used {
     }
 }
 
-/// A session.
-#[derive(Debug, Default)]
-pub struct Session {
-    runs: Vec<pairs::Run>,
-    used: [Used; 2],
-    refused: Vec<u64>,
-    back: Vec<u64>,
-    progress: Progress,
+/// Memory of this program.
+#[derive(Default)]
+struct Heap;
+
+impl Memory for Heap {
+    type Error = Infallible;
+    type List<T: Clone + Default> = Vec<T>;
+    type Frames = Frames;
+
+    fn grow<T: Clone + Default>(list: &mut Vec<T>, len: usize) -> Result<(), Infallible> {
+        list.resize(len, T::default());
+        Ok(())
+    }
+
+    fn truncate<T: Clone + Default>(list: &mut Vec<T>, len: usize) {
+        list.truncate(len);
+    }
 }
 
-fn extend<T: Clone + Default>(
-    list: &mut Vec<T>,
-    more: usize,
-    fill: impl FnOnce(&mut [T], usize) -> usize,
-) {
-    let len = list.len();
-    list.resize(len + more, T::default());
-    let filled = fill(list, len);
-    list.truncate(filled);
+/// A hypercall that does nothing, and the caller's array of statuses.
+struct Nothing<'a> {
+    calls: u64,
+    user: &'a mut [i32],
 }
+
+impl Outside for Nothing<'_> {
+    type Error = Broken;
+
+    fn go_on(&mut self, _: Counts) -> Result<(), Broken> {
+        Ok(())
+    }
+
+    fn call(&mut self, call: &Call<'_>, status: &mut [i32]) -> Answer<Broken> {
+        self.calls += 1;
+        status.fill(0);
+        Answer {
+            done: call.filled.pairs.into(),
+            result: Ok(()),
+        }
+    }
+
+    fn tell(&mut self, at: u32, status: &[i32]) -> Result<(), Broken> {
+        self.user[at as usize..][..status.len()].copy_from_slice(status);
+        Ok(())
+    }
+
+    fn refused(&self, _: i32) -> Broken {
+        Broken::Answer
+    }
+
+    fn broken(&mut self, how: Broken) -> Broken {
+        how
+    }
+}
+
+/// A session.
+#[derive(Default)]
+pub struct Session(Ledger<Heap>);
 
 impl Session {
     /// At most [`ADD_RUNS`] runs.
     pub fn add(&mut self, user: &[uapi::Run]) -> Result<()> {
         let new = user.to_vec();
-        for run in &new {
-            ensure!(pairs::validate(run).is_ok(), "a bad run");
-        }
-        let (nr_runs, nr_pairs) = pairs::size_with(&self.runs, &new);
-        ensure!(
-            nr_runs <= MAX_RUNS && nr_pairs <= pairs::MAX_PAIRS.into(),
-            "{nr_runs} runs and {nr_pairs} pairs; the most is {MAX_RUNS} and {}",
-            pairs::MAX_PAIRS
-        );
-        let words = marks::words(nr_pairs as u32);
-        self.refused.resize(words, 0);
-        self.back.resize(words, 0);
-        let taken = frames::take(&mut self.used, &new);
-        taken.map_err(|(run, _)| anyhow!("a frame of run {run} is named twice"))?;
-        let nr = new.len();
-        extend(&mut self.runs, nr, |r, len| pairs::append(r, len, &new));
-        self.progress.loaded(nr_pairs as u32);
-        Ok(())
+        self.0.add(&new).map_err(|why| anyhow!("{why:?}"))
     }
 
     /// A commit of everything with a hypercall that does nothing; the number of
     /// hypercalls. `user` is the caller's array of statuses.
     pub fn commit(&mut self, user: &mut [i32]) -> u64 {
-        let mut batch = vec![SwapRun::default(); BATCH_RUNS];
-        let mut status = vec![uapi::NOT_ATTEMPTED; BATCH_PAIRS as usize];
-        for part in user.chunks_mut(status.len()) {
-            part.copy_from_slice(&status[..part.len()]);
-        }
-        let mut calls = 0;
-        let end = self.progress.pairs();
-        while self.progress.cursor() < end {
-            let from = self.progress.cursor();
-            let filled = pairs::fill(&self.runs, from, end, BATCH_PAIRS, &mut batch);
-            let done = &mut status[..filled.pairs as usize];
-            done.fill(0);
-            self.progress.advance(done, &mut self.refused);
-            let from = from as usize;
-            user[from..from + done.len()].copy_from_slice(done);
-            calls += 1;
-        }
-        calls
+        let Ok(mut batch) = Batch::new(BATCH_RUNS, BATCH_PAIRS);
+        let mut outside = Nothing { calls: 0, user };
+        let end = self.0.counts().pairs;
+        let (_, result) = self.0.commit(end, &mut batch, &mut outside);
+        debug_assert_eq!(result, Ok(()));
+        outside.calls
     }
 }
 
@@ -118,7 +121,6 @@ mod tests {
         let text = include_str!("../../../drivers/vmbeam/session.rs");
         for limit in [
             format!("MAX_ADD_RUNS: u32 = 1 << {};", ADD_RUNS.ilog2()),
-            format!("MAX_RUNS: usize = 1 << {};", MAX_RUNS.ilog2()),
             format!("BATCH_PAIRS: u32 = {BATCH_PAIRS};"),
             format!("BATCH_RUNS: usize = {BATCH_RUNS};"),
         ] {

@@ -356,7 +356,8 @@ impl Session {
             refused: 0,
             ..arg
         };
-        if arg.status != 0 && access.elements < nr {
+        // The first batch's statuses must be writable before anything moves.
+        if arg.status != 0 && access.elements < nr.min(BATCH_PAIRS) {
             return Answer::fail(Errno::EFAULT, nothing);
         }
         let domains = match self.domains(world) {
@@ -365,12 +366,19 @@ impl Session {
                 return Answer {
                     result: Err(error),
                     out: nothing,
-                    status: vec![sys::NOT_ATTEMPTED; nr as usize],
+                    status: Vec::new(),
                 }
             }
         };
+        // Further on the batch whose statuses cannot be written is the last.
+        let told = access.elements / BATCH_PAIRS * BATCH_PAIRS;
+        let (done, result) = if arg.status != 0 && access.elements < nr {
+            (nr.min(told + BATCH_PAIRS), Err(Errno::EFAULT))
+        } else {
+            (nr, Ok(()))
+        };
         let mut status = Vec::new();
-        for _ in 0..nr {
+        for _ in 0..done {
             let pair = self.pair(self.cursor);
             let result = world.status(domains, pair);
             if result == 0 {
@@ -387,12 +395,15 @@ impl Session {
         self.committing = true;
         self.note(world);
         let swapped = status.iter().filter(|s| **s == 0).count() as u64;
+        if result.is_err() {
+            status.truncate(told as usize);
+        }
         Answer {
-            result: Ok(()),
+            result,
             out: sys::Commit {
                 cursor: self.cursor(),
                 swapped,
-                refused: nr - swapped,
+                refused: done - swapped,
                 ..arg
             },
             status,

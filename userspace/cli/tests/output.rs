@@ -189,7 +189,7 @@ fn names_say_nothing_but_names() {
         "x\nB  2  db  7  4096  PV  running",
         "\u{1b}[2J\u{202e}gpj.exe\r\u{7}",
         "back\\slash",
-        "caf\u{e9}",
+        "\u{e9}t\u{e9}",
     ];
     let dir = tempfile::tempdir().unwrap();
     let socket = daemon(&dir, NAMES);
@@ -202,7 +202,7 @@ fn names_say_nothing_but_names() {
         "x\\nB  2  db",
         "\\u{1b}[2J\\u{202e}gpj.exe\\r\\u{7}",
         "back\\\\slash",
-        "caf\u{e9}",
+        "\u{e9}t\u{e9}",
     ] {
         assert!(shown.contains(name), "no {name} in {shown}");
     }

@@ -393,7 +393,7 @@ mod tests {
         for name in [
             "two words",
             "it's",
-            "caf\u{e9}",
+            "\u{e9}t\u{e9}",
             "back\\slash",
             "4a",
             "x.y-z_1",

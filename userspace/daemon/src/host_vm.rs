@@ -287,8 +287,12 @@ impl AgentGuard<'_> {
 
     /// Greet the agent again, at the start of a job.
     pub fn greet(&mut self) -> Result<(), String> {
+        self.greet_within(HELLO_PATIENCE)
+    }
+
+    fn greet_within(&mut self, limit: Duration) -> Result<(), String> {
         let versions = self.with(|link| {
-            link.hello(Some(HELLO_PATIENCE))?;
+            link.hello(Some(limit))?;
             Ok(link.versions().clone())
         })?;
         *lock(&self.vm.agent) = Agent::Connected(versions);
@@ -302,9 +306,10 @@ impl AgentGuard<'_> {
                 until: Some(Instant::now() + SHOWN_WITHIN),
                 cancel: None,
             });
-            link.hello(Some(SHOWN_WITHIN))?;
-            link.guests()
-        })
+            Ok(())
+        })?;
+        self.greet_within(SHOWN_WITHIN)?;
+        self.with(Link::guests)
     }
 
     fn failed(&mut self, error: &LinkError) {

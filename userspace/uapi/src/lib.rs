@@ -13,7 +13,11 @@ pub mod sys;
 
 pub use device::{AddFailed, Canceller, Device, Info, Prepared, Session, Step};
 pub use error::{refusal_reason, Errno, Error, Op};
-pub use sys::{Record, Run, State, Status, NOT_ATTEMPTED};
+pub use sys::{Record, Run, State, Status};
+
+/// What programs put into an array of statuses before a commit, which leaves the elements of
+/// pairs that it does not reach alone. No pair ever gets it from the driver.
+pub const NOT_ATTEMPTED: i32 = 1;
 
 /// Where the driver's device normally is.
 pub const DEVICE_PATH: &str = "/dev/vmbeam";

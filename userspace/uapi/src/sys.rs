@@ -9,7 +9,7 @@
 pub use vmbeam_core::names;
 pub use vmbeam_core::uapi::{
     ioctl, Abandon, Add, Adopt, Cancel, Commit, Info, Open, Prepare, Record, Request, Rollback,
-    Run, Status, FEATURE_DEBUG, FEATURE_MOCK, FEATURE_SWAP, IOC_TYPE, NOT_ATTEMPTED,
+    Run, Status, FEATURE_DEBUG, FEATURE_MOCK, FEATURE_SWAP, IOC_TYPE,
 };
 use vmbeam_core::uapi::{
     NR_ABANDON, NR_ADD, NR_ADOPT, NR_CANCEL, NR_COMMIT, NR_INFO, NR_OPEN, NR_PREPARE, NR_RECORD,

@@ -51,7 +51,6 @@ fn expected() -> BTreeMap<String, u64> {
         ("VMBEAM_IOCTL_ADOPT", sys::IOCTL_ADOPT),
         ("VMBEAM_IOCTL_ABANDON", sys::IOCTL_ABANDON),
         ("VMBEAM_IOC_TYPE", sys::IOC_TYPE),
-        ("VMBEAM_NOT_ATTEMPTED", sys::NOT_ATTEMPTED as u32),
         ("VMBEAM_FEATURE_SWAP", sys::FEATURE_SWAP as u32),
         ("VMBEAM_FEATURE_DEBUG", sys::FEATURE_DEBUG as u32),
         ("VMBEAM_FEATURE_MOCK", sys::FEATURE_MOCK as u32),

@@ -43,9 +43,6 @@
 /* Not used by anything in Documentation/userspace-api/ioctl/ioctl-number.rst */
 #define VMBEAM_IOC_TYPE 0xBB
 
-/* Per-pair status of a pair that has not been looked at. */
-#define VMBEAM_NOT_ATTEMPTED 1
-
 /**
  * enum vmbeam_state - where a session stands
  * @VMBEAM_STATE_UNBOUND: no VMBEAM_IOCTL_OPEN yet
@@ -228,8 +225,8 @@ struct vmbeam_prepare {
  * @expected: where the caller believes the cursor to be
  * @nr: stop after this many pairs; 0 to go on to the end
  * @status: pointer to one __s32 a pair asked for, or 0; see
- *	struct vmbeam_prepare. Pairs that were not reached get
- *	VMBEAM_NOT_ATTEMPTED
+ *	struct vmbeam_prepare. Elements of pairs that were not reached are left
+ *	alone
  * @cursor: out: number of the first pair that has not been dealt with
  * @swapped: out: pairs swapped by this call
  * @refused: out: pairs refused by this call; they are as they were
@@ -240,9 +237,10 @@ struct vmbeam_prepare {
  * an error ended it early: compare @cursor with what was asked for and call
  * again. Only a call that dealt with no pair fails, with two exceptions:
  * ECANCELED after a VMBEAM_IOCTL_CANCEL, with valid out fields, and EFAULT when
- * the caller's memory was taken away meanwhile, which VMBEAM_IOCTL_STATUS then
- * explains. Pointers that are bad from the start are found before anything
- * moves.
+ * @status cannot be written, or the structure cannot any more, which
+ * VMBEAM_IOCTL_STATUS then explains. Nothing moves unless the structure and the
+ * first &struct vmbeam_info.batch_pairs elements of @status, or all that were
+ * asked for if these are fewer, can be read and written.
  *
  * Errors: EBADFD (nothing loaded, already committed, or rolled back), ESTALE
  * (@expected is not the cursor, which is in @cursor), EINVAL (@nr beyond the

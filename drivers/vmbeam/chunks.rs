@@ -24,9 +24,9 @@ struct Chunk {
 
 /// All chunks in which a frame is or was in use, by number.
 #[derive(Default)]
-pub(crate) struct Used(KVVec<Chunk>);
+pub(crate) struct Frames(KVVec<Chunk>);
 
-impl Chunks for Used {
+impl Chunks for Frames {
     type Error = Error;
 
     /// # Errors
