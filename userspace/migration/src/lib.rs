@@ -10,8 +10,8 @@
 //! Of a state nothing but its [`Step`] outlives the daemon. So the machine writes a step into
 //! the journal before it does what somebody has to know of who only has the journal.
 //!
-//! `tests/model.rs` tries what can happen at every command: see "Checked as a model" in
-//! Documentation/migration.rst.
+//! `tests/model.rs` tries what can happen at every command (`make model`). vmbeamd does not use
+//! the machine yet: it has its own, in `migrate.rs` and `recovery.rs`.
 
 mod decide;
 

@@ -266,7 +266,7 @@ fn no_guest_is_lost_whatever_happens() {
 }
 
 #[test]
-fn every_defect_is_found_finds_what_was_wrong() {
+fn every_defect_is_found() {
     for defect in [
         Defect::FailedIsGone,
         Defect::ByName,
