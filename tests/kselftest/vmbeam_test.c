@@ -126,7 +126,8 @@ TEST_F(device, numbers_of_other_interfaces)
 
 	for (i = 0; i < NR_IOCTLS; i++) {
 		/* _IOWR() of this structure, without a number. */
-		unsigned int iowr = _IOC(_IOC_READ | _IOC_WRITE, VMBEAM_IOC_TYPE, 0, ioctls[i].size);
+		unsigned int iowr = _IOC(_IOC_READ | _IOC_WRITE, VMBEAM_IOC_TYPE, 0,
+					 ioctls[i].size);
 		struct head *head = (void *)buf;
 
 		memset(buf, 0, sizeof(buf));

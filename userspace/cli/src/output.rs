@@ -90,7 +90,10 @@ mod tests {
 
     #[test]
     fn texts_stay_what_they_are() {
-        assert_eq!(tame("\u{e9}t\u{e9}: \"a\" 'b' \\"), "\u{e9}t\u{e9}: \"a\" 'b' \\");
+        assert_eq!(
+            tame("\u{e9}t\u{e9}: \"a\" 'b' \\"),
+            "\u{e9}t\u{e9}: \"a\" 'b' \\"
+        );
         assert_eq!(
             tame("a\nb\tc\u{1b}[m\u{202e}"),
             "a\n    b\\tc\\u{1b}[m\\u{202e}"
