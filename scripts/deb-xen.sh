@@ -107,6 +107,9 @@ build() {
 		dpkg-deb -x "$stage/${package}_${version}_amd64.deb" "$stage/root"
 	done
 	zcat "$stage/root/boot/xen-4.20-amd64.gz" >"$stage/xen"
+	# Debian's rules could take their options from elsewhere by now.
+	scripts/xen-config.sh "$stage/xen" | grep -qx CONFIG_MEM_SWAP=y ||
+		die "the packaged hypervisor is built without CONFIG_MEM_SWAP"
 	echo "$version" >"$stage/version"
 	echo "$key" >"$stage/.key"
 	mv "$stage" "$out"

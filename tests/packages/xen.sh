@@ -45,6 +45,11 @@ patched() {
 		zcat /boot/xen-4.20-amd64.gz >/tmp/xen && grep -q -F "$version" /tmp/xen
 }
 
+# In the hypervisor that is booted, not in a file beside it.
+hypercall() {
+	"${0%/*}/xen-config.sh" /tmp/xen >/tmp/config && grep -x CONFIG_MEM_SWAP=y /tmp/config
+}
+
 # All that the programs are linked against is there.
 linked() {
 	local program
@@ -127,6 +132,7 @@ try "their version sorts by that of Debian's source" sorted
 try 'their descriptions say what they are built from' described
 try "vmbeam check says whether Debian has a newer one" checked
 try 'hypervisor, libraries and xl are the patched ones' patched
+try 'the hypervisor is built with the hypercall' hypercall
 try 'all libraries are there' linked
 try 'make a higher version' next_version "$version.1"
 cd /tmp/next || exit 1
