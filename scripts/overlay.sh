@@ -47,8 +47,12 @@ over() {
 packaging_tools() {
 	overlay "$deb"
 	[ ! -e "$deb/tools" ] || return 0
-	over sh -c 'apt-get -qq update && exec apt-get -qq install -y --no-install-recommends \
-		debhelper dh-dkms dkms lintian man-db groff systemd-standalone-sysusers' \
+	# The program alone conflicts with all of systemd, which a sysroot may have by now.
+	# shellcheck disable=SC2016  # expanded by the inner shell
+	over sh -c 'sysusers=$(command -v systemd-sysusers >/dev/null ||
+			echo systemd-standalone-sysusers)
+		apt-get -qq update && exec apt-get -qq install -y --no-install-recommends \
+			debhelper dh-dkms dkms lintian man-db groff $sysusers' \
 		>"$deb/tools.log" 2>&1 || {
 		tail -n 20 "$deb/tools.log"
 		die "cannot install debhelper, dkms, lintian"
