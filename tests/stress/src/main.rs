@@ -51,6 +51,9 @@ struct Arguments {
     /// Only tests whose names contain this.
     #[arg(long, default_value = "")]
     only: String,
+    /// No tests whose names contain this.
+    #[arg(long)]
+    skip: Option<String>,
 }
 
 fn clap_num(text: &str) -> Result<u64, std::num::ParseIntError> {
@@ -118,7 +121,8 @@ fn main() -> ExitCode {
         "latency: no vCPU stalls longer than a batch",
         Box::new(move |_| latency::run(mib, bounds)),
     ));
-    tests.retain(|(name, _)| name.contains(&arguments.only));
+    let skipped = |name: &str| arguments.skip.as_ref().is_some_and(|s| name.contains(s));
+    tests.retain(|(name, _)| name.contains(&arguments.only) && !skipped(name));
 
     println!("1..{}", tests.len());
     if let Err(e) = warm_up() {
