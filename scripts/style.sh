@@ -114,7 +114,7 @@ spdx() {
 	local bad=0 file
 	for file in "${files[@]}"; do
 		case $file in
-		LICENSES/* | Documentation/bench-run/* | *.patch | *.bin | *.lock | *.json | *.svg | *.png | hypervisor-patches/series | hypervisor-patches/UPSTREAM | */cover-letter.txt | */.gitignore | .gitignore | packaging/*/debian/*) continue ;;
+		LICENSES/* | Documentation/bench-run/* | *.patch | *.lock | *.json | *.svg | *.png | hypervisor-patches/series | hypervisor-patches/UPSTREAM | */cover-letter.txt | */.gitignore | .gitignore | packaging/*/debian/*) continue ;;
 		esac
 		head -n 5 "$file" | grep -q SPDX-License-Identifier || {
 			echo "$file: no SPDX line"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note */
 /*
  * VMBeam: exchange machine memory between two host VMs. This is version 1 of the
- * interface, which stays: what it says now will not be changed, only added to.
+ * interface. From the first release on it will only be added to.
  *
  * Every structure starts with its size in bytes, has the same layout for
  * 32-bit and 64-bit callers and has no implicit padding. Structures grow at
