@@ -367,6 +367,39 @@ TEST_F_TIMEOUT(fault, call_errors_in_the_middle, 120)
 	EXPECT_GT(ENOUGH, nth);
 }
 
+/*
+ * Statuses are written batch by batch and not ahead: what a signal has to wait for, or a
+ * commit to get over before it begins, does not grow with the caller's array.
+ */
+TEST_F(fault, large_array)
+{
+	const size_t pairs = 1 << 24, batch = 4096, page = 4096;
+	const size_t size = pairs * sizeof(__s32);
+	struct vmbeam_commit commit;
+	unsigned char *resident = calloc(size / page, 1);
+	size_t i, touched = 0;
+	__s32 *status;
+
+	ASSERT_NE(NULL, resident);
+	status = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, status);
+	ASSERT_EQ(0, madvise(status, size, MADV_NOHUGEPAGE));
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	/* Most of them are beyond the domains and will be refused. */
+	ASSERT_EQ(0, add_one(self->fd, 0, 0, pairs));
+	fail_call(2, 0, -ENOMEM);
+	EXPECT_EQ(0, do_commit(self->fd, 0, 0, status, &commit));
+	EXPECT_TRUE(happened(VMBEAM_DEBUG_FAIL_CALL));
+	EXPECT_EQ(batch, commit.cursor);
+	EXPECT_EQ(MANY, commit.swapped);
+	ASSERT_EQ(0, mincore(status, size, resident));
+	for (i = 0; i < size / page; i++)
+		touched += resident[i] & 1;
+	EXPECT_EQ(batch * sizeof(__s32) / page, touched);
+	munmap(status, size);
+	free(resident);
+}
+
 /* The rollback of a closed file fails at every hypercall in turn. */
 TEST_F_TIMEOUT(fault, call_errors_when_closed, 120)
 {

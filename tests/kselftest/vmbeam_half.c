@@ -106,37 +106,6 @@ TEST_F_TIMEOUT(many, signals_end_a_commit_with_progress, 120)
 	EXPECT_HOME(0, MANY);
 }
 
-/* However large the array is, a signal finds something done. */
-TEST_F_TIMEOUT(many, signals_and_a_large_array, 120)
-{
-	const __u64 pairs = 1 << 24;
-	struct vmbeam_commit commit;
-	unsigned int tries;
-	__s32 *status;
-
-	close(self->fd);
-	self->fd = open(DEVICE, O_RDWR | O_CLOEXEC);
-	ASSERT_LE(0, self->fd);
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
-	/* Most of them are beyond the domains and will be refused. */
-	ASSERT_EQ(0, add_one(self->fd, 0, 0, pairs));
-	status = mmap(NULL, pairs * sizeof(*status), PROT_READ | PROT_WRITE,
-		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	ASSERT_NE(MAP_FAILED, status);
-
-	interrupt_every(1000);
-	for (tries = 1; tries < 100; tries++) {
-		if (!do_commit(self->fd, 0, 0, status, &commit))
-			break;
-		ASSERT_EQ(EINTR, errno);
-	}
-	interrupt_every(0);
-	TH_LOG("%llu pairs by call %u", (unsigned long long)commit.cursor, tries);
-	EXPECT_LT(0, get_status(self->fd).hypercalls);
-	EXPECT_EQ(commit.cursor, get_status(self->fd).cursor);
-	munmap(status, pairs * sizeof(*status));
-}
-
 TEST_F_TIMEOUT(many, killed_in_a_commit, 120)
 {
 	struct vmbeam_status state;
