@@ -122,7 +122,10 @@ impl Deadline {
 
     /// Nobody wants the answer any more.
     fn cut(&mut self) {
-        self.at = self.at.min(Instant::now() + GRACE);
+        let grace = Self::after(GRACE);
+        if grace.at < self.at {
+            *self = grace;
+        }
     }
 
     fn is_over(&self) -> bool {
