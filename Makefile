@@ -115,6 +115,11 @@ module: kernel
 module-debug: kernel
 	@scripts/module.sh $(KDIR) debug
 
+## kernel-tree: the driver as a patch to the kernel, built in its source without a warning
+.PHONY: kernel-tree
+kernel-tree: kernel
+	@scripts/kernel-tree.sh
+
 ## deb: build all packages into build/deb/ and run lintian on them
 .PHONY: deb
 deb: deb-programs deb-dkms deb-xen

@@ -12,69 +12,48 @@ use kernel::{
     prelude::*, //
 };
 
-use crate::{
-    chunks::Frames,
-    ledger::Memory, //
-};
-
-/// Where the debug build decides whether the next allocation fails.
-#[inline]
-pub(crate) fn may_fail() -> Result<(), AllocError> {
-    #[cfg(vmbeam_debug)]
-    crate::debug::inject::allocation()?;
-    Ok(())
-}
+use crate::debug;
 
 /// A value on the heap.
 #[inline(never)]
 pub(crate) fn boxed<T>(value: T) -> Result<KBox<T>, AllocError> {
-    may_fail()?;
+    debug::allocation()?;
     KBox::new(value, GFP_KERNEL_ACCOUNT)
 }
 
 /// A list of `len` times `value`.
 #[inline(never)]
 pub(crate) fn list<T: Clone>(value: T, len: usize) -> Result<KVVec<T>, AllocError> {
-    may_fail()?;
+    debug::allocation()?;
     KVVec::from_elem(value, len, GFP_KERNEL_ACCOUNT)
 }
 
 /// Make room for `more` elements.
 #[inline(never)]
 pub(crate) fn reserve<T>(list: &mut KVVec<T>, more: usize) -> Result<(), AllocError> {
-    may_fail()?;
+    debug::allocation()?;
     list.reserve(more, GFP_KERNEL_ACCOUNT)
 }
 
 /// Put `value` at a place in `list`.
 #[inline(never)]
 pub(crate) fn insert<T>(list: &mut KVVec<T>, at: usize, value: T) -> Result<(), AllocError> {
-    let mut last = value;
-
     reserve(list, 1)?;
-    for slot in list.iter_mut().skip(at) {
-        core::mem::swap(slot, &mut last);
-    }
-    list.push(last, GFP_KERNEL_ACCOUNT)
+    list.insert_within_capacity(at, value).or(Err(AllocError))
 }
 
-/// The memory of a ledger.
-#[derive(Default)]
-pub(crate) struct Charged;
+/// Make a list this long, with elements of value 0 at its end.
+#[inline(never)]
+pub(crate) fn resize<T: Clone + Default>(
+    list: &mut KVVec<T>,
+    len: usize,
+) -> Result<(), AllocError> {
+    debug::allocation()?;
+    list.resize(len, T::default(), GFP_KERNEL_ACCOUNT)
+}
 
-impl Memory for Charged {
-    type Error = Error;
-    type List<T: Clone + Default> = KVVec<T>;
-    type Frames = Frames;
-
-    #[inline(never)]
-    fn grow<T: Clone + Default>(list: &mut KVVec<T>, len: usize) -> Result {
-        may_fail()?;
-        Ok(list.resize(len, T::default(), GFP_KERNEL_ACCOUNT)?)
-    }
-
-    #[inline(never)]
-    fn truncate<T: Clone + Default>(list: &mut KVVec<T>, len: usize) {
-        list.truncate(len);
-    }
+/// Drop what is beyond `len` elements.
+#[inline(never)]
+pub(crate) fn truncate<T>(list: &mut KVVec<T>, len: usize) {
+    list.truncate(len);
 }

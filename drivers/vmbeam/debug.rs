@@ -24,7 +24,7 @@ use zerocopy_derive::{
 };
 
 use crate::{
-    glue, uapi, xen,
+    args, xen,
     xen_abi::{
         SwapFrames,
         SwapRun,
@@ -32,11 +32,17 @@ use crate::{
     },
 };
 
-pub(crate) mod inject;
-pub(crate) mod mock;
+mod inject;
+mod mock;
+
+pub(crate) use inject::allocation;
+use mock::MOCK;
+
+/// Whether there is a model of a hypervisor for machines that have none.
+pub(crate) const HAS_MODEL: bool = true;
 
 /// The ioctl.
-pub(crate) const IOCTL: u32 = _IOWR::<Request>(0xbc, 0);
+const IOCTL: u32 = _IOWR::<Request>(0xbc, 0);
 
 const OP_CREATE: u32 = 0;
 const OP_DESTROY: u32 = 1;
@@ -48,6 +54,7 @@ const OP_FAIL_ALLOC: u32 = 6;
 const OP_FAIL_CALL: u32 = 7;
 const OP_SIGNAL: u32 = 8;
 const OP_SLOW: u32 = 9;
+const OP_MODEL: u32 = 10;
 
 /// `struct vmbeam_debug`
 #[repr(C)]
@@ -62,15 +69,14 @@ struct Request {
     ptr: u64,
 }
 
-/// For `INFO`.
-pub(crate) fn features() -> u64 {
-    let mock = if mock::active() {
-        uapi::FEATURE_MOCK
-    } else {
-        0
-    };
-
-    uapi::FEATURE_DEBUG | mock
+/// To be called once, before anything else.
+///
+/// # Safety
+///
+/// That is the whole of it.
+pub(crate) unsafe fn init() {
+    // SAFETY: Once, by the contract of this function.
+    unsafe { MOCK.init() };
 }
 
 /// The hypercall, or what stands for it.
@@ -82,15 +88,19 @@ pub(crate) fn memory_op(
 ) -> c_int {
     inject::memory_op(request, runs, |request, runs| {
         if mock::active() {
-            glue::MOCK.lock().memory_op(request, runs, status, stats)
+            MOCK.lock().memory_op(request, runs, status, stats)
         } else {
             xen::memory_op(request, runs, status, stats)
         }
     })
 }
 
-/// IOCTL: the one of this file.
-pub(crate) fn ioctl(addr: usize) -> Result<isize> {
+/// An ioctl of this file, or `None`.
+pub(crate) fn ioctl(cmd: u32, addr: usize) -> Option<Result<isize>> {
+    (cmd == IOCTL).then(|| operate(addr))
+}
+
+fn operate(addr: usize) -> Result<isize> {
     let slice = || UserSlice::new(UserPtr::from_addr(addr), size_of::<Request>());
     let mut arg = Request::new_zeroed();
     slice().reader().read_slice(arg.as_mut_bytes())?;
@@ -102,25 +112,22 @@ pub(crate) fn ioctl(addr: usize) -> Result<isize> {
         return Err(EOPNOTSUPP);
     }
     match arg.op {
-        OP_CREATE => arg.domid = glue::MOCK.lock().create(arg.domid, arg.nr, arg.value)?,
-        OP_DESTROY => glue::MOCK.lock().destroy(arg.domid)?,
-        OP_REFUSE => glue::MOCK.lock().refuse(arg.domid, arg.value)?,
+        OP_CREATE => arg.domid = MOCK.lock().create(arg.domid, arg.nr, arg.value)?,
+        OP_DESTROY => MOCK.lock().destroy(arg.domid)?,
+        OP_REFUSE => MOCK.lock().refuse(arg.domid, arg.value)?,
         OP_STATUS => {
-            glue::MOCK
-                .lock()
+            MOCK.lock()
                 .set_status(arg.domid, arg.first, arg.nr, arg.value)?;
         }
         OP_WRITE => {
             let mut contents = buffer(arg.nr)?;
-            crate::args::read_array(arg.ptr, &mut contents)?;
-            glue::MOCK.lock().write(arg.domid, arg.first, &contents)?;
+            args::read_array(arg.ptr, &mut contents)?;
+            MOCK.lock().write(arg.domid, arg.first, &contents)?;
         }
         OP_READ => {
             let mut contents = buffer(arg.nr)?;
-            glue::MOCK
-                .lock()
-                .read(arg.domid, arg.first, &mut contents)?;
-            crate::args::write_bytes(arg.ptr, 0, contents.as_bytes())?;
+            MOCK.lock().read(arg.domid, arg.first, &mut contents)?;
+            args::write_bytes(arg.ptr, 0, contents.as_bytes())?;
         }
         OP_FAIL_ALLOC => arg.nr = inject::fail_allocation(arg.nr),
         OP_FAIL_CALL => {
@@ -128,6 +135,7 @@ pub(crate) fn ioctl(addr: usize) -> Result<isize> {
         }
         OP_SIGNAL => arg.nr = inject::signal(arg.nr, arg.value),
         OP_SLOW => inject::slow(arg.nr),
+        OP_MODEL => arg.value = mock::active().into(),
         _ => return Err(EINVAL),
     }
     slice().writer().write_slice(arg.as_bytes())?;

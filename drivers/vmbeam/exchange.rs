@@ -1,17 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! `PREPARE`, `COMMIT` and `ROLLBACK`: what the loops of the ledger deal with.
+//! `CHECK`, `COMMIT` and `ROLLBACK`: what the loops of the ledger deal with.
 
 use kernel::prelude::*;
 
 use crate::{
-    alloc::Charged,
     args::{
         Arg,
         StatusArray, //
     },
-    file::Watch,
-    glue,
+    hypervisor,
     ledger::{
         Answer,
         Batch,
@@ -22,13 +20,16 @@ use crate::{
         Refusal,
         Tally, //
     },
+    memory::Charged,
     session::{
-        self,
         Bound,
         Session,
         Spent,
+        View,
         BATCH_PAIRS, //
     },
+    trace,
+    turns::Watch,
     uapi,
     xen::{
         self,
@@ -62,6 +63,9 @@ struct Exchange<'a> {
     spent: &'a mut Spent,
     user: StatusArray,
     watch: Watch<'a>,
+    /// Whether a signal ends the call. Not before it got anywhere: calls make progress at any
+    /// rate of signals.
+    interruptible: bool,
 }
 
 impl<'a> Exchange<'a> {
@@ -76,6 +80,7 @@ impl<'a> Exchange<'a> {
             spent,
             user,
             watch,
+            interruptible: false,
         };
         (&mut bound.batch, outside)
     }
@@ -85,18 +90,20 @@ impl Outside for Exchange<'_> {
     type Error = Error;
 
     fn go_on(&mut self, counts: Counts) -> Result {
+        let signals = core::mem::replace(&mut self.interruptible, true);
+
         self.watch
-            .pause(session::view(self.domains, counts, self.spent))
+            .pause(View::new(self.domains, counts, self.spent), signals)
     }
 
     fn call(&mut self, call: &Call<'_>, status: &mut [i32]) -> Answer<Error> {
         let mode = if call.swap { Mode::Swap } else { Mode::Check };
 
-        glue::trace_begin(self.domains, mode, call.cursor, call.filled);
-        let reply = xen::swap_frames(self.domains, mode, call.runs, status);
+        trace::begin(self.domains, mode, call.cursor, call.filled);
+        let reply = hypervisor::swap_frames(self.domains, mode, call.runs, status);
         let done = usize::try_from(reply.done).unwrap_or(usize::MAX);
         let status = status.get(..done).unwrap_or(&[]);
-        glue::trace_end(self.domains, mode, call.cursor, &reply, call.runs, status);
+        trace::end(self.domains, mode, call.cursor, &reply, call.runs, status);
         if call.swap {
             self.spent.add(&reply);
         }
@@ -127,12 +134,12 @@ impl Outside for Exchange<'_> {
 }
 
 impl Session {
-    /// IOCTL: `PREPARE`: ask about pairs and change nothing.
+    /// IOCTL: `CHECK`: ask about pairs and change nothing.
     ///
     /// # Errors
     ///
     /// Those of the uAPI header.
-    pub(crate) fn prepare(&mut self, mut arg: Arg<uapi::Prepare>, watch: Watch<'_>) -> Result {
+    pub(crate) fn check(&mut self, mut arg: Arg<uapi::Check>, watch: Watch<'_>) -> Result {
         let bound = self.bound.as_mut().ok_or(EBADFD)?;
         let end = self.ledger.may_check(arg.value.first, arg.value.nr);
         let end = end.map_err(refused)?;
@@ -166,6 +173,7 @@ impl Session {
         };
         let user = StatusArray::new(arg.value.status);
 
+        bound.place.claim(&bound.domains)?;
         // Before anything moves, so that bad pointers are found in time; and no more than one
         // batch of them, so that a signal does not wait for it.
         arg.write()?;
@@ -207,7 +215,7 @@ impl Session {
         let (tally, result) = self.ledger.roll_back(batch, &mut outside);
 
         arg.value.cursor = self.ledger.counts().cursor.into();
-        arg.value.swapped = tally.swapped.into();
+        arg.value.restored = tally.swapped.into();
         arg.write()?;
         verdict(result, tally.done)
     }

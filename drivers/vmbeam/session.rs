@@ -8,25 +8,27 @@ use kernel::{
 };
 
 use crate::{
-    alloc::Charged,
     args::Arg,
+    hypervisor::{
+        self,
+        Reply, //
+    },
     ledger::{
         Batch,
         Counts,
         Ledger, //
     },
+    memory::Charged,
     pairs::{
         MAX_PAIRS,
         MAX_RUNS, //
     },
-    records::Place,
+    places::Place,
     uapi,
     xen::{
-        self,
         DomId,
         Domains,
-        Mode,
-        Reply, //
+        Mode, //
     },
 };
 
@@ -52,16 +54,16 @@ pub(crate) struct Bound {
 }
 
 /// What hypercalls that swapped took.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 pub(crate) struct Spent {
     /// How many there were.
-    hypercalls: u64,
-    tlb_flushes: u64,
-    batches: u64,
-    p2m_writes: u64,
-    superpages: u64,
-    splits: u64,
-    merges: u64,
+    pub(crate) hypercalls: u64,
+    pub(crate) tlb_flushes: u64,
+    pub(crate) batches: u64,
+    pub(crate) p2m_writes: u64,
+    pub(crate) superpages: u64,
+    pub(crate) splits: u64,
+    pub(crate) merges: u64,
 }
 
 impl Spent {
@@ -88,7 +90,7 @@ impl Spent {
 /// The state of one open file.
 #[derive(Default)]
 pub(crate) struct Session {
-    /// `None` until `OPEN`.
+    /// `None` until `BIND`.
     pub(crate) bound: Option<Bound>,
     /// Its pairs, and which of them are swapped.
     pub(crate) ledger: Ledger<Charged>,
@@ -98,15 +100,11 @@ pub(crate) struct Session {
 
 /// IOCTL: `INFO`: limits and features. Needs no session.
 pub(crate) fn info(mut arg: Arg<uapi::Info>) -> Result {
-    arg.value.features = if xen::implemented() {
+    arg.value.features = if hypervisor::implemented() {
         uapi::FEATURE_SWAP
     } else {
         0
     };
-    #[cfg(vmbeam_debug)]
-    {
-        arg.value.features |= crate::debug::features();
-    }
     arg.value.max_add_runs = MAX_ADD_RUNS;
     arg.value.batch_pairs = BATCH_PAIRS;
     arg.value.max_runs = u64::try_from(MAX_RUNS)?;
@@ -120,13 +118,13 @@ impl Session {
         self.bound.is_some()
     }
 
-    /// IOCTL: `OPEN`: bind the file to two domains.
+    /// IOCTL: `BIND`: bind the file to two domains.
     ///
     /// # Errors
     ///
     /// [`EINVAL`], [`EBADFD`], [`EBUSY`], [`ENOSPC`], [`ENOMEM`], [`EFAULT`], and those of
-    /// [`xen::swap_frames`].
-    pub(crate) fn open(&mut self, mut arg: Arg<uapi::Open>) -> Result {
+    /// [`hypervisor::swap_frames`].
+    pub(crate) fn bind(&mut self, mut arg: Arg<uapi::Bind>) -> Result {
         let mut domains = Domains {
             a: DomId::new(arg.value.domid_a)?,
             b: DomId::new(arg.value.domid_b)?,
@@ -141,13 +139,13 @@ impl Session {
         }
 
         let batch = Batch::new(BATCH_RUNS, BATCH_PAIRS)?;
-        let reply = xen::swap_frames(domains, Mode::Open, &[], &mut []);
+        let reply = hypervisor::swap_frames(domains, Mode::Bind, &[], &mut []);
         reply.result?;
         if reply.ids.contains(&0) {
             return Err(EIO);
         }
         domains.ids = reply.ids;
-        let place = Place::reserve(domains)?;
+        let place = Place::take(domains)?;
         [arg.value.id_a, arg.value.id_b] = reply.ids;
         arg.write()?;
         self.bound = Some(Bound {
@@ -159,16 +157,10 @@ impl Session {
         Ok(())
     }
 
-    /// Before a commit that is going to move something: nobody else may have pairs of these
-    /// domains swapped. As swapping twice puts back, two such sessions would undo each other.
-    ///
-    /// # Errors
-    ///
-    /// [`EBUSY`].
-    pub(crate) fn claim(&self) -> Result {
-        match &self.bound {
-            Some(bound) if self.ledger.is_to_be_committed() => bound.place.claim(),
-            _ => Ok(()),
+    /// An ioctl is through: let others know whether pairs are swapped.
+    pub(crate) fn note(&self) {
+        if let Some(bound) = &self.bound {
+            bound.place.note(self.ledger.may_be_swapped());
         }
     }
 
@@ -181,7 +173,7 @@ impl Session {
         if !self.is_bound() {
             return Err(EBADFD);
         }
-        arg.value.cursor = self.view().cursor;
+        arg.value.cursor = self.view().status.cursor;
         arg.write()?;
         if arg.value.expected != arg.value.cursor {
             return Err(ESTALE);
@@ -191,35 +183,41 @@ impl Session {
     }
 
     /// Where the session stands, for others to see.
-    pub(crate) fn view(&self) -> uapi::Status {
+    pub(crate) fn view(&self) -> View {
         match &self.bound {
-            None => uapi::Status {
-                state: uapi::STATE_UNBOUND,
-                ..uapi::Status::default()
-            },
-            Some(bound) => view(bound.domains, self.ledger.counts(), &self.spent),
+            None => View::default(),
+            Some(bound) => View::new(bound.domains, self.ledger.counts(), &self.spent),
         }
     }
 }
 
-/// The same while the ledger is at work.
-pub(crate) fn view(domains: Domains, counts: Counts, spent: &Spent) -> uapi::Status {
-    uapi::Status {
-        state: counts.state,
-        domid_a: domains.a.into(),
-        domid_b: domains.b.into(),
-        runs: counts.runs.into(),
-        pairs: counts.pairs.into(),
-        cursor: counts.cursor.into(),
-        swapped: counts.swapped.into(),
-        refused: counts.refused.into(),
-        hypercalls: spent.hypercalls,
-        tlb_flushes: spent.tlb_flushes,
-        batches: spent.batches,
-        p2m_writes: spent.p2m_writes,
-        superpages: spent.superpages,
-        splits: spent.splits,
-        merges: spent.merges,
-        ..uapi::Status::default()
+/// What others see of a session.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct View {
+    /// For `STATUS`; its state is 0 for one that is not bound.
+    pub(crate) status: uapi::Status,
+    /// What it took.
+    pub(crate) spent: Spent,
+}
+
+impl View {
+    /// Of a session that is bound.
+    pub(crate) fn new(domains: Domains, counts: Counts, spent: &Spent) -> Self {
+        Self {
+            status: uapi::Status {
+                state: counts.state,
+                domid_a: domains.a.into(),
+                domid_b: domains.b.into(),
+                runs: counts.runs.into(),
+                pairs: counts.pairs.into(),
+                cursor: counts.cursor.into(),
+                swapped: counts.swapped.into(),
+                refused: counts.refused.into(),
+                ..uapi::Status::default()
+            },
+            spent: *spent,
+        }
     }
 }
+
+const _: () = assert!(uapi::STATE_UNBOUND == 0);

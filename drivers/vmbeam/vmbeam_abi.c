@@ -6,8 +6,8 @@
 
 #include <linux/build_bug.h>
 #include <linux/stddef.h>
+#include <linux/vmbeam.h>
 
-#include "include/uapi/linux/vmbeam.h"
 #include "xen_swap.h"
 
 #define CHECK_SIZE(type, size)						\
@@ -22,11 +22,11 @@ CHECK_FIELD(vmbeam_info, batch_pairs, 20);
 CHECK_FIELD(vmbeam_info, max_runs, 24);
 CHECK_FIELD(vmbeam_info, max_pairs, 32);
 
-CHECK_SIZE(vmbeam_open, 32);
-CHECK_FIELD(vmbeam_open, domid_a, 8);
-CHECK_FIELD(vmbeam_open, domid_b, 12);
-CHECK_FIELD(vmbeam_open, id_a, 16);
-CHECK_FIELD(vmbeam_open, id_b, 24);
+CHECK_SIZE(vmbeam_bind, 32);
+CHECK_FIELD(vmbeam_bind, domid_a, 8);
+CHECK_FIELD(vmbeam_bind, domid_b, 12);
+CHECK_FIELD(vmbeam_bind, id_a, 16);
+CHECK_FIELD(vmbeam_bind, id_b, 24);
 
 CHECK_SIZE(vmbeam_run, 24);
 CHECK_FIELD(vmbeam_run, gfn_b, 8);
@@ -40,12 +40,12 @@ CHECK_FIELD(vmbeam_add, bad_run, 20);
 CHECK_FIELD(vmbeam_add, total_runs, 24);
 CHECK_FIELD(vmbeam_add, total_pairs, 32);
 
-CHECK_SIZE(vmbeam_prepare, 48);
-CHECK_FIELD(vmbeam_prepare, first, 8);
-CHECK_FIELD(vmbeam_prepare, nr, 16);
-CHECK_FIELD(vmbeam_prepare, status, 24);
-CHECK_FIELD(vmbeam_prepare, done, 32);
-CHECK_FIELD(vmbeam_prepare, refused, 40);
+CHECK_SIZE(vmbeam_check, 48);
+CHECK_FIELD(vmbeam_check, first, 8);
+CHECK_FIELD(vmbeam_check, nr, 16);
+CHECK_FIELD(vmbeam_check, status, 24);
+CHECK_FIELD(vmbeam_check, done, 32);
+CHECK_FIELD(vmbeam_check, refused, 40);
 
 CHECK_SIZE(vmbeam_commit, 56);
 CHECK_FIELD(vmbeam_commit, expected, 8);
@@ -55,7 +55,7 @@ CHECK_FIELD(vmbeam_commit, cursor, 32);
 CHECK_FIELD(vmbeam_commit, swapped, 40);
 CHECK_FIELD(vmbeam_commit, refused, 48);
 
-CHECK_SIZE(vmbeam_status, 120);
+CHECK_SIZE(vmbeam_status, 64);
 CHECK_FIELD(vmbeam_status, state, 8);
 CHECK_FIELD(vmbeam_status, domid_a, 12);
 CHECK_FIELD(vmbeam_status, domid_b, 16);
@@ -65,18 +65,11 @@ CHECK_FIELD(vmbeam_status, pairs, 32);
 CHECK_FIELD(vmbeam_status, cursor, 40);
 CHECK_FIELD(vmbeam_status, swapped, 48);
 CHECK_FIELD(vmbeam_status, refused, 56);
-CHECK_FIELD(vmbeam_status, hypercalls, 64);
-CHECK_FIELD(vmbeam_status, tlb_flushes, 72);
-CHECK_FIELD(vmbeam_status, batches, 80);
-CHECK_FIELD(vmbeam_status, p2m_writes, 88);
-CHECK_FIELD(vmbeam_status, superpages, 96);
-CHECK_FIELD(vmbeam_status, splits, 104);
-CHECK_FIELD(vmbeam_status, merges, 112);
 
 CHECK_SIZE(vmbeam_rollback, 32);
 CHECK_FIELD(vmbeam_rollback, expected, 8);
 CHECK_FIELD(vmbeam_rollback, cursor, 16);
-CHECK_FIELD(vmbeam_rollback, swapped, 24);
+CHECK_FIELD(vmbeam_rollback, restored, 24);
 
 CHECK_SIZE(vmbeam_cancel, 8);
 
@@ -106,9 +99,9 @@ CHECK_FIELD(vmbeam_abandon, cursor, 16);
 
 static_assert(VMBEAM_IOC_TYPE == 0xbb);
 static_assert(VMBEAM_IOCTL_INFO == 0xbb80);
-static_assert(VMBEAM_IOCTL_OPEN == 0xbb81);
+static_assert(VMBEAM_IOCTL_BIND == 0xbb81);
 static_assert(VMBEAM_IOCTL_ADD == 0xbb82);
-static_assert(VMBEAM_IOCTL_PREPARE == 0xbb83);
+static_assert(VMBEAM_IOCTL_CHECK == 0xbb83);
 static_assert(VMBEAM_IOCTL_COMMIT == 0xbb84);
 static_assert(VMBEAM_IOCTL_STATUS == 0xbb85);
 static_assert(VMBEAM_IOCTL_ROLLBACK == 0xbb86);

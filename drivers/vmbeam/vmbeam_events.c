@@ -6,7 +6,7 @@
 #include <linux/printk.h>
 #include <linux/types.h>
 
-#include "vmbeam_glue.h"
+#include "vmbeam_helpers.h"
 
 #define CREATE_TRACE_POINTS
 #include "vmbeam_trace.h"

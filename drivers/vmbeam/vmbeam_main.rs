@@ -17,16 +17,18 @@
 //!
 //! # Layers
 //!
-//! - `file`: an open file; who may work on its session when; ioctl numbers.
+//! None uses one that is above it.
+//!
+//! - `file`: an open file; ioctl numbers. `turns`: who may work on its session when.
+//! - `records`: what becomes of sessions whose file is gone half way.
+//! - `add`, `exchange`: the larger requests. `session`: the others, and what a session is.
+//! - `places`: which sessions have pairs swapped.
+//! - `memory`: memory for a ledger. `alloc`: allocations.
+//! - `hypervisor`: what a session asks. `trace`: what can be seen of that.
+//! - `debug`: in a debug build, a model of a hypervisor, and faults on request. Nothing else
+//!   knows which build it is.
 //! - `args`: request structures and arrays in user memory.
-//! - `session`: what the requests do. `add` and `exchange`: its larger parts.
-//! - `records`: which sessions have pairs swapped, and what becomes of those whose file is
-//!   gone half way.
-//! - `alloc`: allocations.
-//! - `xen`: the hypercall. `glue`: the rest of what the kernel crate lacks. All
-//!   `unsafe` code is in these two.
-//! - `debug`: in a debug build, a model of a hypervisor, and faults on request.
-//! - `chunks`: memory for [`frames`].
+//! - `xen`: the hypercall. `helpers`: what the kernel crate lacks.
 //! - [`ledger`]: which pairs are swapped, and the loops that change it. It stands on [`pairs`]
 //!   and [`frames`] and knows neither a kernel nor a hypervisor: `cargo test` in `rust/core`
 //!   runs the same files.
@@ -50,30 +52,24 @@ use kernel::{
 mod add;
 mod alloc;
 mod args;
-mod chunks;
-#[cfg(vmbeam_debug)]
+#[cfg_attr(not(vmbeam_debug), path = "no_debug.rs")]
 mod debug;
 mod exchange;
 mod file;
+pub mod frames;
+mod helpers;
+mod hypervisor;
+pub mod ledger;
+mod memory;
+pub mod names;
+pub mod pairs;
+mod places;
 mod records;
 mod session;
-
-#[path = "../../rust/kernel/glue.rs"]
-mod glue;
-#[path = "../../rust/kernel/xen.rs"]
-mod xen;
-
-#[path = "../../rust/core/src/frames.rs"]
-pub mod frames;
-#[path = "../../rust/core/src/ledger.rs"]
-pub mod ledger;
-#[path = "../../rust/core/src/names.rs"]
-pub mod names;
-#[path = "../../rust/core/src/pairs.rs"]
-pub mod pairs;
-#[path = "../../rust/core/src/uapi.rs"]
+mod trace;
+mod turns;
 pub mod uapi;
-#[path = "../../rust/core/src/xen_abi.rs"]
+mod xen;
 pub mod xen_abi;
 
 module! {
@@ -90,16 +86,21 @@ struct VmbeamModule {
     #[pin]
     _device: MiscDeviceRegistration<file::Vmbeam>,
     // After the device, so that it is there for all of its files.
-    _queue: glue::WorkQueue,
+    _queue: helpers::WorkQueue,
 }
 
 impl kernel::InPlaceModule for VmbeamModule {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
-        glue::init();
+        // SAFETY: Once, and before there is a device: nothing but its files leads to these.
+        unsafe {
+            places::PLACES.init();
+            records::RECORDS.init();
+            debug::init();
+        }
 
         try_pin_init!(Self {
             _: { usable()? },
-            _queue: glue::WorkQueue::new()?,
+            _queue: helpers::WorkQueue::new()?,
             _device <- MiscDeviceRegistration::register(MiscDeviceOptions { name: c"vmbeam" }),
         })
     }
@@ -111,11 +112,11 @@ impl kernel::InPlaceModule for VmbeamModule {
 ///
 /// [`ENODEV`]: this is not the management VM of a Xen host, and there is no model of one.
 fn usable() -> Result {
-    if cfg!(not(vmbeam_debug)) && !xen::is_initial_domain() {
+    if !debug::HAS_MODEL && !xen::is_initial_domain() {
         return Err(ENODEV);
     }
     // Not a reason to fail: a program can ask, and explain what is missing.
-    if !xen::implemented() {
+    if !hypervisor::implemented() {
         pr_info!("this hypervisor does not implement the swap of frames\n");
     }
     Ok(())

@@ -2,8 +2,7 @@
 /*
  * A session from the first call to the last, on two domains that are named as
  * arguments. It is built twice, for 64 and for 32 bits, and prints every byte
- * that the driver wrote, so that the two can be compared. Counts that depend on
- * what else happens (hypercalls, TLB flushes) are left out.
+ * that the driver wrote, so that the two can be compared.
  */
 
 #include "nolibc.h"
@@ -42,10 +41,8 @@ static void call(const char *name, unsigned long number, void *arg,
 static void status(void)
 {
 	struct vmbeam_status arg = { .size = sizeof(arg) };
-	int ret = ioctl(fd, VMBEAM_IOCTL_STATUS, &arg);
 
-	print("VMBEAM_IOCTL_STATUS", ret, &arg,
-	      __builtin_offsetof(struct vmbeam_status, hypercalls));
+	CALL(VMBEAM_IOCTL_STATUS, arg, NULL);
 }
 
 static void commit(__u64 expected, __u64 nr)
@@ -74,20 +71,20 @@ static void session(__u32 domid_a, __u32 domid_b)
 		{ 0, 20, 4, 0 }, { 4, 24, 4, 0 }, { 1000, 30, 1, 0 }, { 10, 31, 3, 0 },
 	};
 	struct vmbeam_run bad[] = { { 40, 40, 1, 0 }, { 1ULL << 52, 41, 1, 0 } };
-	struct vmbeam_open open_arg = {
-		.size = sizeof(open_arg), .domid_a = domid_a, .domid_b = domid_b,
+	struct vmbeam_bind bind_arg = {
+		.size = sizeof(bind_arg), .domid_a = domid_a, .domid_b = domid_b,
 	};
 	struct vmbeam_add add = { .size = sizeof(add), .runs = PTR(runs), .nr_runs = 4 };
 	__s32 statuses[PAIRS] = { 0 };
-	struct vmbeam_prepare prepare = { .size = sizeof(prepare), .status = PTR(statuses) };
+	struct vmbeam_check check = { .size = sizeof(check), .status = PTR(statuses) };
 	struct vmbeam_info info = { .size = sizeof(info) };
 	int ret;
 
 	CALL(VMBEAM_IOCTL_INFO, info, NULL);
 	status();
-	ret = ioctl(fd, VMBEAM_IOCTL_OPEN, &open_arg);
+	ret = ioctl(fd, VMBEAM_IOCTL_BIND, &bind_arg);
 	/* Which domains they are is not the same in both runs. */
-	print("VMBEAM_IOCTL_OPEN", ret, &open_arg, 8);
+	print("VMBEAM_IOCTL_BIND", ret, &bind_arg, 8);
 	CALL(VMBEAM_IOCTL_ADD, add, &add.runs);
 	add.runs = PTR(bad);
 	add.nr_runs = 2;
@@ -95,7 +92,7 @@ static void session(__u32 domid_a, __u32 domid_b)
 	add.runs = PTR(runs);
 	add.nr_runs = 1;
 	CALL(VMBEAM_IOCTL_ADD, add, &add.runs);
-	CALL(VMBEAM_IOCTL_PREPARE, prepare, &prepare.status);
+	CALL(VMBEAM_IOCTL_CHECK, check, &check.status);
 	print("statuses", 0, statuses, sizeof(statuses));
 	commit(5, 0);
 	commit(0, 5);

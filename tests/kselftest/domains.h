@@ -22,7 +22,7 @@ enum domain_kind {
 
 struct domain_ops {
 	/* 0, or -1 with errno set. */
-	int (*open)(__u64 features);
+	int (*open)(void);
 	void (*close)(void);
 
 	/* A paused domain with @frames frames from gfn 0 on, or NO_DOMAIN. */
@@ -66,8 +66,8 @@ extern const struct domain_ops xen_ops, mock_ops;
 /* The operations to use; set by domains_open(). */
 extern const struct domain_ops *domains;
 
-/* Choose by vmbeam_info.features. 0, or -1 with errno set. */
-int domains_open(__u64 features);
+/* Choose by who swaps, the hypervisor or its model. 0, or -1 with errno set. */
+int domains_open(bool model);
 void domains_close(void);
 
 #define domain_create(...)	domains->create(__VA_ARGS__)

@@ -45,7 +45,7 @@ static int set_status(__u32 domid, unsigned long gfn, unsigned long nr, int stat
 	return debug(&arg);
 }
 
-static int mock_open(__u64 features)
+static int mock_open(void)
 {
 	device = open("/dev/vmbeam", O_RDWR | O_CLOEXEC);
 	return device < 0 ? -1 : 0;
@@ -215,10 +215,10 @@ const struct domain_ops mock_ops = {
 	.slow = mock_slow,
 };
 
-int domains_open(__u64 features)
+int domains_open(bool model)
 {
-	domains = features & VMBEAM_FEATURE_MOCK ? &mock_ops : &xen_ops;
-	return domains->open(features);
+	domains = model ? &mock_ops : &xen_ops;
+	return domains->open();
 }
 
 void domains_close(void)

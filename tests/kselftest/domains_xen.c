@@ -26,7 +26,7 @@ static xc_interface *xch;
 static xenforeignmemory_handle *fmem;
 static xengnttab_handle *gnttab;
 
-static int xen_open(__u64 features)
+static int xen_open(void)
 {
 	xch = xc_interface_open(NULL, NULL, 0);
 	fmem = xenforeignmemory_open(NULL, 0);

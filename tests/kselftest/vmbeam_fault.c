@@ -68,11 +68,11 @@ FIXTURE_SETUP(fault)
 	self->b = NO_DOMAIN;
 	self->fd = open(DEVICE, O_RDWR | O_CLOEXEC);
 	ASSERT_LE(0, self->fd);
-	if (!(features(self->fd) & VMBEAM_FEATURE_DEBUG))
+	if (!is_debug(self->fd))
 		SKIP(return, "not a debug driver");
 	debug_device = open(DEVICE, O_RDWR | O_CLOEXEC);
 	ASSERT_LE(0, debug_device);
-	ASSERT_EQ(0, domains_open(features(self->fd)));
+	ASSERT_EQ(0, domains_open(is_model(self->fd)));
 	ASSERT_EQ(0, count_records(NULL));
 	self->a = domain_create(DOMAIN_HAP, MANY);
 	self->b = domain_create(DOMAIN_HAP, MANY);
@@ -181,7 +181,7 @@ TEST_F(fault, no_alloc_once_loaded)
 {
 	ASSERT_EQ(0, load_backwards(self->fd, self->a, self->b, MANY));
 	fail_alloc(1);
-	EXPECT_EQ(0, do_prepare(self->fd, 0, 0, NULL, NULL));
+	EXPECT_EQ(0, do_check(self->fd, 0, 0, NULL, NULL));
 	EXPECT_EQ(0, do_commit(self->fd, 0, 0, NULL, NULL));
 	EXPECT_EQ(0, do_rollback(self->fd, MANY, NULL));
 	EXPECT_FALSE(happened(VMBEAM_DEBUG_FAIL_ALLOC));
@@ -238,7 +238,7 @@ TEST_F(fault, call_errors_before_the_first_pair)
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, 8));
 	for (i = 0; i < ARRAY_SIZE(errors); i++) {
 		fail_call(1, 0, errors[i].returns);
-		EXPECT_FAIL(errors[i].expected, do_prepare(self->fd, 0, 0, NULL, NULL));
+		EXPECT_FAIL(errors[i].expected, do_check(self->fd, 0, 0, NULL, NULL));
 		fail_call(1, 0, errors[i].returns);
 		EXPECT_FAIL(errors[i].expected, do_commit(self->fd, 0, 0, NULL, NULL));
 		EXPECT_TRUE(happened(VMBEAM_DEBUG_FAIL_CALL));
@@ -271,7 +271,7 @@ static bool is_broken(int fd, __u64 cursor)
 	for (i = 0; i < 4; i++) {
 		int ret = i == 0 ? do_commit(fd, cursor, 0, NULL, NULL) :
 			  i == 1 ? do_rollback(fd, cursor, NULL) :
-			  i == 2 ? do_prepare(fd, 0, 0, NULL, NULL) :
+			  i == 2 ? do_check(fd, 0, 0, NULL, NULL) :
 				   add_one(fd, MANY + 1, MANY + 1, 1);
 
 		if (ret != -1 || errno != EIO)
@@ -441,11 +441,11 @@ TEST_F(fault, statuses)
 		-EROFS, -EPERM, -EOPNOTSUPP, -EEXIST, -ENOMEM,
 	};
 	__s32 status[2 * ARRAY_SIZE(all)];
-	struct vmbeam_prepare prepare;
+	struct vmbeam_check check;
 	struct vmbeam_commit commit;
 	unsigned int i;
 
-	if (!(features(self->fd) & VMBEAM_FEATURE_MOCK))
+	if (!is_model(self->fd))
 		SKIP(return, "a real hypervisor");
 	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, ARRAY_SIZE(status)));
@@ -461,8 +461,8 @@ TEST_F(fault, statuses)
 		ASSERT_EQ(0, ioctl(debug_device, VMBEAM_IOCTL_DEBUG, &arg));
 	}
 	memset(status, 0xcc, sizeof(status));
-	ASSERT_EQ(0, do_prepare(self->fd, 0, 0, status, &prepare));
-	EXPECT_EQ(ARRAY_SIZE(all), prepare.refused);
+	ASSERT_EQ(0, do_check(self->fd, 0, 0, status, &check));
+	EXPECT_EQ(ARRAY_SIZE(all), check.refused);
 	for (i = 0; i < ARRAY_SIZE(status); i++)
 		EXPECT_EQ(i % 2 ? 0 : all[i / 2], status[i]);
 	memset(status, 0xcc, sizeof(status));
@@ -542,8 +542,8 @@ static void *work(void *arg)
 	errno = 0;
 	if (worker->nr == _IOC_NR(VMBEAM_IOCTL_COMMIT))
 		worker->ret = do_commit(worker->fd, 0, 0, NULL, &worker->commit);
-	else if (worker->nr == _IOC_NR(VMBEAM_IOCTL_PREPARE))
-		worker->ret = do_prepare(worker->fd, 0, 0, NULL, NULL);
+	else if (worker->nr == _IOC_NR(VMBEAM_IOCTL_CHECK))
+		worker->ret = do_check(worker->fd, 0, 0, NULL, NULL);
 	else
 		worker->ret = do_rollback(worker->fd, get_status(worker->fd).cursor, NULL);
 	worker->error = errno;
@@ -582,11 +582,11 @@ TEST_F(fault, watch_and_cancel)
 	EXPECT_FAIL(ENOENT, do_cancel(self->fd));
 
 	/* The same for a dry run and for a rollback. */
-	worker.nr = _IOC_NR(VMBEAM_IOCTL_PREPARE);
+	worker.nr = _IOC_NR(VMBEAM_IOCTL_CHECK);
 	ASSERT_EQ(0, pthread_create(&worker.thread, NULL, work, &worker));
 	while (get_status(self->fd).activity != (__u32)worker.nr)
 		;
-	EXPECT_TRUE(fdinfo_has(self->fd, "activity:\tprepare"));
+	EXPECT_TRUE(fdinfo_has(self->fd, "activity:\tcheck"));
 	EXPECT_EQ(0, do_cancel(self->fd));
 	pthread_join(worker.thread, NULL);
 	EXPECT_EQ(ECANCELED, worker.error);
@@ -641,12 +641,12 @@ static int call_nr(int fd, unsigned int nr)
 	struct vmbeam_run run = { 0, 0, 1, 0 };
 
 	switch (nr) {
-	case _IOC_NR(VMBEAM_IOCTL_OPEN):
+	case _IOC_NR(VMBEAM_IOCTL_BIND):
 		return do_open(fd, 1, 2);
 	case _IOC_NR(VMBEAM_IOCTL_ADD):
 		return do_add(fd, &run, 1, NULL);
-	case _IOC_NR(VMBEAM_IOCTL_PREPARE):
-		return do_prepare(fd, 0, 0, NULL, NULL);
+	case _IOC_NR(VMBEAM_IOCTL_CHECK):
+		return do_check(fd, 0, 0, NULL, NULL);
 	case _IOC_NR(VMBEAM_IOCTL_COMMIT):
 		return do_commit(fd, 0, 0, NULL, NULL);
 	case _IOC_NR(VMBEAM_IOCTL_ROLLBACK):
@@ -661,8 +661,8 @@ static int call_nr(int fd, unsigned int nr)
 TEST_F(fault, signal_while_waiting)
 {
 	static const unsigned int waiting[] = {
-		_IOC_NR(VMBEAM_IOCTL_OPEN), _IOC_NR(VMBEAM_IOCTL_ADD),
-		_IOC_NR(VMBEAM_IOCTL_PREPARE), _IOC_NR(VMBEAM_IOCTL_COMMIT),
+		_IOC_NR(VMBEAM_IOCTL_BIND), _IOC_NR(VMBEAM_IOCTL_ADD),
+		_IOC_NR(VMBEAM_IOCTL_CHECK), _IOC_NR(VMBEAM_IOCTL_COMMIT),
 		_IOC_NR(VMBEAM_IOCTL_ROLLBACK), _IOC_NR(VMBEAM_IOCTL_ADOPT),
 		_IOC_NR(VMBEAM_IOCTL_ABANDON),
 	};

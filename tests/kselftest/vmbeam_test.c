@@ -17,9 +17,9 @@ static const struct {
 	unsigned int size;
 } ioctls[] = {
 	{ VMBEAM_IOCTL_INFO, sizeof(struct vmbeam_info) },
-	{ VMBEAM_IOCTL_OPEN, sizeof(struct vmbeam_open) },
+	{ VMBEAM_IOCTL_BIND, sizeof(struct vmbeam_bind) },
 	{ VMBEAM_IOCTL_ADD, sizeof(struct vmbeam_add) },
-	{ VMBEAM_IOCTL_PREPARE, sizeof(struct vmbeam_prepare) },
+	{ VMBEAM_IOCTL_CHECK, sizeof(struct vmbeam_check) },
 	{ VMBEAM_IOCTL_COMMIT, sizeof(struct vmbeam_commit) },
 	{ VMBEAM_IOCTL_STATUS, sizeof(struct vmbeam_status) },
 	{ VMBEAM_IOCTL_ROLLBACK, sizeof(struct vmbeam_rollback) },
@@ -56,8 +56,7 @@ TEST_F(device, info)
 
 	poison(&arg, sizeof(arg));
 	ASSERT_EQ(0, ioctl(self->fd, VMBEAM_IOCTL_INFO, &arg));
-	EXPECT_EQ(0, arg.features & ~(VMBEAM_FEATURE_SWAP |
-				      VMBEAM_FEATURE_DEBUG | VMBEAM_FEATURE_MOCK));
+	EXPECT_EQ(0, arg.features & ~VMBEAM_FEATURE_SWAP);
 	EXPECT_EQ(65536, arg.max_add_runs);
 	EXPECT_EQ(4096, arg.batch_pairs);
 	EXPECT_EQ(1 << 20, arg.max_runs);
@@ -248,20 +247,14 @@ TEST_F(device, unbound)
 
 	EXPECT_EQ(VMBEAM_STATE_UNBOUND, status.state);
 	EXPECT_EQ(0, status.activity);
-	EXPECT_EQ(0, status.batches);
 	EXPECT_EQ(0, status.runs);
 	EXPECT_EQ(0, status.pairs);
 	EXPECT_EQ(0, status.cursor);
 	EXPECT_EQ(0, status.swapped);
 	EXPECT_EQ(0, status.refused);
-	EXPECT_EQ(0, status.hypercalls);
-	EXPECT_EQ(0, status.tlb_flushes);
-	EXPECT_EQ(0, status.p2m_writes);
-	EXPECT_EQ(0, status.superpages);
-	EXPECT_EQ(0, status.splits);
-	EXPECT_EQ(0, status.merges);
+	EXPECT_TRUE(fdinfo_has(self->fd, "hypercalls:\t0"));
 	EXPECT_FAIL(EBADFD, do_add(self->fd, &run, 1, NULL));
-	EXPECT_FAIL(EBADFD, do_prepare(self->fd, 0, 0, NULL, NULL));
+	EXPECT_FAIL(EBADFD, do_check(self->fd, 0, 0, NULL, NULL));
 	EXPECT_FAIL(EBADFD, do_commit(self->fd, 0, 0, NULL, NULL));
 	EXPECT_FAIL(EBADFD, do_rollback(self->fd, 0, NULL));
 	EXPECT_FAIL(EBADFD, do_abandon(self->fd, 0, NULL));
@@ -302,7 +295,7 @@ FIXTURE_SETUP(pair)
 	ASSERT_LE(0, self->fd);
 	if (!has_swap(self->fd))
 		SKIP(return, "this hypervisor has no swap of frames");
-	ASSERT_EQ(0, domains_open(features(self->fd))) {
+	ASSERT_EQ(0, domains_open(is_model(self->fd))) {
 		TH_LOG("xenctrl: %s", strerror(errno));
 	}
 	self->a = domain_create(DOMAIN_HAP, FRAMES);
@@ -375,7 +368,7 @@ TEST_F(pair, domid_used_again)
 		TH_LOG("no domain with the same number: %s", strerror(errno));
 	}
 	ASSERT_EQ(0, domain_fill(self->b, TAG_B, 0, FRAMES));
-	EXPECT_FAIL(ESRCH, do_prepare(self->fd, 0, 0, NULL, NULL));
+	EXPECT_FAIL(ESRCH, do_check(self->fd, 0, 0, NULL, NULL));
 	EXPECT_FAIL(ESRCH, do_commit(self->fd, 4, 0, NULL, NULL));
 	EXPECT_FAIL(ESRCH, do_rollback(self->fd, 4, NULL));
 	close(self->fd);
@@ -455,7 +448,7 @@ TEST_F(pair, open_twice)
 TEST_F(pair, empty)
 {
 	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
-	EXPECT_FAIL(EBADFD, do_prepare(self->fd, 0, 0, NULL, NULL));
+	EXPECT_FAIL(EBADFD, do_check(self->fd, 0, 0, NULL, NULL));
 	EXPECT_FAIL(EBADFD, do_commit(self->fd, 0, 0, NULL, NULL));
 	EXPECT_FAIL(EBADFD, do_rollback(self->fd, 0, NULL));
 }
@@ -617,7 +610,7 @@ TEST_F(pair, closed_before_commit)
 
 	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, FRAMES));
-	ASSERT_EQ(0, do_prepare(self->fd, 0, 0, NULL, NULL));
+	ASSERT_EQ(0, do_check(self->fd, 0, 0, NULL, NULL));
 	close(self->fd);
 	EXPECT_HOME(0, FRAMES);
 	EXPECT_EQ(pages_a, domain_pages(self->a));
@@ -630,10 +623,10 @@ TEST_F(pair, closed_before_commit)
 	EXPECT_EQ(0, add_one(self->fd, 0, 0, FRAMES));
 }
 
-TEST_F(pair, prepare_statuses)
+TEST_F(pair, check_statuses)
 {
 	__s32 status[6];
-	struct vmbeam_prepare prepare;
+	struct vmbeam_check check;
 	void *held;
 
 	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
@@ -645,9 +638,9 @@ TEST_F(pair, prepare_statuses)
 	ASSERT_NE(NULL, held);
 
 	memset(status, 0xcc, sizeof(status));
-	ASSERT_EQ(0, do_prepare(self->fd, 0, 0, status, &prepare));
-	EXPECT_EQ(6, prepare.done);
-	EXPECT_EQ(3, prepare.refused);
+	ASSERT_EQ(0, do_check(self->fd, 0, 0, status, &check));
+	EXPECT_EQ(6, check.done);
+	EXPECT_EQ(3, check.refused);
 	EXPECT_EQ(0, status[0]);
 	EXPECT_EQ(0, status[1]);
 	EXPECT_EQ(-EBUSY, status[2]);
@@ -658,19 +651,19 @@ TEST_F(pair, prepare_statuses)
 	domain_release(held);
 	/* A part, and no array. */
 	memset(status, 0xcc, sizeof(status));
-	ASSERT_EQ(0, do_prepare(self->fd, 2, 2, status, &prepare));
-	EXPECT_EQ(2, prepare.done);
-	EXPECT_EQ(0, prepare.refused);
+	ASSERT_EQ(0, do_check(self->fd, 2, 2, status, &check));
+	EXPECT_EQ(2, check.done);
+	EXPECT_EQ(0, check.refused);
 	EXPECT_EQ(0, status[0]);
 	EXPECT_EQ(0, status[1]);
 	EXPECT_EQ((__s32)0xcccccccc, status[2]);
-	ASSERT_EQ(0, do_prepare(self->fd, 3, 0, NULL, &prepare));
-	EXPECT_EQ(3, prepare.done);
-	EXPECT_EQ(2, prepare.refused);
+	ASSERT_EQ(0, do_check(self->fd, 3, 0, NULL, &check));
+	EXPECT_EQ(3, check.done);
+	EXPECT_EQ(2, check.refused);
 
 	EXPECT_HOME(0, FRAMES);
 	EXPECT_EQ(VMBEAM_STATE_LOADED, get_status(self->fd).state);
-	EXPECT_EQ(0, get_status(self->fd).hypercalls);
+	EXPECT_TRUE(fdinfo_has(self->fd, "hypercalls:\t0"));
 }
 
 TEST_F(pair, granted_frame)
@@ -704,7 +697,7 @@ TEST_F(pair, frame_of_the_hypervisor)
 	ASSERT_EQ(0, add_one(self->fd, 1, 100, 1));
 	ASSERT_EQ(0, domain_add_xen_page(self->a, 100));
 	ASSERT_EQ(0, domain_add_xen_page(self->b, 100));
-	ASSERT_EQ(0, do_prepare(self->fd, 0, 0, status, NULL));
+	ASSERT_EQ(0, do_check(self->fd, 0, 0, status, NULL));
 	EXPECT_EQ(-EPERM, status[0]);
 	EXPECT_EQ(-EPERM, status[1]);
 	ASSERT_EQ(0, do_commit(self->fd, 0, 0, status, NULL));
@@ -713,20 +706,20 @@ TEST_F(pair, frame_of_the_hypervisor)
 	EXPECT_HOME(0, FRAMES);
 }
 
-TEST_F(pair, prepare_bad_calls)
+TEST_F(pair, check_bad_calls)
 {
 	char *page = page_before_hole();
 
 	ASSERT_NE(NULL, page);
 	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, 8));
-	EXPECT_FAIL(EINVAL, do_prepare(self->fd, 8, 0, NULL, NULL));
-	EXPECT_FAIL(EINVAL, do_prepare(self->fd, 0, 9, NULL, NULL));
-	EXPECT_FAIL(EINVAL, do_prepare(self->fd, 7, 2, NULL, NULL));
-	EXPECT_FAIL(EINVAL, do_prepare(self->fd, UINT64_MAX, 2, NULL, NULL));
-	EXPECT_FAIL(EINVAL, do_prepare(self->fd, 1, UINT64_MAX, NULL, NULL));
-	EXPECT_FAIL(EFAULT, do_prepare(self->fd, 0, 0, (void *)(page + 4096), NULL));
-	EXPECT_FAIL(EFAULT, do_prepare(self->fd, 0, 0, (void *)(page + 4096 - 16), NULL));
+	EXPECT_FAIL(EINVAL, do_check(self->fd, 8, 0, NULL, NULL));
+	EXPECT_FAIL(EINVAL, do_check(self->fd, 0, 9, NULL, NULL));
+	EXPECT_FAIL(EINVAL, do_check(self->fd, 7, 2, NULL, NULL));
+	EXPECT_FAIL(EINVAL, do_check(self->fd, UINT64_MAX, 2, NULL, NULL));
+	EXPECT_FAIL(EINVAL, do_check(self->fd, 1, UINT64_MAX, NULL, NULL));
+	EXPECT_FAIL(EFAULT, do_check(self->fd, 0, 0, (void *)(page + 4096), NULL));
+	EXPECT_FAIL(EFAULT, do_check(self->fd, 0, 0, (void *)(page + 4096 - 16), NULL));
 }
 
 TEST_F(pair, commit)
@@ -761,15 +754,15 @@ TEST_F(pair, commit)
 	EXPECT_EQ(40, state.cursor);
 	EXPECT_EQ(40, state.swapped);
 	EXPECT_EQ(0, state.refused);
-	EXPECT_EQ(1, state.hypercalls);
-	EXPECT_EQ(1, state.batches);
+	EXPECT_TRUE(fdinfo_has(self->fd, "hypercalls:\t1"));
+	EXPECT_TRUE(fdinfo_has(self->fd, "batches:\t1"));
 	/* All CPUs, whatever has run on them. */
-	EXPECT_EQ(1, state.tlb_flushes);
+	EXPECT_TRUE(fdinfo_has(self->fd, "tlb-flushes:\t1"));
 	/* Of each pair both entries are removed and then written. */
-	EXPECT_EQ(4 * 40, state.p2m_writes);
-	EXPECT_EQ(0, state.superpages);
-	EXPECT_EQ(0, state.splits);
-	EXPECT_EQ(0, state.merges);
+	EXPECT_TRUE(fdinfo_has(self->fd, "p2m-writes:\t160"));
+	EXPECT_TRUE(fdinfo_has(self->fd, "superpages:\t0"));
+	EXPECT_TRUE(fdinfo_has(self->fd, "splits:\t0"));
+	EXPECT_TRUE(fdinfo_has(self->fd, "merges:\t0"));
 
 	/* Once is enough. */
 	EXPECT_FAIL(EBADFD, do_commit(self->fd, 40, 0, NULL, NULL));
@@ -907,7 +900,7 @@ TEST_F(pair, rollback)
 
 	ASSERT_EQ(0, do_rollback(self->fd, 20, &rollback));
 	EXPECT_EQ(0, rollback.cursor);
-	EXPECT_EQ(20, rollback.swapped);
+	EXPECT_EQ(20, rollback.restored);
 	EXPECT_HOME(0, FRAMES);
 	state = get_status(self->fd);
 	EXPECT_EQ(VMBEAM_STATE_ROLLED_BACK, state.state);
@@ -928,7 +921,7 @@ TEST_F(pair, rollback_of_a_part)
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, 30));
 	ASSERT_EQ(0, do_commit(self->fd, 0, 13, NULL, NULL));
 	ASSERT_EQ(0, do_rollback(self->fd, 13, &rollback));
-	EXPECT_EQ(13, rollback.swapped);
+	EXPECT_EQ(13, rollback.restored);
 	EXPECT_HOME(0, FRAMES);
 }
 
@@ -946,7 +939,7 @@ TEST_F(pair, rollback_stops_at_what_is_held)
 
 	ASSERT_EQ(0, do_rollback(self->fd, 30, &rollback));
 	EXPECT_EQ(12, rollback.cursor);
-	EXPECT_EQ(18, rollback.swapped);
+	EXPECT_EQ(18, rollback.restored);
 	EXPECT_AWAY(0, 11);
 	EXPECT_HOME(12, 18);
 	state = get_status(self->fd);
@@ -962,7 +955,7 @@ TEST_F(pair, rollback_stops_at_what_is_held)
 	domain_release(held);
 	ASSERT_EQ(0, do_rollback(self->fd, 12, &rollback));
 	EXPECT_EQ(0, rollback.cursor);
-	EXPECT_EQ(12, rollback.swapped);
+	EXPECT_EQ(12, rollback.restored);
 	EXPECT_HOME(0, FRAMES);
 }
 
@@ -975,7 +968,7 @@ TEST_F(pair, domain_goes_away)
 	ASSERT_EQ(0, do_commit(self->fd, 0, 4, NULL, NULL));
 	domain_destroy(self->b);
 	self->b = NO_DOMAIN;
-	EXPECT_FAIL(ESRCH, do_prepare(self->fd, 0, 0, NULL, NULL));
+	EXPECT_FAIL(ESRCH, do_check(self->fd, 0, 0, NULL, NULL));
 	memset(status, 0xcc, sizeof(status));
 	EXPECT_FAIL(ESRCH, do_commit(self->fd, 4, 0, status, NULL));
 	/* Not reached. */
@@ -993,7 +986,7 @@ TEST_F(pair, mode_changes_later)
 	ASSERT_EQ(0, do_commit(self->fd, 0, 4, NULL, NULL));
 	if (domain_log_dirty(self->a))
 		SKIP(return, "log-dirty mode: %s", strerror(errno));
-	ASSERT_EQ(0, do_prepare(self->fd, 0, 0, NULL, NULL));
+	ASSERT_EQ(0, do_check(self->fd, 0, 0, NULL, NULL));
 	ASSERT_EQ(0, do_commit(self->fd, 4, 0, NULL, NULL));
 	ASSERT_EQ(0, do_rollback(self->fd, 8, NULL));
 	EXPECT_EQ(0, get_status(self->fd).cursor);

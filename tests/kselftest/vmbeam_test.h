@@ -16,6 +16,7 @@
 #include <time.h>
 
 #include <linux/vmbeam.h>
+#include <vmbeam_debug.h>
 
 #include "kselftest_harness.h"
 
@@ -55,20 +56,20 @@ static inline void poison(void *arg, __u32 size)
 
 static inline int do_open(int fd, __u32 a, __u32 b)
 {
-	struct vmbeam_open arg;
+	struct vmbeam_bind arg;
 
 	poison(&arg, sizeof(arg));
 	arg.domid_a = a;
 	arg.domid_b = b;
 	arg.id_a = 0;
 	arg.id_b = 0;
-	return ioctl(fd, VMBEAM_IOCTL_OPEN, &arg);
+	return ioctl(fd, VMBEAM_IOCTL_BIND, &arg);
 }
 
 /* The same with ids, which come back. */
 static inline int do_open_ids(int fd, __u32 a, __u32 b, __u64 *id_a, __u64 *id_b)
 {
-	struct vmbeam_open arg;
+	struct vmbeam_bind arg;
 	int ret;
 
 	poison(&arg, sizeof(arg));
@@ -76,7 +77,7 @@ static inline int do_open_ids(int fd, __u32 a, __u32 b, __u64 *id_a, __u64 *id_b
 	arg.domid_b = b;
 	arg.id_a = *id_a;
 	arg.id_b = *id_b;
-	ret = ioctl(fd, VMBEAM_IOCTL_OPEN, &arg);
+	ret = ioctl(fd, VMBEAM_IOCTL_BIND, &arg);
 	*id_a = arg.id_a;
 	*id_b = arg.id_b;
 	return ret;
@@ -104,17 +105,17 @@ static inline int add_one(int fd, __u64 gfn_a, __u64 gfn_b, __u32 nr)
 	return do_add(fd, &run, 1, NULL);
 }
 
-static inline int do_prepare(int fd, __u64 first, __u64 nr, __s32 *status,
-			     struct vmbeam_prepare *out)
+static inline int do_check(int fd, __u64 first, __u64 nr, __s32 *status,
+			   struct vmbeam_check *out)
 {
-	struct vmbeam_prepare arg;
+	struct vmbeam_check arg;
 	int ret;
 
 	poison(&arg, sizeof(arg));
 	arg.first = first;
 	arg.nr = nr;
 	arg.status = PTR(status);
-	ret = ioctl(fd, VMBEAM_IOCTL_PREPARE, &arg);
+	ret = ioctl(fd, VMBEAM_IOCTL_CHECK, &arg);
 	if (out)
 		*out = arg;
 	return ret;
@@ -239,6 +240,28 @@ static inline __u64 features(int fd)
 static inline bool has_swap(int fd)
 {
 	return features(fd) & VMBEAM_FEATURE_SWAP;
+}
+
+/* Ask a debug driver who swaps. As ioctl(). */
+static inline int ask_model(int fd, struct vmbeam_debug *arg)
+{
+	*arg = (struct vmbeam_debug){ .op = VMBEAM_DEBUG_MODEL };
+	return ioctl(fd, VMBEAM_IOCTL_DEBUG, arg);
+}
+
+static inline bool is_debug(int fd)
+{
+	struct vmbeam_debug arg;
+
+	return !ask_model(fd, &arg);
+}
+
+/* Whether what is swapped is a model of a hypervisor. */
+static inline bool is_model(int fd)
+{
+	struct vmbeam_debug arg;
+
+	return !ask_model(fd, &arg) && arg.value;
 }
 
 /* Whether the file's fdinfo has the line "vmbeam-@line". */

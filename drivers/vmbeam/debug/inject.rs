@@ -6,7 +6,10 @@
 //! that goes wrong. As the counter says afterwards whether it got there, a test
 //! can try 1, 2, 3 and so on until nothing fails any more.
 
-use core::ffi::c_int;
+use core::ffi::{
+    c_int,
+    c_uint, //
+};
 
 use kernel::{
     alloc::AllocError,
@@ -17,13 +20,15 @@ use kernel::{
     },
 };
 
-use crate::{
-    glue,
-    xen_abi::{
-        SwapFrames,
-        SwapRun, //
-    },
+use crate::xen_abi::{
+    SwapFrames,
+    SwapRun, //
 };
+
+extern "C" {
+    fn vmbeam_debug_raise(signal: c_int);
+    fn vmbeam_debug_sleep(msecs: c_uint);
+}
 
 /// Counts events until one that is to go wrong.
 struct Countdown(Atomic<i64>);
@@ -94,7 +99,9 @@ pub(crate) fn memory_op(
     real: impl FnOnce(&mut SwapFrames, &[SwapRun]) -> c_int,
 ) -> c_int {
     if let Ok(msecs @ 1..) = u32::try_from(SLEEP.load(Relaxed)) {
-        glue::sleep(msecs);
+        // SAFETY: May be called by any code that may sleep. File operations make hypercalls, with
+        // no spin lock held.
+        unsafe { vmbeam_debug_sleep(msecs) };
     }
     let mut ret;
     if CALLS.expired() {
@@ -115,7 +122,8 @@ pub(crate) fn memory_op(
         ret = real(request, runs);
     }
     if SIGNALS.expired() {
-        glue::raise(SIGNAL.load(Relaxed));
+        // SAFETY: The C function checks the number.
+        unsafe { vmbeam_debug_raise(SIGNAL.load(Relaxed)) };
     }
     ret
 }

@@ -16,7 +16,8 @@ use crate::{
         SwapRun,
         SwapStats,
         LAST_DOMID,
-        SWAP_CHECK, //
+        SWAP_CHECK,
+        SWAP_VERSION, //
     },
 };
 
@@ -25,6 +26,12 @@ pub(crate) const MAX_FRAMES: u64 = 1 << 21;
 
 /// Most domains at a time.
 const MAX_DOMAINS: usize = 64;
+
+kernel::sync::global_lock! {
+    // SAFETY: The module calls `debug::init()` before its device exists, and nothing else leads
+    // here.
+    pub(crate) unsafe(uninit) static MOCK: Mutex<Domains> = Domains::new();
+}
 
 #[derive(Clone, Copy, Default)]
 struct Frame {
@@ -71,7 +78,7 @@ pub(crate) struct Domains {
 
 /// Whether the model is used: where no hypervisor has the hypercall.
 pub(crate) fn active() -> bool {
-    !xen::hypervisor_implements()
+    !xen::implements_swap()
 }
 
 impl Domains {
@@ -200,6 +207,9 @@ impl Domains {
         let (a, b) = (u32::from(request.domid_a), u32::from(request.domid_b));
         let check = request.flags & SWAP_CHECK != 0;
 
+        if request.version != SWAP_VERSION {
+            return Err(ENOEXEC);
+        }
         if a == b || (runs.is_empty() && !check) {
             return Err(EINVAL);
         }

@@ -30,6 +30,8 @@
  * @VMBEAM_DEBUG_SIGNAL: after the @nr-th hypercall from now on, send signal
  *	@value to the caller. Out: as for VMBEAM_DEBUG_FAIL_ALLOC
  * @VMBEAM_DEBUG_SLOW: each hypercall takes @nr milliseconds longer
+ * @VMBEAM_DEBUG_MODEL: out: @value: 1 when there is no hypervisor that implements
+ *	the swap, so that what is swapped is a model of one; otherwise 0
  *
  * The operations up to VMBEAM_DEBUG_READ fail with EOPNOTSUPP when there is a
  * hypervisor.
@@ -45,6 +47,7 @@ enum vmbeam_debug_op {
 	VMBEAM_DEBUG_FAIL_CALL = 7,
 	VMBEAM_DEBUG_SIGNAL = 8,
 	VMBEAM_DEBUG_SLOW = 9,
+	VMBEAM_DEBUG_MODEL = 10,
 };
 
 /**

@@ -3,9 +3,8 @@
 //! What the VMBeam driver and userspace share: the binary interfaces, and the
 //! logic of a session that needs neither a kernel nor a hypervisor.
 //!
-//! The kernel module does not link this crate. It compiles the same files as
-//! modules of its own (`#[path]`), so what `cargo test` proves here is what runs
-//! there. Therefore nothing in them allocates, panics or is `unsafe`: callers
+//! The files are the driver's, in its directory: what `cargo test` proves here is what runs
+//! in the kernel. Therefore nothing in them allocates, panics or is `unsafe`: callers
 //! bring the memory.
 
 #![no_std]
@@ -13,9 +12,15 @@
 #[cfg(test)]
 extern crate std;
 
+#[path = "../../../drivers/vmbeam/frames.rs"]
 pub mod frames;
+#[path = "../../../drivers/vmbeam/ledger.rs"]
 pub mod ledger;
+#[path = "../../../drivers/vmbeam/names.rs"]
 pub mod names;
+#[path = "../../../drivers/vmbeam/pairs.rs"]
 pub mod pairs;
+#[path = "../../../drivers/vmbeam/uapi.rs"]
 pub mod uapi;
+#[path = "../../../drivers/vmbeam/xen_abi.rs"]
 pub mod xen_abi;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What the driver does with a list, without a kernel: its ledger, which is in `rust/core`, on
+//! What the driver does with a list, without a kernel: its ledger, on
 //! memory of this program. Copies from and to the caller are plain copies here.
 
 use std::convert::Infallible;

@@ -3,14 +3,11 @@
 //! Domains with memory and nothing else: those of the Xen that we run on, or of
 //! the model in a debug driver.
 
-use std::fs::File;
-use std::os::fd::AsRawFd;
 use std::rc::Rc;
 
 use anyhow::Context;
 use anyhow::Result;
 use nix::errno::Errno;
-use vmbeam_uapi::sys;
 
 use crate::bare;
 use crate::fuzz::DEVICE;
@@ -28,24 +25,9 @@ pub enum Host {
 impl Host {
     /// The one that the driver uses.
     pub fn open() -> Result<Self> {
-        let device = File::open(DEVICE).context(DEVICE)?;
-        let mut info = sys::Info {
-            size: size_of::<sys::Info>() as u32,
-            ..Default::default()
-        };
-        // SAFETY: this is the structure that the ioctl takes.
-        let rc = unsafe {
-            nix::libc::ioctl(
-                device.as_raw_fd(),
-                sys::IOCTL_INFO.into(),
-                std::ptr::from_mut(&mut info),
-            )
-        };
-        Errno::result(rc).context("INFO")?;
-        Ok(if info.features & sys::FEATURE_MOCK != 0 {
-            Self::Mock(Rc::new(mock::Mock::open()?))
-        } else {
-            Self::Xen(Rc::new(bare::Toolstack::open()?))
+        Ok(match mock::Mock::open().context(DEVICE)? {
+            Some(model) => Self::Mock(Rc::new(model)),
+            None => Self::Xen(Rc::new(bare::Toolstack::open()?)),
         })
     }
 

@@ -423,7 +423,7 @@ impl Fuzzer {
             0 => self.info(open),
             1 => self.open(open),
             2 => self.add(open),
-            3 => self.prepare(open),
+            3 => self.check(open),
             4 => self.commit(open),
             5 => self.status(open),
             6 => self.rollback(open),

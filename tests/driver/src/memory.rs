@@ -97,13 +97,13 @@ fn charge() -> Result<()> {
     let group = Group::enter()?;
     let file = File::options().read(true).write(true).open(DEVICE)?;
     let before = group.charged()?;
-    let mut open = sys::Open {
+    let mut open = sys::Bind {
         size: 32,
         domid_a: a.domid(),
         domid_b: b.domid(),
         ..Default::default()
     };
-    race::ioctl(&file, sys::IOCTL_OPEN, &mut open).context("OPEN")?;
+    race::ioctl(&file, sys::IOCTL_BIND, &mut open).context("BIND")?;
     for part in runs.chunks(PART as usize) {
         let mut add = sys::Add {
             size: 40,

@@ -19,6 +19,7 @@ const OP_REFUSE: u32 = 2;
 const OP_STATUS: u32 = 3;
 const OP_WRITE: u32 = 4;
 const OP_READ: u32 = 5;
+const OP_MODEL: u32 = 10;
 
 /// `struct vmbeam_debug`; a test compares it with the header.
 #[repr(C)]
@@ -43,10 +44,17 @@ pub struct Mock {
 }
 
 impl Mock {
-    /// Open it.
-    pub fn open() -> Result<Self> {
+    /// Open it, if the driver uses one.
+    pub fn open() -> Result<Option<Self>> {
         let device = File::options().read(true).write(true).open(DEVICE)?;
-        Ok(Self { device })
+        let model = Self { device };
+        let mut request = Request {
+            op: OP_MODEL,
+            ..Request::default()
+        };
+        // Only a debug driver knows the question.
+        let asked = model.ask(&mut request).is_ok();
+        Ok((asked && request.value != 0).then_some(model))
     }
 
     fn ask(&self, request: &mut Request) -> Result<(), Errno> {

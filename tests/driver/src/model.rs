@@ -148,8 +148,8 @@ impl Session {
         }
     }
 
-    /// `OPEN`, up to the point where the domains' ids are told.
-    pub fn may_open(&self, world: &World, arg: sys::Open) -> Result<(), Errno> {
+    /// `BIND`, up to the point where the domains' ids are told.
+    pub fn may_open(&self, world: &World, arg: sys::Bind) -> Result<(), Errno> {
         if arg.domid_a >= 0x7ff0 || arg.domid_b >= 0x7ff0 || arg.domid_a == arg.domid_b {
             return Err(Errno::EINVAL);
         }
@@ -161,8 +161,8 @@ impl Session {
         world.free(ids, self.number)
     }
 
-    /// `OPEN` has succeeded and told these ids.
-    pub fn opened(&mut self, world: &mut World, arg: sys::Open) {
+    /// `BIND` has succeeded and told these ids.
+    pub fn opened(&mut self, world: &mut World, arg: sys::Bind) {
         self.bound = Some(Bound {
             domids: [arg.domid_a, arg.domid_b],
             ids: [arg.id_a, arg.id_b],
@@ -283,13 +283,8 @@ impl Session {
         Ok(())
     }
 
-    /// `PREPARE`
-    pub fn prepare(
-        &self,
-        world: &World,
-        arg: sys::Prepare,
-        access: Access,
-    ) -> Answer<sys::Prepare> {
+    /// `CHECK`
+    pub fn check(&self, world: &World, arg: sys::Check, access: Access) -> Answer<sys::Check> {
         let pairs = self.pairs();
         if pairs == 0 {
             return Answer::fail(Errno::EBADFD, arg);
@@ -318,7 +313,7 @@ impl Session {
             .collect();
         Answer {
             result,
-            out: sys::Prepare {
+            out: sys::Check {
                 done,
                 refused: status.iter().filter(|s| **s != 0).count() as u64,
                 ..arg
@@ -337,16 +332,16 @@ impl Session {
         if !matches!(self.state(), 2 | 3) {
             return Answer::fail(Errno::EBADFD, arg);
         }
-        let ids = self.bound.map(|bound| bound.ids).unwrap_or_default();
-        if let Err(error) = world.free(ids, self.number) {
-            return Answer::fail(error, arg);
-        }
         if arg.expected != self.cursor() {
             return self.stale(arg, access.structure, |arg, cursor| arg.cursor = cursor);
         }
         let Some(nr) = stretch(self.cursor(), arg.nr, self.pairs()) else {
             return Answer::fail(Errno::EINVAL, arg);
         };
+        let ids = self.bound.map(|bound| bound.ids).unwrap_or_default();
+        if let Err(error) = world.free(ids, self.number) {
+            return Answer::fail(error, arg);
+        }
         if !access.structure {
             return Answer::fail(Errno::EFAULT, arg);
         }
@@ -433,7 +428,7 @@ impl Session {
             result: if self.cursor < before { Ok(()) } else { end },
             out: sys::Rollback {
                 cursor: self.cursor(),
-                swapped,
+                restored: swapped,
                 ..arg
             },
             status: Vec::new(),
@@ -473,7 +468,7 @@ impl Session {
         Answer::fail(Errno::ESTALE, arg)
     }
 
-    /// `STATUS`, without the counts of hypercalls and flushes.
+    /// `STATUS`
     pub fn status(&self, arg: sys::Status) -> sys::Status {
         let [domid_a, domid_b] = self.bound.map(|b| b.domids).unwrap_or_default();
         let refused = self.count(Mark::Refused);

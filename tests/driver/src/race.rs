@@ -84,7 +84,7 @@ fn work(file: &File, seed: u64) -> Result<i64> {
                 let (result, arg) = rollback(file, cursor);
                 match result {
                     Ok(()) | Err(Errno::ECANCELED) => {
-                        balance -= arg.swapped as i64;
+                        balance -= arg.restored as i64;
                         cursor = arg.cursor;
                     }
                     Err(Errno::ESTALE) => cursor = arg.cursor,
@@ -104,16 +104,16 @@ fn work(file: &File, seed: u64) -> Result<i64> {
                 Err(e) => bail!("CANCEL: {e}"),
             },
             3 => {
-                let mut arg = sys::Prepare {
+                let mut arg = sys::Check {
                     size: 48,
                     nr: rng.u64(1..PAIRS),
                     ..Default::default()
                 };
-                match ioctl(file, sys::IOCTL_PREPARE, &mut arg) {
+                match ioctl(file, sys::IOCTL_CHECK, &mut arg) {
                     Ok(()) | Err(Errno::ECANCELED) => {
                         ensure!(arg.done <= arg.nr && arg.refused == 0, "{arg:?}");
                     }
-                    Err(e) => bail!("PREPARE: {e}"),
+                    Err(e) => bail!("CHECK: {e}"),
                 }
             }
             _ => {
@@ -140,13 +140,13 @@ fn work(file: &File, seed: u64) -> Result<i64> {
 /// One race on domains 0 and 1, which hold what `world` says, before and after.
 pub fn run(world: &mut World, domains: &[Domain], seed: u64) -> Result<()> {
     let file = File::options().read(true).write(true).open(DEVICE)?;
-    let mut arg = sys::Open {
+    let mut arg = sys::Bind {
         size: 32,
         domid_a: domains[0].domid(),
         domid_b: domains[1].domid(),
         ..Default::default()
     };
-    ioctl(&file, sys::IOCTL_OPEN, &mut arg)?;
+    ioctl(&file, sys::IOCTL_BIND, &mut arg)?;
     // One run a pair: the order of the frames is reversed.
     let runs: Vec<sys::Run> = (HELD + 1..FRAMES)
         .rev()

@@ -150,13 +150,13 @@ fn contents(first: u64) -> Vec<u64> {
 /// A file with half a move.
 fn half([a, b]: &[Domain; 2]) -> Result<File> {
     let file = File::options().read(true).write(true).open(DEVICE)?;
-    let mut open = sys::Open {
+    let mut open = sys::Bind {
         size: 32,
         domid_a: a.domid(),
         domid_b: b.domid(),
         ..Default::default()
     };
-    race::ioctl(&file, sys::IOCTL_OPEN, &mut open).context("OPEN")?;
+    race::ioctl(&file, sys::IOCTL_BIND, &mut open).context("BIND")?;
     let run = sys::Run {
         gfn_a: 0,
         gfn_b: 0,

@@ -147,13 +147,11 @@ fn driver_line(place: &str) -> Option<Line> {
     let place = place.split(' ').next()?;
     let (file, line) = place.rsplit_once(':')?;
     let file = file.strip_prefix("/src/")?;
-    let file = file.rsplit_once("/../").map_or(file, |(_, f)| f);
-    let wanted = ["drivers/vmbeam/", "rust/core/", "rust/kernel/"];
-    let ours = wanted.iter().any(|dir| file.starts_with(dir));
+    let name = file.strip_prefix("drivers/vmbeam/")?;
+    let ours = name.ends_with(".rs") || ["vmbeam_helpers.c", "vmbeam_xen.c"].contains(&name);
     // Line 0 is code of no line.
     let line = line.parse().ok().filter(|line| *line != 0)?;
-    (ours && file.ends_with(".rs") || file.ends_with("vmbeam_glue.c"))
-        .then(|| (file.to_owned(), line))
+    ours.then(|| (file.to_owned(), line))
 }
 
 fn tell(lines: &BTreeMap<Line, bool>) -> Report {

@@ -4,7 +4,8 @@
 
 use std::fmt::Debug;
 use std::path::PathBuf;
-use vmbeam_uapi::{AddFailed, Device, Error, Info, Prepared, Run, Session, Status, Step};
+use tracing::warn;
+use vmbeam_uapi::{AddFailed, Device, Error, Info, Prepared, Run, Session, Spent, Status, Step};
 use vmbeam_wire::message::SwapCounts;
 
 /// Something that opens sessions.
@@ -28,6 +29,8 @@ pub trait DriverSession {
     fn commit(&mut self, status: &mut [i32]) -> Result<Step, Error>;
     /// Where the session stands.
     fn status(&self) -> Result<Status, Error>;
+    /// What its swaps took.
+    fn spent(&self) -> Spent;
     /// Put some pairs back.
     fn rollback(&mut self) -> Result<Step, Error>;
 }
@@ -81,19 +84,26 @@ impl DriverSession for Session {
         Session::status(self)
     }
 
+    fn spent(&self) -> Spent {
+        Session::spent(self).unwrap_or_else(|e| {
+            warn!("the counts of a swap are missing in its report: {e}");
+            Spent::default()
+        })
+    }
+
     fn rollback(&mut self) -> Result<Step, Error> {
         Session::rollback(self)
     }
 }
 
-/// The part of a session's status that reports tell.
-pub fn counts(status: &Status) -> SwapCounts {
+/// The same for a report.
+pub fn counts(spent: Spent) -> SwapCounts {
     SwapCounts {
-        hypercalls: status.hypercalls,
-        tlb_flushes: status.tlb_flushes,
-        p2m_writes: status.p2m_writes,
-        superpages: status.superpages,
-        splits: status.splits,
-        merges: status.merges,
+        hypercalls: spent.hypercalls,
+        tlb_flushes: spent.tlb_flushes,
+        p2m_writes: spent.p2m_writes,
+        superpages: spent.superpages,
+        splits: spent.splits,
+        merges: spent.merges,
     }
 }

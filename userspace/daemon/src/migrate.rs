@@ -585,7 +585,7 @@ impl<'a> Job<'a> {
                 return Err(e);
             }
         }
-        let counted = session.status();
+        self.report.counts = counts(session.spent());
         self.swapped = Some(session);
         let late = Refusals::collect(&runs, &status);
         if !late.counts.is_empty() {
@@ -594,9 +594,6 @@ impl<'a> Job<'a> {
             )));
         }
         self.report.pages_swapped = pages;
-        if let Ok(counted) = counted {
-            self.report.counts = counts(&counted);
-        }
         self.copy(&copies, there)?;
         if self.request.verify {
             let after = self.digests(Phase::DigestsAfter, false, there, &external)?;

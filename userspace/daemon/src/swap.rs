@@ -198,10 +198,6 @@ impl Job<'_> {
         for (reason, nr) in &refusals.counts {
             *pages_refused.entry((*reason).to_owned()).or_default() += nr;
         }
-        let driver = session.status().map_err(|e| SwapError {
-            failure: Failure::Failed,
-            message: format!("the pages were swapped, but {e}"),
-        })?;
         let mut report = SwapReport {
             from: request.from.clone(),
             to: request.to.clone(),
@@ -218,7 +214,7 @@ impl Job<'_> {
             runs: joined.runs.len() as u64,
             run_list: Vec::new(),
             seconds: Seconds::default(),
-            counts: counts(&driver),
+            counts: counts(session.spent()),
             traffic: Traffic::default(),
         };
         if request.list_runs && request.dry_run {

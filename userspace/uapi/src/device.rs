@@ -5,6 +5,7 @@
 use crate::error::{Errno, Error, Op};
 use crate::{raw, sys};
 use std::fs::{File, OpenOptions};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 /// What the driver can do, from [`Device::info`].
@@ -49,6 +50,45 @@ pub struct Step {
     pub swapped: u64,
     /// Pairs refused by this step.
     pub refused: u64,
+}
+
+/// What the swaps of a session took: how the hypervisor did them. For people; lines that a
+/// driver does not have are 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// Hypercalls that swapped.
+    pub hypercalls: u64,
+    /// TLB flushes that the hypervisor counted for them.
+    pub tlb_flushes: u64,
+    /// Entries of the P2Ms that it removed or wrote.
+    pub p2m_writes: u64,
+    /// Pairs of 2 MiB entries that it exchanged whole.
+    pub superpages: u64,
+    /// Larger entries that it split.
+    pub splits: u64,
+    /// Larger entries that it put together again.
+    pub merges: u64,
+}
+
+impl Spent {
+    /// From the lines of the file's `fdinfo`.
+    fn parse(text: &str) -> Self {
+        let of = |name: &str| {
+            let mut lines = text.lines().filter_map(|line| line.split_once(':'));
+            let found = lines.find(|(key, _)| key.strip_prefix("vmbeam-") == Some(name));
+            found
+                .and_then(|(_, nr)| nr.trim().parse().ok())
+                .unwrap_or(0)
+        };
+        Self {
+            hypercalls: of("hypercalls"),
+            tlb_flushes: of("tlb-flushes"),
+            p2m_writes: of("p2m-writes"),
+            superpages: of("superpages"),
+            splits: of("splits"),
+            merges: of("merges"),
+        }
+    }
 }
 
 /// Why runs were not taken, and which one was to blame if one was.
@@ -132,15 +172,15 @@ impl Device {
     pub fn session(self, domids: [u32; 2], ids: [u64; 2]) -> Result<Session, Error> {
         let info = self.info()?;
         let ([domid_a, domid_b], [id_a, id_b]) = (domids, ids);
-        let mut arg = sys::Open {
-            size: size_of::<sys::Open>(),
+        let mut arg = sys::Bind {
+            size: size_of::<sys::Bind>(),
             domid_a,
             domid_b,
             id_a,
             id_b,
             ..Default::default()
         };
-        raw::open(&self.file, &mut arg).map_err(fail(Op::Open))?;
+        raw::bind(&self.file, &mut arg).map_err(fail(Op::Open))?;
         Ok(Session {
             file: self.file,
             info,
@@ -200,12 +240,12 @@ impl Session {
     /// Dry run over `status.len()` pairs from `first` on, in one call of the
     /// driver, which may stop early when a signal comes.
     pub fn prepare(&self, first: u64, status: &mut [i32]) -> Result<Prepared, Error> {
-        let mut arg = sys::Prepare {
-            size: size_of::<sys::Prepare>(),
+        let mut arg = sys::Check {
+            size: size_of::<sys::Check>(),
             first,
             ..Default::default()
         };
-        raw::prepare(&self.file, &mut arg, status).map_err(fail(Op::Prepare))?;
+        raw::check(&self.file, &mut arg, status).map_err(fail(Op::Prepare))?;
         Ok(Prepared {
             done: arg.done,
             refused: arg.refused,
@@ -236,6 +276,16 @@ impl Session {
         status(&self.file)
     }
 
+    /// What the session's swaps took so far.
+    pub fn spent(&self) -> Result<Spent, Error> {
+        let path = format!("/proc/self/fdinfo/{}", self.file.as_raw_fd());
+        let text = std::fs::read_to_string(path).map_err(|e| Error {
+            op: Op::Status,
+            errno: Errno::from_raw(e.raw_os_error().unwrap_or_default()),
+        })?;
+        Ok(Spent::parse(&text))
+    }
+
     /// A handle with which another thread can watch the session and end what it does.
     pub fn canceller(&self) -> Result<Canceller, Error> {
         let file = self.file.try_clone().map_err(|e| Error {
@@ -260,7 +310,7 @@ impl Session {
         self.cursor = arg.cursor;
         Ok(Step {
             cursor: arg.cursor,
-            swapped: arg.swapped,
+            swapped: arg.restored,
             refused: 0,
         })
     }

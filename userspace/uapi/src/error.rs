@@ -12,11 +12,11 @@ pub enum Op {
     OpenFile,
     /// `VMBEAM_IOCTL_INFO`
     Info,
-    /// `VMBEAM_IOCTL_OPEN`
+    /// `VMBEAM_IOCTL_BIND`
     Open,
     /// `VMBEAM_IOCTL_ADD`
     Add,
-    /// `VMBEAM_IOCTL_PREPARE`
+    /// `VMBEAM_IOCTL_CHECK`
     Prepare,
     /// `VMBEAM_IOCTL_COMMIT`
     Commit,

@@ -29,9 +29,9 @@ macro_rules! argument {
 }
 
 argument!(Info, IOCTL_INFO);
-argument!(Open, IOCTL_OPEN);
+argument!(Bind, IOCTL_BIND);
 argument!(Add, IOCTL_ADD);
-argument!(Prepare, IOCTL_PREPARE);
+argument!(Check, IOCTL_CHECK);
 argument!(Commit, IOCTL_COMMIT);
 argument!(Status, IOCTL_STATUS);
 argument!(Rollback, IOCTL_ROLLBACK);
@@ -64,7 +64,7 @@ pub(crate) fn info(file: &File, arg: &mut sys::Info) -> Result<(), Errno> {
     unsafe { call(file, arg) }
 }
 
-pub(crate) fn open(file: &File, arg: &mut sys::Open) -> Result<(), Errno> {
+pub(crate) fn bind(file: &File, arg: &mut sys::Bind) -> Result<(), Errno> {
     // SAFETY: the structure has no pointers.
     unsafe { call(file, arg) }
 }
@@ -109,11 +109,7 @@ pub(crate) fn add(file: &File, arg: &mut sys::Add, runs: &[sys::Run]) -> Result<
 }
 
 /// `status` overrides the pointer and count in `arg`: one element a pair.
-pub(crate) fn prepare(
-    file: &File,
-    arg: &mut sys::Prepare,
-    status: &mut [i32],
-) -> Result<(), Errno> {
+pub(crate) fn check(file: &File, arg: &mut sys::Check, status: &mut [i32]) -> Result<(), Errno> {
     // A count of 0 would mean "all", which the slice could not hold.
     if status.is_empty() {
         return Ok(());

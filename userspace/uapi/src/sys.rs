@@ -3,28 +3,28 @@
 //! The structures and numbers of `include/uapi/linux/vmbeam.h`.
 //!
 //! The structures and constants are those that the driver itself is compiled
-//! from, in `rust/core`. Their names are those of the header without the
+//! from. Their names are those of the header without the
 //! `vmbeam_` prefix. What each field means is said there, once.
 
 pub use vmbeam_core::names;
 pub use vmbeam_core::uapi::{
-    ioctl, Abandon, Add, Adopt, Cancel, Commit, Info, Open, Prepare, Record, Request, Rollback,
-    Run, Status, FEATURE_DEBUG, FEATURE_MOCK, FEATURE_SWAP, IOC_TYPE,
+    ioctl, Abandon, Add, Adopt, Bind, Cancel, Check, Commit, Info, Record, Request, Rollback, Run,
+    Status, FEATURE_SWAP, IOC_TYPE,
 };
 use vmbeam_core::uapi::{
-    NR_ABANDON, NR_ADD, NR_ADOPT, NR_CANCEL, NR_COMMIT, NR_INFO, NR_OPEN, NR_PREPARE, NR_RECORD,
+    NR_ABANDON, NR_ADD, NR_ADOPT, NR_BIND, NR_CANCEL, NR_CHECK, NR_COMMIT, NR_INFO, NR_RECORD,
     NR_ROLLBACK, NR_STATUS, STATE_COMMITTED, STATE_COMMITTING, STATE_EMPTY, STATE_LOADED,
     STATE_ROLLED_BACK, STATE_ROLLING_BACK, STATE_UNBOUND,
 };
 
 /// `VMBEAM_IOCTL_INFO`
 pub const IOCTL_INFO: u32 = ioctl(NR_INFO);
-/// `VMBEAM_IOCTL_OPEN`
-pub const IOCTL_OPEN: u32 = ioctl(NR_OPEN);
+/// `VMBEAM_IOCTL_BIND`
+pub const IOCTL_BIND: u32 = ioctl(NR_BIND);
 /// `VMBEAM_IOCTL_ADD`
 pub const IOCTL_ADD: u32 = ioctl(NR_ADD);
-/// `VMBEAM_IOCTL_PREPARE`
-pub const IOCTL_PREPARE: u32 = ioctl(NR_PREPARE);
+/// `VMBEAM_IOCTL_CHECK`
+pub const IOCTL_CHECK: u32 = ioctl(NR_CHECK);
 /// `VMBEAM_IOCTL_COMMIT`
 pub const IOCTL_COMMIT: u32 = ioctl(NR_COMMIT);
 /// `VMBEAM_IOCTL_STATUS`
@@ -44,7 +44,7 @@ pub const IOCTL_ABANDON: u32 = ioctl(NR_ABANDON);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum State {
-    /// No `OPEN` yet.
+    /// No `BIND` yet.
     Unbound = STATE_UNBOUND,
     /// Bound to two domains, no runs.
     Empty = STATE_EMPTY,

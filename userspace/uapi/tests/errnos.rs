@@ -87,18 +87,45 @@ fn every_documented_errno_is_in_the_table() {
     assert!(unknown.is_empty(), "not in {HEADER}: {unknown:?}");
 }
 
+fn selftests() -> String {
+    ["vmbeam_test.c", "vmbeam_half.c", "vmbeam_fault.c"]
+        .map(|name| read(&format!("{TESTS}/{name}")))
+        .concat()
+}
+
+/// The text of a test that is called `fixture.name`.
+fn body<'a>(sources: &'a str, test: &str) -> &'a str {
+    let (fixture, name) = test.split_once('.').unwrap_or_else(|| panic!("{test}"));
+    let begins = [
+        format!("TEST_F({fixture}, {name})"),
+        format!("TEST_F_TIMEOUT({fixture}, {name},"),
+    ];
+    let found = begins.iter().find_map(|begin| {
+        let (_, body) = sources.split_once(begin)?;
+        body.split("\nTEST_").next()
+    });
+    found.unwrap_or_else(|| panic!("no test {test}"))
+}
+
+#[test]
+fn every_test_of_a_claim_exists() {
+    let (text, sources) = (read(TABLE), selftests());
+    let (_, rest) = text.split_once("Which test would fail").unwrap();
+    let (claims, _) = rest.split_once("Which test tries which error").unwrap();
+    let words = claims.split(|c: char| c.is_whitespace() || c == ',');
+    let tests = words.filter(|word| {
+        ["fault.", "half.", "many.", "pair.", "device."]
+            .iter()
+            .any(|fixture| word.starts_with(fixture))
+    });
+    assert!(tests.map(|test| body(&sources, test)).count() > 15);
+}
+
 #[test]
 fn every_test_in_the_table_exists() {
-    let sources = ["vmbeam_test.c", "vmbeam_half.c", "vmbeam_fault.c"]
-        .map(|name| read(&format!("{TESTS}/{name}")))
-        .concat();
+    let sources = selftests();
     for (_, errno, test) in table() {
-        let (fixture, name) = test.split_once('.').unwrap_or_else(|| panic!("{test}"));
-        let found = ["TEST_F(", "TEST_F_TIMEOUT("].iter().find_map(|macro_| {
-            let (_, body) = sources.split_once(&format!("{macro_}{fixture}, {name}"))?;
-            Some(body.split("\nTEST_").next().unwrap_or(body))
-        });
-        let body = found.unwrap_or_else(|| panic!("no test {test}"));
+        let body = body(&sources, &test);
         // Some take the errno from a table before them.
         let named = body.contains(&errno)
             || sources.contains(&format!("{{ -{errno}, ")) && body.contains("errors[i]")

@@ -24,15 +24,14 @@ fn expected() -> BTreeMap<String, u64> {
         };
     }
     layout!("vmbeam_info", sys::Info: size flags features max_add_runs batch_pairs max_runs max_pairs);
-    layout!("vmbeam_open", sys::Open: size flags domid_a domid_b id_a id_b);
+    layout!("vmbeam_bind", sys::Bind: size flags domid_a domid_b id_a id_b);
     layout!("vmbeam_run", sys::Run: gfn_a gfn_b nr reserved);
     layout!("vmbeam_add", sys::Add: size flags runs nr_runs bad_run total_runs total_pairs);
-    layout!("vmbeam_prepare", sys::Prepare: size flags first nr status done refused);
+    layout!("vmbeam_check", sys::Check: size flags first nr status done refused);
     layout!("vmbeam_commit", sys::Commit: size flags expected nr status cursor swapped refused);
     layout!("vmbeam_status", sys::Status: size flags state domid_a domid_b activity runs pairs
-        cursor swapped refused hypercalls tlb_flushes batches p2m_writes
-        superpages splits merges);
-    layout!("vmbeam_rollback", sys::Rollback: size flags expected cursor swapped);
+        cursor swapped refused);
+    layout!("vmbeam_rollback", sys::Rollback: size flags expected cursor restored);
     layout!("vmbeam_cancel", sys::Cancel: size flags);
     layout!("vmbeam_record", sys::Record: size flags id domid_a domid_b id_a id_b state error time
         pid reserved runs pairs cursor swapped refused);
@@ -40,9 +39,9 @@ fn expected() -> BTreeMap<String, u64> {
     layout!("vmbeam_abandon", sys::Abandon: size flags expected cursor);
     for (name, value) in [
         ("VMBEAM_IOCTL_INFO", sys::IOCTL_INFO),
-        ("VMBEAM_IOCTL_OPEN", sys::IOCTL_OPEN),
+        ("VMBEAM_IOCTL_BIND", sys::IOCTL_BIND),
         ("VMBEAM_IOCTL_ADD", sys::IOCTL_ADD),
-        ("VMBEAM_IOCTL_PREPARE", sys::IOCTL_PREPARE),
+        ("VMBEAM_IOCTL_CHECK", sys::IOCTL_CHECK),
         ("VMBEAM_IOCTL_COMMIT", sys::IOCTL_COMMIT),
         ("VMBEAM_IOCTL_STATUS", sys::IOCTL_STATUS),
         ("VMBEAM_IOCTL_ROLLBACK", sys::IOCTL_ROLLBACK),
@@ -52,8 +51,6 @@ fn expected() -> BTreeMap<String, u64> {
         ("VMBEAM_IOCTL_ABANDON", sys::IOCTL_ABANDON),
         ("VMBEAM_IOC_TYPE", sys::IOC_TYPE),
         ("VMBEAM_FEATURE_SWAP", sys::FEATURE_SWAP as u32),
-        ("VMBEAM_FEATURE_DEBUG", sys::FEATURE_DEBUG as u32),
-        ("VMBEAM_FEATURE_MOCK", sys::FEATURE_MOCK as u32),
     ] {
         m.insert(name.into(), value.into());
     }

@@ -45,7 +45,7 @@ impl Fuzzer {
     }
 
     pub(super) fn open(&mut self, open: &mut Open) -> Result<()> {
-        let place = self.place(size_of::<sys::Open>());
+        let place = self.place(size_of::<sys::Bind>());
         let mut domid = || match self.rng.u8(..24) {
             0 => 0,
             1 => 0x7000,
@@ -69,7 +69,7 @@ impl Fuzzer {
                 _ => 0,
             }
         };
-        let arg = sys::Open {
+        let arg = sys::Bind {
             size: 32,
             flags: 0,
             domid_a,
@@ -82,8 +82,8 @@ impl Fuzzer {
             expected = Err(Errno::EFAULT);
         }
         self.arena.write(place.address, bytes(&arg))?;
-        let result = self.call(&open.file, sys::IOCTL_OPEN, place.address);
-        let after: sys::Open = self.fetch(place.address)?;
+        let result = self.call(&open.file, sys::IOCTL_BIND, place.address);
+        let after: sys::Bind = self.fetch(place.address)?;
         ensure!(
             result == expected,
             "{arg:x?}: {result:?}, expected {expected:?}"
@@ -161,8 +161,8 @@ impl Fuzzer {
         self.compare(&open.file, sys::IOCTL_ADD, &place, arg, &answer)
     }
 
-    pub(super) fn prepare(&mut self, open: &mut Open) -> Result<()> {
-        let place = self.place(size_of::<sys::Prepare>());
+    pub(super) fn check(&mut self, open: &mut Open) -> Result<()> {
+        let place = self.place(size_of::<sys::Check>());
         let pairs = open.model.pairs();
         let usual = self.rng.u64(..=pairs.max(1) - 1);
         let first = self.number(usual);
@@ -172,7 +172,7 @@ impl Fuzzer {
         } else {
             nr
         });
-        let arg = sys::Prepare {
+        let arg = sys::Check {
             size: 48,
             flags: 0,
             first,
@@ -185,8 +185,8 @@ impl Fuzzer {
             structure: place.writable,
             elements,
         };
-        let answer = open.model.prepare(&self.world, arg, access);
-        self.compare(&open.file, sys::IOCTL_PREPARE, &place, arg, &answer)?;
+        let answer = open.model.check(&self.world, arg, access);
+        self.compare(&open.file, sys::IOCTL_CHECK, &place, arg, &answer)?;
         if status != 0 && !answer.status.is_empty() {
             self.statuses(status, &answer)?;
         }
@@ -251,7 +251,7 @@ impl Fuzzer {
             flags: 0,
             expected,
             cursor: 7,
-            swapped: 7,
+            restored: 7,
         };
         let access = Access {
             structure: place.writable,

@@ -19,9 +19,9 @@ const fn size<T: sys::Request>() -> (u32, u32) {
 /// version.
 const SIZES: [(u32, u32); 11] = [
     size::<sys::Info>(),
-    size::<sys::Open>(),
+    size::<sys::Bind>(),
     size::<sys::Add>(),
-    size::<sys::Prepare>(),
+    size::<sys::Check>(),
     size::<sys::Commit>(),
     size::<sys::Status>(),
     size::<sys::Rollback>(),

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use vmbeam_agent::toolstack::{Incoming, Outgoing};
 use vmbeam_agent::{Agent, HvError, Hypervisor};
 use vmbeam_uapi::sys::FEATURE_SWAP;
-use vmbeam_uapi::{AddFailed, Errno, Error, Info, Op, Prepared, Run, Status, Step};
+use vmbeam_uapi::{AddFailed, Errno, Error, Info, Op, Prepared, Run, Spent, Status, Step};
 use vmbeam_wire::message::{
     AgentErrorCode, Facts, FromDaemon, Guest, GuestKind, GuestRef, GuestState, SwapRequest,
     ToDaemon, Toolstack,
@@ -733,10 +733,16 @@ impl DriverSession for FakeSession {
             domid_b: self.domids.1,
             pairs: self.pairs.len() as u64,
             cursor: self.cursor,
+            ..Default::default()
+        })
+    }
+
+    fn spent(&self) -> Spent {
+        Spent {
             hypercalls: self.calls,
             tlb_flushes: 2 * self.calls,
             ..Default::default()
-        })
+        }
     }
 
     fn rollback(&mut self) -> Result<Step, Error> {

@@ -21,8 +21,9 @@
  *  EFAULT      a pointer cannot be read or written
  *  EBADFD      the session is in a state that does not allow the ioctl
  *  EINTR       a signal, or another reason to leave the kernel (a debugger, a
- *              freezer), came before the ioctl got anywhere, or while another
- *              thread was working on the session
+ *              freezer), came while another thread was working on the session.
+ *              An ioctl that has the session to itself gets somewhere before it
+ *              looks for signals, whatever their rate, and then succeeds
  *  EIO         an answer of the hypervisor that makes no sense
  *
  * Several threads and processes may use one open file. INFO, STATUS, CANCEL and
@@ -45,7 +46,7 @@
 
 /**
  * enum vmbeam_state - where a session stands
- * @VMBEAM_STATE_UNBOUND: no VMBEAM_IOCTL_OPEN yet
+ * @VMBEAM_STATE_UNBOUND: no VMBEAM_IOCTL_BIND yet
  * @VMBEAM_STATE_EMPTY: bound to two domains, no runs
  * @VMBEAM_STATE_LOADED: has runs, nothing swapped
  * @VMBEAM_STATE_COMMITTING: the pairs before the cursor have been dealt with
@@ -65,10 +66,6 @@ enum vmbeam_state {
 
 /* The hypervisor implements the swap of frames. */
 #define VMBEAM_FEATURE_SWAP _BITULL(0)
-/* The driver was built with its debug options; not for production. */
-#define VMBEAM_FEATURE_DEBUG _BITULL(1)
-/* There is no hypervisor: what a debug driver swaps is a model of one. */
-#define VMBEAM_FEATURE_MOCK _BITULL(2)
 
 /**
  * struct vmbeam_info - ioctl(VMBEAM_IOCTL_INFO)
@@ -93,8 +90,8 @@ struct vmbeam_info {
 };
 
 /**
- * struct vmbeam_open - ioctl(VMBEAM_IOCTL_OPEN)
- * @size: sizeof(struct vmbeam_open)
+ * struct vmbeam_bind - ioctl(VMBEAM_IOCTL_BIND)
+ * @size: sizeof(struct vmbeam_bind)
  * @flags: must be 0
  * @domid_a: first domain
  * @domid_b: second domain
@@ -120,7 +117,7 @@ struct vmbeam_info {
  * commits and rollbacks need is allocated here and with the runs: they do not
  * fail for lack of kernel memory.
  */
-struct vmbeam_open {
+struct vmbeam_bind {
 	__u32 size;
 	__u32 flags;
 	__u32 domid_a;
@@ -176,8 +173,8 @@ struct vmbeam_add {
 };
 
 /**
- * struct vmbeam_prepare - ioctl(VMBEAM_IOCTL_PREPARE)
- * @size: sizeof(struct vmbeam_prepare)
+ * struct vmbeam_check - ioctl(VMBEAM_IOCTL_CHECK)
+ * @size: sizeof(struct vmbeam_check)
  * @flags: must be 0
  * @first: number of the first pair to check
  * @nr: how many pairs to check; 0 for all from @first on
@@ -204,11 +201,10 @@ struct vmbeam_add {
  *  -ENOMEM      no memory to split a superpage
  *
  * Errors: EBADFD (nothing loaded), EINVAL (@first or @nr beyond the session's
- * pairs), EINTR (a signal before the first pair), ECANCELED (the out fields
- * are valid), ESRCH, EPERM, ENXIO, EBUSY and ENOMEM (of the hypervisor) as for
- * VMBEAM_IOCTL_OPEN.
+ * pairs), ECANCELED (the out fields are valid), ESRCH, EPERM, ENXIO, EBUSY and
+ * ENOMEM (of the hypervisor) as for VMBEAM_IOCTL_BIND.
  */
-struct vmbeam_prepare {
+struct vmbeam_check {
 	__u32 size;
 	__u32 flags;
 	__aligned_u64 first;
@@ -225,7 +221,7 @@ struct vmbeam_prepare {
  * @expected: where the caller believes the cursor to be
  * @nr: stop after this many pairs; 0 to go on to the end
  * @status: pointer to one __s32 a pair asked for, or 0; see
- *	struct vmbeam_prepare. Elements of pairs that were not reached are left
+ *	struct vmbeam_check. Elements of pairs that were not reached are left
  *	alone
  * @cursor: out: number of the first pair that has not been dealt with
  * @swapped: out: pairs swapped by this call
@@ -244,10 +240,10 @@ struct vmbeam_prepare {
  *
  * Errors: EBADFD (nothing loaded, already committed, or rolled back), ESTALE
  * (@expected is not the cursor, which is in @cursor), EINVAL (@nr beyond the
- * end), EFAULT and ECANCELED (see above), EINTR (a signal before the first
- * pair), ESRCH, EPERM, ENXIO, EBUSY and ENOMEM (of the hypervisor) as for
- * VMBEAM_IOCTL_OPEN. Of two sessions that share a domain only one can have
- * pairs swapped: the other one gets EBUSY until that is closed.
+ * end), EFAULT and ECANCELED (see above), ESRCH, EPERM, ENXIO, EBUSY and ENOMEM
+ * (of the hypervisor) as for VMBEAM_IOCTL_BIND. Of two sessions that share a
+ * domain only one can have pairs swapped: the other one gets EBUSY until that is
+ * closed.
  */
 struct vmbeam_commit {
 	__u32 size;
@@ -274,13 +270,6 @@ struct vmbeam_commit {
  * @cursor: out: number of the first pair that is not swapped or refused
  * @swapped: out: pairs that are swapped now
  * @refused: out: pairs before the cursor that were refused
- * @hypercalls: out: hypercalls that this session has issued to swap
- * @tlb_flushes: out: TLB flushes that the hypervisor counted for them
- * @batches: out: batches that the hypervisor made of them
- * @p2m_writes: out: entries of the domains' P2Ms that it removed or wrote
- * @superpages: out: pairs of 2 MiB entries that it exchanged whole
- * @splits: out: entries of 2 MiB or 1 GiB that it had to split
- * @merges: out: entries of 2 MiB or 1 GiB that it put together
  *
  * Never waits for another ioctl. While one swaps, the counts are those after
  * its last hypercall.
@@ -297,13 +286,6 @@ struct vmbeam_status {
 	__aligned_u64 cursor;
 	__aligned_u64 swapped;
 	__aligned_u64 refused;
-	__aligned_u64 hypercalls;
-	__aligned_u64 tlb_flushes;
-	__aligned_u64 batches;
-	__aligned_u64 p2m_writes;
-	__aligned_u64 superpages;
-	__aligned_u64 splits;
-	__aligned_u64 merges;
 };
 
 /**
@@ -312,7 +294,7 @@ struct vmbeam_status {
  * @flags: must be 0
  * @expected: where the caller believes the cursor to be
  * @cursor: out: pairs that remain to be put back; 0 when all are back
- * @swapped: out: pairs put back by this call
+ * @restored: out: pairs put back by this call
  *
  * Put the pairs before the cursor back, from the last to the first; refused
  * pairs are passed over. Like VMBEAM_IOCTL_COMMIT the call returns 0 as soon as
@@ -322,17 +304,16 @@ struct vmbeam_status {
  * back already; they are known and passed over later.
  *
  * Errors: EBADFD (nothing was committed), ESTALE (@expected is not the cursor,
- * which is in @cursor), EINTR (a signal before the first pair), ECANCELED (the
- * out fields are valid), ESRCH, EPERM, ENXIO, EBUSY and ENOMEM (of the
- * hypervisor) as for VMBEAM_IOCTL_OPEN, and the status of a pair that the
- * hypervisor will not swap back now, when it is the very next one.
+ * which is in @cursor), ECANCELED (the out fields are valid), ESRCH, EPERM, ENXIO,
+ * EBUSY and ENOMEM (of the hypervisor) as for VMBEAM_IOCTL_BIND, and the status of
+ * a pair that the hypervisor will not swap back now, when it is the very next one.
  */
 struct vmbeam_rollback {
 	__u32 size;
 	__u32 flags;
 	__aligned_u64 expected;
 	__aligned_u64 cursor;
-	__aligned_u64 swapped;
+	__aligned_u64 restored;
 };
 
 /**
@@ -340,7 +321,7 @@ struct vmbeam_rollback {
  * @size: sizeof(struct vmbeam_cancel)
  * @flags: must be 0
  *
- * Have the VMBEAM_IOCTL_PREPARE, _COMMIT or _ROLLBACK that works on the session
+ * Have the VMBEAM_IOCTL_CHECK, _COMMIT or _ROLLBACK that works on the session
  * now end after its current hypercall. It then fails with ECANCELED and says in
  * its out fields how far it came. If it was about to end it may still succeed.
  * Does not wait for it. Calls that wait for their turn are not affected.
@@ -445,9 +426,9 @@ struct vmbeam_abandon {
 enum {
 	VMBEAM_CMD_BASE = 0x80,
 	VMBEAM_CMD_INFO = VMBEAM_CMD_BASE,
-	VMBEAM_CMD_OPEN,
+	VMBEAM_CMD_BIND,
 	VMBEAM_CMD_ADD,
-	VMBEAM_CMD_PREPARE,
+	VMBEAM_CMD_CHECK,
 	VMBEAM_CMD_COMMIT,
 	VMBEAM_CMD_STATUS,
 	VMBEAM_CMD_ROLLBACK,
@@ -458,9 +439,9 @@ enum {
 };
 
 #define VMBEAM_IOCTL_INFO	_IO(VMBEAM_IOC_TYPE, VMBEAM_CMD_INFO)
-#define VMBEAM_IOCTL_OPEN	_IO(VMBEAM_IOC_TYPE, VMBEAM_CMD_OPEN)
+#define VMBEAM_IOCTL_BIND	_IO(VMBEAM_IOC_TYPE, VMBEAM_CMD_BIND)
 #define VMBEAM_IOCTL_ADD	_IO(VMBEAM_IOC_TYPE, VMBEAM_CMD_ADD)
-#define VMBEAM_IOCTL_PREPARE	_IO(VMBEAM_IOC_TYPE, VMBEAM_CMD_PREPARE)
+#define VMBEAM_IOCTL_CHECK	_IO(VMBEAM_IOC_TYPE, VMBEAM_CMD_CHECK)
 #define VMBEAM_IOCTL_COMMIT	_IO(VMBEAM_IOC_TYPE, VMBEAM_CMD_COMMIT)
 #define VMBEAM_IOCTL_STATUS	_IO(VMBEAM_IOC_TYPE, VMBEAM_CMD_STATUS)
 #define VMBEAM_IOCTL_ROLLBACK	_IO(VMBEAM_IOC_TYPE, VMBEAM_CMD_ROLLBACK)

@@ -22,9 +22,9 @@ pub const fn state(state: u32) -> &'static str {
 pub const fn activity(nr: u32) -> &'static str {
     match nr {
         0 => "none",
-        NR_OPEN => "open",
+        NR_BIND => "bind",
         NR_ADD => "add",
-        NR_PREPARE => "prepare",
+        NR_CHECK => "check",
         NR_COMMIT => "commit",
         NR_ROLLBACK => "rollback",
         NR_ADOPT => "adopt",

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The frames that a session uses in one domain.
+//! The memory of a ledger.
 
 use kernel::prelude::*;
 
@@ -11,6 +11,7 @@ use crate::{
         Chunks,
         WORDS, //
     },
+    ledger::Memory,
 };
 
 /// Most chunks of one domain: the frames of 2 TiB. They take 64 MiB.
@@ -46,5 +47,23 @@ impl Chunks for Frames {
         };
         let chunk = self.0.get_mut(at).ok_or(EINVAL)?;
         Ok(&mut chunk.words)
+    }
+}
+
+/// Memory that is charged to the caller.
+#[derive(Default)]
+pub(crate) struct Charged;
+
+impl Memory for Charged {
+    type Error = Error;
+    type List<T: Clone + Default> = KVVec<T>;
+    type Frames = Frames;
+
+    fn grow<T: Clone + Default>(list: &mut KVVec<T>, len: usize) -> Result {
+        Ok(alloc::resize(list, len)?)
+    }
+
+    fn truncate<T: Clone + Default>(list: &mut KVVec<T>, len: usize) {
+        alloc::truncate(list, len);
     }
 }

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Called from Rust, which declares them in rust/kernel/.
+ * Called from Rust, which declares each where it is called.
  */
-#ifndef __VMBEAM_GLUE_H__
-#define __VMBEAM_GLUE_H__
+#ifndef __VMBEAM_HELPERS_H__
+#define __VMBEAM_HELPERS_H__
 
 #include <linux/types.h>
 
 struct workqueue_struct;
 
-bool vmbeam_may_work(void);
+bool vmbeam_is_initial_domain(void);
 int vmbeam_memory_op(unsigned int cmd, void *arg);
 void vmbeam_pin_module(void);
 void vmbeam_unpin_module(void);
@@ -28,9 +28,8 @@ void vmbeam_trace_refused(unsigned int domid_a, unsigned int domid_b,
 void vmbeam_record_kept(u64 id, unsigned int domid_a, unsigned int domid_b,
 			u64 swapped, int error);
 
-#ifdef VMBEAM_DEBUG
+/* In a debug build only. */
 void vmbeam_debug_raise(int sig);
 void vmbeam_debug_sleep(unsigned int msecs);
-#endif
 
-#endif /* __VMBEAM_GLUE_H__ */
+#endif /* __VMBEAM_HELPERS_H__ */

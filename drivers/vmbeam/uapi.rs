@@ -4,7 +4,7 @@
 //!
 //! The header says what every field means. The structures are written by hand
 //! because a module outside the kernel tree cannot run the kernel's bindgen; the
-//! numbers at the end, which `vmbeam_glue.c` asserts of the header as well, keep
+//! numbers at the end, which `vmbeam_abi.c` asserts of the header as well, keep
 //! the two together.
 
 use zerocopy_derive::{
@@ -19,12 +19,12 @@ pub const IOC_TYPE: u32 = 0xbb;
 
 /// `VMBEAM_CMD_INFO`
 pub const NR_INFO: u32 = 0x80;
-/// `VMBEAM_CMD_OPEN`
-pub const NR_OPEN: u32 = 0x81;
+/// `VMBEAM_CMD_BIND`
+pub const NR_BIND: u32 = 0x81;
 /// `VMBEAM_CMD_ADD`
 pub const NR_ADD: u32 = 0x82;
-/// `VMBEAM_CMD_PREPARE`
-pub const NR_PREPARE: u32 = 0x83;
+/// `VMBEAM_CMD_CHECK`
+pub const NR_CHECK: u32 = 0x83;
 /// `VMBEAM_CMD_COMMIT`
 pub const NR_COMMIT: u32 = 0x84;
 /// `VMBEAM_CMD_STATUS`
@@ -47,12 +47,8 @@ pub const fn ioctl(nr: u32) -> u32 {
 
 /// `vmbeam_info.features`: the hypervisor implements the swap.
 pub const FEATURE_SWAP: u64 = 1 << 0;
-/// `vmbeam_info.features`: a driver with its debug options.
-pub const FEATURE_DEBUG: u64 = 1 << 1;
-/// `vmbeam_info.features`: a model of a hypervisor instead of one.
-pub const FEATURE_MOCK: u64 = 1 << 2;
 
-/// No `VMBEAM_IOCTL_OPEN` yet.
+/// No `VMBEAM_IOCTL_BIND` yet.
 pub const STATE_UNBOUND: u32 = 0;
 /// Bound to two domains, no runs.
 pub const STATE_EMPTY: u32 = 1;
@@ -100,8 +96,8 @@ abi_struct! {
 }
 
 abi_struct! {
-    /// `struct vmbeam_open`
-    Open {
+    /// `struct vmbeam_bind`
+    Bind {
         /// Size of this structure.
         size: u32,
         /// Must be 0.
@@ -152,8 +148,8 @@ abi_struct! {
 }
 
 abi_struct! {
-    /// `struct vmbeam_prepare`
-    Prepare {
+    /// `struct vmbeam_check`
+    Check {
         /// Size of this structure.
         size: u32,
         /// Must be 0.
@@ -218,20 +214,6 @@ abi_struct! {
         swapped: u64,
         /// Out: pairs before the cursor that were refused.
         refused: u64,
-        /// Out: hypercalls issued to swap.
-        hypercalls: u64,
-        /// Out: TLB flushes that they took.
-        tlb_flushes: u64,
-        /// Out: batches that the hypervisor made of them.
-        batches: u64,
-        /// Out: P2M entries that it removed or wrote.
-        p2m_writes: u64,
-        /// Out: pairs of 2 MiB entries that it exchanged whole.
-        superpages: u64,
-        /// Out: larger entries that it split.
-        splits: u64,
-        /// Out: larger entries that it put together again.
-        merges: u64,
     }
 }
 
@@ -247,7 +229,7 @@ abi_struct! {
         /// Out: pairs that remain to be put back.
         cursor: u64,
         /// Out: pairs put back by this call.
-        swapped: u64,
+        restored: u64,
     }
 }
 
@@ -348,7 +330,7 @@ macro_rules! request {
     };
 }
 
-request! { Info Open Add Prepare Commit Status Rollback Cancel Record Adopt Abandon }
+request! { Info Bind Add Check Commit Status Rollback Cancel Record Adopt Abandon }
 
 macro_rules! assert_layout {
     ($name:ident, $size:literal, $($field:ident: $offset:literal),*) => {
@@ -361,15 +343,14 @@ macro_rules! assert_layout {
 
 assert_layout!(Info, 40, features: 8, max_add_runs: 16, batch_pairs: 20, max_runs: 24,
     max_pairs: 32);
-assert_layout!(Open, 32, domid_a: 8, domid_b: 12, id_a: 16, id_b: 24);
+assert_layout!(Bind, 32, domid_a: 8, domid_b: 12, id_a: 16, id_b: 24);
 assert_layout!(Run, 24, gfn_a: 0, gfn_b: 8, nr: 16, reserved: 20);
 assert_layout!(Add, 40, runs: 8, nr_runs: 16, bad_run: 20, total_runs: 24, total_pairs: 32);
-assert_layout!(Prepare, 48, first: 8, nr: 16, status: 24, done: 32, refused: 40);
+assert_layout!(Check, 48, first: 8, nr: 16, status: 24, done: 32, refused: 40);
 assert_layout!(Commit, 56, expected: 8, nr: 16, status: 24, cursor: 32, swapped: 40, refused: 48);
-assert_layout!(Status, 120, state: 8, domid_a: 12, domid_b: 16, activity: 20, runs: 24, pairs: 32,
-    cursor: 40, swapped: 48, refused: 56, hypercalls: 64, tlb_flushes: 72, batches: 80,
-    p2m_writes: 88, superpages: 96, splits: 104, merges: 112);
-assert_layout!(Rollback, 32, expected: 8, cursor: 16, swapped: 24);
+assert_layout!(Status, 64, state: 8, domid_a: 12, domid_b: 16, activity: 20, runs: 24, pairs: 32,
+    cursor: 40, swapped: 48, refused: 56);
+assert_layout!(Rollback, 32, expected: 8, cursor: 16, restored: 24);
 assert_layout!(Cancel, 8, size: 0, flags: 4);
 assert_layout!(Record, 104, id: 8, domid_a: 16, domid_b: 20, id_a: 24, id_b: 32, state: 40,
     error: 44, time: 48, pid: 56, reserved: 60, runs: 64, pairs: 72, cursor: 80, swapped: 88,

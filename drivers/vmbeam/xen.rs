@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The swap of frames, as a safe function.
-//!
-//! All `unsafe` code of the driver is in this file and in `glue.rs`. It belongs
-//! into the kernel crate; until then the driver compiles it as modules of its own.
+//! The hypercall, as a safe function, and what it names.
 
 use core::ffi::{
     c_int,
@@ -26,7 +23,7 @@ use crate::xen_abi::{
 };
 
 extern "C" {
-    fn vmbeam_may_work() -> bool;
+    fn vmbeam_is_initial_domain() -> bool;
     fn vmbeam_memory_op(cmd: c_uint, arg: *mut c_void) -> c_int;
 }
 
@@ -77,14 +74,14 @@ impl Domains {
     }
 
     /// A request about them.
-    fn request(self, mode: Mode) -> SwapFrames {
+    pub(crate) fn request(self, mode: Mode) -> SwapFrames {
         let [id_a, id_b] = self.ids;
 
         SwapFrames {
             domid_a: self.a.0,
             domid_b: self.b.0,
             flags: match mode {
-                Mode::Open => SWAP_CHECK | SWAP_UNMAP,
+                Mode::Bind => SWAP_CHECK | SWAP_UNMAP,
                 Mode::Check => SWAP_CHECK,
                 Mode::Swap => 0,
             },
@@ -102,57 +99,11 @@ pub(crate) enum Mode {
     /// Report what a swap would do, and ask the device models of both domains to give up
     /// the mappings that they merely keep in stock: frames in these would be refused. They do
     /// so a moment later.
-    Open,
+    Bind,
     /// Report what a swap would do.
     Check,
     /// Swap.
     Swap,
-}
-
-/// What came of a request.
-pub(crate) struct Reply {
-    /// Pairs dealt with, counted from the first, as the hypervisor says; their statuses are
-    /// valid if it can be believed. Can be more than 0 although `result` is an error.
-    pub(crate) done: u64,
-    /// What it took.
-    pub(crate) stats: SwapStats,
-    /// The ids of the domains, valid if there is a `result`.
-    pub(crate) ids: [u64; 2],
-    /// Whether the hypervisor says that it did all that was asked.
-    pub(crate) result: Result,
-}
-
-/// Ask the hypervisor to swap, or to check, the pairs of `runs`. With no runs it
-/// only checks the domains.
-///
-/// # Errors
-///
-/// In [`Reply::result`]: [`EOPNOTSUPP`] when there is no hypervisor that
-/// implements the operation; [`ESRCH`], [`EPERM`], [`ENXIO`] and [`EBUSY`] as the
-/// uAPI header explains them; [`ENOMEM`]; [`EIO`] for an answer that makes no sense.
-pub(crate) fn swap_frames(
-    domains: Domains,
-    mode: Mode,
-    runs: &[SwapRun],
-    status: &mut [i32],
-) -> Reply {
-    let mut request = domains.request(mode);
-    let mut stats = SwapStats::default();
-    #[cfg(not(vmbeam_debug))]
-    let ret = memory_op(&mut request, runs, status, &mut stats);
-    #[cfg(vmbeam_debug)]
-    let ret = crate::debug::memory_op(&mut request, runs, status, &mut stats);
-
-    Reply {
-        done: request.done,
-        stats,
-        ids: [request.id_a, request.id_b],
-        result: match ret {
-            0 => Ok(()),
-            1.. => Err(EIO),
-            _ => Err(translate(ret)),
-        },
-    }
 }
 
 /// Issue the hypercall. What `request` says about the arrays is replaced.
@@ -200,8 +151,9 @@ fn total(runs: &[SwapRun]) -> u64 {
         .fold(0u64, |sum, run| sum.saturating_add(u64::from(run.nr)))
 }
 
-/// Make the answer of the hypervisor one that the uAPI header documents.
-fn translate(ret: c_int) -> Error {
+/// The error that the hypervisor means with the answer to a whole request, one that the uAPI
+/// header documents.
+pub(crate) fn call_error(ret: c_int) -> Error {
     let error = pair_error(ret);
 
     if [ENOSYS, ENOEXEC].contains(&error) {
@@ -240,12 +192,12 @@ const MAX_ERRNO: c_int = 4095;
 /// memory of others.
 pub(crate) fn is_initial_domain() -> bool {
     // SAFETY: It takes nothing and reads what has been known since boot.
-    unsafe { vmbeam_may_work() }
+    unsafe { vmbeam_is_initial_domain() }
 }
 
 /// Whether there is a hypervisor that implements the swap of frames. Nothing is put before
 /// it, so that this is also what a debug build decides by.
-pub(crate) fn hypervisor_implements() -> bool {
+pub(crate) fn implements_swap() -> bool {
     // INVARIANT: 0 is an ordinary number.
     let dom0 = DomId(0);
     let (a, b, ids) = (dom0, dom0, [0; 2]);
@@ -253,10 +205,5 @@ pub(crate) fn hypervisor_implements() -> bool {
     let ret = memory_op(&mut request, &[], &mut [], &mut SwapStats::default());
 
     // A domain with itself is refused, so any answer other than "no such operation" is a yes.
-    translate(ret) != EOPNOTSUPP
-}
-
-/// Whether frames can be swapped: really, or in a debug build's model.
-pub(crate) fn implemented() -> bool {
-    cfg!(vmbeam_debug) || hypervisor_implements()
+    call_error(ret) != EOPNOTSUPP
 }

@@ -8,10 +8,10 @@
 //! above them could not be). The pairs from the cursor on are not swapped. The counts are
 //! those of the marks.
 //!
-//! All that changes a ledger is in this file and in `loops`. It asks the hypervisor itself, so that nobody
-//! can forget to write down what came of it. When an answer, or the ledger itself, contradicts
-//! the invariant, nobody knows any more what is swapped: the ledger is *broken* for good and
-//! moves nothing.
+//! All that changes a ledger is in this file and in `loops`. It asks the hypervisor itself, so
+//! that nobody can forget to write down what came of it. When an answer, or the ledger itself,
+//! contradicts the invariant, nobody knows any more what is swapped: the ledger is *broken* for
+//! good and moves nothing.
 //!
 //! Marks are bits and not ranges: their size is known as soon as the runs are, so writing down
 //! what a hypercall did can never fail for lack of memory.
@@ -230,12 +230,6 @@ impl<M: Memory> Ledger<M> {
     /// [`Refusal::State`], [`Refusal::Broken`].
     pub fn may_add(&self) -> Result<(), Refusal> {
         self.require(&[uapi::STATE_EMPTY, uapi::STATE_LOADED])
-    }
-
-    /// Whether there is something to commit.
-    pub fn is_to_be_committed(&self) -> bool {
-        self.require(&[uapi::STATE_LOADED, uapi::STATE_COMMITTING])
-            .is_ok()
     }
 
     /// The end of the `nr` pairs from `first` on, 0 meaning all that there are, if something

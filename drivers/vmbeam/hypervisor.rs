@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The hypervisor that a session deals with: Xen, or what a debug build puts before it.
+
+use kernel::prelude::*;
+
+use crate::{
+    debug,
+    xen::{
+        self,
+        Domains,
+        Mode, //
+    },
+    xen_abi::{
+        SwapRun,
+        SwapStats, //
+    },
+};
+
+/// What came of a request.
+pub(crate) struct Reply {
+    /// Pairs dealt with, counted from the first, as the hypervisor says; their statuses are
+    /// valid if it can be believed. Can be more than 0 although `result` is an error.
+    pub(crate) done: u64,
+    /// What it took.
+    pub(crate) stats: SwapStats,
+    /// The ids of the domains, valid if there is a `result`.
+    pub(crate) ids: [u64; 2],
+    /// Whether the hypervisor says that it did all that was asked.
+    pub(crate) result: Result,
+}
+
+/// Ask the hypervisor to swap, or to check, the pairs of `runs`. With no runs it
+/// only checks the domains.
+///
+/// # Errors
+///
+/// In [`Reply::result`]: [`EOPNOTSUPP`] when there is no hypervisor that
+/// implements the operation; [`ESRCH`], [`EPERM`], [`ENXIO`] and [`EBUSY`] as the
+/// uAPI header explains them; [`ENOMEM`]; [`EIO`] for an answer that makes no sense.
+pub(crate) fn swap_frames(
+    domains: Domains,
+    mode: Mode,
+    runs: &[SwapRun],
+    status: &mut [i32],
+) -> Reply {
+    let mut request = domains.request(mode);
+    let mut stats = SwapStats::default();
+    let ret = debug::memory_op(&mut request, runs, status, &mut stats);
+
+    Reply {
+        done: request.done,
+        stats,
+        ids: [request.id_a, request.id_b],
+        result: match ret {
+            0 => Ok(()),
+            1.. => Err(EIO),
+            _ => Err(xen::call_error(ret)),
+        },
+    }
+}
+
+/// Whether frames can be swapped here.
+pub(crate) fn implemented() -> bool {
+    debug::HAS_MODEL || xen::implements_swap()
+}
