@@ -92,6 +92,7 @@ pub fn run(library: &Path, ept: bool) -> Result<()> {
     if !ept {
         nested(&xen).context("nested P2Ms")?;
     }
+    log_dirty(&xen).context("log-dirty mode")?;
     gigabyte(&xen).context("1 GiB")
 }
 
@@ -293,6 +294,61 @@ fn merges(xen: &Xen) -> Result<()> {
         let got = [order(1), order(2)];
         ensure!(got == wanted, "one frame: orders {got:?}, not {wanted:?}");
     }
+    Ok(())
+}
+
+/// Frames are marked as dirty one by one, so with one domain in the mode a superpage takes all of
+/// a batch, which bounds how long others wait; without it eight make one.
+fn log_dirty(xen: &Xen) -> Result<()> {
+    const GFN: u64 = 32 * 512;
+    const PAIRS: u64 = 8 * 512;
+    for id in 1..=2u16 {
+        for i in (0..PAIRS).step_by(512) {
+            xen.populate(id, GFN + i, u64::from(id) * 65536 + i, 9)?;
+        }
+    }
+    let run = Run {
+        gfn_a: GFN,
+        gfn_b: GFN,
+        nr: PAIRS as u32,
+        pad: 0,
+    };
+    for (modes, batches) in [
+        ([false, false], 1),
+        ([true, false], 8),
+        ([false, true], 8),
+        ([false, false], 1),
+    ] {
+        for (id, on) in (1..).zip(modes) {
+            if on {
+                xen.log_dirty(id, true)?;
+            }
+        }
+        world::with(|w| {
+            w.begin(world::Faults {
+                preempt: u64::MAX,
+                ..Default::default()
+            });
+        });
+        let (status, args) = swap(xen, (1, 2), false, run)?;
+        let continued = world::with(|w| w.counts.continued);
+        ensure!(status.iter().all(|s| *s == 0), "a pair was refused");
+        let logging = modes.iter().filter(|on| **on).count() as u64;
+        for (counter, got, want) in [
+            ("batches", args.stat(stat::BATCHES), batches),
+            ("continuations", continued, batches - 1),
+            ("superpages", args.stat(stat::SUPERPAGES), 8),
+            ("dirty frames", args.stat(stat::DIRTIED), PAIRS * logging),
+        ] {
+            ensure!(got == want, "{modes:?}: {got} {counter}, not {want}");
+        }
+        for (id, on) in (1..).zip(modes) {
+            if on {
+                xen.log_dirty(id, false)?;
+            }
+        }
+    }
+    world::with(|w| w.begin(world::Faults::default()));
     Ok(())
 }
 
