@@ -3,8 +3,11 @@
 //! `vmbeam rejuvenate`: the guests leave a host VM, which is restarted with another
 //! guest hypervisor, and come back.
 //!
-//! Every step looks first whether it is done already. What cannot be seen, which
-//! guests have left and which domain the host VM was, is in a small file.
+//! Every step looks first whether it is done already. What cannot be seen is in a small
+//! file ([`state`]).
+
+mod report;
+mod state;
 
 use crate::client::{Client, ClientError};
 use crate::exit;
@@ -13,9 +16,9 @@ use crate::moves::{Moved, Mover, Outcome, TOGETHER};
 use crate::output;
 use crate::restart::{check_config, Ending, Toolstack};
 use crate::MemoryMode;
-use serde::{Deserialize, Serialize};
-use std::fs::{self, File};
-use std::io::Write;
+use report::{print_steps, Report};
+use state::{Stage, State};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -23,8 +26,6 @@ use vmbeam_wire::message::{no_room, CheckReport, FromDaemon, Guest, ToDaemon};
 
 /// How often to look whether the agent is there.
 const LOOK: Duration = Duration::from_secs(2);
-/// Version of the file's format.
-const VERSION: u32 = 1;
 
 /// Options of `vmbeam rejuvenate`.
 #[derive(Debug, clap::Args)]
@@ -63,104 +64,16 @@ pub(crate) struct Args {
     /// Where to note what has been done
     #[arg(long, value_name = "DIR", default_value = "/var/lib/vmbeam")]
     state_dir: PathBuf,
+    /// Take the host VM as the new one although somebody else has restarted it since an
+    /// earlier run
+    #[arg(long)]
+    adopt: bool,
     /// Only find out what is in the way, and say what would be done
     #[arg(long)]
     dry_run: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
-}
-
-/// What must be known to go on.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct State {
-    version: u32,
-    host_vm: String,
-    to: String,
-    /// Domid before the restart.
-    domid: u32,
-    /// Guest hypervisor before the restart.
-    hypervisor: String,
-    /// Guests that are to come back.
-    guests: Vec<String>,
-}
-
-impl State {
-    fn read(file: &Path) -> Result<Option<Self>, String> {
-        let text = match fs::read(file) {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(format!("{}: {e}", file.display())),
-        };
-        match serde_json::from_slice::<Self>(&text) {
-            Ok(state) if state.version == VERSION => Ok(Some(state)),
-            Ok(state) => Err(format!(
-                "{}: version {} of the format, this vmbeam knows version {VERSION}; use the vmbeam that wrote it",
-                file.display(),
-                state.version
-            )),
-            Err(e) => Err(format!(
-                "{}: {e}; move the guests back by `vmbeam migrate`, and remove the file",
-                file.display()
-            )),
-        }
-    }
-
-    fn write(&self, file: &Path) -> Result<(), String> {
-        let write = || {
-            if let Some(dir) = file.parent() {
-                fs::create_dir_all(dir)?;
-            }
-            let new = file.with_extension("new");
-            let mut out = File::create(&new)?;
-            out.write_all(&serde_json::to_vec_pretty(self)?)?;
-            out.sync_all()?;
-            fs::rename(&new, file)
-        };
-        write().map_err(|e: std::io::Error| {
-            format!("cannot write {}: {e}; see --state-dir", file.display())
-        })
-    }
-}
-
-/// Seconds of each step of this run.
-#[derive(Debug, Default, Serialize)]
-struct Seconds {
-    preflight: f64,
-    evacuate: f64,
-    shutdown: f64,
-    create: f64,
-    boot: f64,
-    check: f64,
-    #[serde(rename = "return")]
-    back: f64,
-    total: f64,
-}
-
-/// The one report at the end.
-#[derive(Debug, Default, Serialize)]
-struct Report {
-    host_vm: String,
-    to: String,
-    dry_run: bool,
-    /// It goes on with what an earlier run began.
-    resumed: bool,
-    /// The step that it ended in, or `done`.
-    step: &'static str,
-    /// Why it did not get further.
-    error: Option<String>,
-    blockers: Vec<String>,
-    hypervisor_before: Option<String>,
-    hypervisor_after: Option<String>,
-    domid_before: Option<u32>,
-    domid_after: Option<u32>,
-    /// The host VM did not shut down in time and was destroyed.
-    forced: bool,
-    evacuated: Vec<Moved>,
-    returned: Vec<Moved>,
-    interrupted: bool,
-    seconds: Seconds,
 }
 
 /// Why it ends before it is done.
@@ -253,13 +166,15 @@ impl Rejuvenation<'_> {
         }
         let to = self.destination(&check).map_err(&refuse)?;
         let domid = self.toolstack.domid(name).map_err(&refuse)?;
-        if let Some(state) = State::read(&self.file).map_err(&refuse)? {
+        if let Some(mut state) = State::read(&self.file).map_err(&refuse)? {
             if state.to != to {
                 return Err(refuse(format!(
                     "host VM {name} is being rejuvenated with its guests in {}; end that first, by --to {0}",
                     state.to
                 )));
             }
+            let taken = state.take_up(domid, self.args, &self.file);
+            taken.map_err(&refuse)?;
             self.report.resumed = true;
             return Ok(state);
         }
@@ -287,14 +202,8 @@ impl Rejuvenation<'_> {
         let versions = self.check()?.agents.into_iter();
         let versions = versions.filter(|a| a.host_vm == *name);
         let hypervisor = versions.filter_map(|a| a.connected).next();
-        Ok(State {
-            version: VERSION,
-            host_vm: name.clone(),
-            to,
-            domid,
-            hypervisor: hypervisor.map_or("unknown".into(), |v| v.hypervisor),
-            guests,
-        })
+        let hypervisor = hypervisor.map_or("unknown".into(), |v| v.hypervisor);
+        State::new((name, &to), domid, hypervisor, guests).map_err(refuse)
     }
 
     fn must_go_on(&self) -> Result<(), Stop> {
@@ -351,7 +260,7 @@ impl Rejuvenation<'_> {
         // Somebody may have started another one meanwhile; it would die.
         let (_, left) = self.guests(&name).map_err(stop(exit::INCOMPLETE))?;
         match left.first() {
-            None => Ok(()),
+            None => self.reach(state, Stage::Empty),
             Some(guest) => Err(stop(exit::INCOMPLETE)(format!(
                 "host VM {name} has a new guest, {}; nothing was shut down",
                 guest.name
@@ -359,12 +268,20 @@ impl Rejuvenation<'_> {
         }
     }
 
+    /// Note how far it is, before anything is done that needs that.
+    fn reach(&self, state: &mut State, stage: Stage) -> Result<(), Stop> {
+        state.stage = stage;
+        state.write(&self.file).map_err(stop(exit::INCOMPLETE))
+    }
+
     /// The host VM ends, if it is still the one that it was, and begins again.
-    fn restart(&mut self, state: &State) -> Result<(), Stop> {
+    fn restart(&mut self, state: &mut State) -> Result<(), Stop> {
         let incomplete = stop(exit::INCOMPLETE);
-        let name = &state.host_vm;
+        let name = &state.host_vm.clone();
         self.must_go_on()?;
-        if self.toolstack.domid(name).map_err(&incomplete)? == Some(state.domid) {
+        // Only now: whoever cannot tell that it runs must not have skipped its guests.
+        let old = Some(state.domid);
+        if state.stage == Stage::Empty && self.toolstack.domid(name).map_err(&incomplete)? == old {
             self.report.step = "shutdown";
             let started = Instant::now();
             eprintln!("shutting down host VM {name}");
@@ -388,6 +305,7 @@ impl Rejuvenation<'_> {
                 "creating host VM {name} from {}",
                 self.args.config.display()
             );
+            self.reach(state, Stage::Creating)?;
             let created = self.toolstack.create(&self.args.config);
             self.report.seconds.create = seconds(started);
             created.map_err(|e| {
@@ -397,7 +315,20 @@ impl Rejuvenation<'_> {
                 ))
             })?;
         }
-        Ok(())
+        match (
+            state.is_created(),
+            self.toolstack.domid(name).map_err(&incomplete)?,
+        ) {
+            (Some(created), Some(domid)) if created == domid => Ok(()),
+            (None, Some(domid)) if old != Some(domid) => {
+                let created = state.created(domid, &self.args.config);
+                created.map_err(&incomplete)?;
+                state.write(&self.file).map_err(incomplete)
+            }
+            _ => Err(incomplete(format!(
+                "host VM {name} was created, but is not there; see `xl list`, and its console"
+            ))),
+        }
     }
 
     /// Until the new host VM's agent answers.
@@ -410,7 +341,7 @@ impl Rejuvenation<'_> {
         loop {
             self.must_go_on()?;
             let why = match self.guests(name) {
-                Ok((domid, _)) if domid != state.domid => {
+                Ok((domid, _)) if state.is_created() == Some(domid) => {
                     self.report.domid_after = Some(domid);
                     self.report.seconds.boot = seconds(started);
                     return Ok(());
@@ -504,79 +435,19 @@ impl Rejuvenation<'_> {
         if self.args.dry_run {
             return Ok(());
         }
-        let old = Some(state.domid);
-        let now = self.toolstack.domid(&state.host_vm);
-        if now.map_err(stop(exit::REFUSED))? == old {
+        if state.stage == Stage::Leaving {
             let started = Instant::now();
             let result = self.evacuate(&mut state);
             self.report.seconds.evacuate = seconds(started);
             result?;
         }
-        self.restart(&state)?;
+        self.restart(&mut state)?;
         self.wait_for_agent(&state)?;
         let guests = self.verify(&state)?;
         self.come_back(&state, guests)?;
         self.report.step = "done";
         Ok(())
     }
-}
-
-impl Report {
-    fn print(&self) {
-        let unknown = || "unknown".to_owned();
-        let before = self.hypervisor_before.clone().unwrap_or_else(unknown);
-        let done = match self.step {
-            "done" => "rejuvenated",
-            _ if self.dry_run => "dry run, nothing was changed",
-            _ => "NOT done",
-        };
-        println!("{}: {done}", self.host_vm);
-        match &self.hypervisor_after {
-            Some(after) => println!("  guest hypervisor {before} -> {after}"),
-            None => println!("  guest hypervisor {before}"),
-        }
-        for (title, guests) in [
-            (format!("  to {}:", self.to), &self.evacuated),
-            ("  and back:".into(), &self.returned),
-        ] {
-            if !guests.is_empty() {
-                println!("{title}");
-                guests.iter().for_each(Moved::print);
-            }
-        }
-        if self.dry_run {
-            return;
-        }
-        let s = &self.seconds;
-        let how = if self.forced { " (destroyed)" } else { "" };
-        for (step, seconds, note) in [
-            ("checks", s.preflight, ""),
-            ("evacuate", s.evacuate, ""),
-            ("shutdown", s.shutdown, how),
-            ("create", s.create, ""),
-            ("boot", s.boot, ""),
-            ("check", s.check, ""),
-            ("return", s.back, ""),
-            ("total", s.total, ""),
-        ] {
-            println!("  {step:<14} {seconds:>10.3} s{note}");
-        }
-    }
-}
-
-/// What the commands of a real run would be.
-fn print_steps(args: &Args, report: &Report) {
-    let (xl, name) = (args.xl.display(), &args.host_vm);
-    println!(
-        "  would run        vmbeam evacuate {name} --to {}",
-        report.to
-    );
-    println!(
-        "                   {xl} shutdown -F DOMID, and after {} s {xl} destroy DOMID",
-        args.shutdown_timeout
-    );
-    println!("                   {xl} create {}", args.config.display());
-    println!("                   vmbeam migrate for each of these guests, back to {name}");
 }
 
 pub(crate) fn run(socket: &Path, args: &Args) -> Result<ExitCode, ClientError> {
@@ -637,7 +508,7 @@ pub(crate) fn run(socket: &Path, args: &Args) -> Result<ExitCode, ClientError> {
         eprintln!(
             "vmbeam: {}",
             match (begun, code) {
-                (false, _) => "nothing was changed",
+                (false, _) | (true, exit::REFUSED) => "nothing was changed",
                 (true, exit::FAILED) => "see `vmbeam status`; the same command goes on from here",
                 (true, _) => "every guest runs in one place; the same command goes on from here",
             }

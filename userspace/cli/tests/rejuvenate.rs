@@ -19,7 +19,9 @@ const XL: &str = r#"#!/bin/sh
 cd "$(dirname "$0")" || exit 1
 echo "$*" >>calls
 case $1 in
-domid) cat "domid-$2" || exit 1 ;;
+domid)
+	[ ! -e fail-domid ] || { rm fail-domid; exit 1; }
+	cat "domid-$2" || exit 1 ;;
 shutdown)
 	[ ! -e refuse-shutdown ] || { echo "no such power button" >&2; exit 1; }
 	[ -e hang-shutdown ] || rm $(grep -lx "$3" domid-*) ;;
@@ -418,5 +420,95 @@ fn ctrl_c_stops_between_steps() {
     lab.remove("hang-shutdown");
     let done = lab.run(&[]);
     assert_eq!(done.code, 0, "{done:?}");
+    lab.assert_done();
+}
+
+/// A rejuvenation that has failed on the way back; A is domain 5.
+fn failed_on_the_way_back(lab: &Lab) {
+    lock(&lab.w.hosts["A"]).trouble = Trouble::RestoreFails;
+    let done = lab.run(&[]);
+    assert_eq!(
+        (done.code, &done.report["step"]),
+        (5, &"return".into()),
+        "{done:?}"
+    );
+    lock(&lab.w.hosts["A"]).trouble = Trouble::None;
+}
+
+#[track_caller]
+fn assert_refused(lab: &Lab, args: &[&str], words: &str) {
+    let calls = lab.calls();
+    let done = lab.run(args);
+    assert_eq!(done.code, 3, "{done:?}");
+    assert!(done.stderr.contains(words), "{done:?}");
+    assert!(done.stderr.contains("nothing was changed"), "{done:?}");
+    assert_eq!(lab.calls(), calls);
+}
+
+#[test]
+fn what_an_earlier_run_has_left_is_no_success_of_this_one() {
+    let lab = Lab::start();
+    failed_on_the_way_back(&lab);
+    // Somebody has restarted it meanwhile.
+    lab.put("domid-A", "1\n");
+    for args in [&[][..], &["--dry-run"]] {
+        assert_refused(
+            &lab,
+            args,
+            "as domain 1; --adopt takes that one, and brings guest, second",
+        );
+    }
+    let done = lab.run(&["--adopt"]);
+    assert_eq!(done.code, 0, "{done:?}");
+    assert_eq!(done.names("returned"), ["guest", "second"]);
+    lab.assert_done();
+}
+
+#[test]
+fn another_configuration_than_it_was_created_from_is_not_passed_over() {
+    let lab = Lab::start();
+    failed_on_the_way_back(&lab);
+    lab.put("other.cfg", "name = 'A'\n");
+    let other = lab.path("other.cfg");
+    assert_refused(
+        &lab,
+        &["--config", other.to_str().unwrap()],
+        "was created again already, from another configuration",
+    );
+    assert_eq!(lab.run(&[]).code, 0);
+    lab.assert_done();
+}
+
+#[test]
+fn nothing_is_gone_on_with_after_the_host_was_restarted() {
+    let lab = Lab::start();
+    failed_on_the_way_back(&lab);
+    let file = lab.path("state/rejuvenate-A.json");
+    let mut state: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    state["boot"] = "another".into();
+    std::fs::write(&file, state.to_string()).unwrap();
+    assert_refused(&lab, &[], "the host was restarted since");
+    state["version"] = 1.into();
+    std::fs::write(&file, state.to_string()).unwrap();
+    assert_refused(&lab, &[], "use the vmbeam that wrote it");
+}
+
+#[test]
+fn a_host_vm_that_cannot_be_found_is_not_shut_down_with_its_guests() {
+    let lab = Lab::start();
+    lock(&lab.w.hosts["B"]).trouble = Trouble::RestoreFails;
+    let done = lab.run(&[]);
+    assert_eq!(
+        (done.code, &done.report["step"]),
+        (5, &"evacuate".into()),
+        "{done:?}"
+    );
+    lock(&lab.w.hosts["B"]).trouble = Trouble::None;
+    // The toolstack fails once.
+    lab.put("fail-domid", "");
+    assert_refused(&lab, &[], "finds no such host VM");
+    assert_eq!(lab.running("A"), ["guest", "second"]);
+    assert_eq!(lab.run(&[]).code, 0);
     lab.assert_done();
 }
