@@ -27,8 +27,11 @@ const LIBXC_EXTERNAL_PAGES: u32 = 0x13;
 const RECORD_HEADER: usize = 8;
 /// libxc's own limit.
 const MAX_RECORD: u32 = 128 << 20;
-/// Most ranges in one record: what a guest's frame list may have as well.
+/// Most ranges, in one record and in all that are not neighbours: what a guest's frame list
+/// may have as well.
 const MAX_RANGES: u32 = 1 << 20;
+/// Most pages of all ranges together.
+const MAX_EXTERNAL: u64 = 1 << 26;
 /// First page number that a range may not reach.
 const END_OF_PFNS: u64 = 1 << 40;
 
@@ -46,6 +49,9 @@ pub enum StreamError {
         /// Its length.
         length: u32,
     },
+    /// External pages are in more pieces than a frame list may have.
+    #[error("more than {MAX_RANGES} ranges of external pages")]
+    Ranges,
     /// External pages are empty, out of order, or beyond all bounds.
     #[error("external pages {first:#x} + {nr:#x} are not acceptable here")]
     Range {
@@ -98,6 +104,8 @@ pub struct Scanner {
     collected: Vec<u8>,
     /// Bytes to pass over before.
     skip: u64,
+    /// Pages of all external ranges.
+    external: u64,
     contents: Contents,
 }
 
@@ -108,6 +116,7 @@ impl Default for Scanner {
             want: XL_HEADER,
             collected: Vec::new(),
             skip: 0,
+            external: 0,
             contents: Contents::default(),
         }
     }
@@ -251,9 +260,16 @@ impl Scanner {
             let (first, nr) = (u64_at(range, 0), u64_at(range, 8));
             let from = self.contents.external.last().map_or(0, |r| r.end);
             let end = first.checked_add(nr).filter(|end| *end <= END_OF_PFNS);
+            self.external = self.external.saturating_add(nr);
             match end {
-                Some(end) if nr > 0 && first >= from => {
-                    self.contents.external.push(first..end);
+                Some(end) if nr > 0 && first >= from && self.external <= MAX_EXTERNAL => {
+                    // What follows on is one with it: a record has pages of one batch.
+                    let known = self.contents.external.len();
+                    match self.contents.external.last_mut() {
+                        Some(last) if last.end == first => last.end = end,
+                        _ if known >= MAX_RANGES as usize => return Err(StreamError::Ranges),
+                        _ => self.contents.external.push(first..end),
+                    }
                 }
                 _ => return Err(StreamError::Range { first, nr }),
             }
@@ -340,7 +356,7 @@ mod tests {
         ]);
         for piece in [1, 7, 8, 4096, stream.len()] {
             let contents = scan(&stream, piece).unwrap();
-            assert_eq!(contents.external, [1..3, 3..4, 100..150]);
+            assert_eq!(contents.external, [1..4, 100..150]);
             assert_eq!(contents.external_pages(), 53);
             assert_eq!(contents.data_pages, 4);
             assert_eq!(contents.bytes, stream.len() as u64);
@@ -371,11 +387,38 @@ mod tests {
             }
             let whole = scan(&stream, stream.len());
             if let Ok(contents) = &whole {
-                prop_assert!(contents.external.windows(2).all(|w| w[0].end <= w[1].start));
+                prop_assert!(contents.external.windows(2).all(|w| w[0].end < w[1].start));
                 prop_assert!(contents.external.iter().all(|r| r.start < r.end && r.end <= END_OF_PFNS));
             }
             prop_assert_eq!(whole, scan(&stream, piece));
         }
+    }
+
+    #[test]
+    fn what_is_kept_of_a_stream_is_bounded() {
+        let records = |step: u64, nr: u64| {
+            let mut scanner = Scanner::default();
+            let head = saved(&[]);
+            let end = head.len() - 8 - 16 - 8;
+            scanner.feed(&head[..end]).unwrap();
+            (0..nr / 1024).try_for_each(|at| {
+                let ranges: Vec<_> = (0..1024).map(|i| ((at * 1024 + i) * step, 1)).collect();
+                scanner.feed(&external(&ranges))?;
+                assert!(scanner.contents().external.len() <= MAX_RANGES as usize);
+                Ok(())
+            })
+        };
+        let most = u64::from(MAX_RANGES);
+        assert_eq!(records(2, most), Ok(()));
+        assert_eq!(records(2, most + 1024), Err(StreamError::Ranges));
+        // Neighbours are one range, in whatever records they come.
+        assert_eq!(records(1, 2 * most), Ok(()));
+        let pages = |nr| scan(&saved(&[external(&[(0, nr)])]), 4096);
+        assert!(pages(MAX_EXTERNAL).is_ok());
+        assert!(matches!(
+            pages(MAX_EXTERNAL + 1),
+            Err(StreamError::Range { .. })
+        ));
     }
 
     #[test]
