@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use vmbeam_uapi::sys::FEATURE_SWAP;
 use vmbeam_uapi::Device;
-use vmbeam_wire::message::{CheckReport, FromDaemon, ToDaemon, Toolstack};
+use vmbeam_wire::message::{CheckReport, FromDaemon, JobReport, ToDaemon, Toolstack};
 
 /// One thing that a swap needs.
 #[derive(Debug, Serialize)]
@@ -92,6 +92,44 @@ fn device(path: &Path, items: &mut Vec<Item>) {
     ));
 }
 
+/// What the driver keeps of moves that it could neither end nor undo.
+fn half_moves(path: &Path, items: &mut Vec<Item>) {
+    let records = Device::open(path).and_then(|d| d.records());
+    if let Ok(nr @ 1..) = records.map(|r| r.len()) {
+        let detail = format!("the driver keeps {nr}; see `vmbeam records`");
+        items.push(item("half moves", Err(detail)));
+    }
+}
+
+/// Whether the daemon, which may be another user with another view of devices, can use
+/// the driver.
+fn driver_of_daemon(report: &CheckReport) -> Item {
+    let result = match &report.driver {
+        Ok(d) if d.can_swap => Ok(format!("can swap {} pairs a session", d.max_pairs)),
+        Ok(_) => Err("vmbeamd finds no hypervisor that can swap frames; see above".into()),
+        Err(e) => Err(format!(
+            "vmbeamd cannot use it: {e}; it must be in the device's group (--user), and the module loaded when its unit starts (restart vmbeamd)"
+        )),
+    };
+    item("driver, for vmbeamd", result)
+}
+
+/// Whoever asks in the middle of something should know.
+fn jobs(jobs: &[JobReport], items: &mut Vec<Item>) {
+    for job in jobs.iter().filter(|j| j.running) {
+        items.push(Item {
+            warning: true,
+            ..item(
+                format!("job {}", job.id),
+                Ok(format!(
+                    "{} to {} is going on: {}",
+                    job.from, job.to.host_vm, job.phase
+                )),
+            )
+        });
+    }
+}
+
 fn agents(report: &CheckReport, items: &mut Vec<Item>) {
     items.push(item(
         "daemon",
@@ -102,6 +140,7 @@ fn agents(report: &CheckReport, items: &mut Vec<Item>) {
             env!("CARGO_PKG_VERSION")
         )),
     ));
+    items.push(driver_of_daemon(report));
     if report.agents.is_empty() {
         let detail = "no [[host_vm]] in vmbeamd's configuration; add the host VMs".into();
         items.push(item("host VMs", Err(detail)));
@@ -150,9 +189,16 @@ fn agents(report: &CheckReport, items: &mut Vec<Item>) {
 pub(crate) fn run(socket: &Path, path: &Path, json: bool) -> Result<ExitCode, ClientError> {
     let mut items = Vec::new();
     device(path, &mut items);
+    half_moves(path, &mut items);
     items.extend(base::look(base::run).map(source));
-    match Client::connect(socket).and_then(|c| c.ask(&ToDaemon::Check, |_| {})) {
-        Ok(FromDaemon::Check(report)) => agents(&report, &mut items),
+    let ask = |question| Client::connect(socket).and_then(|c| c.ask(question, |_| {}));
+    match ask(&ToDaemon::Check) {
+        Ok(FromDaemon::Check(report)) => {
+            agents(&report, &mut items);
+            if let Ok(FromDaemon::Status(all)) = ask(&ToDaemon::Status) {
+                jobs(&all, &mut items);
+            }
+        }
         Ok(_) => return Err(ClientError::Unexpected),
         Err(e) => items.push(item("daemon", Err(e.to_string()))),
     }
@@ -174,6 +220,7 @@ pub(crate) fn run(socket: &Path, path: &Path, json: bool) -> Result<ExitCode, Cl
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vmbeam_wire::message::DriverReport;
 
     #[test]
     fn an_old_source_is_a_warning() {
@@ -188,6 +235,29 @@ mod tests {
         assert_eq!(state(&old(false)), "WARNING");
         assert!(!old(false).detail.contains("held"));
         assert!(old(true).detail.contains("held"));
+    }
+
+    #[test]
+    fn a_driver_that_the_daemon_cannot_use_is_missing() {
+        let report = |driver| CheckReport {
+            daemon_version: "1".into(),
+            protocol: 1,
+            driver,
+            agents: Vec::new(),
+            pairs: Vec::new(),
+        };
+        let driver = |can_swap| {
+            Ok(DriverReport {
+                can_swap,
+                batch_pairs: 1,
+                max_pairs: 2,
+            })
+        };
+        assert!(driver_of_daemon(&report(driver(true))).ok);
+        assert!(!driver_of_daemon(&report(driver(false))).ok);
+        let denied = driver_of_daemon(&report(Err("permission denied".into())));
+        assert_eq!(state(&denied), "MISSING");
+        assert!(denied.detail.contains("permission denied; it must be in"));
     }
 
     #[test]

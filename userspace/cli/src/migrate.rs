@@ -5,20 +5,15 @@
 use crate::client::{Client, ClientError};
 use crate::display::Display;
 use crate::exit;
+use crate::interrupt::{signals, Going};
 use crate::output;
-use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Arc;
 use vmbeam_wire::message::{
     FromDaemon, MigrateReport, MigrateRequest, MigrateSeconds, Mode, SwapCounts, ToDaemon,
 };
-
-/// No job yet.
-const NONE: u64 = 0;
 
 /// The report as JSON: names as people write them.
 #[derive(Serialize)]
@@ -122,23 +117,13 @@ fn print(r: &MigrateReport, verify: bool) {
 }
 
 /// On the first Ctrl-C, ask the daemon to cancel; on the second, only leave.
-fn cancel_on_signal(socket: &Path, job: Arc<AtomicU64>) -> Result<(), ClientError> {
-    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
-    // Before the thread exists, so that both leave them to its wait.
-    signals.thread_block().map_err(std::io::Error::from)?;
-    let socket = socket.to_owned();
+fn cancel_on_signal(going: Going) -> Result<(), ClientError> {
+    let signals = signals()?;
     std::thread::spawn(move || {
         let _ = signals.wait();
-        let id = job.load(Ordering::Relaxed);
-        if id != NONE {
-            eprintln!("vmbeam: cancelling; once more to leave the job to vmbeamd");
-            let result =
-                Client::connect(&socket).and_then(|c| c.ask(&ToDaemon::Abort { job: id }, |_| {}));
-            if let Err(e) = result {
-                eprintln!("vmbeam: cannot cancel: {e}");
-            }
-            let _ = signals.wait();
-        }
+        eprintln!("vmbeam: cancelling; once more to leave the job to vmbeamd");
+        going.cancel();
+        let _ = signals.wait();
         std::process::exit(exit::FAILED.into());
     });
     Ok(())
@@ -151,12 +136,12 @@ pub(crate) fn run(
 ) -> Result<ExitCode, ClientError> {
     let verify = request.verify;
     let dry_run = request.dry_run;
-    let job = Arc::new(AtomicU64::new(NONE));
-    cancel_on_signal(socket, job.clone())?;
+    let going = Going::new(socket);
+    cancel_on_signal(going.clone())?;
     let mut display = Display::new();
     let last = Client::connect(socket)?.ask(&ToDaemon::Migrate(request), |part| match part {
         FromDaemon::Progress { phase, done, total } => display.show(*phase, *done, *total),
-        FromDaemon::Job { id } => job.store(*id, Ordering::Relaxed),
+        FromDaemon::Job { id } => going.begun(*id),
         _ => {}
     });
     display.clear();

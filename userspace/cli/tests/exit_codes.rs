@@ -6,12 +6,13 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use vmbeam_wire::message::{
     AgentReport, CheckReport, Failure, FromDaemon, GuestRef, MigrateReport, Phase, Seconds,
-    SwapReport,
+    SwapReport, ToDaemon,
 };
 use vmbeam_wire::{encode, Decoder};
 
@@ -148,7 +149,7 @@ fn check_says_what_is_missing() {
     let answer = FromDaemon::Check(CheckReport {
         daemon_version: "1.2.3".into(),
         protocol: 3,
-        driver: Err("irrelevant".into()),
+        driver: Err("no permission".into()),
         agents: vec![AgentReport {
             host_vm: "A".into(),
             socket: "/run/A.sock".into(),
@@ -170,6 +171,9 @@ fn check_says_what_is_missing() {
         found.next().unwrap().clone()
     };
     assert_eq!(find("daemon")["ok"], true);
+    let driver = find("driver, for vmbeamd");
+    assert_eq!(driver["ok"], false);
+    assert!(driver["detail"].as_str().unwrap().contains("no permission"));
     assert_eq!(
         find("agent of host VM A")["detail"],
         "is vmbeam-agent running?"
@@ -250,4 +254,50 @@ fn migrations() {
     assert_eq!(with(vec![report(0)], &MIGRATE).0, 1);
     assert_eq!(with(vec![FromDaemon::Done], &["abort", "3"]).0, 0);
     assert_eq!(with(error(Failure::Refused), &["abort", "3"]).0, 3);
+}
+
+/// The next request, and where its answers go.
+fn next(listener: &UnixListener) -> (ToDaemon, impl FnMut(&FromDaemon)) {
+    let (mut stream, _) = listener.accept().unwrap();
+    let mut decoder = Decoder::strict();
+    let frame = loop {
+        if let Some(frame) = decoder.next_frame().unwrap() {
+            break frame;
+        }
+        assert_ne!(decoder.fill(&mut stream).unwrap(), 0);
+    };
+    let request = frame.decode().unwrap();
+    (request, move |answer: &FromDaemon| {
+        let bytes = encode(frame.request, frame.session, answer).unwrap();
+        std::io::Write::write_all(&mut stream, &bytes).unwrap();
+    })
+}
+
+#[test]
+fn ctrl_c_before_the_number_of_the_job_is_known_cancels_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("control.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_vmbeam"))
+        .arg("--socket")
+        .arg(&socket)
+        .args(MIGRATE)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (request, mut answer) = next(&listener);
+    assert!(matches!(request, ToDaemon::Migrate(_)));
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(said.next().unwrap().unwrap().contains("cancelling"));
+    let cancelled = std::thread::spawn(move || {
+        let (request, mut answer) = next(&listener);
+        answer(&FromDaemon::Done);
+        request
+    });
+    answer(&FromDaemon::Job { id: 3 });
+    assert_eq!(cancelled.join().unwrap(), ToDaemon::Abort { job: 3 });
+    answer(&error(Failure::RolledBack)[0]);
+    assert_eq!(child.wait().unwrap().code(), Some(4));
 }
