@@ -12,6 +12,7 @@ use vmbeam_wire::message::AgentErrorCode;
 use vmbeam_wire::message::Facts;
 use vmbeam_wire::message::Guest;
 use vmbeam_wire::message::Toolstack;
+use vmbeam_wire::{Inspection, Need};
 use vmbeam_xen::Frames;
 use vmbeam_xen::Page;
 use vmbeam_xen::PageRun;
@@ -130,6 +131,14 @@ impl Hypervisor for &Hv {
 
     fn write(&self, _: u32, _: &[u64], _: &mut dyn FnMut(usize, &mut Page)) -> Result<(), HvError> {
         unsupported()
+    }
+
+    fn inspect(&self, _: u32, _: bool) -> Result<Inspection, HvError> {
+        unsupported()
+    }
+
+    fn lacking(&self, _: &[Need]) -> Vec<Need> {
+        Vec::new()
     }
 
     fn facts(&self) -> Result<Facts, HvError> {

@@ -2,14 +2,16 @@
 
 //! What the agent needs of its guest hypervisor.
 
-use crate::toolstack::{self, xl, Incoming, Outgoing, Restore, Save};
+use crate::preflight::{self, Size, Surroundings};
+use crate::toolstack::{self, xl, xl_within, Incoming, Outgoing, Restore, Save};
+use std::path::Path;
 use std::time::{Duration, Instant};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 use vmbeam_wire::message::{
     AgentErrorCode, Facts, Guest, GuestKind, GuestState, Toolstack, MAX_NAME,
 };
-use vmbeam_wire::CpuFeatures;
-use vmbeam_xen::sys::CPUID_NO_SUBLEAF;
+use vmbeam_wire::{is_plain, CpuFeatures, Inspection, Need, MAX_RUNS};
+use vmbeam_xen::sys::{CPUID_NO_SUBLEAF, SHUTDOWN_SUSPEND};
 use vmbeam_xen::{DomainInfo, Page, PageRun, Xen};
 
 /// Why the hypervisor did not do something.
@@ -66,6 +68,11 @@ pub trait Hypervisor {
         gfns: &[u64],
         fill: &mut dyn FnMut(usize, &mut Page),
     ) -> Result<(), HvError>;
+    /// What is in the way of moving a guest, and what it needs where it goes. With
+    /// `external`, its ordinary pages do not travel.
+    fn inspect(&self, guest: u32, external: bool) -> Result<Inspection, HvError>;
+    /// Those of these things that are not here.
+    fn lacking(&self, needs: &[Need]) -> Vec<Need>;
     /// What can be moved to or from here.
     fn facts(&self) -> Result<Facts, HvError>;
     /// Begin to save a guest, without the contents of ordinary pages if
@@ -77,7 +84,8 @@ pub trait Hypervisor {
     fn raise_events(&self, guest: u32) -> Result<(), HvError>;
     /// Begin to restore a guest of this name, paused.
     fn restore(&self, name: &str, external: bool) -> Result<Box<dyn Incoming>, HvError>;
-    /// Let a guest run, in whatever state a save has left it.
+    /// Let a guest run, in whatever state a save has left it. One that has crashed or shut
+    /// itself down meanwhile has nothing to be let do, and is left to the toolstack.
     fn resume(&self, guest: u32) -> Result<(), HvError>;
     /// Destroy a guest that does not run; not to be there is success.
     fn destroy(&self, guest: u32) -> Result<(), HvError>;
@@ -85,23 +93,78 @@ pub trait Hypervisor {
 
 /// How long a guest may take to run after it was told to.
 const RESUME: Duration = Duration::from_secs(30);
+/// How long a guest may take to be destroyed: all its memory is given back. Less than the
+/// daemon waits for an answer.
+const DESTROY: Duration = Duration::from_secs(240);
 /// How often to look.
 const LOOK: Duration = Duration::from_millis(100);
 
-fn guest(xen: &Xen, info: &DomainInfo) -> Guest {
-    let name = xen
-        .name(info.domid)
-        .unwrap_or_else(|| format!("domain-{}", info.domid));
-    let mut name: String = name.chars().filter(|c| !c.is_control()).collect();
-    if name.len() > MAX_NAME {
-        name = format!("domain-{}", info.domid);
+/// What a guest is called. Whatever does not look like what it is is left out: a name is
+/// for people, and a line of its own for nobody.
+fn shown(name: Option<String>, domid: u32) -> String {
+    let mut name = name.unwrap_or_default();
+    if !is_plain(&name) {
+        name.retain(|c| matches!(c, '\\' | '"' | '\'') || c.escape_debug().len() == 1);
     }
+    if name.is_empty() || name.len() > MAX_NAME {
+        name = format!("domain-{domid}");
+    }
+    name
+}
+
+/// What is left to do for a guest that is to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// It is going away.
+    None,
+    /// It has ended by itself.
+    Ended,
+    /// Have the toolstack bring it back from its suspension.
+    Resume,
+    /// Take the pause away.
+    Unpause,
+    /// Nothing: it runs.
+    Done,
+}
+
+fn next(info: &DomainInfo) -> Next {
+    match info {
+        DomainInfo { dying: true, .. } => Next::None,
+        DomainInfo {
+            shutdown: Some(SHUTDOWN_SUSPEND),
+            ..
+        } => Next::Resume,
+        DomainInfo {
+            shutdown: Some(_), ..
+        } => Next::Ended,
+        DomainInfo { paused: true, .. } => Next::Unpause,
+        _ => Next::Done,
+    }
+}
+
+impl Surroundings for Xen {
+    fn read(&self, path: &str) -> Option<String> {
+        self.store_read(path)
+    }
+
+    fn list(&self, path: &str) -> Vec<String> {
+        self.store_list(path)
+    }
+
+    fn exists(&self, path: &Path) -> bool {
+        path.exists()
+    }
+}
+
+fn guest(xen: &Xen, info: &DomainInfo) -> Guest {
     Guest {
-        name,
+        name: shown(xen.name(info.domid), info.domid),
         domid: info.domid,
         state: match info {
             DomainInfo { dying: true, .. } => GuestState::Dying,
-            DomainInfo { shutdown: true, .. } => GuestState::Shutdown,
+            DomainInfo {
+                shutdown: Some(_), ..
+            } => GuestState::Shutdown,
             DomainInfo { paused: true, .. } => GuestState::Paused,
             _ => GuestState::Running,
         },
@@ -211,6 +274,26 @@ impl Hypervisor for Xen {
         })?)
     }
 
+    fn inspect(&self, domid: u32, external: bool) -> Result<Inspection, HvError> {
+        let info = find(self, domid)?;
+        // No more pieces than pages; to count them takes a while.
+        let many = info.pages > MAX_RUNS as u64 && external && !info.hvm;
+        let runs = match many {
+            true => Some(Xen::pages(self, domid)?.len()),
+            false => None,
+        };
+        let size = Size {
+            pages: info.pages,
+            runs,
+        };
+        Ok(preflight::inspect(self, domid, size))
+    }
+
+    fn lacking(&self, needs: &[Need]) -> Vec<Need> {
+        let missing = |need: &&Need| !preflight::is_there(self, need);
+        needs.iter().filter(missing).cloned().collect()
+    }
+
     fn facts(&self) -> Result<Facts, HvError> {
         Ok(Facts {
             problem: toolstack::problem(),
@@ -238,27 +321,37 @@ impl Hypervisor for Xen {
     fn resume(&self, domid: u32) -> Result<(), HvError> {
         let deadline = Instant::now() + RESUME;
         loop {
-            let info = find(self, domid)?;
-            match info {
-                DomainInfo { dying: true, .. } => {
+            let next = next(&find(self, domid)?);
+            match next {
+                Next::None => {
                     return Err(HvError {
                         code: AgentErrorCode::NoGuest,
                         message: format!("guest {domid} is being destroyed"),
                     });
                 }
+                Next::Ended => {
+                    warn!(domid, "the guest has crashed or shut down by itself");
+                    return Ok(());
+                }
                 // Its save was killed. One that ends just now does the same,
                 // and then this one fails.
-                DomainInfo { shutdown: true, .. } => match xl(&["resume", &domid.to_string()]) {
+                Next::Resume => match xl(&["resume", &domid.to_string()]) {
                     Err(e) if Instant::now() >= deadline => return Err(e),
                     _ => {}
                 },
-                DomainInfo { paused: true, .. } => Xen::unpause(self, domid)?,
-                _ => return Ok(()),
+                Next::Unpause => Xen::unpause(self, domid)?,
+                Next::Done => return Ok(()),
             }
             if Instant::now() >= deadline {
+                let state = match next {
+                    Next::Unpause => "paused",
+                    _ => "suspended",
+                };
                 return Err(HvError {
                     code: AgentErrorCode::Toolstack,
-                    message: format!("guest {domid} cannot be made to run: {info:?}"),
+                    message: format!(
+                        "guest {domid} cannot be made to run, and stays {state}; see `xl list`"
+                    ),
                 });
             }
             std::thread::sleep(LOOK);
@@ -269,7 +362,7 @@ impl Hypervisor for Xen {
         match find(self, domid) {
             Err(e) if e.code == AgentErrorCode::NoGuest => return Ok(()),
             Err(e) => return Err(e),
-            Ok(info) if info.paused || info.shutdown || info.dying => {}
+            Ok(info) if info.paused || info.shutdown.is_some() || info.dying => {}
             Ok(_) => {
                 return Err(HvError {
                     code: AgentErrorCode::BadRequest,
@@ -277,7 +370,7 @@ impl Hypervisor for Xen {
                 });
             }
         }
-        xl(&["destroy", &domid.to_string()])?;
+        xl_within(&["destroy", &domid.to_string()], DESTROY)?;
         // Its memory is free when the hypervisor does not know it any more.
         let deadline = Instant::now() + RESUME;
         while find(self, domid).is_ok() {
@@ -290,5 +383,62 @@ impl Hypervisor for Xen {
             std::thread::sleep(LOOK);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info() -> DomainInfo {
+        DomainInfo {
+            domid: 7,
+            hvm: false,
+            dying: false,
+            shutdown: None,
+            paused: false,
+            pages: 1,
+            shared_info_frame: 0,
+            max_vcpu: Some(0),
+        }
+    }
+
+    #[test]
+    fn a_guest_that_has_ended_by_itself_is_not_resumed() {
+        let shutdown = |reason| DomainInfo {
+            shutdown: Some(reason),
+            ..info()
+        };
+        assert_eq!(next(&info()), Next::Done);
+        assert_eq!(next(&shutdown(SHUTDOWN_SUSPEND)), Next::Resume);
+        // Powered off, rebooted, crashed, and what else there is or will be.
+        for reason in [0, 1, 3, 4, 5, 99] {
+            assert_eq!(next(&shutdown(reason)), Next::Ended, "{reason}");
+        }
+        let paused = DomainInfo {
+            paused: true,
+            ..info()
+        };
+        assert_eq!(next(&paused), Next::Unpause);
+        let dying = DomainInfo {
+            dying: true,
+            ..shutdown(3)
+        };
+        assert_eq!(next(&dying), Next::None);
+    }
+
+    #[test]
+    fn names_are_what_they_look_like() {
+        let shown = |name: &str| shown(Some(name.into()), 7);
+        for name in ["guest", "a b \"c\" 'd' \\e", "gäst", "(null)"] {
+            assert_eq!(shown(name), name);
+        }
+        assert_eq!(shown("a\nB   2"), "aB   2");
+        assert_eq!(shown("\u{1b}[31m\u{202e}x"), "[31mx");
+        assert_eq!(shown("\n"), "domain-7");
+        assert_eq!(shown(&"x".repeat(MAX_NAME + 1)), "domain-7");
+        assert_eq!(super::shown(None, 7), "domain-7");
+        // Whatever is shown passes the daemon's check.
+        assert!(is_plain(&shown("a\u{301}\u{200b}\u{301}")));
     }
 }

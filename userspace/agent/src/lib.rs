@@ -14,6 +14,7 @@
 pub mod args;
 pub mod hypervisor;
 pub mod port;
+pub mod preflight;
 pub mod server;
 pub mod toolstack;
 pub mod transfer;

@@ -269,6 +269,16 @@ impl<H: Hypervisor> Agent<H> {
                     Err(e) => Ok(Err(e)),
                 }
             }
+            ToAgent::Inspect { guest, external } => {
+                match self.hypervisor.inspect(*guest, *external) {
+                    Ok(inspection) => answers.send(&FromAgent::Inspected(inspection)).map(Ok),
+                    Err(e) => Ok(Err(e)),
+                }
+            }
+            ToAgent::Provide { needs } => {
+                let lacking = self.hypervisor.lacking(needs);
+                answers.send(&FromAgent::Lacking(lacking)).map(Ok)
+            }
             other => match self.transfer.request(&self.hypervisor, other) {
                 Ok(answer) => answers.send(&answer).map(Ok),
                 Err(e) => Ok(Err(e)),

@@ -68,8 +68,13 @@ fn last_words(text: &str) -> String {
 
 /// Run `xl` with these arguments; gives what it printed.
 pub fn xl(arguments: &[&str]) -> Result<String, HvError> {
+    xl_within(arguments, COMMAND)
+}
+
+/// The same with another limit of time.
+pub fn xl_within(arguments: &[&str], limit: Duration) -> Result<String, HvError> {
     let what = format!("`xl {}`", arguments.join(" "));
-    let output = command::run(Command::new(XL).args(arguments), COMMAND)
+    let output = command::run(Command::new(XL).args(arguments), limit)
         .map_err(|e| failed(format!("{what}: {e}")))?;
     if !output.status.success() {
         return Err(failed(format!("{what}: {}", last_words(&output.err))));

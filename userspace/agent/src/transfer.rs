@@ -5,7 +5,7 @@
 use crate::hypervisor::{HvError, Hypervisor};
 use crate::toolstack::{Incoming, Outgoing};
 use tracing::{info, warn};
-use vmbeam_wire::message::{AgentErrorCode, FromAgent, ToAgent};
+use vmbeam_wire::message::{AgentErrorCode, FromAgent, GuestState, ToAgent};
 
 /// What is on its way. One guest at a time: the port has room for no more.
 #[derive(Debug, Default)]
@@ -120,7 +120,8 @@ impl Transfer {
         let found = hypervisor
             .guests()?
             .into_iter()
-            .find(|g| g.name == *name)
+            // One that goes away may have had this name.
+            .find(|g| g.name == *name && g.state != GuestState::Dying)
             .map(|g| g.domid);
         let missing = || HvError {
             code: AgentErrorCode::Toolstack,

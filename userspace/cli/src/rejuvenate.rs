@@ -22,7 +22,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use vmbeam_wire::message::{no_room, CheckReport, FromDaemon, Guest, ToDaemon};
+use vmbeam_wire::message::{no_room, CheckReport, FromDaemon, Guest, GuestState, ToDaemon};
 
 /// How often to look whether the agent is there.
 const LOOK: Duration = Duration::from_secs(2);
@@ -259,7 +259,8 @@ impl Rejuvenation<'_> {
         result?;
         // Somebody may have started another one meanwhile; it would die.
         let (_, left) = self.guests(&name).map_err(stop(exit::INCOMPLETE))?;
-        match left.first() {
+        // What is being torn down is none any more.
+        match left.iter().find(|g| g.state != GuestState::Dying) {
             None => self.reach(state, Stage::Empty),
             Some(guest) => Err(stop(exit::INCOMPLETE)(format!(
                 "host VM {name} has a new guest, {}; nothing was shut down",

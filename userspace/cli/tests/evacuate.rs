@@ -9,8 +9,10 @@
 mod common;
 
 use common::{lock, Trouble, World};
-use std::process::{Child, Command, Output, Stdio};
+use std::io::{BufRead, BufReader, Lines};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::time::{Duration, Instant};
+use vmbeam_wire::message::GuestState;
 
 /// Three guests in A, none in B.
 fn world() -> World {
@@ -176,14 +178,51 @@ fn the_first_move_that_fails_stops_it_unless_told_otherwise() {
     }
 }
 
+/// A command that is going on, and what it says.
+struct Going {
+    child: Child,
+    said: Lines<BufReader<ChildStderr>>,
+}
+
+impl Going {
+    fn start(w: &World, args: &[&str]) -> Self {
+        let mut command = command(w, args);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let said = BufReader::new(child.stderr.take().unwrap()).lines();
+        Self { child, said }
+    }
+
+    /// Until it says this.
+    fn until(&mut self, words: &str) {
+        let line = self.said.find(|l| l.as_ref().unwrap().contains(words));
+        assert!(line.is_some(), "it did not say {words:?}");
+    }
+
+    fn interrupt(&self) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    }
+
+    /// Its end: the exit status, and its report.
+    fn end(self) -> (i32, serde_json::Value) {
+        let rest: Vec<_> = self.said.map(Result::unwrap).collect();
+        let out = self.child.wait_with_output().unwrap();
+        let (code, stdout, _) = result(out);
+        assert!(!stdout.is_empty(), "{rest:?}");
+        (code, json(&stdout))
+    }
+}
+
 #[test]
 fn a_move_that_the_daemon_is_still_settling_is_waited_for() {
     let w = world();
-    lock(&w.hosts["B"]).trouble = Trouble::ResumeFails(1);
-    let (code, stdout, stderr) = vmbeam(&w, &EVACUATE);
-    assert_eq!(code, 0, "{stderr}");
-    assert!(stderr.contains("waiting for job"), "{stderr}");
-    let report = json(&stdout);
+    lock(&w.hosts["B"]).trouble = Trouble::ResumeFailsAndHolds;
+    let mut going = Going::start(&w, &EVACUATE);
+    going.until("waiting for job");
+    lock(&w.hosts["B"]).trouble = Trouble::None;
+    let (code, report) = going.end();
+    assert_eq!(code, 0, "{report}");
     assert!(report["guests"][0]["reasons"][0]
         .as_str()
         .unwrap()
@@ -216,50 +255,122 @@ fn it_goes_on_when_nobody_reads_what_it_says() {
     }
 }
 
-fn interrupt(child: &Child) {
-    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
-}
-
 #[test]
 fn ctrl_c_stops_between_guests_and_then_cancels() {
     let w = world();
-    lock(&w.hosts["A"]).trouble = Trouble::SaveHangs;
-    let start = || {
-        let mut command = command(&w, &EVACUATE);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = command.spawn().unwrap();
-        wait_for("a guest is being saved", || running(&w, "A").len() < 3);
-        child
+    let start = |left: usize| {
+        lock(&w.hosts["A"]).trouble = Trouble::SaveHangs;
+        let mut going = Going::start(&w, &EVACUATE);
+        wait_for("a guest is being saved", || running(&w, "A").len() < left);
+        going.interrupt();
+        going.until("stopping after this step");
+        going
     };
-    let child = start();
-    interrupt(&child);
+    let going = start(3);
     // What is moving is not disturbed.
-    std::thread::sleep(Duration::from_millis(200));
     lock(&w.hosts["A"]).trouble = Trouble::None;
-    let (code, stdout, stderr) = result(child.wait_with_output().unwrap());
-    assert_eq!(code, 5, "{stderr}");
-    assert!(stderr.contains("stopping after this step"), "{stderr}");
-    assert_eq!(json(&stdout)["interrupted"], true);
+    let (code, report) = going.end();
+    assert_eq!(code, 5, "{report}");
+    assert_eq!(report["interrupted"], true);
     assert_eq!(running(&w, "B"), ["guest"]);
 
-    lock(&w.hosts["A"]).trouble = Trouble::SaveHangs;
-    let start = || {
-        let mut command = command(&w, &EVACUATE);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = command.spawn().unwrap();
-        wait_for("a guest is being saved", || running(&w, "A").len() < 2);
-        child
-    };
-    let child = start();
-    interrupt(&child);
-    std::thread::sleep(Duration::from_millis(200));
-    interrupt(&child);
-    let (code, stdout, stderr) = result(child.wait_with_output().unwrap());
-    assert_eq!(code, 5, "{stderr}");
-    assert_eq!(json(&stdout)["guests"][0]["outcome"], "put_back");
+    let going = start(2);
+    going.interrupt();
+    let (code, report) = going.end();
+    assert_eq!(code, 5, "{report}");
+    assert_eq!(report["guests"][0]["outcome"], "put_back");
     assert_eq!(running(&w, "A"), ["second", "third"]);
     lock(&w.hosts["A"]).trouble = Trouble::None;
     assert_eq!(vmbeam(&w, &EVACUATE).0, 0);
     assert_eq!(running(&w, "B"), ALL);
+}
+
+/// Both guests of a name are named, and nothing is done to either.
+#[test]
+fn two_guests_of_one_name_are_in_the_way_of_each_other() {
+    let w = world();
+    lock(&w.hosts["A"]).add_guest(4, "second", 16);
+    let before = w.memory();
+    let words = "host VM A has several guests named second (domains 2, 4); rename all but one";
+    for option in ["--dry-run", "--stop-on-error"] {
+        let (code, stdout, _) = vmbeam(&w, &["evacuate", "A", "--to", "B", option]);
+        assert_eq!(code, 3);
+        assert_eq!(stdout.matches(words).count(), 2, "{stdout}");
+    }
+    for option in ["--dry-run", "--verify"] {
+        let args = ["migrate", "second", "--from", "A", "--to", "B", option];
+        let (code, _, stderr) = vmbeam(&w, &args);
+        assert_eq!(code, 3, "{stderr}");
+        assert!(stderr.contains(words), "{stderr}");
+    }
+    assert_eq!(w.memory(), before);
+    let (code, stdout, _) = vmbeam(&w, &["evacuate", "A", "--to", "B", "--keep-going"]);
+    assert_eq!(code, 5, "{stdout}");
+    assert_eq!(running(&w, "A"), ["second", "second"]);
+}
+
+#[test]
+fn what_is_being_torn_down_is_in_nobodys_way() {
+    let w = world();
+    for (vm, name) in [("A", "(null)"), ("B", "third")] {
+        let mut host = lock(&w.hosts[vm]);
+        host.add_guest(9, name, 16);
+        host.guests.get_mut(&9).unwrap().ended = Some(GuestState::Dying);
+    }
+    let (code, stdout, _) = vmbeam(&w, &["evacuate", "A", "--to", "B"]);
+    assert_eq!(code, 0, "{stdout}");
+    assert!(stdout.contains("3 of 3 guests moved"), "{stdout}");
+    assert_eq!(running(&w, "B"), ALL);
+}
+
+#[test]
+fn a_guest_that_crashed_while_it_was_saved_stops_nothing_for_long() {
+    let w = world();
+    lock(&w.hosts["A"]).trouble = Trouble::SaveCrashes;
+    let mut args = EVACUATE.to_vec();
+    args.push("--keep-going");
+    let (code, stdout, stderr) = vmbeam(&w, &args);
+    let expected = [
+        ("guest", "put_back"),
+        ("second", "moved"),
+        ("third", "moved"),
+    ];
+    assert_eq!(
+        outcomes(&json(&stdout)),
+        expected.map(|(g, o)| (g.into(), o.into())),
+        "{stderr}"
+    );
+    assert_eq!(code, 5, "{stderr}");
+    assert_eq!(running(&w, "B"), ["second", "third"]);
+    // It is where it was, as it is.
+    let state = |w: &World| lock(&w.hosts["A"]).guests[&1].ended;
+    assert_eq!(state(&w), Some(GuestState::Shutdown));
+    let (code, stdout, _) = vmbeam(&w, &["evacuate", "A", "--to", "B"]);
+    assert_eq!(code, 3);
+    assert!(stdout.contains("guest guest does not run"), "{stdout}");
+}
+
+#[test]
+fn names_are_names_whatever_they_have() {
+    let names = ["a b", "c\"d'e\\f", "-g", "h/i", "%s{}$(j)"];
+    let w = world();
+    for (name, domid) in names.iter().zip(10..) {
+        lock(&w.hosts["A"]).add_guest(domid, name, 16);
+    }
+    for name in names {
+        let args = ["migrate", "--from", "A", "--to", "B", "--json", "--", name];
+        let (code, stdout, stderr) = vmbeam(&w, &args);
+        assert_eq!(code, 0, "{stderr}");
+        assert_eq!(json(&stdout)["guest"], name);
+    }
+    let mut args = EVACUATE;
+    (args[1], args[3]) = ("B", "A");
+    let (code, stdout, stderr) = vmbeam(&w, &args);
+    assert_eq!(code, 0, "{stderr}");
+    let moved: Vec<_> = outcomes(&json(&stdout)).into_iter().map(|o| o.0).collect();
+    assert_eq!(moved.len(), names.len());
+    assert!(
+        names.iter().all(|n| moved.contains(&(*n).to_owned())),
+        "{moved:?}"
+    );
 }

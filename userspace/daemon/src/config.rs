@@ -312,12 +312,9 @@ impl Config {
     }
 }
 
-/// Whether a name is what it looks like: no control characters, none that change the
-/// direction of writing or have no width, no blanks at its ends.
+/// Whether it can name a host VM: what is seen is all there is of it.
 fn is_plain(name: &str) -> bool {
-    let quotes = |c: &char| !matches!(c, '\\' | '"' | '\'');
-    let shown = name.chars().filter(quotes).collect::<String>();
-    shown.escape_debug().to_string() == shown && name.trim() == name
+    vmbeam_wire::is_plain(name) && name.trim() == name
 }
 
 /// Whether there can be a socket of this name.

@@ -92,6 +92,11 @@ impl HostVm {
         }
     }
 
+    /// How long its agent, or what that runs, may be silent.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Its domid now.
     pub fn domid(&self) -> Result<u32, String> {
         let name = &self.config.name;

@@ -22,6 +22,7 @@ pub mod journal;
 pub mod link;
 pub mod metrics;
 mod migrate;
+mod preflight;
 pub mod privilege;
 pub mod recovery;
 mod side;

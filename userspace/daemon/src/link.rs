@@ -159,7 +159,7 @@ pub struct Link {
     versions: AgentVersions,
 }
 
-fn unexpected(answer: &FromAgent) -> LinkError {
+pub(crate) fn unexpected(answer: &FromAgent) -> LinkError {
     LinkError::Protocol(format!(
         "{} is not an answer to this request",
         answer.name()
@@ -362,7 +362,7 @@ impl Link {
 
     /// Ask, and hand every answer to `take` until the last one, which is
     /// returned.
-    fn ask(
+    pub(crate) fn ask(
         &mut self,
         message: &ToAgent,
         take: impl FnMut(FromAgent) -> Result<(), LinkError>,

@@ -14,6 +14,7 @@ use crate::host_vm::HostVm;
 use crate::join::{join, select, split, JoinedRun};
 use crate::journal::{Journal, Place, Probe, Record, State};
 use crate::link::{parts, Patience};
+use crate::preflight::{check, mib, Checked};
 use crate::recovery::{Settled, Settling};
 use crate::side::Side;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,14 +23,12 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 use vmbeam_uapi::NOT_ATTEMPTED;
 use vmbeam_wire::message::{
-    no_room, Digest, Facts, Failure, Guest, GuestKind, GuestState, MigrateReport, MigrateRequest,
-    Mode, Phase, PlanReport, PlannedGuest, SwapRun, MAX_PAGES_PER_CHUNK, MAX_PART,
+    Digest, Failure, Guest, GuestKind, MigrateReport, MigrateRequest, Mode, Phase, SwapRun,
+    MAX_PAGES_PER_CHUNK, MAX_PART,
 };
 use vmbeam_wire::PfnRun;
 use vmbeam_xen::stream::{Contents, Scanner};
 
-/// How long the toolstacks may make no progress.
-const STALLED: Duration = Duration::from_secs(120);
 /// How long an agent may be away while a migration is undone or completed, before
 /// that is left to the background.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -114,151 +113,12 @@ pub(crate) fn migrate<'a>(
     }
 }
 
-fn mib(pages: u64) -> u64 {
-    pages.div_ceil(256)
-}
-
 fn seconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64()
 }
 
 fn count(runs: &[PfnRun]) -> u64 {
     runs.iter().map(|r| u64::from(r.nr)).sum()
-}
-
-/// Why a guest cannot migrate whatever the destination has room for.
-fn blockers_of(to: &str, guest: &Guest, (guests, facts): &(Vec<Guest>, Facts)) -> Vec<String> {
-    let name = &guest.name;
-    let mut blockers = Vec::new();
-    if guest.kind != GuestKind::Pv {
-        blockers.push(format!(
-            "guest {name} is not a PV guest; only PV guests can be migrated so far: shut it down, and start it in {to}"
-        ));
-    }
-    if guest.state != GuestState::Running {
-        blockers.push(format!(
-            "guest {name} does not run, and only a guest that runs can suspend itself; unpause it, or shut it down"
-        ));
-    }
-    if guests.iter().any(|g| g.name == *name) {
-        blockers.push(format!(
-            "host VM {to} has a guest named {name} already; rename or shut down one of them"
-        ));
-    }
-    if guest.kind == GuestKind::Pv {
-        blockers.extend(other_cpu(to, guest, facts));
-    }
-    blockers
-}
-
-/// Why a guest would find another processor there than it has booted on.
-fn other_cpu(to: &str, guest: &Guest, there: &Facts) -> Option<String> {
-    let name = &guest.name;
-    let Some(cpu) = guest.cpu else {
-        return Some(format!(
-            "the guest hypervisor does not tell which CPU features guest {name} has; look into the log of the agent"
-        ));
-    };
-    let missing = cpu.missing_in(&there.cpu);
-    let first = missing.first()?;
-    let features = match missing.len() - 1 {
-        0 => first.to_string(),
-        n => format!("{first} and {n} more"),
-    };
-    Some(format!(
-        "host VM {to} lacks CPU features that guest {name} may use: {features}; give both host VMs the same `cpuid`"
-    ))
-}
-
-/// Why guests of two host VMs cannot migrate whatever they are.
-fn blockers_of_pair(mode: Mode, from: (&str, &Facts), to: (&str, &Facts)) -> Vec<String> {
-    [from, to]
-        .into_iter()
-        .filter(|_| mode == Mode::Swap)
-        .filter_map(|(vm, facts)| Some(format!("host VM {vm}: {}", facts.problem.as_ref()?)))
-        .collect()
-}
-
-/// Both agents, in the order of the names: of two opposite migrations, one gets
-/// both.
-fn take<'a>((from, to): (&'a HostVm, &'a HostVm)) -> Result<(Side<'a>, Side<'a>), SwapError> {
-    if from.config.name < to.config.name {
-        let from = Side::take(from).map_err(refused)?;
-        Ok((from, Side::take(to).map_err(refused)?))
-    } else {
-        let to = Side::take(to).map_err(refused)?;
-        Ok((Side::take(from).map_err(refused)?, to))
-    }
-}
-
-/// Refuse what the host hypervisor cannot do at all; gives the domids of both
-/// host VMs.
-fn domids(
-    driver: &dyn Driver,
-    (from, to): (&Side<'_>, &Side<'_>),
-    mode: Mode,
-) -> Result<(u32, u32), SwapError> {
-    let domids = (
-        from.vm.domid().map_err(refused)?,
-        to.vm.domid().map_err(refused)?,
-    );
-    if mode == Mode::Swap {
-        let offer = |e| {
-            refused(format!(
-                "{e}; `vmbeam migrate --mode copy` copies the memory instead"
-            ))
-        };
-        drop(driver.open(domids.0, domids.1).map_err(offer)?);
-    }
-    Ok(domids)
-}
-
-/// Guests and facts of both host VMs, each asked once.
-#[derive(Debug)]
-struct Inventory {
-    here: (Vec<Guest>, Facts),
-    there: (Vec<Guest>, Facts),
-}
-
-impl Inventory {
-    fn of(from: &mut Side<'_>, to: &mut Side<'_>) -> Result<Self, SwapError> {
-        let ask = |side: &mut Side<'_>| {
-            side.greet()?;
-            Ok((side.talk(|l| l.guests())?, side.talk(|l| l.facts())?))
-        };
-        let (here, there) = both(|| ask(from), || ask(to));
-        let refused = |e: String| refused(e);
-        Ok(Self {
-            here: here.map_err(refused)?,
-            there: there.map_err(refused)?,
-        })
-    }
-}
-
-/// What is in the way of all guests of a host VM.
-pub(crate) fn plan(
-    driver: &dyn Driver,
-    host_vms: (&HostVm, &HostVm),
-    mode: Mode,
-) -> Result<PlanReport, SwapError> {
-    let (mut from, mut to) = take(host_vms)?;
-    let mut report = PlanReport::default();
-    if let Err(e) = domids(driver, (&from, &to), mode) {
-        report.blockers.push(e.message);
-    }
-    let Inventory { here, there } = Inventory::of(&mut from, &mut to)?;
-    let (here, there) = (&here, &there);
-    let pair = blockers_of_pair(mode, (from.name(), &here.1), (to.name(), &there.1));
-    report.blockers.extend(pair);
-    report.free_mib = there.1.free_mib;
-    report.needed_mib = here.0.iter().map(|g| mib(g.pages)).sum();
-    let planned = |guest: &Guest| PlannedGuest {
-        blockers: blockers_of(to.name(), guest, there),
-        guest: guest.clone(),
-    };
-    report.guests = here.0.iter().map(planned).collect();
-    report.guests.sort_by_key(|g| g.guest.domid);
-    Ok(report)
 }
 
 impl<'a> Job<'a> {
@@ -270,26 +130,13 @@ impl<'a> Job<'a> {
     ) -> Result<Self, SwapError> {
         let started = Instant::now();
         (context.progress)(Phase::Preflight, 0, 0);
-        let (mut from, mut to) = take(host_vms)?;
-        let domids = domids(context.driver, (&from, &to), request.mode)?;
-        let Inventory { here, there } = Inventory::of(&mut from, &mut to)?;
-        let name = &request.from.guest;
-        let Some(guest) = here.0.iter().find(|g| g.name == *name).cloned() else {
-            return Err(refused(format!(
-                "host VM {} has no guest named {name}; `vmbeam list` shows which there are",
-                request.from.host_vm
-            )));
-        };
-        let mut blockers = blockers_of(&request.to, &guest, &there);
-        let facts = ((from.name(), &here.1), (to.name(), &there.1));
-        blockers.extend(blockers_of_pair(request.mode, facts.0, facts.1));
-        let needs = format!("guest {name} needs");
-        blockers.extend(no_room(
-            &request.to,
-            &needs,
-            mib(guest.pages),
-            there.1.free_mib,
-        ));
+        let Checked {
+            from,
+            to,
+            domids,
+            guest,
+            blockers,
+        } = check(context.driver, host_vms, request)?;
         if !request.dry_run && !blockers.is_empty() {
             return Err(refused(blockers.join("; ")));
         }
@@ -471,7 +318,7 @@ impl<'a> Job<'a> {
             let taken = pushed.map_err(refused)?;
             if taken > 0 || !data.is_empty() || ended && !end {
                 moved = Instant::now();
-            } else if moved.elapsed() > STALLED {
+            } else if moved.elapsed() > self.stalled_after() {
                 return Err(refused(self.stalled(waiting.is_empty())));
             }
             scanner.feed(&data).map_err(refused)?;
@@ -484,13 +331,17 @@ impl<'a> Job<'a> {
         if !contents.complete {
             return Err(refused("the saved state of the guest is cut off"));
         }
-        let deadline = Instant::now() + STALLED;
+        let deadline = Instant::now() + self.stalled_after();
         let there = loop {
             self.go_on()?;
             match self.to.talk(|l| l.finish()).map_err(refused)? {
                 Some(guest) => break guest,
                 None if Instant::now() > deadline => {
-                    return Err(refused("restoring the guest takes too long"));
+                    return Err(refused(format!(
+                        "host VM {} has not completed the guest within {} s; see its agent's log, and agent_timeout_seconds if the guest is large",
+                        self.to.name(),
+                        self.stalled_after().as_secs()
+                    )));
                 }
                 None => {}
             }
@@ -505,8 +356,14 @@ impl<'a> Job<'a> {
         Ok((contents, there))
     }
 
+    /// How long the toolstacks may make no progress. One that restores a large guest makes
+    /// room for all of it before it takes more.
+    fn stalled_after(&self) -> Duration {
+        self.to.vm.timeout()
+    }
+
     fn stalled(&self, source: bool) -> String {
-        let limit = STALLED.as_secs();
+        let limit = self.stalled_after().as_secs();
         if source {
             format!(
                 "host VM {} sent nothing of the guest for {limit} s; does the guest suspend itself? See its console",
@@ -514,7 +371,7 @@ impl<'a> Job<'a> {
             )
         } else {
             format!(
-                "host VM {} took nothing of the guest for {limit} s; see its agent's log",
+                "host VM {} took nothing of the guest for {limit} s; see its agent's log, and agent_timeout_seconds if the guest is large",
                 self.to.name()
             )
         }
@@ -910,18 +767,6 @@ fn sample(pfns: &[u64], most: usize) -> Vec<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmbeam_wire::CpuFeatures;
-
-    fn guest(name: &str) -> Guest {
-        Guest {
-            name: name.into(),
-            domid: 1,
-            state: GuestState::Running,
-            pages: 257,
-            kind: GuestKind::Pv,
-            cpu: Some(CpuFeatures::default()),
-        }
-    }
 
     #[test]
     fn samples_are_spread() {
@@ -931,54 +776,5 @@ mod tests {
         assert_eq!(sample(&pfns, 1), [10]);
         assert_eq!(sample(&pfns[..3], 256), [10, 11, 12]);
         assert!(sample(&[], 256).is_empty());
-    }
-
-    #[test]
-    fn every_blocker_is_named() {
-        let good = guest("guest");
-        let there = |name| (vec![guest(name)], Facts::default());
-        assert!(blockers_of("B", &good, &there("other")).is_empty());
-        let mut bad = good.clone();
-        bad.kind = GuestKind::Hvm;
-        bad.state = GuestState::Paused;
-        let all = blockers_of("B", &bad, &there("guest"));
-        assert_eq!(all.len(), 3);
-        for (blocker, words) in
-            all.iter()
-                .zip(["not a PV guest", "does not run", "has a guest named guest"])
-        {
-            assert!(blocker.contains(words), "{blocker}");
-        }
-        let mut strange = good.clone();
-        strange.cpu = None;
-        let mut newer = good.clone();
-        newer.cpu = Some(CpuFeatures::new(|leaf, _| {
-            (leaf == 7).then_some([0, 0x21, 0, 0])
-        }));
-        for (guest, words) in [
-            (strange, "does not tell which CPU features guest guest has"),
-            (
-                newer,
-                "host VM B lacks CPU features that guest guest may use: CPUID 0x7:0 ebx bit 0 and",
-            ),
-        ] {
-            let all = blockers_of("B", &guest, &there("other"));
-            assert!(all.len() == 1 && all[0].contains(words), "{all:?}");
-        }
-        let fine = Facts::default();
-        let old = Facts {
-            problem: Some("old tools".into()),
-            ..Facts::default()
-        };
-        let pair = |mode| blockers_of_pair(mode, ("A", &fine), ("B", &old));
-        assert_eq!(pair(Mode::Swap), ["host VM B: old tools"]);
-        // A copy needs nothing of the toolstack.
-        assert!(pair(Mode::Copy).is_empty());
-        assert_eq!(no_room("B", "it needs", mib(good.pages), 2), None);
-        let full = no_room("B", "it needs", mib(good.pages), 1).unwrap();
-        assert!(
-            full.contains("1 MiB of free memory, and it needs 2 MiB"),
-            "{full}"
-        );
     }
 }

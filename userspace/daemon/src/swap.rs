@@ -8,6 +8,7 @@ use crate::exchange::{
 };
 use crate::host_vm::{AgentGuard, HostVm};
 use crate::join::{comparable, join, JoinedRun};
+use crate::preflight::named;
 use crate::verify::{compare, Snapshot};
 use std::collections::HashSet;
 use std::time::Instant;
@@ -37,24 +38,14 @@ impl Party<'_> {
     ) -> Result<(AgentGuard<'a>, Guest), SwapError> {
         agent.greet().map_err(refused)?;
         let guests = agent.with(|l| l.guests()).map_err(refused)?;
-        let mut named = guests.into_iter().filter(|g| g.name == name);
         let host_vm = agent.name().to_owned();
-        let Some(guest) = named.next() else {
-            return Err(refused(format!(
-                "host VM {host_vm} has no guest named {name}"
-            )));
-        };
-        if named.next().is_some() {
-            return Err(refused(format!(
-                "host VM {host_vm} has several guests named {name}"
-            )));
-        }
+        let guest = named(&guests, name, &host_vm).map_err(refused)?.clone();
         if guest.kind != GuestKind::Pv {
             return Err(refused(format!(
                 "guest {host_vm}/{name} is not a PV guest; only PV guests can be swapped so far"
             )));
         }
-        if matches!(guest.state, GuestState::Dying | GuestState::Shutdown) {
+        if guest.state == GuestState::Shutdown {
             return Err(refused(format!("guest {host_vm}/{name} is not alive")));
         }
         Ok((agent, guest))

@@ -35,7 +35,8 @@ const TABLES: &[Table] = &[
                 "agent_timeout_seconds",
                 "1..3600",
                 "300",
-                "How long an agent may be silent in the middle of a request.",
+                "How long an agent may be silent in the middle of a request, and a restore \
+                 take nothing, as it does while it makes room for a large guest.",
             ),
             (
                 "domid_command",

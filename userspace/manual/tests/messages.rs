@@ -23,6 +23,8 @@ const QUIET: &[&str] = &[
     "with_template",
     "seq_print!",
     "short",
+    "name",
+    "bounded",
 ];
 
 /// What looks like a message and is the result of something that went well, a part
@@ -96,6 +98,13 @@ const NO_MESSAGES: &[&str] = &[
     "an unknown number of",
     "application/openmetrics-text; version=1.0.0; charset=utf-8",
     "can swap frames",
+    "can swap ... pairs a session",
+    "driver, for vmbeamd",
+    "half moves",
+    "job ...",
+    "guest ...: ...",
+    "network bridge",
+    "kernel file",
     "clean up",
     "creating host VM ... from ...",
     "host VMs",

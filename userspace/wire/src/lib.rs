@@ -17,6 +17,7 @@ pub mod frame;
 pub mod list;
 pub mod message;
 mod packed;
+pub mod preflight;
 
 pub use cpu::CpuFeatures;
 pub use frame::{encode, Decoder, Frame, FrameError, MAX_PAYLOAD, VERSION};
@@ -25,3 +26,4 @@ pub use list::{
     MAX_RUNS, RUNS_PER_CHUNK,
 };
 pub use message::Message;
+pub use preflight::{is_plain, Inspection, Need, NeedKind};

@@ -9,6 +9,7 @@
 use crate::compressed;
 use crate::cpu::CpuFeatures;
 use crate::list::{Excluded, FrameRun, PfnRun, MAX_PAGES};
+use crate::preflight::{bounded, bounded_needs, is_plain, Inspection, Need};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -47,6 +48,15 @@ fn short(what: &str, s: &str, most: usize) -> Result<(), String> {
         return Err(format!("{what} of {} bytes; the most is {most}", s.len()));
     }
     if s.chars().any(|c| c.is_control() && c != '\n') {
+        return Err(format!("{what} with control characters"));
+    }
+    Ok(())
+}
+
+/// The name of a guest or of a host VM: one line that is what it looks like.
+fn name(what: &str, s: &str) -> Result<(), String> {
+    short(what, s, MAX_NAME)?;
+    if !is_plain(s) {
         return Err(format!("{what} with control characters"));
     }
     Ok(())
@@ -150,6 +160,18 @@ pub enum ToAgent {
         /// The guest's domid in its host VM.
         guest: u32,
     },
+    /// What is in the way of moving this guest? Answer: [`FromAgent::Inspected`].
+    Inspect {
+        /// The guest's domid in its host VM.
+        guest: u32,
+        /// Its ordinary pages are not to be in its saved state.
+        external: bool,
+    },
+    /// Which of these are not there? Answer: [`FromAgent::Lacking`].
+    Provide {
+        /// What a guest needs that is to come.
+        needs: Vec<Need>,
+    },
 }
 
 /// Runs in ascending order, and not more pages than `most`.
@@ -215,7 +237,8 @@ impl Message for ToAgent {
             Self::ReadPages { runs, .. } => ascending(runs, MAX_PAGES_PER_CHUNK as u64),
             Self::WritePages { runs, data, .. } => pages_of(runs, data),
             Self::Push { data } => part(data),
-            Self::Receive { name, .. } => short("a guest's name", name, MAX_NAME),
+            Self::Receive { name: guest, .. } => name("a guest's name", guest),
+            Self::Provide { needs } => bounded_needs(needs),
             _ => Ok(()),
         }
     }
@@ -382,6 +405,10 @@ pub enum FromAgent {
         #[serde(with = "crate::compressed")]
         data: Vec<u8>,
     },
+    /// Answer to [`ToAgent::Inspect`].
+    Inspected(Inspection),
+    /// Answer to [`ToAgent::Provide`]: those of them that are not there.
+    Lacking(Vec<Need>),
 }
 
 impl FromAgent {
@@ -407,6 +434,8 @@ impl FromAgent {
             Self::Taken { .. } => "Taken",
             Self::Restored { .. } => "Restored",
             Self::Pages { .. } => "Pages",
+            Self::Inspected(_) => "Inspected",
+            Self::Lacking(_) => "Lacking",
         }
     }
 }
@@ -434,7 +463,7 @@ impl Message for FromAgent {
                 }
                 guests
                     .iter()
-                    .try_for_each(|g| short("a guest's name", &g.name, MAX_NAME))
+                    .try_for_each(|g| name("a guest's name", &g.name))
             }
             Self::FramesEnd { pages } if *pages > MAX_PAGES => {
                 Err(format!("{pages} pages; the most is {MAX_PAGES}"))
@@ -457,6 +486,11 @@ impl Message for FromAgent {
             }
             Self::Part { data, .. } => part(data),
             Self::Pages { data } => whole_pages(data).map(drop),
+            Self::Inspected(inspection) => {
+                bounded("problems", inspection.problems.iter().map(|p| &**p))?;
+                bounded_needs(&inspection.needs)
+            }
+            Self::Lacking(needs) => bounded_needs(needs),
             _ => Ok(()),
         }
     }
@@ -558,17 +592,17 @@ impl Message for ToDaemon {
     fn check(&self) -> Result<(), String> {
         match self {
             Self::Swap(r) => [&r.from, &r.to].iter().try_for_each(|g| {
-                short("a host VM's name", &g.host_vm, MAX_NAME)?;
-                short("a guest's name", &g.guest, MAX_NAME)
+                name("a host VM's name", &g.host_vm)?;
+                name("a guest's name", &g.guest)
             }),
             Self::Migrate(r) => {
-                short("a host VM's name", &r.from.host_vm, MAX_NAME)?;
-                short("a guest's name", &r.from.guest, MAX_NAME)?;
-                short("a host VM's name", &r.to, MAX_NAME)
+                name("a host VM's name", &r.from.host_vm)?;
+                name("a guest's name", &r.from.guest)?;
+                name("a host VM's name", &r.to)
             }
             Self::Plan { from, to, .. } => {
-                short("a host VM's name", from, MAX_NAME)?;
-                short("a host VM's name", to, MAX_NAME)
+                name("a host VM's name", from)?;
+                name("a host VM's name", to)
             }
             _ => Ok(()),
         }

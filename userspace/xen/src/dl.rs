@@ -6,7 +6,7 @@ use crate::{sys, DomainInfo, Error, Frames, Page, PageRun, Special, PAGE_SIZE};
 use libloading::os::unix::{Library, Symbol};
 use nix::errno::Errno;
 use nix::libc;
-use std::ffi::{c_char, c_int, c_long, c_uint, c_ulong, c_void, CString};
+use std::ffi::{c_char, c_int, c_long, c_uint, c_ulong, c_void, CStr, CString};
 use std::mem::{size_of, MaybeUninit};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
@@ -26,6 +26,8 @@ const VERSIONED: &str = "/usr/lib";
 
 /// Frames that are mapped at once.
 const MAP_BATCH: usize = 1024;
+/// Pages that the largest guest that can move may be spread over.
+const MOST_PFNS: u64 = 1 << 32;
 /// `XBT_NULL`: no transaction.
 const XBT_NULL: u32 = 0;
 
@@ -102,6 +104,7 @@ functions!(Store {
     xs_open: fn(c_ulong) -> *mut c_void,
     xs_close: fn(*mut c_void) -> (),
     xs_read: fn(*mut c_void, u32, *const c_char, *mut c_uint) -> *mut c_void,
+    xs_directory: fn(*mut c_void, u32, *const c_char, *mut c_uint) -> *mut *mut c_char,
 });
 
 /// A connection to the hypervisor, its memory and xenstore.
@@ -492,6 +495,38 @@ impl Xen {
         text
     }
 
+    /// The names of the nodes below a node of xenstore; none if there is no such node.
+    pub fn store_list(&self, path: &str) -> Vec<String> {
+        let Ok(path) = CString::new(path) else {
+            return Vec::new();
+        };
+        // SAFETY: flags 0 are the normal way to connect.
+        let Some(xs) = NonNull::new(unsafe { (self.store.xs_open)(0) }) else {
+            return Vec::new();
+        };
+        let mut nr: c_uint = 0;
+        // SAFETY: `path` ends in a null byte; the library writes the number.
+        let names =
+            unsafe { (self.store.xs_directory)(xs.as_ptr(), XBT_NULL, path.as_ptr(), &mut nr) };
+        let list = NonNull::new(names).map(|names| {
+            // SAFETY: the library returns that many pointers to texts that end in a null
+            // byte, all in one piece of memory that we own.
+            let texts = unsafe { std::slice::from_raw_parts(names.as_ptr(), nr as usize) };
+            let texts = texts
+                .iter()
+                // SAFETY: as above.
+                .map(|text| unsafe { CStr::from_ptr(*text) })
+                .map(|text| text.to_string_lossy().into_owned())
+                .collect();
+            // SAFETY: allocated by malloc(), freed once, not used any more.
+            unsafe { libc::free(names.as_ptr().cast()) };
+            texts
+        });
+        // SAFETY: opened above, not used afterwards.
+        unsafe { (self.store.xs_close)(xs.as_ptr()) };
+        list.unwrap_or_default()
+    }
+
     /// A domain's name, from xenstore.
     pub fn name(&self, domid: u32) -> Option<String> {
         self.store_read(&format!("/local/domain/{domid}/name"))
@@ -519,9 +554,14 @@ impl Xen {
     /// Every frame of a guest.
     fn frames(&self, info: &DomainInfo) -> Result<Frames, Error> {
         let m2p = M2p::map(self)?;
-        // A guest can give its pages odd numbers, within reason: this many
-        // times its size leaves room for ballooning and holes.
-        let pfn_end = info.pages.saturating_mul(4).max(1 << 20);
+        // A guest can give its pages odd numbers, within reason: this many times its size
+        // leaves room for holes, and it may have given back all but a little of what it can
+        // have at most, in KiB.
+        let most = self
+            .store_read(&format!("/local/domain/{}/memory/static-max", info.domid))
+            .and_then(|kib| kib.trim().parse::<u64>().ok())
+            .map_or(0, |kib| (kib / 4).saturating_mul(2).min(MOST_PFNS));
+        let pfn_end = info.pages.saturating_mul(4).max(1 << 20).max(most);
         let mut frames = Frames::new();
         let mut gfns = Vec::with_capacity(sys::PFN_TYPE_BATCH);
         let end = m2p.len();

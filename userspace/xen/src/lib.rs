@@ -95,8 +95,8 @@ pub struct DomainInfo {
     pub hvm: bool,
     /// Being torn down.
     pub dying: bool,
-    /// Has shut down.
-    pub shutdown: bool,
+    /// Has shut down, for this reason (`SHUTDOWN_*` of Xen).
+    pub shutdown: Option<u8>,
     /// Paused by the toolstack.
     pub paused: bool,
     /// Pages that it owns.
@@ -113,7 +113,10 @@ impl From<&sys::DomainInfo> for DomainInfo {
             domid: raw.domain.into(),
             hvm: raw.flags & sys::DOMINF_HVM_GUEST != 0,
             dying: raw.flags & sys::DOMINF_DYING != 0,
-            shutdown: raw.flags & sys::DOMINF_SHUTDOWN != 0,
+            // Eight bits.
+            shutdown: (raw.flags & sys::DOMINF_SHUTDOWN != 0).then_some(
+                ((raw.flags >> sys::DOMINF_SHUTDOWN_SHIFT) & sys::DOMINF_SHUTDOWN_MASK) as u8,
+            ),
             paused: raw.flags & sys::DOMINF_PAUSED != 0,
             pages: raw.tot_pages,
             shared_info_frame: raw.shared_info_frame,

@@ -46,6 +46,12 @@ pub const DOMINF_HVM_GUEST: u32 = 1 << 1;
 pub const DOMINF_SHUTDOWN: u32 = 1 << 2;
 /// `XEN_DOMINF_paused`
 pub const DOMINF_PAUSED: u32 = 1 << 3;
+/// `XEN_DOMINF_shutdownmask`
+pub const DOMINF_SHUTDOWN_MASK: u32 = 255;
+/// `XEN_DOMINF_shutdownshift`
+pub const DOMINF_SHUTDOWN_SHIFT: u32 = 16;
+/// `SHUTDOWN_suspend`
+pub const SHUTDOWN_SUSPEND: u8 = 2;
 
 /// `XEN_DOMCTL_PFINFO_LTAB_MASK`
 pub const PFINFO_LTAB_MASK: u64 = 0xf << 28;

@@ -51,6 +51,15 @@ fn compare(include: &str) {
         ("XEN_DOMINF_shutdown", sys::DOMINF_SHUTDOWN as usize),
         ("XEN_DOMINF_paused", sys::DOMINF_PAUSED as usize),
         (
+            "XEN_DOMINF_shutdownmask",
+            sys::DOMINF_SHUTDOWN_MASK as usize,
+        ),
+        (
+            "XEN_DOMINF_shutdownshift",
+            sys::DOMINF_SHUTDOWN_SHIFT as usize,
+        ),
+        ("SHUTDOWN_suspend", sys::SHUTDOWN_SUSPEND as usize),
+        (
             "XEN_DOMCTL_PFINFO_LTAB_MASK",
             sys::PFINFO_LTAB_MASK as usize,
         ),

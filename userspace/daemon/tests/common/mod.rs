@@ -19,7 +19,7 @@ use vmbeam_wire::message::{
     AgentErrorCode, Facts, FromDaemon, Guest, GuestKind, GuestRef, GuestState, SwapRequest,
     ToDaemon, Toolstack,
 };
-use vmbeam_wire::{encode, CpuFeatures, Decoder};
+use vmbeam_wire::{encode, CpuFeatures, Decoder, Inspection, Need};
 use vmbeam_xen::{Page, PageKind, PageRun};
 use vmbeamd::driver::{Driver, DriverSession};
 use vmbeamd::{Config, Daemon};
@@ -34,6 +34,10 @@ pub struct FakeGuest {
     /// One run for each.
     pub pages: Vec<PageRun>,
     pub paused: bool,
+    /// It has shut down or crashed by itself, or is being torn down.
+    pub ended: Option<GuestState>,
+    /// What is in its way, and what it needs.
+    pub inspection: Inspection,
 }
 
 /// A fake host VM: what is in its frames, and its guests by domid.
@@ -45,6 +49,10 @@ pub struct FakeHost {
     pub free_mib: u64,
     /// What its toolstack does wrong.
     pub trouble: Trouble,
+    /// Bridges, disks and files that it does not have.
+    pub lacks: Vec<String>,
+    /// Its agent does not know questions about these.
+    pub is_old: bool,
     /// The file that says which guest hypervisor it has.
     pub version: Option<PathBuf>,
 }
@@ -62,15 +70,22 @@ pub enum Trouble {
     SaveHangs,
     /// A save dies and leaves the guest as it is.
     SaveDies,
+    /// The guest crashes while it is being saved.
+    SaveCrashes,
     /// An event comes after all pages were read, unless it is pending by then; either
     /// way it changes the memory of the guest that was saved.
     LateEvent,
     /// A restore takes nothing for 7 seconds, once, and its agent does nothing else.
     RestoreSleeps,
+    /// A restore takes nothing, for as long as this lasts.
+    RestoreStalls,
     /// A restore fails when it has everything.
     RestoreFails,
     /// The restored guest cannot be let run, so many times.
     ResumeFails(u32),
+    /// The same once, and then it takes for as long as this lasts.
+    ResumeFailsAndHolds,
+    ResumeHolds,
     /// What is left over cannot be destroyed, so many times.
     DestroyFails(u32),
 }
@@ -126,13 +141,18 @@ impl FakeHost {
             name: name.into(),
             pages: (0..).zip(self.unused(pages)).map(page).collect(),
             paused: false,
+            ended: None,
+            inspection: Inspection::default(),
         };
         self.guests.insert(domid, guest);
     }
 
     /// Names of the guests that run, in order.
     pub fn running(&self) -> Vec<String> {
-        let running = self.guests.values().filter(|g| !g.paused);
+        let running = self
+            .guests
+            .values()
+            .filter(|g| !g.paused && g.ended.is_none());
         let mut names: Vec<_> = running.map(|g| g.name.clone()).collect();
         names.sort();
         names
@@ -171,6 +191,8 @@ pub fn host(seed: u64, pages: u64, tables: u64) -> Host {
             name: "guest".into(),
             pages: (0..pages).map(page).collect(),
             paused: false,
+            ended: None,
+            inspection: Inspection::default(),
         },
     );
     host.free_mib = 1000;
@@ -250,6 +272,14 @@ impl Outgoing for FakeSave {
                 self.resume();
                 return Err(toolstack("the save has failed"));
             }
+            Trouble::SaveCrashes if self.at > 0 => {
+                lock(&self.host).trouble = Trouble::None;
+                if let Some(g) = lock(&self.host).guests.get_mut(&self.guest) {
+                    g.ended = Some(GuestState::Shutdown);
+                    g.paused = false;
+                }
+                return Err(toolstack("the guest did not suspend"));
+            }
             Trouble::SaveDies if self.at > 0 => return Err(toolstack("the save was killed")),
             _ => {}
         }
@@ -292,6 +322,10 @@ impl Incoming for FakeRestore {
             lock(&self.host).trouble = Trouble::None;
             std::thread::sleep(Duration::from_secs(7));
         }
+        if lock(&self.host).trouble == Trouble::RestoreStalls {
+            std::thread::sleep(Duration::from_millis(20));
+            return Ok(0);
+        }
         // A part of it, to be asked again.
         let taken = data.len().min(50_000);
         self.stream.extend(&data[..taken]);
@@ -332,6 +366,8 @@ impl Incoming for FakeRestore {
                 name: self.name.clone(),
                 pages: (0..).zip(&gfns).map(page).collect(),
                 paused: true,
+                ended: None,
+                inspection: Inspection::default(),
             },
         );
         Ok(true)
@@ -378,10 +414,10 @@ impl Hypervisor for FakeHypervisor {
             .map(|(domid, g)| Guest {
                 name: g.name.clone(),
                 domid: *domid,
-                state: if g.paused {
-                    GuestState::Paused
-                } else {
-                    GuestState::Running
+                state: match g.ended {
+                    Some(state) => state,
+                    None if g.paused => GuestState::Paused,
+                    None => GuestState::Running,
                 },
                 pages: g.pages.len() as u64,
                 kind: GuestKind::Pv,
@@ -459,6 +495,24 @@ impl Hypervisor for FakeHypervisor {
         Ok(())
     }
 
+    fn inspect(&self, guest: u32, _: bool) -> Result<Inspection, HvError> {
+        let host = lock(&self.0);
+        if host.is_old {
+            return Err(HvError {
+                code: AgentErrorCode::BadRequest,
+                message: "not a request".into(),
+            });
+        }
+        let guest = host.guests.get(&guest).ok_or_else(|| no_guest(guest))?;
+        Ok(guest.inspection.clone())
+    }
+
+    fn lacking(&self, needs: &[Need]) -> Vec<Need> {
+        let host = lock(&self.0);
+        let missing = |need: &&Need| host.lacks.contains(&need.name);
+        needs.iter().filter(missing).cloned().collect()
+    }
+
     fn facts(&self) -> Result<Facts, HvError> {
         let host = lock(&self.0);
         let problem = (host.trouble == Trouble::Stock).then(|| "it is Debian's toolstack".into());
@@ -501,6 +555,18 @@ impl Hypervisor for FakeHypervisor {
     }
 
     fn resume(&self, guest: u32) -> Result<(), HvError> {
+        let trouble = lock(&self.0).trouble;
+        if trouble == Trouble::ResumeFailsAndHolds {
+            lock(&self.0).trouble = Trouble::ResumeHolds;
+            return Err(toolstack("the guest cannot be resumed"));
+        }
+        while lock(&self.0).trouble == Trouble::ResumeHolds {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let state = lock(&self.0).guests.get(&guest).and_then(|g| g.ended);
+        if state == Some(GuestState::Shutdown) {
+            return Ok(());
+        }
         if lock(&self.0).trouble.strikes(Trouble::ResumeFails) {
             return Err(toolstack("the guest cannot be resumed"));
         }
@@ -513,7 +579,7 @@ impl Hypervisor for FakeHypervisor {
             return Err(toolstack("the guest cannot be destroyed"));
         }
         match host.guests.get(&guest) {
-            Some(g) if !g.paused => return Err(toolstack("the guest runs")),
+            Some(g) if !g.paused && g.ended.is_none() => return Err(toolstack("the guest runs")),
             Some(_) => {}
             None => return Ok(()),
         }

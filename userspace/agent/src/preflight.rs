@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What would be found out only once a guest is suspended, from what the toolstack keeps of
+//! it in xenstore: asked before anything is done to it.
+
+use std::path::Path;
+use vmbeam_wire::{Inspection, Need, NeedKind, MAX_PAGES, MAX_RUNS};
+
+/// Frontends that connect again by themselves after a move.
+const DEVICES: [&str; 5] = ["console", "vbd", "vif", "vkbd", "vfb"];
+/// What the toolstack lets a guest have beyond its target, in KiB
+/// (`LIBXL_MAXMEM_CONSTANT`).
+const SLACK: u64 = 1024;
+
+/// A guest management VM's xenstore and file system.
+pub trait Surroundings {
+    /// The value of a node of xenstore.
+    fn read(&self, path: &str) -> Option<String>;
+    /// The names below a node of xenstore.
+    fn list(&self, path: &str) -> Vec<String>;
+    /// Whether there is such a file, device or directory.
+    fn exists(&self, path: &Path) -> bool;
+}
+
+/// How much memory a guest has.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// Pages.
+    pub pages: u64,
+    /// Runs of pages that follow each other, if that is known.
+    pub runs: Option<usize>,
+}
+
+fn bridge(name: &str) -> String {
+    format!("/sys/class/net/{name}")
+}
+
+/// Whether something that a guest needs is here.
+pub fn is_there(here: &impl Surroundings, need: &Need) -> bool {
+    match need.kind {
+        // No name of an interface has a slash.
+        NeedKind::Bridge => !need.name.contains('/') && here.exists(Path::new(&bridge(&need.name))),
+        NeedKind::Disk | NeedKind::Kernel => here.exists(Path::new(&need.name)),
+    }
+}
+
+/// What is in the way of moving a guest, and what it needs.
+pub fn inspect(here: &impl Surroundings, domid: u32, size: Size) -> Inspection {
+    let problems = [
+        limits(size),
+        serves_others(here, domid),
+        cannot_come_along(here, domid),
+        cannot_suspend(here, domid),
+        above_target(here, domid, size.pages),
+    ];
+    let mut needs = devices(here, domid);
+    needs.extend(kernel(here, domid));
+    // What is not here either is not missed there.
+    needs.retain(|need| is_there(here, need));
+    needs.dedup();
+    Inspection {
+        problems: problems.into_iter().flatten().collect(),
+        needs,
+    }
+}
+
+fn limits(size: Size) -> Option<String> {
+    match size {
+        Size { pages, .. } if pages > MAX_PAGES => Some(format!(
+            "it has {pages} pages of memory, and at most {MAX_PAGES} can move; shut it down, and start it there"
+        )),
+        Size { runs: Some(runs), .. } if runs > MAX_RUNS => Some(format!(
+            "its memory is in {runs} pieces, and at most {MAX_RUNS} can move; shut it down, and start it there"
+        )),
+        _ => None,
+    }
+}
+
+/// Page tables with frames of other guests are not saved, and what is connected to this
+/// guest would lose it.
+fn serves_others(here: &impl Surroundings, domid: u32) -> Option<String> {
+    let kinds = here.list(&format!("/local/domain/{domid}/backend"));
+    let kinds: Vec<_> = kinds
+        .into_iter()
+        .filter(|kind| {
+            !here
+                .list(&format!("/local/domain/{domid}/backend/{kind}"))
+                .is_empty()
+        })
+        .collect();
+    (!kinds.is_empty()).then(|| {
+        format!(
+            "it is the backend of other guests ({}), which would lose it; shut those down first",
+            kinds.join(", ")
+        )
+    })
+}
+
+fn cannot_come_along(here: &impl Surroundings, domid: u32) -> Option<String> {
+    let mut kinds = here.list(&format!("/libxl/{domid}/device"));
+    kinds.retain(|kind| !DEVICES.contains(&&**kind));
+    (!kinds.is_empty()).then(|| {
+        format!(
+            "it has devices that do not come along ({}); detach them, or shut it down and start it there",
+            kinds.join(", ")
+        )
+    })
+}
+
+fn cannot_suspend(here: &impl Surroundings, domid: u32) -> Option<String> {
+    let feature = here.read(&format!("/local/domain/{domid}/control/feature-suspend"));
+    (feature.as_deref() != Some("1")).then(|| {
+        "its kernel does not say that it can suspend itself (control/feature-suspend in xenstore); wait until it has booted, or shut it down and start it there".into()
+    })
+}
+
+fn above_target(here: &impl Surroundings, domid: u32, pages: u64) -> Option<String> {
+    let target = here.read(&format!("/local/domain/{domid}/memory/target"))?;
+    let target: u64 = target.trim().parse().ok()?;
+    let has = pages.saturating_mul(4);
+    (has > target.saturating_add(SLACK)).then(|| {
+        format!(
+            "it has {} MiB of memory, more than its target of {} MiB; wait until it has given that back, or raise the target (`xl mem-set`)",
+            has.div_ceil(1024),
+            target / 1024
+        )
+    })
+}
+
+/// Bridges and disks, by what the toolstack notes where no guest can write.
+fn devices(here: &impl Surroundings, domid: u32) -> Vec<Need> {
+    let mut needs = Vec::new();
+    for (kind, need, node) in [
+        ("vif", NeedKind::Bridge, "bridge"),
+        ("vbd", NeedKind::Disk, "params"),
+    ] {
+        let all = format!("/libxl/{domid}/device/{kind}");
+        for device in here.list(&all) {
+            let value = here
+                .read(&format!("{all}/{device}/backend"))
+                .and_then(|backend| here.read(&format!("{backend}/{node}")));
+            let Some(value) = value else { continue };
+            // QEMU's begin with the format.
+            let name = match value.find(":/") {
+                Some(at) if need == NeedKind::Disk => value[at + 1..].to_owned(),
+                _ => value,
+            };
+            if need == NeedKind::Bridge || name.starts_with('/') {
+                needs.push(Need { kind: need, name });
+            }
+        }
+    }
+    needs
+}
+
+/// What it boots from when it restarts; a boot loader's copy is gone by now.
+fn kernel(here: &impl Surroundings, domid: u32) -> Vec<Need> {
+    let Some(vm) = here.read(&format!("/local/domain/{domid}/vm")) else {
+        return Vec::new();
+    };
+    ["kernel", "ramdisk"]
+        .into_iter()
+        .filter_map(|file| here.read(&format!("{vm}/image/{file}")))
+        .filter(|path| path.starts_with('/'))
+        .map(|name| Need {
+            kind: NeedKind::Kernel,
+            name,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    #[derive(Default)]
+    struct Fake {
+        store: BTreeMap<String, String>,
+        files: BTreeSet<String>,
+    }
+
+    impl Surroundings for Fake {
+        fn read(&self, path: &str) -> Option<String> {
+            self.store.get(path).cloned()
+        }
+
+        fn list(&self, path: &str) -> Vec<String> {
+            let below = format!("{path}/");
+            let names: BTreeSet<String> = self
+                .store
+                .keys()
+                .filter_map(|k| Some(k.strip_prefix(&below)?.split('/').next()?.to_owned()))
+                .collect();
+            names.into_iter().collect()
+        }
+
+        fn exists(&self, path: &Path) -> bool {
+            self.files.contains(path.to_str().unwrap())
+        }
+    }
+
+    const SIZE: Size = Size {
+        pages: 65536,
+        runs: Some(100),
+    };
+
+    /// Domain 7, an ordinary guest of 256 MiB.
+    fn guest() -> Fake {
+        let mut fake = Fake::default();
+        for (path, value) in [
+            ("/local/domain/7/control/feature-suspend", "1"),
+            ("/local/domain/7/memory/target", "262144"),
+            ("/local/domain/7/vm", "/vm/u"),
+            ("/local/domain/7/backend", ""),
+            ("/vm/u/image/kernel", "/boot/vmlinux"),
+            ("/vm/u/image/ramdisk", "/var/run/xen/gone"),
+            ("/libxl/7/device/console/0/backend", "/c"),
+            ("/libxl/7/device/vif/0/backend", "/b/vif"),
+            ("/b/vif/bridge", "br0"),
+            ("/libxl/7/device/vbd/51712/backend", "/b/vbd"),
+            ("/b/vbd/params", "/dev/vg/disk"),
+            ("/libxl/7/device/vbd/51728/backend", "/b/qdisk"),
+            ("/b/qdisk/params", "qcow2:/srv/a:b.qcow2"),
+            ("/libxl/7/device/vbd/51744/backend", "/b/nbd"),
+            ("/b/nbd/params", "nbd:elsewhere"),
+        ] {
+            fake.store.insert(path.into(), value.into());
+        }
+        for file in [
+            "/sys/class/net/br0",
+            "/dev/vg/disk",
+            "/srv/a:b.qcow2",
+            "/boot/vmlinux",
+        ] {
+            fake.files.insert(file.into());
+        }
+        fake
+    }
+
+    #[test]
+    fn an_ordinary_guest_can_move_and_says_what_it_needs() {
+        let inspection = inspect(&guest(), 7, SIZE);
+        assert!(inspection.problems.is_empty(), "{inspection:?}");
+        let needs: Vec<_> = inspection
+            .needs
+            .iter()
+            .map(|n| (n.kind, &*n.name))
+            .collect();
+        assert_eq!(
+            needs,
+            [
+                (NeedKind::Bridge, "br0"),
+                (NeedKind::Disk, "/dev/vg/disk"),
+                (NeedKind::Disk, "/srv/a:b.qcow2"),
+                (NeedKind::Kernel, "/boot/vmlinux"),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_it_needs_is_here_or_not() {
+        let mut there = guest();
+        let needs = inspect(&there, 7, SIZE).needs;
+        assert!(needs.iter().all(|n| is_there(&there, n)));
+        there.files.clear();
+        assert!(!needs.iter().any(|n| is_there(&there, n)));
+        // Nothing but an interface counts as one.
+        there.files.insert("/sys/class/net/../../../etc".into());
+        let odd = Need {
+            kind: NeedKind::Bridge,
+            name: "../../../etc".into(),
+        };
+        assert!(!is_there(&there, &odd));
+    }
+
+    #[track_caller]
+    fn assert_problem(fake: &Fake, size: Size, words: &str) {
+        let problems = inspect(fake, 7, size).problems;
+        assert!(
+            problems.len() == 1 && problems[0].contains(words),
+            "{problems:?}"
+        );
+    }
+
+    #[test]
+    fn a_guest_that_cannot_suspend_itself() {
+        for feature in [None, Some("0")] {
+            let mut fake = guest();
+            let node = "/local/domain/7/control/feature-suspend";
+            fake.store.remove(node);
+            if let Some(value) = feature {
+                fake.store.insert(node.into(), value.into());
+            }
+            assert_problem(&fake, SIZE, "can suspend itself");
+        }
+    }
+
+    #[test]
+    fn a_guest_above_its_target() {
+        let mut fake = guest();
+        let target = "/local/domain/7/memory/target".to_owned();
+        fake.store.insert(target.clone(), "65536".into());
+        assert_problem(
+            &fake,
+            SIZE,
+            "256 MiB of memory, more than its target of 64 MiB",
+        );
+        // As much as the toolstack grants beyond it is no problem.
+        fake.store.insert(target.clone(), "261120".into());
+        assert!(inspect(&fake, 7, SIZE).problems.is_empty());
+        fake.store.insert(target, "261119".into());
+        assert_problem(&fake, SIZE, "more than its target");
+    }
+
+    #[test]
+    fn a_guest_that_is_a_backend() {
+        let mut fake = guest();
+        fake.store
+            .insert("/local/domain/7/backend/vif/8/0/state".into(), "4".into());
+        assert_problem(&fake, SIZE, "the backend of other guests (vif)");
+    }
+
+    #[test]
+    fn a_guest_with_devices_that_do_not_come_along() {
+        let mut fake = guest();
+        for kind in ["9pfs", "pci"] {
+            let node = format!("/libxl/7/device/{kind}/0/backend");
+            fake.store.insert(node, "/b".into());
+        }
+        assert_problem(&fake, SIZE, "(9pfs, pci)");
+    }
+
+    #[test]
+    fn a_guest_beyond_the_limits() {
+        let mut fake = guest();
+        fake.store.remove("/local/domain/7/memory/target");
+        let pages = MAX_PAGES + 1;
+        assert_problem(&fake, Size { pages, runs: None }, "67108865 pages");
+        let runs = Some(MAX_RUNS + 1);
+        assert_problem(&fake, Size { runs, ..SIZE }, "1048577 pieces");
+    }
+}

@@ -1,0 +1,384 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What is in the way of a migration: all that can be found out before anything is done to
+//! the guest.
+
+use crate::driver::Driver;
+use crate::exchange::{both, refused, SwapError};
+use crate::host_vm::HostVm;
+use crate::link::{unexpected, Link, LinkError};
+use crate::side::Side;
+use tracing::warn;
+use vmbeam_wire::message::{
+    no_room, AgentErrorCode, Facts, FromAgent, Guest, GuestKind, GuestState, MigrateRequest, Mode,
+    PlanReport, PlannedGuest, ToAgent,
+};
+use vmbeam_wire::{Inspection, Need, NeedKind};
+
+pub(crate) fn mib(pages: u64) -> u64 {
+    pages.div_ceil(256)
+}
+
+/// What is being torn down is no guest any more, whatever it was.
+fn is_alive(guest: &Guest) -> bool {
+    guest.state != GuestState::Dying
+}
+
+/// The guest of this name. Two of one name are none: whoever asks must say which.
+pub(crate) fn named<'a>(
+    guests: &'a [Guest],
+    name: &str,
+    host_vm: &str,
+) -> Result<&'a Guest, String> {
+    let same: Vec<_> = guests
+        .iter()
+        .filter(|g| g.name == name && is_alive(g))
+        .collect();
+    match same[..] {
+        [only] => Ok(only),
+        [] => Err(format!(
+            "host VM {host_vm} has no guest named {name}; `vmbeam list` shows which there are"
+        )),
+        _ => {
+            let mut domids: Vec<_> = same.iter().map(|g| g.domid).collect();
+            domids.sort_unstable();
+            let domids: Vec<_> = domids.iter().map(u32::to_string).collect();
+            Err(format!(
+                "host VM {host_vm} has several guests named {name} (domains {}); rename all but one, by `xl rename DOMID NAME` there",
+                domids.join(", ")
+            ))
+        }
+    }
+}
+
+/// What is made of an answer that an agent does not know how to give.
+fn or_nothing<T: Default>(result: Result<T, LinkError>) -> Result<T, LinkError> {
+    match result {
+        // One of an earlier version. What it does not look at fails later, as it did then.
+        Err(LinkError::Agent {
+            code: AgentErrorCode::BadRequest,
+            message,
+        }) => {
+            warn!("an agent does not say what is in the way of a guest: {message}");
+            Ok(T::default())
+        }
+        other => other,
+    }
+}
+
+fn inspect(link: &mut Link, guest: u32, external: bool) -> Result<Inspection, LinkError> {
+    let question = ToAgent::Inspect { guest, external };
+    or_nothing(match link.ask(&question, |a| Err(unexpected(&a))) {
+        Ok(FromAgent::Inspected(inspection)) => Ok(inspection),
+        Ok(other) => Err(unexpected(&other)),
+        Err(e) => Err(e),
+    })
+}
+
+fn lacking(link: &mut Link, needs: Vec<Need>) -> Result<Vec<Need>, LinkError> {
+    let question = ToAgent::Provide { needs };
+    or_nothing(match link.ask(&question, |a| Err(unexpected(&a))) {
+        Ok(FromAgent::Lacking(needs)) => Ok(needs),
+        Ok(other) => Err(unexpected(&other)),
+        Err(e) => Err(e),
+    })
+}
+
+/// What is missing there, for a person.
+fn missing(to: &str, guest: &str, need: &Need) -> String {
+    let what = match need.kind {
+        NeedKind::Bridge => "network bridge",
+        NeedKind::Disk => "disk",
+        NeedKind::Kernel => "kernel file",
+    };
+    format!(
+        "host VM {to} has no {what} {}, which guest {guest} needs; provide it there, or change the guest's configuration",
+        need.name
+    )
+}
+
+/// What both host VMs know of a guest that could suspend itself otherwise.
+fn looked_at(from: &mut Side<'_>, to: &mut Side<'_>, guest: &Guest, mode: Mode) -> Vec<String> {
+    if guest.kind != GuestKind::Pv || guest.state != GuestState::Running {
+        return Vec::new();
+    }
+    let external = mode == Mode::Swap;
+    let mut ask = || {
+        let Inspection { problems, needs } = from.talk(|l| inspect(l, guest.domid, external))?;
+        let lacking = match needs.is_empty() {
+            true => Vec::new(),
+            false => to.talk(|l| lacking(l, needs.clone()))?,
+        };
+        let name = &guest.name;
+        let problems = problems
+            .iter()
+            .map(|problem| format!("guest {name}: {problem}"));
+        // Of what was asked, not of what was answered.
+        let missing = needs
+            .iter()
+            .filter(|need| lacking.contains(need))
+            .map(|need| missing(to.name(), name, need));
+        Ok(problems.chain(missing).collect())
+    };
+    ask().unwrap_or_else(|e: String| vec![e])
+}
+
+/// A guest that may migrate, or what is in its way.
+pub(crate) struct Checked<'a> {
+    pub(crate) from: Side<'a>,
+    pub(crate) to: Side<'a>,
+    pub(crate) domids: (u32, u32),
+    pub(crate) guest: Guest,
+    pub(crate) blockers: Vec<String>,
+}
+
+/// Everything that can be found out without touching the guest.
+pub(crate) fn check<'a>(
+    driver: &dyn Driver,
+    host_vms: (&'a HostVm, &'a HostVm),
+    request: &MigrateRequest,
+) -> Result<Checked<'a>, SwapError> {
+    let (mut from, mut to) = take(host_vms)?;
+    let domids = domids(driver, (&from, &to), request.mode)?;
+    let Inventory { here, there } = Inventory::of(&mut from, &mut to)?;
+    let name = &request.from.guest;
+    let guest = named(&here.0, name, from.name()).map_err(refused)?.clone();
+    let mut blockers = blockers_of(to.name(), &guest, &there);
+    let facts = ((from.name(), &here.1), (to.name(), &there.1));
+    blockers.extend(blockers_of_pair(request.mode, facts.0, facts.1));
+    let needs = format!("guest {name} needs");
+    let room = no_room(to.name(), &needs, mib(guest.pages), there.1.free_mib);
+    blockers.extend(room);
+    blockers.extend(looked_at(&mut from, &mut to, &guest, request.mode));
+    Ok(Checked {
+        from,
+        to,
+        domids,
+        guest,
+        blockers,
+    })
+}
+
+/// Why a guest cannot migrate whatever the destination has room for.
+fn blockers_of(to: &str, guest: &Guest, (guests, facts): &(Vec<Guest>, Facts)) -> Vec<String> {
+    let name = &guest.name;
+    let mut blockers = Vec::new();
+    if guest.kind != GuestKind::Pv {
+        blockers.push(format!(
+            "guest {name} is not a PV guest; only PV guests can be migrated so far: shut it down, and start it in {to}"
+        ));
+    }
+    if guest.state != GuestState::Running {
+        blockers.push(format!(
+            "guest {name} does not run, and only a guest that runs can suspend itself; unpause it, or shut it down"
+        ));
+    }
+    if guests.iter().any(|g| g.name == *name && is_alive(g)) {
+        blockers.push(format!(
+            "host VM {to} has a guest named {name} already; rename or shut down one of them"
+        ));
+    }
+    if guest.kind == GuestKind::Pv {
+        blockers.extend(other_cpu(to, guest, facts));
+    }
+    blockers
+}
+
+/// Why a guest would find another processor there than it has booted on.
+fn other_cpu(to: &str, guest: &Guest, there: &Facts) -> Option<String> {
+    let name = &guest.name;
+    let Some(cpu) = guest.cpu else {
+        return Some(format!(
+            "the guest hypervisor does not tell which CPU features guest {name} has; look into the log of the agent"
+        ));
+    };
+    let missing = cpu.missing_in(&there.cpu);
+    let first = missing.first()?;
+    let features = match missing.len() - 1 {
+        0 => first.to_string(),
+        n => format!("{first} and {n} more"),
+    };
+    Some(format!(
+        "host VM {to} lacks CPU features that guest {name} may use: {features}; give both host VMs the same `cpuid`"
+    ))
+}
+
+/// Why guests of two host VMs cannot migrate whatever they are.
+fn blockers_of_pair(mode: Mode, from: (&str, &Facts), to: (&str, &Facts)) -> Vec<String> {
+    [from, to]
+        .into_iter()
+        .filter(|_| mode == Mode::Swap)
+        .filter_map(|(vm, facts)| Some(format!("host VM {vm}: {}", facts.problem.as_ref()?)))
+        .collect()
+}
+
+/// Both agents, in the order of the names: of two opposite migrations, one gets
+/// both.
+fn take<'a>((from, to): (&'a HostVm, &'a HostVm)) -> Result<(Side<'a>, Side<'a>), SwapError> {
+    if from.config.name < to.config.name {
+        let from = Side::take(from).map_err(refused)?;
+        Ok((from, Side::take(to).map_err(refused)?))
+    } else {
+        let to = Side::take(to).map_err(refused)?;
+        Ok((Side::take(from).map_err(refused)?, to))
+    }
+}
+
+/// Refuse what the host hypervisor cannot do at all; gives the domids of both
+/// host VMs.
+fn domids(
+    driver: &dyn Driver,
+    (from, to): (&Side<'_>, &Side<'_>),
+    mode: Mode,
+) -> Result<(u32, u32), SwapError> {
+    let domids = (
+        from.vm.domid().map_err(refused)?,
+        to.vm.domid().map_err(refused)?,
+    );
+    if mode == Mode::Swap {
+        let offer = |e| {
+            refused(format!(
+                "{e}; `vmbeam migrate --mode copy` copies the memory instead"
+            ))
+        };
+        drop(driver.open(domids.0, domids.1).map_err(offer)?);
+    }
+    Ok(domids)
+}
+
+/// Guests and facts of both host VMs, each asked once.
+#[derive(Debug)]
+struct Inventory {
+    here: (Vec<Guest>, Facts),
+    there: (Vec<Guest>, Facts),
+}
+
+impl Inventory {
+    fn of(from: &mut Side<'_>, to: &mut Side<'_>) -> Result<Self, SwapError> {
+        let ask = |side: &mut Side<'_>| {
+            side.greet()?;
+            Ok((side.talk(|l| l.guests())?, side.talk(|l| l.facts())?))
+        };
+        let (here, there) = both(|| ask(from), || ask(to));
+        let refused = |e: String| refused(e);
+        Ok(Self {
+            here: here.map_err(refused)?,
+            there: there.map_err(refused)?,
+        })
+    }
+}
+
+/// What is in the way of all guests of a host VM.
+pub(crate) fn plan(
+    driver: &dyn Driver,
+    host_vms: (&HostVm, &HostVm),
+    mode: Mode,
+) -> Result<PlanReport, SwapError> {
+    let (mut from, mut to) = take(host_vms)?;
+    let mut report = PlanReport::default();
+    if let Err(e) = domids(driver, (&from, &to), mode) {
+        report.blockers.push(e.message);
+    }
+    let Inventory { mut here, there } = Inventory::of(&mut from, &mut to)?;
+    here.0.retain(is_alive);
+    let (here, there) = (&here, &there);
+    let pair = blockers_of_pair(mode, (from.name(), &here.1), (to.name(), &there.1));
+    report.blockers.extend(pair);
+    report.free_mib = there.1.free_mib;
+    report.needed_mib = here.0.iter().map(|g| mib(g.pages)).sum();
+    let mut planned = |guest: &Guest| {
+        let mut blockers = blockers_of(to.name(), guest, there);
+        blockers.extend(named(&here.0, &guest.name, from.name()).err());
+        blockers.extend(looked_at(&mut from, &mut to, guest, mode));
+        PlannedGuest {
+            blockers,
+            guest: guest.clone(),
+        }
+    };
+    report.guests = here.0.iter().map(&mut planned).collect();
+    report.guests.sort_by_key(|g| g.guest.domid);
+    Ok(report)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmbeam_wire::CpuFeatures;
+
+    fn guest(name: &str) -> Guest {
+        Guest {
+            name: name.into(),
+            domid: 1,
+            state: GuestState::Running,
+            pages: 257,
+            kind: GuestKind::Pv,
+            cpu: Some(CpuFeatures::default()),
+        }
+    }
+
+    #[test]
+    fn a_name_is_that_of_one_guest() {
+        let (one, mut other) = (guest("one"), guest("one"));
+        other.domid = 7;
+        let all = [one.clone(), guest("two"), other.clone()];
+        assert_eq!(named(&all, "two", "A"), Ok(&all[1]));
+        let e = named(&all, "one", "A").unwrap_err();
+        assert!(e.contains("several guests named one (domains 1, 7)"), "{e}");
+        assert!(named(&all, "three", "A").unwrap_err().contains("no guest"));
+        // What is going away counts for nothing.
+        other.state = GuestState::Dying;
+        let all = [other.clone(), one];
+        assert_eq!(named(&all, "one", "A"), Ok(&all[1]));
+        let there = (vec![other], Facts::default());
+        assert!(blockers_of("B", &guest("one"), &there).is_empty());
+    }
+
+    #[test]
+    fn every_blocker_is_named() {
+        let good = guest("guest");
+        let there = |name| (vec![guest(name)], Facts::default());
+        assert!(blockers_of("B", &good, &there("other")).is_empty());
+        let mut bad = good.clone();
+        bad.kind = GuestKind::Hvm;
+        bad.state = GuestState::Paused;
+        let all = blockers_of("B", &bad, &there("guest"));
+        assert_eq!(all.len(), 3);
+        for (blocker, words) in
+            all.iter()
+                .zip(["not a PV guest", "does not run", "has a guest named guest"])
+        {
+            assert!(blocker.contains(words), "{blocker}");
+        }
+        let mut strange = good.clone();
+        strange.cpu = None;
+        let mut newer = good.clone();
+        newer.cpu = Some(CpuFeatures::new(|leaf, _| {
+            (leaf == 7).then_some([0, 0x21, 0, 0])
+        }));
+        for (guest, words) in [
+            (strange, "does not tell which CPU features guest guest has"),
+            (
+                newer,
+                "host VM B lacks CPU features that guest guest may use: CPUID 0x7:0 ebx bit 0 and",
+            ),
+        ] {
+            let all = blockers_of("B", &guest, &there("other"));
+            assert!(all.len() == 1 && all[0].contains(words), "{all:?}");
+        }
+        let fine = Facts::default();
+        let old = Facts {
+            problem: Some("old tools".into()),
+            ..Facts::default()
+        };
+        let pair = |mode| blockers_of_pair(mode, ("A", &fine), ("B", &old));
+        assert_eq!(pair(Mode::Swap), ["host VM B: old tools"]);
+        // A copy needs nothing of the toolstack.
+        assert!(pair(Mode::Copy).is_empty());
+        assert_eq!(no_room("B", "it needs", mib(good.pages), 2), None);
+        let full = no_room("B", "it needs", mib(good.pages), 1).unwrap();
+        assert!(
+            full.contains("1 MiB of free memory, and it needs 2 MiB"),
+            "{full}"
+        );
+    }
+}

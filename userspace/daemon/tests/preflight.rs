@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What would fail only once a guest is suspended is refused before: whoever asks, and in
+//! whatever way, is told the same, and nothing is done to the guest.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use common::{lock, FakeGuest, Trouble, World};
+use vmbeam_wire::message::{
+    Failure, FromDaemon, GuestRef, MigrateReport, MigrateRequest, Mode, ToDaemon,
+};
+use vmbeam_wire::{Inspection, Need, NeedKind};
+
+/// Two host VMs; B has no guest.
+fn world_with(timeout: u64) -> World {
+    let mut w = World::new();
+    w.timeout = timeout;
+    lock(&w.hosts["B"]).guests.clear();
+    w.agents(&["A", "B"]);
+    w.start();
+    for name in ["A", "B"] {
+        w.wait_agent(name, None);
+    }
+    w
+}
+
+fn world() -> World {
+    world_with(60)
+}
+
+fn request(mode: Mode, dry_run: bool) -> ToDaemon {
+    ToDaemon::Migrate(MigrateRequest {
+        from: GuestRef {
+            host_vm: "A".into(),
+            guest: "guest".into(),
+        },
+        to: "B".into(),
+        mode,
+        dry_run,
+        verify: false,
+        timeout_seconds: None,
+        max_downtime_ms: None,
+    })
+}
+
+#[track_caller]
+fn report(answer: FromDaemon) -> MigrateReport {
+    match answer {
+        FromDaemon::Migrated(report) => *report,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// All that ask are told this, and nothing has changed.
+#[track_caller]
+fn assert_in_the_way(w: &World, expected: &[&str]) {
+    let before = w.memory();
+    for mode in [Mode::Swap, Mode::Copy] {
+        let plan = ToDaemon::Plan {
+            from: "A".into(),
+            to: "B".into(),
+            mode,
+        };
+        let FromDaemon::Plan(plan) = w.ask(&plan) else {
+            panic!()
+        };
+        assert_eq!(plan.guests[0].blockers, expected);
+        assert_eq!(report(w.ask(&request(mode, true))).blockers, expected);
+        let FromDaemon::Error { failure, message } = w.ask(&request(mode, false)) else {
+            panic!()
+        };
+        assert_eq!((failure, message), (Failure::Refused, expected.join("; ")));
+    }
+    assert_eq!(w.memory(), before);
+    assert_eq!(lock(&w.hosts["A"]).running(), ["guest"]);
+    assert!(lock(&w.hosts["B"]).guests.is_empty());
+}
+
+fn inspection(w: &World, problems: &[&str], needs: &[(NeedKind, &str)]) {
+    let mut host = lock(&w.hosts["A"]);
+    let guest: &mut FakeGuest = host.guests.get_mut(&1).unwrap();
+    guest.inspection = Inspection {
+        problems: problems.iter().map(|p| (*p).into()).collect(),
+        needs: needs
+            .iter()
+            .map(|(kind, name)| Need {
+                kind: *kind,
+                name: (*name).into(),
+            })
+            .collect(),
+    };
+}
+
+#[test]
+fn what_the_source_knows_of_its_guest_is_in_the_way() {
+    let w = world();
+    inspection(&w, &["it is ill", "it is busy"], &[]);
+    assert_in_the_way(&w, &["guest guest: it is ill", "guest guest: it is busy"]);
+    inspection(&w, &[], &[]);
+    report(w.ask(&request(Mode::Swap, false)));
+    assert_eq!(lock(&w.hosts["B"]).running(), ["guest"]);
+}
+
+#[test]
+fn what_the_destination_lacks_is_in_the_way() {
+    let w = world();
+    let needs = [
+        (NeedKind::Bridge, "br0"),
+        (NeedKind::Disk, "/dev/vg/disk"),
+        (NeedKind::Kernel, "/boot/vmlinux"),
+    ];
+    inspection(&w, &[], &needs);
+    lock(&w.hosts["B"]).lacks = needs.iter().map(|n| n.1.into()).collect();
+    let missing = |what| {
+        format!("host VM B has no {what}, which guest guest needs; provide it there, or change the guest's configuration")
+    };
+    let all = [
+        "network bridge br0",
+        "disk /dev/vg/disk",
+        "kernel file /boot/vmlinux",
+    ]
+    .map(missing);
+    assert_in_the_way(&w, &all.each_ref().map(|m| &**m));
+    lock(&w.hosts["B"]).lacks.remove(0);
+    assert_in_the_way(&w, &[&all[1], &all[2]]);
+    lock(&w.hosts["B"]).lacks.clear();
+    report(w.ask(&request(Mode::Swap, false)));
+}
+
+#[test]
+fn an_agent_that_does_not_know_the_question_is_in_nobodys_way() {
+    let w = world();
+    inspection(&w, &["it is ill"], &[]);
+    lock(&w.hosts["A"]).is_old = true;
+    report(w.ask(&request(Mode::Swap, false)));
+    assert_eq!(lock(&w.hosts["B"]).running(), ["guest"]);
+}
+
+#[test]
+fn a_restore_has_as_long_as_an_agent() {
+    let w = world_with(5);
+    lock(&w.hosts["B"]).trouble = Trouble::RestoreStalls;
+    let FromDaemon::Error { failure, message } = w.ask(&request(Mode::Swap, false)) else {
+        panic!()
+    };
+    assert_eq!(failure, Failure::RolledBack);
+    let words = "host VM B took nothing of the guest for 5 s";
+    assert!(message.contains(words), "{message}");
+    assert_eq!(lock(&w.hosts["A"]).running(), ["guest"]);
+}
