@@ -2,6 +2,7 @@
 
 //! The daemon itself: its host VMs, its jobs, and the control socket.
 
+use crate::client::{Client, ClientError, CLIENT_TIMEOUT};
 use crate::config::Config;
 use crate::driver::Driver;
 use crate::exchange::SwapError;
@@ -15,7 +16,6 @@ use crate::recovery::{Settled, Settling};
 use crate::side::Side;
 use crate::swap::swap;
 use anyhow::Context;
-use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -28,12 +28,10 @@ use vmbeam_wire::message::{
     CheckReport, DriverReport, Failure, FromDaemon, GuestRef, HostVmReport, JobReport,
     MigrateRequest, Phase, SwapReport, SwapRequest, ToDaemon,
 };
-use vmbeam_wire::{encode, Decoder, FrameError};
+use vmbeam_wire::Decoder;
 
 /// Most command-line clients at once.
 const MAX_CLIENTS: usize = 32;
-/// How long a client may take to say what it wants.
-const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Jobs that are remembered.
 const MAX_JOBS: usize = 32;
 /// How long a stop waits for jobs to end.
@@ -51,6 +49,8 @@ struct Shared {
     journal: Journal,
     metrics: Metrics,
     clients: AtomicUsize,
+    /// Clients that have asked for something, and have not got all of the answer.
+    answering: AtomicUsize,
     stop: Arc<AtomicBool>,
 }
 
@@ -107,6 +107,7 @@ impl Daemon {
             journal,
             metrics: Metrics::default(),
             clients: AtomicUsize::new(0),
+            answering: AtomicUsize::new(0),
             stop,
         });
         // Before anybody can ask for something else.
@@ -138,7 +139,8 @@ impl Daemon {
         let deadline = Instant::now() + STOP_PATIENCE;
         // What is being settled waits for agents, and goes on in the next daemon.
         let running = |j: &Job| j.report.running && !j.settles;
-        while self.shared.jobs().iter().any(running) {
+        let answering = || self.shared.answering.load(Ordering::Relaxed) > 0;
+        while self.shared.jobs().iter().any(running) || answering() {
             if Instant::now() >= deadline {
                 warn!("stopping although a job has not ended");
                 break;
@@ -194,7 +196,7 @@ fn accept(shared: &Arc<Shared>, listener: &UnixListener) {
         let serving = shared.clone();
         let result = spawn("client", move || {
             // Counted down even if serving panics.
-            let _leaving = Leaving(serving.clone());
+            let _leaving = Counted(&serving.clients);
             if let Err(e) = serve(&serving, stream) {
                 warn!("dropped a client: {e}");
             }
@@ -206,48 +208,12 @@ fn accept(shared: &Arc<Shared>, listener: &UnixListener) {
     }
 }
 
-struct Leaving(Arc<Shared>);
+/// Counts down whatever happens.
+struct Counted<'a>(&'a AtomicUsize);
 
-impl Drop for Leaving {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.0.clients.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Why a client was dropped.
-#[derive(Debug, thiserror::Error)]
-enum ClientError {
-    #[error("{0}")]
-    Io(#[from] std::io::Error),
-    #[error("{0}")]
-    Frame(#[from] FrameError),
-    #[error("it does not take its answers")]
-    Gone,
-    #[error("it sent nothing complete within {} s", CLIENT_TIMEOUT.as_secs())]
-    Slow,
-}
-
-/// A client's end of the socket, for answers from several threads.
-struct Client {
-    /// Empty once it does not take what is sent, so that a job never waits for
-    /// the person who looks at it.
-    stream: Mutex<Option<UnixStream>>,
-    request: u32,
-    session: u64,
-}
-
-impl Client {
-    fn send(&self, message: &FromDaemon) -> Result<(), ClientError> {
-        let bytes = encode(self.request, self.session, message)?;
-        let mut slot = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(stream) = &mut *slot else {
-            return Err(ClientError::Gone);
-        };
-        let result = stream.write_all(&bytes);
-        if result.is_err() {
-            *slot = None;
-        }
-        Ok(result?)
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -257,11 +223,7 @@ fn serve(shared: &Arc<Shared>, mut stream: UnixStream) -> Result<(), ClientError
     stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
     let mut decoder = Decoder::strict();
     let deadline = Instant::now() + CLIENT_TIMEOUT;
-    let mut answer = Client {
-        stream: Mutex::new(Some(stream.try_clone()?)),
-        request: 0,
-        session: 0,
-    };
+    let mut answer = Client::new(stream.try_clone()?);
     let frame = loop {
         match decoder.next_frame() {
             Ok(Some(frame)) => break frame,
@@ -292,6 +254,8 @@ fn serve(shared: &Arc<Shared>, mut stream: UnixStream) -> Result<(), ClientError
             return Err(e.into());
         }
     };
+    shared.answering.fetch_add(1, Ordering::Relaxed);
+    let _answering = Counted(&shared.answering);
     let last = match request {
         ToDaemon::Check => FromDaemon::Check(shared.check()),
         ToDaemon::List => FromDaemon::List(shared.list()),
@@ -452,8 +416,7 @@ impl Shared {
     fn progress<'a>(&'a self, id: u64, client: &'a Client) -> impl Fn(Phase, u64, u64) + Sync + 'a {
         move |phase, done, total| {
             self.phase(id, phase.text().into(), true);
-            // The job goes on if its client is gone.
-            let _ = client.send(&FromDaemon::Progress { phase, done, total });
+            client.show(&FromDaemon::Progress { phase, done, total });
         }
     }
 

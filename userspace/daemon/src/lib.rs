@@ -11,6 +11,7 @@
 //! to the others.
 
 pub mod args;
+mod client;
 pub mod config;
 pub mod control;
 pub mod driver;

@@ -8,10 +8,14 @@
 mod common;
 
 use common::{lock, FakeGuest, Trouble, World};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 use vmbeam_wire::message::{
     Failure, FromDaemon, GuestRef, MigrateReport, MigrateRequest, Mode, ToDaemon,
 };
-use vmbeam_wire::{Inspection, Need, NeedKind};
+use vmbeam_wire::{encode, Decoder, Inspection, Need, NeedKind};
 
 /// Two host VMs; B has no guest.
 fn world_with(timeout: u64) -> World {
@@ -149,4 +153,81 @@ fn a_restore_has_as_long_as_an_agent() {
     let words = "host VM B took nothing of the guest for 5 s";
     assert!(message.contains(words), "{message}");
     assert_eq!(lock(&w.hosts["A"]).running(), ["guest"]);
+}
+
+#[test]
+fn a_stop_waits_until_a_client_has_its_answer() {
+    let mut w = world();
+    let mut guest = lock(&w.hosts["A"]).guests[&1].clone();
+    guest.pages.truncate(1);
+    guest.name = "x".repeat(250);
+    let more = (2..1000).map(|domid| (domid, guest.clone()));
+    lock(&w.hosts["A"]).guests.extend(more);
+    let mut stream = UnixStream::connect(w.control()).unwrap();
+    let question = encode(1, 1, &ToDaemon::List).unwrap();
+    stream.write_all(&question).unwrap();
+    // It has begun to answer, and cannot go on: that does not fit into the socket.
+    let mut first = [0];
+    stream.read_exact(&mut first).unwrap();
+    let stopped = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            w.stop();
+            stopped.store(true, Ordering::Relaxed);
+        });
+        let deadline = Instant::now() + Duration::from_millis(300);
+        while Instant::now() < deadline {
+            assert!(!stopped.load(Ordering::Relaxed), "it has not waited");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let mut rest = (&first[..]).chain(&stream);
+        let mut decoder = Decoder::strict();
+        let answer: FromDaemon = loop {
+            if let Some(frame) = decoder.next_frame().unwrap() {
+                break frame.decode().unwrap();
+            }
+            assert_ne!(decoder.fill(&mut rest).unwrap(), 0);
+        };
+        let FromDaemon::List(host_vms) = answer else {
+            panic!("{answer:?}")
+        };
+        assert_eq!(host_vms[0].guests.as_ref().unwrap().len(), 999);
+    });
+}
+
+/// A client that asks and does not look: the guest does not stand still for it, and the
+/// answer is there when it looks again.
+#[test]
+fn a_client_that_does_not_read_costs_no_downtime() {
+    let w = world();
+    // So many steps that they do not fit into the socket.
+    lock(&w.driver.faults).step = Some(1);
+    let mut stuck = UnixStream::connect(w.control()).unwrap();
+    let question = encode(1, 1, &request(Mode::Swap, false)).unwrap();
+    stuck.write_all(&question).unwrap();
+    loop {
+        let FromDaemon::Status(jobs) = w.ask(&ToDaemon::Status) else {
+            panic!()
+        };
+        if jobs.first().is_some_and(|j| !j.running) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let mut decoder = Decoder::strict();
+    let mut shown = 0;
+    let report = loop {
+        while let Some(frame) = decoder.next_frame().unwrap() {
+            match frame.decode().unwrap() {
+                FromDaemon::Migrated(report) => return assert!(shown > 100, "{report:?}"),
+                FromDaemon::Progress { .. } => shown += 1,
+                FromDaemon::Job { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        if decoder.fill(&mut stuck).unwrap() == 0 {
+            break "hung up";
+        }
+    };
+    panic!("{report}");
 }

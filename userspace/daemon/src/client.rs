@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A client's end of the control socket, for answers from several threads.
+
+use nix::errno::Errno;
+use nix::sys::socket::{send, MsgFlags};
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use vmbeam_wire::message::FromDaemon;
+use vmbeam_wire::{encode, FrameError};
+
+/// How long a client may take to say what it wants, and to take what it asked for.
+pub(crate) const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a client was dropped.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClientError {
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    #[error("{0}")]
+    Frame(#[from] FrameError),
+    #[error("it does not take its answers")]
+    Gone,
+    #[error("it sent nothing complete within {} s", CLIENT_TIMEOUT.as_secs())]
+    Slow,
+}
+
+/// The socket, with the end of a message whose beginning it has taken.
+#[derive(Debug)]
+struct Outgoing {
+    socket: UnixStream,
+    rest: Vec<u8>,
+}
+
+impl Outgoing {
+    /// Send what can be sent without waiting.
+    fn push(&mut self) -> Result<(), Errno> {
+        while !self.rest.is_empty() {
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            match send(self.socket.as_raw_fd(), &self.rest, flags) {
+                Ok(n) => drop(self.rest.drain(..n)),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(()),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.socket.write_all(&self.rest)?;
+        self.rest.clear();
+        self.socket.write_all(bytes)
+    }
+}
+
+/// A client.
+#[derive(Debug)]
+pub(crate) struct Client {
+    /// Empty once it does not take what is sent.
+    stream: Mutex<Option<Outgoing>>,
+    pub(crate) request: u32,
+    pub(crate) session: u64,
+}
+
+impl Client {
+    /// One that has not asked yet.
+    pub(crate) fn new(socket: UnixStream) -> Self {
+        let rest = Vec::new();
+        Self {
+            stream: Mutex::new(Some(Outgoing { socket, rest })),
+            request: 0,
+            session: 0,
+        }
+    }
+
+    /// Send what it must have, and wait for it for a while.
+    pub(crate) fn send(&self, message: &FromDaemon) -> Result<(), ClientError> {
+        let bytes = encode(self.request, self.session, message)?;
+        let mut slot = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(stream) = &mut *slot else {
+            return Err(ClientError::Gone);
+        };
+        let result = stream.write(&bytes);
+        if result.is_err() {
+            *slot = None;
+        }
+        Ok(result?)
+    }
+
+    /// Show how far it is, if there is room: a job, whose guest may be suspended, never
+    /// waits for the person who looks at it. Whoever looks again sees what comes then.
+    pub(crate) fn show(&self, message: &FromDaemon) {
+        let Ok(mut slot) = self.stream.try_lock() else {
+            return;
+        };
+        let Some(stream) = &mut *slot else { return };
+        let mut result = stream.push();
+        if result.is_ok() && stream.rest.is_empty() {
+            if let Ok(bytes) = encode(self.request, self.session, message) {
+                stream.rest = bytes;
+                result = stream.push();
+            }
+        }
+        if result.is_err() {
+            *slot = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use vmbeam_wire::message::Phase;
+    use vmbeam_wire::Decoder;
+
+    fn progress(done: u64) -> FromDaemon {
+        FromDaemon::Progress {
+            phase: Phase::Stream,
+            done,
+            total: 0,
+        }
+    }
+
+    #[test]
+    fn nobody_waits_for_a_client_that_does_not_read_and_it_gets_its_answer() {
+        let (here, mut there) = UnixStream::pair().unwrap();
+        let client = Client::new(here);
+        // More than any socket holds.
+        for done in 0..100_000 {
+            client.show(&progress(done));
+        }
+        let reader = std::thread::spawn(move || {
+            let mut decoder = Decoder::strict();
+            let mut seen = Vec::new();
+            while decoder.fill(&mut there).unwrap() > 0 {
+                while let Some(frame) = decoder.next_frame().unwrap() {
+                    seen.push(frame.decode::<FromDaemon>().unwrap());
+                }
+            }
+            seen
+        });
+        client.send(&FromDaemon::Done).unwrap();
+        drop(client);
+        let mut seen = reader.join().unwrap();
+        assert_eq!(seen.pop(), Some(FromDaemon::Done));
+        let nr = seen.len() as u64;
+        assert!(nr > 0 && nr < 100_000, "{nr}");
+        assert!(seen.into_iter().eq((0..nr).map(progress)));
+    }
+
+    #[test]
+    fn a_client_that_has_gone_is_not_written_to() {
+        let (here, there) = UnixStream::pair().unwrap();
+        drop(there);
+        let client = Client::new(here.try_clone().unwrap());
+        client.show(&progress(1));
+        assert!(matches!(
+            client.send(&FromDaemon::Done),
+            Err(ClientError::Gone)
+        ));
+        drop(client);
+        assert_eq!((&here).read(&mut [0]).unwrap(), 0);
+    }
+}
