@@ -76,18 +76,17 @@ fn limits(size: Size) -> Option<String> {
     }
 }
 
+/// The kinds of devices below a node, without those of which there is none any more.
+fn kinds(here: &impl Surroundings, path: &str) -> Vec<String> {
+    let mut kinds = here.list(path);
+    kinds.retain(|kind| !here.list(&format!("{path}/{kind}")).is_empty());
+    kinds
+}
+
 /// Page tables with frames of other guests are not saved, and what is connected to this
 /// guest would lose it.
 fn serves_others(here: &impl Surroundings, domid: u32) -> Option<String> {
-    let kinds = here.list(&format!("/local/domain/{domid}/backend"));
-    let kinds: Vec<_> = kinds
-        .into_iter()
-        .filter(|kind| {
-            !here
-                .list(&format!("/local/domain/{domid}/backend/{kind}"))
-                .is_empty()
-        })
-        .collect();
+    let kinds = kinds(here, &format!("/local/domain/{domid}/backend"));
     (!kinds.is_empty()).then(|| {
         format!(
             "it is the backend of other guests ({}), which would lose it; shut those down first",
@@ -97,7 +96,7 @@ fn serves_others(here: &impl Surroundings, domid: u32) -> Option<String> {
 }
 
 fn cannot_come_along(here: &impl Surroundings, domid: u32) -> Option<String> {
-    let mut kinds = here.list(&format!("/libxl/{domid}/device"));
+    let mut kinds = kinds(here, &format!("/libxl/{domid}/device"));
     kinds.retain(|kind| !DEVICES.contains(&&**kind));
     (!kinds.is_empty()).then(|| {
         format!(
@@ -212,7 +211,8 @@ mod tests {
             ("/local/domain/7/control/feature-suspend", "1"),
             ("/local/domain/7/memory/target", "262144"),
             ("/local/domain/7/vm", "/vm/u"),
-            ("/local/domain/7/backend", ""),
+            ("/local/domain/7/backend/vbd", ""),
+            ("/libxl/7/device/pci", ""),
             ("/vm/u/image/kernel", "/boot/vmlinux"),
             ("/vm/u/image/ramdisk", "/var/run/xen/gone"),
             ("/libxl/7/device/console/0/backend", "/c"),
