@@ -5,6 +5,8 @@
 
 #![allow(dead_code, reason = "every test file uses a part of it")]
 
+pub mod peer;
+
 use std::collections::{HashMap, HashSet};
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};

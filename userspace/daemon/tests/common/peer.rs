@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What peers say that break the protocol, or keep to it until they do not.
+
+use super::{read_request, MEMORY_END};
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use vmbeam_wire::message::{FromAgent, Guest, GuestKind, GuestState, ToAgent, Toolstack};
+use vmbeam_wire::{encode, Excluded, FrameRun, Reason};
+
+/// Set the CRC of a frame that was tampered with, so that what was tampered
+/// with is what is found.
+pub fn reseal(frame: &mut [u8]) {
+    let mut crc = crc32(&frame[..24], 0);
+    crc = crc32(&frame[28..], crc);
+    frame[24..28].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// CRC-32, the slow way, independent of the code under test.
+fn crc32(bytes: &[u8], start: u32) -> u32 {
+    let mut crc = !start;
+    for b in bytes {
+        crc ^= u32::from(*b);
+        for _ in 0..8 {
+            crc = (crc >> 1) ^ (0xedb8_8320 & 0u32.wrapping_sub(crc & 1));
+        }
+    }
+    !crc
+}
+
+pub fn hello() -> FromAgent {
+    FromAgent::Hello {
+        agent_version: "0".into(),
+        hypervisor: "Impostor".into(),
+        toolstack: Toolstack::default(),
+        memory_end: MEMORY_END,
+    }
+}
+
+pub fn guests() -> FromAgent {
+    FromAgent::Guests(vec![Guest {
+        name: "guest".into(),
+        domid: 1,
+        state: GuestState::Running,
+        pages: 100,
+        kind: GuestKind::Pv,
+        cpu: None,
+    }])
+}
+
+/// Behave until the frame list is asked for, then write `raw(request, session)`
+/// and hang up if it says so.
+pub fn well_behaved_until_frames(
+    stream: &mut UnixStream,
+    raw: &dyn Fn(u32, u64) -> Vec<u8>,
+    hang_up: bool,
+) {
+    while let Some((request, session, payload)) = read_request(stream) {
+        let answer = match request_of(&payload) {
+            Some(ToAgent::Hello { .. }) => hello(),
+            Some(ToAgent::ListGuests) => guests(),
+            Some(ToAgent::Pause { .. }) => FromAgent::Paused { was_paused: true },
+            Some(ToAgent::Frames { .. }) => {
+                let _ = stream.write_all(&raw(request, session));
+                if hang_up {
+                    return;
+                }
+                continue;
+            }
+            _ => FromAgent::Done,
+        };
+        if stream
+            .write_all(&encode(request, session, &answer).unwrap())
+            .is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// Decode a request's payload through the real decoder.
+pub fn request_of(payload: &[u8]) -> Option<ToAgent> {
+    vmbeam_wire::Frame {
+        kind: 1,
+        request: 0,
+        session: 0,
+        payload: payload.to_vec(),
+    }
+    .decode()
+    .ok()
+}
+
+pub fn chunk(
+    request: u32,
+    session: u64,
+    runs: &[(u64, u64, u32)],
+    excluded: &[(u64, u32)],
+) -> Vec<u8> {
+    let runs = runs.iter().map(|(pfn, gfn, nr)| FrameRun {
+        pfn: *pfn,
+        gfn: *gfn,
+        nr: *nr,
+    });
+    let excluded = excluded.iter().map(|(pfn, nr)| Excluded {
+        pfn: *pfn,
+        nr: *nr,
+        reason: Reason::PageTable,
+    });
+    let m = FromAgent::FramesChunk {
+        runs: runs.collect(),
+        excluded: excluded.collect(),
+        more: u32::MAX,
+    };
+    encode(request, session, &m).unwrap()
+}
+
+pub fn end(request: u32, session: u64, pages: u64) -> Vec<u8> {
+    encode(request, session, &FromAgent::FramesEnd { pages }).unwrap()
+}
+
+/// A message has this in it.
+#[track_caller]
+pub fn assert_says(message: &str, expected: &str) {
+    assert!(message.contains(expected), "{message}");
+}

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Agents that are alive, and slow.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use common::peer::{assert_says, chunk, guests, hello, request_of};
+use common::{impostor, read_request, World};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+use vmbeam_wire::encode;
+use vmbeam_wire::message::{FromAgent, FromDaemon, ToAgent, ToDaemon};
+
+/// A daemon between a real agent for A and an impostor for B that answers the request for
+/// its list with one page a time, for ever; the time that a swap takes until it is refused.
+fn dripping(request: u64) -> (World, Duration) {
+    let mut w = World::new();
+    w.timeout = request;
+    w.agents(&["A"]);
+    impostor(&w.socket("B"), |stream| {
+        let drip = |stream: &mut UnixStream, request, session| {
+            for i in 0.. {
+                let part = chunk(request, session, &[(2 * i, i, 1)], &[]);
+                if stream.write_all(&part).is_err() {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(300));
+            }
+        };
+        while let Some((request, session, payload)) = read_request(stream) {
+            let answer = match request_of(&payload) {
+                Some(ToAgent::Hello { .. }) => hello(),
+                Some(ToAgent::ListGuests) => guests(),
+                Some(ToAgent::Pause { .. }) => FromAgent::Paused { was_paused: true },
+                Some(ToAgent::Frames { .. }) => return drip(stream, request, session),
+                _ => FromAgent::Done,
+            };
+            let _ = stream.write_all(&encode(request, session, &answer).unwrap());
+        }
+    });
+    w.start();
+    w.wait_agent("A", None);
+    w.wait_agent("B", None);
+    let started = Instant::now();
+    let FromDaemon::Error { message, .. } = w.swap("A", "B") else {
+        panic!()
+    };
+    assert_says(&message, &format!("did not answer within {request} s"));
+    assert!(!w.paused("A"));
+    (w, started.elapsed())
+}
+
+#[test]
+fn a_list_that_drips_ends_with_the_time_of_the_request() {
+    let (_w, took) = dripping(2);
+    assert!(took < Duration::from_secs(15), "{took:?}");
+}
+
+/// A peer that reads nothing, or a little now and then, does not hold up what is written
+/// to it beyond the time of the request.
+#[test]
+fn a_peer_that_does_not_read_ends_with_the_time_of_the_request() {
+    for sip in [0, 512] {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("B.sock");
+        impostor(&socket, move |stream| {
+            let Some((request, session, _)) = read_request(stream) else {
+                return;
+            };
+            let _ = stream.write_all(&encode(request, session, &hello()).unwrap());
+            let mut sipped = vec![0; sip];
+            for _ in 0..200 {
+                std::thread::sleep(Duration::from_millis(100));
+                if sip > 0 && stream.read(&mut sipped).is_err() {
+                    return;
+                }
+            }
+        });
+        let vm = vmbeamd::config::HostVmConfig {
+            name: "B".into(),
+            socket,
+            domid: vmbeamd::config::Domid::Fixed(2),
+        };
+        let timeout = Duration::from_secs(2);
+        let stop = std::sync::Arc::default();
+        let mut link = vmbeamd::link::Link::connect(&vm, timeout, stop).unwrap();
+        link.hello(Some(Duration::from_secs(10))).unwrap();
+        // Pages that compress to nothing would fit into the socket.
+        let mut noise = 1u32;
+        let data = (0..128 * 4096)
+            .map(|_| {
+                noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (noise >> 24) as u8
+            })
+            .collect();
+        let runs = [vmbeam_wire::PfnRun { pfn: 0, nr: 128 }];
+        let started = Instant::now();
+        let e = link.write_pages(1, &runs, data).unwrap_err();
+        assert_says(&e.to_string(), "did not answer within 2 s");
+        assert!(started.elapsed() < Duration::from_secs(12), "{e}");
+    }
+}
+
+/// `vmbeam list` shows the others in good time.
+#[test]
+fn one_that_is_silent_delays_the_list_of_nobody() {
+    let mut w = World::new();
+    w.timeout = 300;
+    w.agents(&["B", "C", "D"]);
+    // Greets once, and is silent then.
+    impostor(&w.socket("A"), |stream| {
+        if let Some((request, session, _)) = read_request(stream) {
+            let _ = stream.write_all(&encode(request, session, &hello()).unwrap());
+        }
+        std::thread::sleep(Duration::from_secs(60));
+    });
+    w.start();
+    for name in ["A", "B", "C", "D"] {
+        w.wait_agent(name, None);
+    }
+    let started = Instant::now();
+    let FromDaemon::List(list) = w.ask(&ToDaemon::List) else {
+        panic!()
+    };
+    assert!(started.elapsed() < Duration::from_secs(20));
+    let known: Vec<_> = list.iter().map(|vm| vm.guests.is_ok()).collect();
+    assert_eq!(known, [false, true, true, true]);
+}
