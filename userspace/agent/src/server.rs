@@ -191,10 +191,17 @@ impl<H: Hypervisor> Agent<H> {
             self.announced = true;
         }
         loop {
-            while let Some(frame) = decoder.next_frame()? {
-                self.request(&frame, stream)?;
-                if self.session == Some(frame.session) {
-                    decoder.settle();
+            loop {
+                match decoder.next_frame() {
+                    Ok(Some(frame)) => {
+                        self.request(&frame, stream)?;
+                        if self.session == Some(frame.session) {
+                            decoder.settle();
+                        }
+                    }
+                    Ok(None) => break,
+                    Err(e @ FrameError::Version(_)) => self.other_version(&e, stream)?,
+                    Err(e) => return Err(e.into()),
                 }
             }
             if decoder.fill(stream)? == 0 {
@@ -204,6 +211,23 @@ impl<H: Hypervisor> Agent<H> {
                 return Ok(());
             }
         }
+    }
+
+    /// A daemon of another version is answered something that it knows that version by. One
+    /// of this says hello to agents of the last version as well.
+    fn other_version<S: Write>(
+        &self,
+        error: &FrameError,
+        stream: &mut S,
+    ) -> Result<(), ServeError> {
+        debug!("{error}");
+        if self.session.is_none() {
+            let code = AgentErrorCode::BadRequest;
+            let message = error.to_string();
+            stream.write_all(&encode(0, 0, &FromAgent::Error { code, message })?)?;
+            stream.flush()?;
+        }
+        Ok(())
     }
 
     fn request<S: Write>(&mut self, frame: &Frame, stream: &mut S) -> Result<(), ServeError> {

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmbeam_wire::message::{AgentErrorCode, AgentVersions, FromAgent, ToAgent, Toolstack, Traffic};
-use vmbeam_wire::{encode, Decoder, FrameError, ListError};
+use vmbeam_wire::{encode, encode_old, Decoder, FrameError, ListError};
 
 /// How often to look whether the daemon is to stop.
 const TICK: Duration = Duration::from_millis(500);
@@ -41,9 +41,12 @@ pub enum LinkError {
     /// It was silent for too long.
     #[error("it did not answer within {} s", .0.as_secs())]
     Timeout(Duration),
+    /// It is of another release.
+    #[error("{0}")]
+    Version(FrameError),
     /// It does not keep to the protocol.
     #[error("it broke the protocol and was dropped: {0}")]
-    Frame(#[from] FrameError),
+    Frame(FrameError),
     /// It sent an answer that makes no sense.
     #[error("it broke the protocol and was dropped: {0}")]
     Protocol(String),
@@ -66,6 +69,15 @@ pub enum LinkError {
     Stopping,
 }
 
+impl From<FrameError> for LinkError {
+    fn from(e: FrameError) -> Self {
+        match e {
+            FrameError::Version(_) => Self::Version(e),
+            e => Self::Frame(e),
+        }
+    }
+}
+
 impl LinkError {
     /// Whether the conversation cannot go on.
     pub fn is_fatal(&self) -> bool {
@@ -86,6 +98,8 @@ pub struct Link {
     request: u32,
     /// Hello has been answered: from now on everything must fit.
     greeted: bool,
+    /// It has been answered once in this conversation: the agent is of this version.
+    known: bool,
     traffic: Traffic,
     timeout: Duration,
     stop: Arc<AtomicBool>,
@@ -123,6 +137,7 @@ impl Link {
             session,
             request: 0,
             greeted: false,
+            known: false,
             traffic: Traffic::default(),
             timeout,
             stop,
@@ -150,7 +165,12 @@ impl Link {
     fn send(&mut self, message: &ToAgent, deadline: &mut Deadline) -> Result<u32, LinkError> {
         self.request = self.request.wrapping_add(1);
         let bytes = encode(self.request, self.session, message)?;
-        let mut rest = &bytes[..];
+        self.write(&bytes, deadline)?;
+        Ok(self.request)
+    }
+
+    fn write(&mut self, bytes: &[u8], deadline: &mut Deadline) -> Result<(), LinkError> {
+        let mut rest = bytes;
         while !rest.is_empty() {
             match self.stream.write(&rest[..rest.len().min(WRITE_PART)]) {
                 Ok(0) => return Err(LinkError::Closed),
@@ -174,7 +194,7 @@ impl Link {
         }
         self.traffic.messages += 1;
         self.traffic.bytes += bytes.len() as u64;
-        Ok(self.request)
+        Ok(())
     }
 
     /// Whether nobody waits for an answer any more.
@@ -253,6 +273,11 @@ impl Link {
             let hello = ToAgent::Hello {
                 daemon_version: crate::VERSION.into(),
             };
+            if !self.known {
+                // One of the last version answers only its own. Before ours, which it hangs
+                // up at; in no session of ours, which one of this version would answer in.
+                self.write(&encode_old(0, 0, &hello)?, &mut deadline)?;
+            }
             self.send(&hello, &mut deadline)?;
             match self.hello_answer(first, &mut deadline) {
                 Err(LinkError::Timeout(_)) => match patience {
@@ -285,6 +310,7 @@ impl Link {
                         toolstack,
                         memory_end,
                     };
+                    self.known = true;
                     self.greeted = true;
                     self.decoder.settle();
                     return Ok(());

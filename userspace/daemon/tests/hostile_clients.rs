@@ -13,7 +13,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 use vmbeam_wire::message::{AgentErrorCode, Failure, FromAgent, FromDaemon, ToAgent, ToDaemon};
-use vmbeam_wire::{encode, Decoder};
+use vmbeam_wire::{encode, encode_old, Decoder};
 
 // The agent's side.
 
@@ -85,6 +85,28 @@ fn the_agent_refuses_what_makes_no_sense() {
     let wrong = encode(6, 5, &ToDaemon::Check).unwrap();
     assert_eq!(code(ask(&mut s, &wrong)), AgentErrorCode::BadRequest);
     assert!(matches!(ask(&mut s, &list), Some(FromAgent::Guests(_))));
+}
+
+/// Its answer tells a daemon of the last version which this is; and a daemon of this version
+/// says hello in both.
+#[test]
+fn the_agent_answers_a_daemon_of_the_last_version() {
+    let (_dir, mut s) = agent_socket();
+    let message = ToAgent::Hello {
+        daemon_version: "1".into(),
+    };
+    let old = encode_old(2, 5, &message).unwrap();
+    let Some(FromAgent::Error { message: text, .. }) = ask(&mut s, &old) else {
+        panic!()
+    };
+    assert_says(&text, "the peer speaks version 6 of the protocol");
+    let hello = encode(3, 5, &message).unwrap();
+    let answer = ask(&mut s, &hello);
+    assert!(matches!(answer, Some(FromAgent::Hello { .. })));
+    // Later it is passed over.
+    let list = encode(4, 5, &ToAgent::ListGuests).unwrap();
+    let answer = ask(&mut s, &[old, list].concat());
+    assert!(matches!(answer, Some(FromAgent::Guests(_))));
 }
 
 #[test]

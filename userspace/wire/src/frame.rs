@@ -7,32 +7,33 @@
 //! | 0 | 4 | magic, `VMBm` |
 //! | 4 | 2 | version of the protocol |
 //! | 6 | 2 | kind: which message set the payload belongs to |
-//! | 8 | 4 | length of the payload |
+//! | 8 | 4 | length of what follows the first 28 bytes |
 //! | 12 | 4 | request number; an answer repeats it |
 //! | 16 | 8 | session, chosen by the side that connects; an answer repeats it |
-//! | 24 | 4 | CRC-32 of the header before this field and of the payload |
-//! | 28 | | payload |
+//! | 24 | 4 | CRC-32 of the 24 bytes before and of all that follows |
+//! | 28 | 4 | CRC-32 of the first 24 bytes |
+//! | 32 | | payload |
 //!
-//! All numbers are little endian. The header is the same in every version, so
-//! that a peer of another version can be told apart from noise.
+//! All numbers are little endian. The first 28 bytes are the same in every version,
+//! so that a peer of another one can be told apart from noise. The second checksum came
+//! with version 7: a length is believed, and a frame waited for, only if the header
+//! is whole.
 
+use crate::decoder::MAX_NOISE;
 use crate::message::Message;
-use std::io::Read;
 
 /// First bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"VMBm";
 /// Version of the protocol that this code speaks.
-pub const VERSION: u16 = 6;
+pub const VERSION: u16 = 7;
+/// The last version without a checksum of the header.
+pub const OLD_VERSION: u16 = 6;
+/// What all versions have in front, and what the length does not count.
+const FIXED: usize = 28;
 /// Size of the header.
-pub const HEADER: usize = 28;
+pub const HEADER: usize = FIXED + 4;
 /// Largest payload of one frame.
 pub const MAX_PAYLOAD: usize = 1 << 20;
-/// How much noise is skipped in search of the first frame.
-pub const MAX_NOISE: usize = 4 << 20;
-
-/// How much is read from a peer at once.
-const READ_CHUNK: usize = 64 << 10;
-
 /// One frame, its CRC checked, its payload not looked at yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
@@ -104,38 +105,66 @@ impl Frame {
 
 /// Encode a message as one frame. Fails if it is larger than [`MAX_PAYLOAD`].
 pub fn encode<M: Message>(request: u32, session: u64, message: &M) -> Result<Vec<u8>, FrameError> {
-    let out = postcard::to_extend(message, vec![0; HEADER])
-        .map_err(|e| FrameError::Payload(e.to_string()))?;
-    seal(out, M::KIND, VERSION, request, session)
+    let mut out = payload(message, HEADER)?;
+    put_header(&mut out, M::KIND, VERSION, request, session)?;
+    let header = crc32fast::hash(&out[..24]);
+    out[FIXED..HEADER].copy_from_slice(&header.to_le_bytes());
+    seal(&mut out);
+    Ok(out)
 }
 
-/// Fill in the header of `out`, whose first [`HEADER`] bytes are reserved.
-fn seal(
-    mut out: Vec<u8>,
+/// The same in a frame of [`OLD_VERSION`], of a message that was the same there. A peer
+/// of that version answers nothing else, and its answer tells which it is.
+pub fn encode_old<M: Message>(
+    request: u32,
+    session: u64,
+    message: &M,
+) -> Result<Vec<u8>, FrameError> {
+    let mut out = payload(message, FIXED)?;
+    put_header(&mut out, M::KIND, OLD_VERSION, request, session)?;
+    seal(&mut out);
+    Ok(out)
+}
+
+/// An encoded message behind so many bytes.
+fn payload<M: Message>(message: &M, header: usize) -> Result<Vec<u8>, FrameError> {
+    let out = postcard::to_extend(message, vec![0; header])
+        .map_err(|e| FrameError::Payload(e.to_string()))?;
+    if out.len() - header > MAX_PAYLOAD {
+        return Err(FrameError::TooLong((out.len() - header) as u64));
+    }
+    Ok(out)
+}
+
+/// Fill in what all versions have in front, but for the checksum.
+fn put_header(
+    out: &mut [u8],
     kind: u16,
     version: u16,
     request: u32,
     session: u64,
-) -> Result<Vec<u8>, FrameError> {
-    let length = out.len() - HEADER;
-    if length > MAX_PAYLOAD {
-        return Err(FrameError::TooLong(length as u64));
-    }
+) -> Result<(), FrameError> {
+    let length = (out.len() - FIXED) as u64;
+    let length = u32::try_from(length).map_err(|_| FrameError::TooLong(length))?;
     out[0..4].copy_from_slice(&MAGIC);
     out[4..6].copy_from_slice(&version.to_le_bytes());
     out[6..8].copy_from_slice(&kind.to_le_bytes());
-    out[8..12].copy_from_slice(&(length as u32).to_le_bytes());
+    out[8..12].copy_from_slice(&length.to_le_bytes());
     out[12..16].copy_from_slice(&request.to_le_bytes());
     out[16..24].copy_from_slice(&session.to_le_bytes());
-    let crc = checksum(&out);
-    out[24..28].copy_from_slice(&crc.to_le_bytes());
-    Ok(out)
+    Ok(())
+}
+
+/// Set the checksum of the whole.
+fn seal(out: &mut [u8]) {
+    let crc = checksum(out);
+    out[24..FIXED].copy_from_slice(&crc.to_le_bytes());
 }
 
 fn checksum(frame: &[u8]) -> u32 {
     let mut crc = crc32fast::Hasher::new();
     crc.update(&frame[..24]);
-    crc.update(&frame[HEADER..]);
+    crc.update(&frame[FIXED..]);
     crc.finalize()
 }
 
@@ -152,43 +181,51 @@ fn u64_at(b: &[u8], at: usize) -> u64 {
 }
 
 /// What the bytes at the start of a slice are.
-enum Parsed {
-    /// The start of a frame that is not complete.
-    Partial,
+pub(crate) enum Parsed {
+    /// The start of a frame that is not complete. It is to be judged again when so many
+    /// bytes are there.
+    Partial(usize),
     /// A frame of this many bytes.
     Whole(usize, Frame),
+    /// A frame of another version, of this many bytes.
+    Other(usize, u16),
 }
 
-/// Judge the start of `b`. Errors as early as the bytes at hand allow.
-fn parse(b: &[u8]) -> Result<Parsed, FrameError> {
+/// Judge the start of `b`, whose payload may be of `most` bytes. Errors as early as the
+/// bytes at hand allow.
+pub(crate) fn parse(b: &[u8], most: usize) -> Result<Parsed, FrameError> {
     let known = b.len().min(MAGIC.len());
     if b[..known] != MAGIC[..known] {
         let mut start = [0; 4];
         start[..known].copy_from_slice(&b[..known]);
         return Err(FrameError::Magic(start));
     }
-    if b.len() < HEADER {
-        return Ok(Parsed::Partial);
-    }
-    let length = u32_at(b, 8) as usize;
-    if length > MAX_PAYLOAD {
-        return Err(FrameError::TooLong(length as u64));
+    if b.len() < FIXED {
+        return Ok(Parsed::Partial(FIXED));
     }
     let version = u16_at(b, 4);
-    if version != VERSION && b.len() < HEADER + length {
-        // Only a checksum that fits tells another version from noise.
-        return Ok(Parsed::Partial);
+    let header = if version == VERSION { HEADER } else { FIXED };
+    if b.len() < header {
+        return Ok(Parsed::Partial(header));
     }
-    let total = HEADER + length;
+    let total = FIXED + u32_at(b, 8) as usize;
+    let length = total.checked_sub(header).ok_or(FrameError::Crc)?;
+    if length > most {
+        return Err(FrameError::TooLong(length as u64));
+    }
+    if version == VERSION && crc32fast::hash(&b[..24]) != u32_at(b, FIXED) {
+        return Err(FrameError::Crc);
+    }
     if b.len() < total {
-        return Ok(Parsed::Partial);
+        // Of another version only the checksum of all tells it from noise.
+        return Ok(Parsed::Partial(total));
     }
     let frame = &b[..total];
     if checksum(frame) != u32_at(frame, 24) {
         return Err(FrameError::Crc);
     }
     if version != VERSION {
-        return Err(FrameError::Version(version));
+        return Ok(Parsed::Other(total, version));
     }
     Ok(Parsed::Whole(
         total,
@@ -201,120 +238,10 @@ fn parse(b: &[u8]) -> Result<Parsed, FrameError> {
     ))
 }
 
-/// Takes bytes in whatever pieces they come and gives back frames.
-///
-/// A serial port may hold the rest of a conversation that was cut off. A
-/// decoder made by [`Decoder::resyncing`] therefore skips what is not a frame,
-/// at most [`MAX_NOISE`] bytes of it, until [`Decoder::settle`]. From then on,
-/// and from the start in a decoder made by [`Decoder::strict`], the first thing
-/// that is not a frame is an error, after which the stream is of no use.
-#[derive(Debug)]
-pub struct Decoder {
-    buf: Vec<u8>,
-    searching: bool,
-    skipped: usize,
-}
-
-impl Decoder {
-    /// A decoder for a stream that starts with a frame.
-    pub fn strict() -> Self {
-        Self {
-            buf: Vec::new(),
-            searching: false,
-            skipped: 0,
-        }
-    }
-
-    /// A decoder for a stream that may start in the middle of something.
-    pub fn resyncing() -> Self {
-        Self {
-            buf: Vec::new(),
-            searching: true,
-            skipped: 0,
-        }
-    }
-
-    /// The peer has answered in this conversation: nothing of an earlier one can
-    /// follow, so noise is an error from now on.
-    pub fn settle(&mut self) {
-        self.searching = false;
-    }
-
-    /// Bytes of noise that were skipped so far.
-    pub fn skipped(&self) -> usize {
-        self.skipped
-    }
-
-    /// Whether the stream stopped in the middle of a frame.
-    pub fn is_mid_frame(&self) -> bool {
-        !self.buf.is_empty()
-    }
-
-    /// Add bytes. Take all frames with [`Decoder::next_frame`] in between, so
-    /// that the buffer never holds more than one unfinished frame.
-    pub fn push(&mut self, bytes: &[u8]) {
-        self.buf.extend_from_slice(bytes);
-    }
-
-    /// Read once from `source` and add what came. 0 is the end of the stream.
-    pub fn fill(&mut self, source: &mut impl Read) -> std::io::Result<usize> {
-        let old = self.buf.len();
-        self.buf.resize(old + READ_CHUNK, 0);
-        let got = source.read(&mut self.buf[old..]);
-        self.buf
-            .truncate(old + got.as_ref().map_or(0, |n| (*n).min(READ_CHUNK)));
-        got
-    }
-
-    /// The next frame, or `None` if more bytes are needed.
-    pub fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
-        if self.searching {
-            return self.search();
-        }
-        if self.buf.is_empty() {
-            return Ok(None);
-        }
-        match parse(&self.buf)? {
-            Parsed::Partial => Ok(None),
-            Parsed::Whole(total, frame) => {
-                self.buf.drain(..total);
-                Ok(Some(frame))
-            }
-        }
-    }
-
-    /// Find the first complete frame anywhere in the buffer. What looks like
-    /// the start of one may be the torn end of an old conversation, so a
-    /// complete frame behind it wins.
-    fn search(&mut self) -> Result<Option<Frame>, FrameError> {
-        let mut keep = self.buf.len();
-        for at in 0..self.buf.len() {
-            if self.buf[at] != MAGIC[0] {
-                continue;
-            }
-            match parse(&self.buf[at..]) {
-                Ok(Parsed::Partial) => keep = keep.min(at),
-                Ok(Parsed::Whole(total, frame)) => {
-                    self.skipped += at;
-                    self.buf.drain(..at + total);
-                    return Ok(Some(frame));
-                }
-                Err(e @ FrameError::Version(_)) => return Err(e),
-                Err(_) => {}
-            }
-        }
-        self.skipped += keep;
-        self.buf.drain(..keep);
-        if self.skipped + self.buf.len() > MAX_NOISE {
-            return Err(FrameError::Noise);
-        }
-        Ok(None)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decoder::Decoder;
     use crate::list::{FrameRun, PfnRun};
     use crate::message::{FromAgent, ToAgent};
     use proptest::prelude::*;
@@ -331,142 +258,22 @@ mod tests {
     }
 
     fn reseal(mut frame: Vec<u8>) -> Vec<u8> {
-        let crc = checksum(&frame);
-        frame[24..28].copy_from_slice(&crc.to_le_bytes());
+        let header = crc32fast::hash(&frame[..24]);
+        frame[FIXED..HEADER].copy_from_slice(&header.to_le_bytes());
+        seal(&mut frame);
         frame
-    }
-
-    #[test]
-    fn byte_by_byte() {
-        let mut d = Decoder::strict();
-        let bytes = hello(9);
-        for b in &bytes[..bytes.len() - 1] {
-            d.push(&[*b]);
-            assert_eq!(d.next_frame(), Ok(None));
-        }
-        assert!(d.is_mid_frame());
-        d.push(&bytes[bytes.len() - 1..]);
-        let f = d.next_frame().unwrap().unwrap();
-        assert_eq!((f.request, f.session), (7, 9));
-        assert_eq!(
-            f.decode::<ToAgent>().unwrap(),
-            ToAgent::Hello {
-                daemon_version: "1".into()
-            }
-        );
-        assert!(matches!(
-            f.decode::<FromAgent>(),
-            Err(FrameError::Kind { .. })
-        ));
-        assert!(!d.is_mid_frame());
-    }
-
-    #[test]
-    fn wrong_magic_fails_at_the_first_wrong_byte() {
-        let mut d = Decoder::strict();
-        d.push(b"VX");
-        assert!(matches!(d.next_frame(), Err(FrameError::Magic(_))));
-    }
-
-    #[test]
-    fn oversized_is_refused_before_it_is_buffered() {
-        let mut bytes = hello(1);
-        bytes[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
-        let mut d = Decoder::strict();
-        d.push(&bytes[..HEADER]);
-        assert_eq!(
-            d.next_frame(),
-            Err(FrameError::TooLong(u64::from(u32::MAX)))
-        );
-    }
-
-    #[test]
-    fn other_version_is_named() {
-        for searching in [false, true] {
-            let mut bytes = hello(1);
-            bytes[4..6].copy_from_slice(&9u16.to_le_bytes());
-            let mut d = if searching {
-                Decoder::resyncing()
-            } else {
-                Decoder::strict()
-            };
-            d.push(&reseal(bytes));
-            assert_eq!(d.next_frame(), Err(FrameError::Version(9)));
-        }
-    }
-
-    #[test]
-    fn damage_is_found() {
-        let good = hello(1);
-        for at in 0..good.len() {
-            let mut bytes = good.clone();
-            bytes[at] ^= 0x10;
-            let mut d = Decoder::strict();
-            d.push(&bytes);
-            match d.next_frame() {
-                Err(_) | Ok(None) => {}
-                Ok(Some(f)) => panic!("byte {at} changed unnoticed: {f:?}"),
-            }
-        }
     }
 
     #[test]
     fn trailing_bytes_in_a_payload_are_refused() {
         let mut bytes = hello(1);
         bytes.push(0);
-        let length = (bytes.len() - HEADER) as u32;
+        let length = (bytes.len() - FIXED) as u32;
         bytes[8..12].copy_from_slice(&length.to_le_bytes());
         let mut d = Decoder::strict();
         d.push(&reseal(bytes));
         let f = d.next_frame().unwrap().unwrap();
         assert!(matches!(f.decode::<ToAgent>(), Err(FrameError::Payload(_))));
-    }
-
-    #[test]
-    fn resync_skips_a_torn_frame() {
-        let big = encode(
-            1,
-            1,
-            &FromAgent::DigestChunk {
-                pfn: 0,
-                digests: vec![[7; 16]; 4096],
-            },
-        )
-        .unwrap();
-        // Torn at the start, and torn at the end: its header promises more than comes.
-        for torn in [&big[1000..], &big[..1000]] {
-            let mut d = Decoder::resyncing();
-            d.push(torn);
-            assert_eq!(d.next_frame(), Ok(None));
-            d.push(&hello(5));
-            assert_eq!(d.next_frame().unwrap().unwrap().session, 5);
-            assert_eq!(d.skipped(), torn.len());
-            // An old answer that is whole may come before another torn one.
-            d.push(&torn[..500]);
-            d.push(&hello(6));
-            assert_eq!(d.next_frame().unwrap().unwrap().session, 6);
-            d.settle();
-            // From here on the stream must be clean.
-            d.push(b"noise");
-            assert!(d.next_frame().is_err());
-        }
-    }
-
-    #[test]
-    fn noise_is_bounded() {
-        let mut d = Decoder::resyncing();
-        let noise = vec![b'x'; 64 << 10];
-        let mut pushed = 0;
-        let e = loop {
-            d.push(&noise);
-            pushed += noise.len();
-            match d.next_frame() {
-                Ok(None) => assert!(pushed <= 2 * MAX_NOISE),
-                Ok(Some(f)) => panic!("{f:?}"),
-                Err(e) => break e,
-            }
-        };
-        assert_eq!(e, FrameError::Noise);
     }
 
     #[test]
@@ -522,7 +329,8 @@ mod tests {
         fn hostile_payload_never_panics(payload in proptest::collection::vec(any::<u8>(), 0..512), kind in 0u16..6) {
             let mut out = vec![0; HEADER];
             out.extend(payload);
-            let bytes = seal(out, kind, VERSION, 1, 1).unwrap();
+            put_header(&mut out, kind, VERSION, 1, 1).unwrap();
+            let bytes = reseal(out);
             let mut d = Decoder::strict();
             d.push(&bytes);
             let f = d.next_frame().unwrap().unwrap();

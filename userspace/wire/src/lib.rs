@@ -3,7 +3,7 @@
 //! How `vmbeamd` talks to agents and to the command line.
 //!
 //! Everything travels in frames: a fixed header with magic, version, length,
-//! request, session and CRC-32, then a payload of at most
+//! request, session and checksums, then a payload of at most
 //! [`MAX_PAYLOAD`] bytes. See [`frame`] for the layout, [`message`] for what
 //! the payloads say, and [`list`] for frame lists, which are run-length coded.
 //!
@@ -13,6 +13,7 @@
 
 mod compressed;
 pub mod cpu;
+pub mod decoder;
 pub mod frame;
 pub mod list;
 pub mod message;
@@ -20,7 +21,8 @@ mod packed;
 pub mod preflight;
 
 pub use cpu::CpuFeatures;
-pub use frame::{encode, Decoder, Frame, FrameError, MAX_PAYLOAD, VERSION};
+pub use decoder::Decoder;
+pub use frame::{encode, encode_old, Frame, FrameError, MAX_PAYLOAD, VERSION};
 pub use list::{
     Excluded, FrameList, FrameListBuilder, FrameRun, ListError, PfnRun, Reason, MAX_PAGES,
     MAX_RUNS, RUNS_PER_CHUNK,

@@ -1059,7 +1059,8 @@ impl Message for FromDaemon {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::{encode, Decoder, FrameError};
+    use crate::decoder::Decoder;
+    use crate::frame::{encode, FrameError};
     use proptest::collection::vec;
     use proptest::prelude::*;
 

@@ -21,7 +21,7 @@ use vmbeam_wire::message::{
     AgentErrorCode, Facts, FromDaemon, Guest, GuestKind, GuestRef, GuestState, SwapRequest,
     ToDaemon, Toolstack,
 };
-use vmbeam_wire::{encode, CpuFeatures, Decoder, Inspection, Need};
+use vmbeam_wire::{encode, CpuFeatures, Decoder, Inspection, Need, VERSION};
 use vmbeam_xen::{Page, PageKind, PageRun};
 use vmbeamd::driver::{Driver, DriverSession};
 use vmbeamd::{Config, Daemon};
@@ -1003,16 +1003,21 @@ pub fn request(from: &str, to: &str) -> SwapRequest {
     }
 }
 
-/// The header fields that an answer must repeat.
+/// The header fields that an answer must repeat, and the payload, of the next request in
+/// this version of the protocol.
 pub fn read_request(stream: &mut UnixStream) -> Option<(u32, u64, Vec<u8>)> {
-    let mut header = [0u8; 28];
-    stream.read_exact(&mut header).ok()?;
-    let length = u32::from_le_bytes(header[8..12].try_into().unwrap()) as usize;
-    let mut payload = vec![0; length];
-    stream.read_exact(&mut payload).ok()?;
-    Some((
-        u32::from_le_bytes(header[12..16].try_into().unwrap()),
-        u64::from_le_bytes(header[16..24].try_into().unwrap()),
-        payload,
-    ))
+    loop {
+        let mut header = [0u8; 28];
+        stream.read_exact(&mut header).ok()?;
+        let length = u32::from_le_bytes(header[8..12].try_into().unwrap()) as usize;
+        let mut rest = vec![0; length];
+        stream.read_exact(&mut rest).ok()?;
+        if header[4..6] == VERSION.to_le_bytes() {
+            return Some((
+                u32::from_le_bytes(header[12..16].try_into().unwrap()),
+                u64::from_le_bytes(header[16..24].try_into().unwrap()),
+                rest.split_off(4),
+            ));
+        }
+    }
 }

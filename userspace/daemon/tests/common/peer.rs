@@ -8,11 +8,12 @@ use std::os::unix::net::UnixStream;
 use vmbeam_wire::message::{FromAgent, Guest, GuestKind, GuestState, ToAgent, Toolstack};
 use vmbeam_wire::{encode, Excluded, FrameRun, Reason};
 
-/// Set the CRC of a frame that was tampered with, so that what was tampered
+/// Set the checksums of a frame that was tampered with, so that what was tampered
 /// with is what is found.
 pub fn reseal(frame: &mut [u8]) {
-    let mut crc = crc32(&frame[..24], 0);
-    crc = crc32(&frame[28..], crc);
+    let header = crc32(&frame[..24], 0);
+    frame[28..32].copy_from_slice(&header.to_le_bytes());
+    let crc = crc32(&frame[28..], header);
     frame[24..28].copy_from_slice(&crc.to_le_bytes());
 }
 
