@@ -12,7 +12,7 @@ use vmbeam_wire::message::AgentErrorCode;
 use vmbeam_wire::message::Facts;
 use vmbeam_wire::message::Guest;
 use vmbeam_wire::message::Toolstack;
-use vmbeam_wire::{Inspection, Need};
+use vmbeam_wire::{Inspection, Need, Uuid};
 use vmbeam_xen::Frames;
 use vmbeam_xen::Page;
 use vmbeam_xen::PageRun;
@@ -92,6 +92,10 @@ fn unsupported<T>() -> Result<T, HvError> {
 impl Hypervisor for &Hv {
     fn version(&self) -> String {
         "a list".into()
+    }
+
+    fn host_vm(&self) -> Result<Uuid, String> {
+        Err("there is none".into())
     }
 
     fn toolstack(&self) -> Toolstack {

@@ -2,6 +2,7 @@
 
 //! What the agent needs of its guest hypervisor.
 
+use crate::identity;
 use crate::preflight::{self, Size, Surroundings};
 use crate::toolstack::{self, xl, xl_within, Incoming, Outgoing, Restore, Save};
 use std::path::Path;
@@ -10,7 +11,7 @@ use tracing::{debug, info, warn};
 use vmbeam_wire::message::{
     AgentErrorCode, Facts, Guest, GuestKind, GuestState, Toolstack, MAX_NAME,
 };
-use vmbeam_wire::{is_plain, CpuFeatures, Inspection, Need, MAX_RUNS};
+use vmbeam_wire::{is_plain, CpuFeatures, Inspection, Need, Uuid, MAX_RUNS};
 use vmbeam_xen::sys::{CPUID_NO_SUBLEAF, SHUTDOWN_SUSPEND};
 use vmbeam_xen::{DomainInfo, Page, PageRun, Xen};
 
@@ -42,6 +43,8 @@ impl From<vmbeam_xen::Error> for HvError {
 pub trait Hypervisor {
     /// Name and version.
     fn version(&self) -> String;
+    /// The host VM that it runs in, or why that cannot be told.
+    fn host_vm(&self) -> Result<Uuid, String>;
     /// The toolstack beside it.
     fn toolstack(&self) -> Toolstack;
     /// First frame number that this host VM does not have.
@@ -206,6 +209,10 @@ fn find(xen: &Xen, domid: u32) -> Result<DomainInfo, HvError> {
 impl Hypervisor for Xen {
     fn version(&self) -> String {
         Xen::version(self).into()
+    }
+
+    fn host_vm(&self) -> Result<Uuid, String> {
+        identity::host_vm()
     }
 
     fn toolstack(&self) -> Toolstack {

@@ -13,6 +13,7 @@
 
 pub mod args;
 pub mod hypervisor;
+mod identity;
 pub mod port;
 pub mod preflight;
 pub mod server;

@@ -344,6 +344,7 @@ impl<H: Hypervisor> Agent<H> {
                     .get_or_insert_with(|| self.hypervisor.toolstack())
                     .clone(),
                 memory_end,
+                host_vm: self.hypervisor.host_vm(),
             })
             .map(Ok)
     }

@@ -160,6 +160,14 @@ fn agents(report: &CheckReport, items: &mut Vec<Item>) {
                 v.agent, v.hypervisor, v.memory_end
             )),
         ));
+        let identity = a
+            .identity
+            .clone()
+            .unwrap_or_else(|| Err("not known".into()));
+        items.push(item(
+            format!("identity of host VM {name}"),
+            identity.map(|i| format!("proven: domain {}, UUID {}", i.domid, i.uuid)),
+        ));
         let Toolstack { version, problem } = &v.toolstack;
         items.push(item(
             format!("toolstack of host VM {name}"),

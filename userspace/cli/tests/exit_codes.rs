@@ -156,6 +156,7 @@ fn check_says_what_is_missing() {
             domid_fixed: false,
             connected: None,
             problem: Some("is vmbeam-agent running?".into()),
+            identity: None,
         }],
         pairs: vec![],
     });

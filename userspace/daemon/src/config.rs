@@ -84,6 +84,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// How long an agent may be silent in the middle of a request.
     pub agent_timeout: Duration,
+    /// Prints the UUID of the domain whose domid is appended.
+    pub uuid_command: Vec<String>,
     /// Where metrics can be read, if anywhere.
     pub metrics: Option<MetricsAt>,
     /// Host VMs.
@@ -112,6 +114,7 @@ struct RawDaemon {
     state_dir: Option<PathBuf>,
     agent_timeout_seconds: Option<Spanned<u64>>,
     domid_command: Option<Spanned<Vec<String>>>,
+    uuid_command: Option<Spanned<Vec<String>>>,
 }
 
 #[derive(Deserialize)]
@@ -192,13 +195,15 @@ impl Config {
         let raw: Raw =
             toml::from_str(text).map_err(|e| place.error(e.span(), e.message().to_owned()))?;
 
-        let command = match raw.daemon.domid_command {
-            None => vec!["xl".to_owned(), "domid".to_owned()],
+        let command = |given: Option<Spanned<Vec<String>>>, or: &[&str]| match given {
+            None => Ok(or.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>()),
             Some(c) if c.get_ref().is_empty() => {
-                return Err(place.error(Some(c.span()), "the command is empty"));
+                Err(place.error(Some(c.span()), "the command is empty"))
             }
-            Some(c) => c.into_inner(),
+            Some(c) => Ok(c.into_inner()),
         };
+        let uuid_command = command(raw.daemon.uuid_command, &["xl", "list", "-v"])?;
+        let command = command(raw.daemon.domid_command, &["xl", "domid"])?;
         let control_socket = match raw.daemon.control_socket {
             None => CONTROL_SOCKET.into(),
             Some(s) => {
@@ -300,6 +305,7 @@ impl Config {
                 .unwrap_or_else(|| vmbeam_uapi::DEVICE_PATH.into()),
             state_dir: raw.daemon.state_dir.unwrap_or_else(|| STATE_DIR.into()),
             agent_timeout,
+            uuid_command,
             metrics,
             host_vms,
             pairs,
@@ -460,6 +466,10 @@ mod tests {
             (
                 "[daemon]\ndomid_command = []\n",
                 "vmbeamd.toml:2: domid_command: the command",
+            ),
+            (
+                "[daemon]\nuuid_command = []\n",
+                "vmbeamd.toml:2: uuid_command: the command",
             ),
             (
                 "[daemon]\n\n[metrics]\nlisten = \"0.0.0.0:9187\"\n",

@@ -4,10 +4,11 @@
 
 use crate::client::{Client, ClientError, CLIENT_TIMEOUT};
 use crate::config::Config;
-use crate::driver::Driver;
+use crate::driver::{Driver, Pinned, Sessions};
 use crate::exchange::SwapError;
-use crate::host_vm::HostVm;
+use crate::host_vm::{self, HostVm};
 use crate::http::Server;
+use crate::identity::Source;
 use crate::journal::{Journal, Record};
 use crate::metrics::Metrics;
 use crate::migrate::{migrate, Context as MigrateContext, Finished};
@@ -79,8 +80,21 @@ fn failed(failure: Failure, message: &impl ToString) -> FromDaemon {
 }
 
 impl Daemon {
-    /// Listen on the control socket and connect to the agents.
-    pub fn start(config: Config, driver: Arc<dyn Driver>) -> anyhow::Result<Self> {
+    /// Listen on the control socket and connect to the agents, all of which can be asked for
+    /// their domains at any time.
+    pub fn start(config: Config, sessions: Arc<dyn Sessions>) -> anyhow::Result<Self> {
+        let driver = Arc::new(Pinned::new(sessions));
+        let sources = Source::all(&config, &*driver, false);
+        Self::start_with(config, driver, sources)
+    }
+
+    /// The same with a driver that has seen domains already, and where to learn the UUID of
+    /// each host VM.
+    pub fn start_with(
+        config: Config,
+        driver: Arc<dyn Driver>,
+        sources: Vec<Source>,
+    ) -> anyhow::Result<Self> {
         let listener = listen(&config.control_socket)?;
         let (journal, records, unreadable) = Journal::open(&config.state_dir)
             .with_context(|| format!("cannot use {}", config.state_dir.display()))?;
@@ -91,7 +105,9 @@ impl Daemon {
         let host_vms: Vec<_> = config
             .host_vms
             .iter()
-            .map(|c| Arc::new(HostVm::new(c.clone(), config.agent_timeout, stop.clone())))
+            .zip(sources)
+            .map(|(c, source)| HostVm::new(c.clone(), source, config.agent_timeout, stop.clone()))
+            .map(Arc::new)
             .collect();
         for vm in &host_vms {
             let vm = vm.clone();
@@ -329,9 +345,9 @@ impl Shared {
     }
 
     fn scrape(&self) -> String {
-        let agents = self.host_vms.iter().map(|vm| vm.report());
+        let agents = self.host_vms.iter();
         self.metrics
-            .scrape(agents.map(|a| (a.host_vm, a.connected.is_some())))
+            .scrape(agents.map(|vm| (vm.config.name.clone(), vm.is_connected())))
     }
 
     fn check(&self) -> CheckReport {
@@ -348,22 +364,18 @@ impl Shared {
             daemon_version: crate::VERSION.into(),
             protocol: vmbeam_wire::VERSION,
             driver,
-            agents: self.host_vms.iter().map(|vm| vm.report()).collect(),
+            agents: host_vm::reports(&self.host_vms),
             pairs: self.config.pairs.iter().cloned().collect(),
         }
     }
 
-    /// Asks all host VMs side by side, so that one that is silent delays only itself.
     fn list(&self) -> Vec<HostVmReport> {
         let ask = |vm: &HostVm| HostVmReport {
             name: vm.config.name.clone(),
             domid: vm.domid(),
             guests: vm.agent().and_then(|mut agent| agent.guests_soon()),
         };
-        std::thread::scope(|s| {
-            let asked: Vec<_> = self.host_vms.iter().map(|vm| s.spawn(|| ask(vm))).collect();
-            asked.into_iter().filter_map(|a| a.join().ok()).collect()
-        })
+        host_vm::side_by_side(&self.host_vms, ask)
     }
 
     fn host_vm(&self, name: &str) -> Result<&HostVm, SwapError> {

@@ -2,8 +2,10 @@
 
 //! The driver, behind a trait so that the rest can be tested without one.
 
+use std::collections::HashMap;
 use std::fmt::Debug;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::warn;
 use vmbeam_uapi::{AddFailed, Device, Error, Info, Prepared, Run, Session, Spent, Status, Step};
 use vmbeam_wire::message::SwapCounts;
@@ -19,8 +21,70 @@ pub trait Driver: Debug + Send + Sync {
     fn has_record(&self, domid_a: u32, domid_b: u32) -> Result<bool, Error>;
 }
 
+/// Something that opens sessions with exactly the domains that are meant.
+pub trait Sessions: Debug + Send + Sync {
+    /// Limits and features.
+    fn info(&self) -> Result<Info, Error>;
+    /// Bind a new session to two host VMs. An id is the one that the hypervisor never
+    /// gives to another domain; 0 takes whichever domain has the domid.
+    fn open(&self, domids: [u32; 2], ids: [u64; 2]) -> Result<Box<dyn DriverSession>, Error>;
+    /// Whether the driver keeps the record of a half move between these two, in
+    /// whichever order.
+    fn has_record(&self, domid_a: u32, domid_b: u32) -> Result<bool, Error>;
+}
+
+/// A driver for which a domid is the domain that it was when it was first used, for as long
+/// as the daemon runs: one that has died, and whose domid another one has, is not taken for
+/// that.
+#[derive(Debug)]
+pub struct Pinned {
+    sessions: Arc<dyn Sessions>,
+    /// The hypervisor's ids of the domains with these domids.
+    ids: Mutex<HashMap<u32, u64>>,
+}
+
+impl Pinned {
+    /// A driver that has seen no domain yet.
+    pub fn new(sessions: Arc<dyn Sessions>) -> Self {
+        Self {
+            sessions,
+            ids: Mutex::default(),
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<u32, u64>> {
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Driver for Pinned {
+    fn info(&self) -> Result<Info, Error> {
+        self.sessions.info()
+    }
+
+    fn open(&self, domid_a: u32, domid_b: u32) -> Result<Box<dyn DriverSession>, Error> {
+        let domids = [domid_a, domid_b];
+        let known = self.known();
+        let ids = domids.map(|d| known.get(&d).copied().unwrap_or(0));
+        // Device models take their time, and other pairs do not wait for them.
+        drop(known);
+        let session = self.sessions.open(domids, ids)?;
+        let mut known = self.known();
+        for (domid, id) in domids.into_iter().zip(session.ids()) {
+            known.entry(domid).or_insert(id);
+        }
+        Ok(session)
+    }
+
+    fn has_record(&self, domid_a: u32, domid_b: u32) -> Result<bool, Error> {
+        self.sessions.has_record(domid_a, domid_b)
+    }
+}
+
 /// A session. The methods are those of [`vmbeam_uapi::Session`].
 pub trait DriverSession {
+    /// The hypervisor's ids of the two host VMs, which no other domains ever have.
+    fn ids(&self) -> [u64; 2];
     /// Append runs.
     fn add(&mut self, runs: &[Run]) -> Result<(), AddFailed>;
     /// Dry run over some pairs.
@@ -48,15 +112,13 @@ impl DeviceDriver {
     }
 }
 
-impl Driver for DeviceDriver {
+impl Sessions for DeviceDriver {
     fn info(&self) -> Result<Info, Error> {
         Device::open(&self.path)?.info()
     }
 
-    fn open(&self, domid_a: u32, domid_b: u32) -> Result<Box<dyn DriverSession>, Error> {
-        Ok(Box::new(
-            Device::open(&self.path)?.session([domid_a, domid_b], [0; 2])?,
-        ))
+    fn open(&self, domids: [u32; 2], ids: [u64; 2]) -> Result<Box<dyn DriverSession>, Error> {
+        Ok(Box::new(Device::open(&self.path)?.session(domids, ids)?))
     }
 
     fn has_record(&self, domid_a: u32, domid_b: u32) -> Result<bool, Error> {
@@ -68,6 +130,10 @@ impl Driver for DeviceDriver {
 }
 
 impl DriverSession for Session {
+    fn ids(&self) -> [u64; 2] {
+        Session::ids(self)
+    }
+
     fn add(&mut self, runs: &[Run]) -> Result<(), AddFailed> {
         Session::add(self, runs)
     }

@@ -3,13 +3,15 @@
 //! A host VM and the connection to its agent.
 
 use crate::config::{Domid, HostVmConfig};
+use crate::identity::Source;
 use crate::link::{Link, LinkError, Patience};
+use crate::port;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
-use vmbeam_wire::message::{AgentReport, AgentVersions, Guest, Traffic};
+use vmbeam_wire::message::{AgentReport, AgentVersions, Guest, Identity, Traffic};
 use vmbeam_xen::command::run;
 
 /// How often to look after an idle connection, or try for a new one.
@@ -50,6 +52,7 @@ enum Agent {
 pub struct HostVm {
     /// Its configuration.
     pub config: HostVmConfig,
+    source: Source,
     timeout: Duration,
     stop: Arc<AtomicBool>,
     slot: Mutex<Slot>,
@@ -77,14 +80,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct AgentGuard<'a> {
     vm: &'a HostVm,
     link: Option<Box<Link>>,
+    /// The domain that it must be in, if that has been decided.
+    domid: Option<u32>,
 }
 
 impl HostVm {
     /// A host VM whose agent is not connected yet.
-    pub fn new(config: HostVmConfig, timeout: Duration, stop: Arc<AtomicBool>) -> Self {
+    pub fn new(
+        config: HostVmConfig,
+        source: Source,
+        timeout: Duration,
+        stop: Arc<AtomicBool>,
+    ) -> Self {
         let agent = Mutex::new(Agent::Missing("not tried yet".into()));
         Self {
             config,
+            source,
             timeout,
             stop,
             slot: Mutex::new(Slot::Empty),
@@ -133,8 +144,20 @@ impl HostVm {
             .map_err(|_| format!("`{shown} {name}` printed no domid: {:?}", out.out))
     }
 
+    /// Whether the agent is in the host VM's domain: what has this domid, or the name.
+    fn prove(&self, domid: Option<u32>, versions: &AgentVersions) -> Result<Identity, String> {
+        let domid = domid.map_or_else(|| self.domid(), Ok)?;
+        self.source.prove(&self.config, domid, &versions.host_vm)
+    }
+
+    /// Whether this host VM is the one that an agent says it is in; its domid if so.
+    pub(crate) fn is_meant_by(&self, versions: &AgentVersions) -> Option<u32> {
+        self.prove(None, versions).ok().map(|i| i.domid)
+    }
+
     /// Connect, greet and look after the agent until the daemon stops.
     pub fn keep_connected(&self) {
+        let mut last = None;
         while !self.stop.load(Ordering::Relaxed) {
             let mut slot = lock(&self.slot);
             let missing = match &mut *slot {
@@ -152,7 +175,11 @@ impl HostVm {
             };
             drop(slot);
             if missing {
-                self.try_connect();
+                let failed = self.try_connect();
+                if let Some(e) = failed.as_ref().filter(|_| failed != last) {
+                    warn!(host_vm = self.config.name, "agent: {e}");
+                }
+                last = failed;
             }
             std::thread::sleep(KEEP);
         }
@@ -162,20 +189,24 @@ impl HostVm {
         }
     }
 
-    fn try_connect(&self) {
+    /// Gives what went wrong after somebody had answered.
+    fn try_connect(&self) -> Option<String> {
         let socket = self.config.socket.display();
+        let taken = port::is_taken(&self.config.socket);
         let mut link = match Link::connect(&self.config, self.timeout, self.stop.clone()) {
             Ok(link) => link,
             Err(e) => {
                 self.missing(format!(
                     "cannot connect to {socket}: {e}; is the host VM running, with a virtio-serial port on this socket?"
                 ));
-                return;
+                return None;
             }
         };
-        self.missing(format!(
-            "{socket} is open, but nothing answers; is vmbeam-agent running in the management VM?"
-        ));
+        self.missing(if taken {
+            format!("somebody else is connected to {socket}, which takes one at a time; end it (`ss -xp | grep {socket}`): another vmbeamd, perhaps")
+        } else {
+            format!("{socket} is open, but nothing answers; is vmbeam-agent running in the management VM?")
+        });
         // Not under the lock: this lasts until the management VM is up.
         match link.hello(None) {
             Ok(()) => {
@@ -183,11 +214,12 @@ impl HostVm {
                 info!(host_vm = self.config.name, ?versions, "agent connected");
                 *lock(&self.agent) = Agent::Connected(versions);
                 *lock(&self.slot) = Slot::Idle(Box::new(link));
+                None
             }
-            Err(LinkError::Stopping) => {}
+            Err(LinkError::Stopping) => None,
             Err(e) => {
-                warn!(host_vm = self.config.name, "agent: {e}");
                 self.missing(e.to_string());
+                Some(e.to_string())
             }
         }
     }
@@ -203,6 +235,7 @@ impl HostVm {
             Slot::Idle(link) => Ok(AgentGuard {
                 vm: self,
                 link: Some(link),
+                domid: None,
             }),
             Slot::Busy => Err(format!(
                 "host VM {} is busy with another job, and does one at a time; wait for it (`vmbeam status`), or cancel it (`vmbeam abort`)",
@@ -234,20 +267,58 @@ impl HostVm {
         }
     }
 
-    /// For a person.
+    /// Whether its agent is connected.
+    pub fn is_connected(&self) -> bool {
+        matches!(*lock(&self.agent), Agent::Connected(_))
+    }
+
+    /// For a person. Asks the host's toolstack.
     pub fn report(&self) -> AgentReport {
         let (connected, problem) = match lock(&self.agent).clone() {
             Agent::Connected(versions) => (Some(versions), None),
             Agent::Missing(why) => (None, Some(why)),
         };
+        let identity = connected.as_ref().map(|v| self.prove(None, v));
         AgentReport {
             host_vm: self.config.name.clone(),
             socket: self.config.socket.display().to_string(),
             domid_fixed: matches!(self.config.domid, Domid::Fixed(_)),
             connected,
             problem,
+            identity,
         }
     }
+}
+
+/// Asks of all host VMs at once, so that one that is silent delays only itself.
+pub(crate) fn side_by_side<T: Send>(
+    host_vms: &[Arc<HostVm>],
+    ask: impl Fn(&HostVm) -> T + Sync,
+) -> Vec<T> {
+    std::thread::scope(|s| {
+        let asked: Vec<_> = host_vms.iter().map(|vm| s.spawn(|| ask(vm))).collect();
+        asked.into_iter().filter_map(|a| a.join().ok()).collect()
+    })
+}
+
+/// All agents; of one that is not where it should be, where it is.
+pub(crate) fn reports(host_vms: &[Arc<HostVm>]) -> Vec<AgentReport> {
+    let mut reports = side_by_side(host_vms, HostVm::report);
+    for report in &mut reports {
+        let (Some(versions), Some(Err(why))) = (&report.connected, &mut report.identity) else {
+            continue;
+        };
+        let others = host_vms.iter().map(|vm| (vm, &vm.config.name));
+        for (vm, name) in others.filter(|(_, name)| **name != report.host_vm) {
+            if let Some(domid) = vm.is_meant_by(versions) {
+                why.push_str(&format!(
+                    "; it is in host VM {name}, domain {domid}: {} is the socket of {name}",
+                    report.socket
+                ));
+            }
+        }
+    }
+    reports
 }
 
 impl AgentGuard<'_> {
@@ -256,9 +327,16 @@ impl AgentGuard<'_> {
         &self.vm.config.name
     }
 
-    /// Its domid now.
-    pub fn domid(&self) -> Result<u32, String> {
-        self.vm.domid()
+    /// Its domid now, which is that of its domain until the agent is let go.
+    pub fn domid(&mut self) -> Result<u32, String> {
+        let domid = self.vm.domid()?;
+        self.expect(domid);
+        Ok(domid)
+    }
+
+    /// The domain that the agent must be in when it is greeted next.
+    pub(crate) fn expect(&mut self, domid: u32) {
+        self.domid = Some(domid);
     }
 
     /// What was sent and received so far.
@@ -290,7 +368,7 @@ impl AgentGuard<'_> {
         })
     }
 
-    /// Greet the agent again, at the start of a job.
+    /// Greet the agent again, at the start of a job, and have it prove where it is.
     pub fn greet(&mut self) -> Result<(), String> {
         self.greet_within(HELLO_PATIENCE)
     }
@@ -300,8 +378,9 @@ impl AgentGuard<'_> {
             link.hello(Some(limit))?;
             Ok(link.versions().clone())
         })?;
+        let proof = self.vm.prove(self.domid, &versions);
         *lock(&self.vm.agent) = Agent::Connected(versions);
-        Ok(())
+        proof.map(drop)
     }
 
     /// The guests, for a person who waits: not for as long as a job would.

@@ -6,7 +6,8 @@
 //! It lets two agents list the frames of a guest each, joins the lists, and has
 //! the driver swap the frames.
 //!
-//! An agent is not trusted: its socket decides which host VM it speaks for, its
+//! An agent is not trusted: its socket decides which host VM it speaks for, which it has
+//! to prove to be in, so that nobody has mixed up the sockets; its
 //! lists are checked, and one that breaks the protocol is dropped without harm
 //! to the others.
 
@@ -18,11 +19,13 @@ pub mod driver;
 pub mod exchange;
 pub mod host_vm;
 mod http;
+pub mod identity;
 pub mod join;
 pub mod journal;
 pub mod link;
 pub mod metrics;
 mod migrate;
+mod port;
 mod preflight;
 pub mod privilege;
 pub mod recovery;

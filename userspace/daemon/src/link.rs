@@ -148,6 +148,7 @@ impl Link {
                 hypervisor: String::new(),
                 toolstack: Toolstack::default(),
                 memory_end: 0,
+                host_vm: Err("it has not said hello yet".into()),
             },
         })
     }
@@ -302,6 +303,7 @@ impl Link {
                         hypervisor,
                         toolstack,
                         memory_end,
+                        host_vm,
                     },
                 ) => {
                     self.versions = AgentVersions {
@@ -309,6 +311,7 @@ impl Link {
                         hypervisor,
                         toolstack,
                         memory_end,
+                        host_vm,
                     };
                     self.known = true;
                     self.greeted = true;

@@ -9,7 +9,8 @@ use sd_notify::NotifyState;
 use std::sync::Arc;
 use tracing::{info, warn};
 use vmbeamd::config::{Domid, HostVmConfig};
-use vmbeamd::driver::{DeviceDriver, Driver};
+use vmbeamd::driver::{DeviceDriver, Driver, Pinned};
+use vmbeamd::identity::Source;
 use vmbeamd::privilege::{self, Filter};
 use vmbeamd::{Args, Config, Daemon};
 
@@ -41,6 +42,10 @@ fn main() -> anyhow::Result<()> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     signals.thread_block().context("cannot block signals")?;
 
+    let driver = Pinned::new(Arc::new(DeviceDriver::new(config.device.clone())));
+    // While the host's toolstack can still be asked.
+    let unprivileged = args.user.is_some() || args.seccomp != Filter::Off;
+    let sources = Source::all(&config, &driver, unprivileged);
     let state = &*config.state_dir;
     match &args.user {
         Some(user) => {
@@ -49,13 +54,12 @@ fn main() -> anyhow::Result<()> {
         }
         None => privilege::take_back(state)?,
     }
-    let driver = DeviceDriver::new(config.device.clone());
     match driver.info() {
         Ok(info) => info!(?info, "driver"),
         // It may be loaded later; each job opens the device anew.
         Err(e) => warn!("{e}"),
     }
-    let daemon = Daemon::start(config, Arc::new(driver))?;
+    let daemon = Daemon::start_with(config, Arc::new(driver), sources)?;
     privilege::restrict(args.seccomp)?;
     tell_systemd(NotifyState::Ready);
     let signal = loop {

@@ -139,7 +139,7 @@ pub(crate) fn check<'a>(
     request: &MigrateRequest,
 ) -> Result<Checked<'a>, SwapError> {
     let (mut from, mut to) = take(host_vms)?;
-    let domids = domids(driver, (&from, &to), request.mode)?;
+    let domids = domids(driver, (&mut from, &mut to), request.mode)?;
     let Inventory { here, there } = Inventory::of(&mut from, &mut to)?;
     let name = &request.from.guest;
     let guest = named(&here.0, name, from.name()).map_err(refused)?.clone();
@@ -228,13 +228,10 @@ fn take<'a>((from, to): (&'a HostVm, &'a HostVm)) -> Result<(Side<'a>, Side<'a>)
 /// host VMs.
 fn domids(
     driver: &dyn Driver,
-    (from, to): (&Side<'_>, &Side<'_>),
+    (from, to): (&mut Side<'_>, &mut Side<'_>),
     mode: Mode,
 ) -> Result<(u32, u32), SwapError> {
-    let domids = (
-        from.vm.domid().map_err(refused)?,
-        to.vm.domid().map_err(refused)?,
-    );
+    let domids = (from.domid().map_err(refused)?, to.domid().map_err(refused)?);
     if mode == Mode::Swap {
         let offer = |e| {
             refused(format!(
@@ -276,7 +273,7 @@ pub(crate) fn plan(
 ) -> Result<PlanReport, SwapError> {
     let (mut from, mut to) = take(host_vms)?;
     let mut report = PlanReport::default();
-    if let Err(e) = domids(driver, (&from, &to), mode) {
+    if let Err(e) = domids(driver, (&mut from, &mut to), mode) {
         report.blockers.push(e.message);
     }
     let Inventory { mut here, there } = Inventory::of(&mut from, &mut to)?;

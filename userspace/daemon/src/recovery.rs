@@ -161,6 +161,8 @@ impl<'b> Settling<'_, 'b> {
     pub(crate) fn settle(&mut self) -> Result<Settled, String> {
         let source_up = is_up(self.from, &self.record.from)?;
         let destination_up = is_up(self.to, &self.record.to)?;
+        self.from.expect(self.record.from.host_domid);
+        self.to.expect(self.record.to.host_domid);
         let (state, memory, copies) = match &self.record.state {
             State::Stream => (Step::Stream, Memory::Source, false),
             State::Resume => (Step::Resume, Memory::Destination, false),

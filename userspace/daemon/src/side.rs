@@ -15,6 +15,8 @@ const LOOK: Duration = Duration::from_millis(250);
 pub(crate) struct Side<'a> {
     pub(crate) vm: &'a HostVm,
     agent: Option<AgentGuard<'a>>,
+    /// The domain that it must be in, if that has been decided.
+    domid: Option<u32>,
     /// How long to wait for its answers.
     pub(crate) patience: Patience,
     /// That of conversations that are over.
@@ -32,6 +34,7 @@ impl<'a> Side<'a> {
             traffic: Traffic::default(),
             before: agent.traffic(),
             agent: Some(agent),
+            domid: None,
             patience: Patience::default(),
         })
     }
@@ -41,6 +44,7 @@ impl<'a> Side<'a> {
         Self {
             vm,
             agent: None,
+            domid: None,
             patience: Patience::default(),
             traffic: Traffic::default(),
             before: Traffic::default(),
@@ -49,6 +53,21 @@ impl<'a> Side<'a> {
 
     pub(crate) fn name(&self) -> &str {
         &self.vm.config.name
+    }
+
+    /// Its domid now, which is that of its domain from now on.
+    pub(crate) fn domid(&mut self) -> Result<u32, String> {
+        let domid = self.vm.domid()?;
+        self.expect(domid);
+        Ok(domid)
+    }
+
+    /// The domain that its agent must be in whenever it is greeted.
+    pub(crate) fn expect(&mut self, domid: u32) {
+        self.domid = Some(domid);
+        if let Some(agent) = &mut self.agent {
+            agent.expect(domid);
+        }
     }
 
     /// What this job sent and received.
@@ -116,6 +135,9 @@ impl<'a> Side<'a> {
     fn reconnect(&mut self) -> Result<(), String> {
         let mut agent = self.vm.agent()?;
         self.before = agent.traffic();
+        if let Some(domid) = self.domid {
+            agent.expect(domid);
+        }
         agent.with(|link| {
             link.set_regardless(true);
             Ok(())

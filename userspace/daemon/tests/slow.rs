@@ -6,7 +6,7 @@
 
 mod common;
 
-use common::peer::{assert_says, chunk, guests, hello, request_of};
+use common::peer::{assert_says, chunk, guests, hello, hello_of, request_of};
 use common::{impostor, read_request, World};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -113,7 +113,7 @@ fn one_that_is_silent_delays_the_list_of_nobody() {
     // Greets once, and is silent then.
     impostor(&w.socket("A"), |stream| {
         if let Some((request, session, _)) = read_request(stream) {
-            let _ = stream.write_all(&encode(request, session, &hello()).unwrap());
+            let _ = stream.write_all(&encode(request, session, &hello_of("A")).unwrap());
         }
         std::thread::sleep(Duration::from_secs(60));
     });

@@ -45,6 +45,15 @@ const TABLES: &[Table] = &[
                 "Prints the domid of a host VM, whose name is appended. Not possible \
                  together with --seccomp: give each host VM a domid then.",
             ),
+            (
+                "uuid_command",
+                "ARRAY OF STRINGS",
+                "[\"xl\", \"list\", \"-v\"]",
+                "Prints the UUID of a host VM, whose domid is appended; the last UUID in what \
+                 it prints counts. The agent must name the same one, or nothing that it \
+                 says is used. With --user or --seccomp it is run when the daemon starts, \
+                 for each host VM that has a domid, and not again.",
+            ),
         ],
     ),
     (

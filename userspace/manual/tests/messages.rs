@@ -44,6 +44,8 @@ const NO_MESSAGES: &[&str] = &[
     "`xl ...`",
     "..., can move guests",
     "agent of host VM ...",
+    "identity of host VM ...",
+    "proven: domain ..., UUID ...",
     "libxenctrl 4....",
     "toolstack of host VM ...",
     "completed: the guest runs in ...",

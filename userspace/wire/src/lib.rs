@@ -29,3 +29,4 @@ pub use list::{
 };
 pub use message::Message;
 pub use preflight::{is_plain, Inspection, Need, NeedKind};
+pub use uuid::Uuid;

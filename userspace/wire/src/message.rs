@@ -13,6 +13,7 @@ use crate::preflight::{bounded, bounded_needs, is_plain, Inspection, Need};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use uuid::Uuid;
 
 /// Most bytes of a name or a version.
 pub const MAX_NAME: usize = 256;
@@ -335,6 +336,8 @@ pub enum FromAgent {
         toolstack: Toolstack,
         /// First frame number that the host VM does not have.
         memory_end: u64,
+        /// The host VM's UUID as its firmware shows it, or why that cannot be read.
+        host_vm: Result<Uuid, String>,
     },
     /// All guests except the management VM itself.
     Guests(Vec<Guest>),
@@ -449,9 +452,13 @@ impl Message for FromAgent {
                 agent_version,
                 hypervisor,
                 toolstack,
+                host_vm,
                 ..
             } => {
                 short("a version", agent_version, MAX_NAME)?;
+                if let Err(problem) = host_vm {
+                    short("a problem", problem, MAX_NAME)?;
+                }
                 short("a version", hypervisor, MAX_NAME)?;
                 short("a version", &toolstack.version, MAX_NAME)?;
                 let problem = toolstack.problem.as_deref().unwrap_or_default();
@@ -623,6 +630,17 @@ pub struct AgentReport {
     pub connected: Option<AgentVersions>,
     /// Why it does not, otherwise.
     pub problem: Option<String>,
+    /// Whether it is in the host VM that it is taken for, if it answers.
+    pub identity: Option<Result<Identity, String>>,
+}
+
+/// A host VM, as its agent and the host's toolstack know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Its domid.
+    pub domid: u32,
+    /// Its UUID.
+    pub uuid: Uuid,
 }
 
 /// Versions that an agent tells.
@@ -636,6 +654,8 @@ pub struct AgentVersions {
     pub toolstack: Toolstack,
     /// First frame number that the host VM does not have.
     pub memory_end: u64,
+    /// The host VM's UUID as its firmware shows it, or why that cannot be read.
+    pub host_vm: Result<Uuid, String>,
 }
 
 /// Limits of the driver.

@@ -21,9 +21,9 @@ use vmbeam_wire::message::{
     AgentErrorCode, Facts, FromDaemon, Guest, GuestKind, GuestRef, GuestState, SwapRequest,
     ToDaemon, Toolstack,
 };
-use vmbeam_wire::{encode, CpuFeatures, Decoder, Inspection, Need, VERSION};
+use vmbeam_wire::{encode, CpuFeatures, Decoder, Inspection, Need, Uuid, VERSION};
 use vmbeam_xen::{Page, PageKind, PageRun};
-use vmbeamd::driver::{Driver, DriverSession};
+use vmbeamd::driver::{DriverSession, Sessions};
 use vmbeamd::{Config, Daemon};
 
 /// Frames that each fake host VM has.
@@ -57,6 +57,8 @@ pub struct FakeHost {
     pub is_old: bool,
     /// The file that says which guest hypervisor it has.
     pub version: Option<PathBuf>,
+    /// What its firmware shows.
+    pub uuid: Uuid,
 }
 
 /// What a fake toolstack is to do wrong.
@@ -397,6 +399,12 @@ impl Hypervisor for FakeHypervisor {
             .map_or("Fake 1.0".into(), |text| text.trim().into())
     }
 
+    fn host_vm(&self) -> Result<Uuid, String> {
+        let uuid = lock(&self.0).uuid;
+        let none = || "there is no /sys".to_owned();
+        Some(uuid).filter(|u| !u.is_nil()).ok_or_else(none)
+    }
+
     fn toolstack(&self) -> Toolstack {
         Toolstack {
             version: "fake 1".into(),
@@ -639,6 +647,8 @@ pub struct Faults {
     pub interrupt: bool,
     /// Say that the record of a half move is kept between domains 2 and 1.
     pub record: bool,
+    /// Domains that have died, and whose domid another one has.
+    pub reused: HashSet<u32>,
 }
 
 /// A driver that swaps the memory of fake host VMs.
@@ -652,6 +662,7 @@ struct FakeSession {
     a: Host,
     b: Host,
     domids: (u32, u32),
+    ids: [u64; 2],
     faults: Faults,
     pairs: Vec<(u64, u64)>,
     refused: Vec<bool>,
@@ -659,7 +670,7 @@ struct FakeSession {
     calls: u64,
 }
 
-impl Driver for FakeDriver {
+impl Sessions for FakeDriver {
     fn info(&self) -> Result<Info, Error> {
         Ok(Info {
             size: 40,
@@ -672,7 +683,11 @@ impl Driver for FakeDriver {
         })
     }
 
-    fn open(&self, domid_a: u32, domid_b: u32) -> Result<Box<dyn DriverSession>, Error> {
+    fn open(
+        &self,
+        [domid_a, domid_b]: [u32; 2],
+        expected: [u64; 2],
+    ) -> Result<Box<dyn DriverSession>, Error> {
         let faults = lock(&self.faults).clone();
         if let Some(errno) = faults.open {
             return Err(Error {
@@ -686,7 +701,16 @@ impl Driver for FakeDriver {
                 errno: Errno::ESRCH,
             })
         };
+        let id = |domid| 100 + u64::from(domid) + 1000 * u64::from(faults.reused.contains(&domid));
+        let ids = [id(domid_a), id(domid_b)];
+        if expected.iter().zip(ids).any(|(e, id)| *e != 0 && *e != id) {
+            return Err(Error {
+                op: Op::Open,
+                errno: Errno::ESRCH,
+            });
+        }
         Ok(Box::new(FakeSession {
+            ids,
             a: find(domid_a)?,
             b: find(domid_b)?,
             domids: (domid_a, domid_b),
@@ -733,6 +757,10 @@ impl FakeSession {
 }
 
 impl DriverSession for FakeSession {
+    fn ids(&self) -> [u64; 2] {
+        self.ids
+    }
+
     fn add(&mut self, runs: &[Run]) -> Result<(), AddFailed> {
         for r in runs {
             let nr = u64::from(r.nr);
@@ -834,6 +862,14 @@ impl DriverSession for FakeSession {
     }
 }
 
+/// The UUID of a host VM, different in each byte.
+pub fn uuid(name: &str) -> Uuid {
+    let first = name.as_bytes()[0];
+    Uuid::from_bytes(std::array::from_fn(|i| {
+        first + 16 * (i as u8 % 8) + i as u8 / 8
+    }))
+}
+
 /// A daemon with its sockets in a directory of its own.
 pub struct World {
     pub dir: tempfile::TempDir,
@@ -845,6 +881,8 @@ pub struct World {
     pub domid_command: Option<PathBuf>,
     /// Where to offer metrics.
     pub metrics: Option<String>,
+    /// The domids of host VMs that have a fixed one.
+    pub domids: HashMap<String, u32>,
     daemon: Option<Daemon>,
 }
 
@@ -861,6 +899,15 @@ impl World {
         .into_iter()
         .map(|(name, seed, tables)| (name.into(), host(seed, 1024, tables)))
         .collect();
+        for (name, host) in &hosts {
+            lock(host).uuid = uuid(name);
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let shown: Vec<_> = (1..)
+            .zip(["A", "B", "C", "D", "A"])
+            .map(|(domid, name)| format!("{domid} {}\n", uuid(name)))
+            .collect();
+        std::fs::write(dir.path().join("uuids"), shown.concat()).unwrap();
         let driver = FakeDriver {
             // A is domain 5 after it was restarted.
             hosts: ["A", "B", "C", "D", "A"]
@@ -871,7 +918,11 @@ impl World {
             faults: Mutex::default(),
         };
         Self {
-            dir: tempfile::tempdir().unwrap(),
+            dir,
+            domids: (1..)
+                .zip(["A", "B", "C", "D"])
+                .map(|(d, n)| (n.into(), d))
+                .collect(),
             driver: Arc::new(driver),
             hosts,
             timeout: 60,
@@ -903,18 +954,21 @@ impl World {
             "[daemon]\ncontrol_socket = \"{dir}/control.sock\"\nstate_dir = \"{dir}/state\"\nagent_timeout_seconds = {}\n",
             self.timeout
         );
+        // The UUID in the line of the file that begins with the domid.
+        let find = format!("sed -n \"s/^$0 //p\" '{dir}/uuids'");
+        text.push_str(&format!("uuid_command = [\"sh\", \"-c\", {find:?}]\n"));
         if let Some(command) = &self.domid_command {
             text.push_str(&format!("domid_command = [{command:?}, \"domid\"]\n"));
         }
         if let Some(listen) = &self.metrics {
             text.push_str(&format!("[metrics]\nlisten = {listen:?}\n"));
         }
-        for (name, domid) in ["A", "B", "C", "D"].iter().zip(1..) {
+        for name in ["A", "B", "C", "D"] {
             text.push_str(&format!(
                 "[[host_vm]]\nname = \"{name}\"\nsocket = \"{dir}/{name}.sock\"\n"
             ));
-            if self.domid_command.is_none() || *name != "A" {
-                text.push_str(&format!("domid = {domid}\n"));
+            if self.domid_command.is_none() || name != "A" {
+                text.push_str(&format!("domid = {}\n", self.domids[name]));
             }
         }
         text.push_str("[[pair]]\nbetween = [\"A\", \"B\"]\n[[pair]]\nbetween = [\"C\", \"D\"]\n");
@@ -968,7 +1022,7 @@ impl World {
                 (Some(expected), None, Some(p)) if p.contains(expected) => return p.clone(),
                 _ => assert!(Instant::now() < deadline, "{agent:?}"),
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(50));
         }
     }
 

@@ -2,7 +2,7 @@
 
 //! What peers say that break the protocol, or keep to it until they do not.
 
-use super::{read_request, MEMORY_END};
+use super::{read_request, uuid, MEMORY_END};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use vmbeam_wire::message::{FromAgent, Guest, GuestKind, GuestState, ToAgent, Toolstack};
@@ -29,8 +29,14 @@ fn crc32(bytes: &[u8], start: u32) -> u32 {
     !crc
 }
 
+/// What the agent of B says.
 pub fn hello() -> FromAgent {
+    hello_of("B")
+}
+
+pub fn hello_of(host_vm: &str) -> FromAgent {
     FromAgent::Hello {
+        host_vm: Ok(uuid(host_vm)),
         agent_version: "0".into(),
         hypervisor: "Impostor".into(),
         toolstack: Toolstack::default(),

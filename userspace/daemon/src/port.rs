@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The host's end of a host VM's serial port.
+
+use std::path::Path;
+
+/// Sockets of this network namespace, for everybody to read.
+const SOCKETS: &str = "/proc/self/net/unix";
+
+/// Whether whoever listens there has accepted a connection. A device model takes one at a
+/// time; others wait, and are told nothing.
+pub(crate) fn is_taken(socket: &Path) -> bool {
+    let table = std::fs::read_to_string(SOCKETS).unwrap_or_default();
+    has_accepted(&table, socket)
+}
+
+/// A connection has the address of whom it was made to at that end. Its state is 03 once
+/// it is accepted, and 02 before.
+fn has_accepted(table: &str, socket: &Path) -> bool {
+    table.lines().any(|line| {
+        let mut words = line.split_whitespace();
+        let state = words.nth(5);
+        let path = words.nth(1).map(Path::new);
+        state == Some("03") && path == Some(socket)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    #[test]
+    fn connections_that_wait_are_not_accepted_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        assert!(!is_taken(&path));
+        let waits = UnixStream::connect(&path).unwrap();
+        assert!(!is_taken(&path));
+        let accepted = listener.accept().unwrap();
+        assert!(is_taken(&path));
+        assert!(!is_taken(&dir.path().join("agent")));
+        drop(accepted);
+        assert!(!is_taken(&path));
+        drop(waits);
+    }
+}
