@@ -2,9 +2,11 @@
 
 //! What peers say that break the protocol, or keep to it until they do not.
 
-use super::{read_request, uuid, MEMORY_END};
+use super::{impostor, read_request, uuid, FakeHypervisor, Host, MEMORY_END};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use vmbeam_agent::Agent;
 use vmbeam_wire::message::{FromAgent, Guest, GuestKind, GuestState, ToAgent, Toolstack};
 use vmbeam_wire::{encode, Excluded, FrameRun, Reason};
 
@@ -123,6 +125,32 @@ pub fn chunk(
 
 pub fn end(request: u32, session: u64, pages: u64) -> Vec<u8> {
     encode(request, session, &FromAgent::FramesEnd { pages }).unwrap()
+}
+
+/// A real agent of this host behind somebody who sees each request first, and whether it was
+/// dealt with already, in whatever way.
+pub fn proxy(
+    socket: &Path,
+    host: Host,
+    deal: impl Fn(&ToAgent, &mut UnixStream, (u32, u64)) -> bool + Send + 'static,
+) {
+    impostor(socket, move |daemon| {
+        daemon.set_read_timeout(None).unwrap();
+        let (mut to_agent, mut agent) = UnixStream::pair().unwrap();
+        let host = host.clone();
+        std::thread::spawn(move || {
+            let _ = Agent::new(FakeHypervisor(host)).serve(&mut agent);
+        });
+        let (mut answers, mut back) = (to_agent.try_clone().unwrap(), daemon.try_clone().unwrap());
+        std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
+        while let Some((request, session, payload)) = read_request(daemon) {
+            let message = request_of(&payload).unwrap();
+            if !deal(&message, daemon, (request, session)) {
+                let _ = to_agent.write_all(&encode(request, session, &message).unwrap());
+            }
+        }
+        let _ = to_agent.shutdown(std::net::Shutdown::Both);
+    });
 }
 
 /// A message has this in it.
