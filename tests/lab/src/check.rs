@@ -13,6 +13,7 @@ use anyhow::Result;
 use crate::channel::Channel;
 use crate::channel::Output;
 use crate::coverage;
+use crate::crossed;
 use crate::demo;
 use crate::driver;
 use crate::ept;
@@ -339,6 +340,9 @@ fn nested(
         return;
     }
     if wanted(Group::Nested) || wanted(Group::Migrate) {
+        if wanted(Group::Nested) {
+            crossed::run(tally, topology);
+        }
         // All that succeeds is done by a daemon with as little privilege as it can have.
         unprivileged::start(tally, topology);
         if wanted(Group::Nested) {

@@ -7,6 +7,7 @@ mod bochs;
 mod channel;
 mod check;
 mod coverage;
+mod crossed;
 mod demo;
 mod driver;
 mod ept;
