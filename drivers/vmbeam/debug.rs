@@ -131,7 +131,7 @@ fn operate(addr: usize) -> Result<isize> {
         }
         OP_FAIL_ALLOC => arg.nr = inject::fail_allocation(arg.nr),
         OP_FAIL_CALL => {
-            arg.nr = inject::fail_call(arg.nr, arg.first, arg.value, arg.domid != 0);
+            arg.nr = inject::fail_call(arg.nr, arg.first, arg.value, arg.domid);
         }
         OP_SIGNAL => arg.nr = inject::signal(arg.nr, arg.value),
         OP_SLOW => inject::slow(arg.nr),

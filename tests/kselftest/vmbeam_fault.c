@@ -6,9 +6,7 @@
 
 #include <sys/socket.h>
 
-#include "vmbeam_test.h"
-
-#include "vmbeam_debug.h"
+#include "vmbeam_inject.h"
 
 #define MANY 3000
 /* Runs in one hypercall: see BATCH_RUNS in the driver. */
@@ -16,46 +14,6 @@
 
 /* More than any test has allocations or hypercalls. */
 #define ENOUGH 1000
-
-static int debug_device = -1;
-
-/* Returns what was left of the previous request of the same kind. */
-static __u64 inject(__u32 op, __u64 nr, __u64 runs, __s32 value, bool exaggerate)
-{
-	struct vmbeam_debug arg = {
-		.op = op,
-		.nr = nr,
-		.first = runs,
-		.value = value,
-		.domid = exaggerate,
-	};
-
-	return ioctl(debug_device, VMBEAM_IOCTL_DEBUG, &arg) ? UINT64_MAX : arg.nr;
-}
-
-static void fail_alloc(__u64 nr)
-{
-	inject(VMBEAM_DEBUG_FAIL_ALLOC, nr, 0, 0, false);
-}
-
-static void fail_call(__u64 nr, __u64 runs, int error)
-{
-	inject(VMBEAM_DEBUG_FAIL_CALL, nr, runs, error, false);
-}
-
-/* Whether the fault that was asked for has happened; and no more faults. */
-static bool happened(__u32 op)
-{
-	return inject(op, 0, 0, 0, false) == 0;
-}
-
-static void no_faults(void)
-{
-	inject(VMBEAM_DEBUG_FAIL_ALLOC, 0, 0, 0, false);
-	inject(VMBEAM_DEBUG_FAIL_CALL, 0, 0, 0, false);
-	inject(VMBEAM_DEBUG_SIGNAL, 0, 0, 0, false);
-	inject(VMBEAM_DEBUG_SLOW, 0, 0, 0, false);
-}
 
 FIXTURE(fault) {
 	int fd;
@@ -92,12 +50,6 @@ FIXTURE_TEARDOWN(fault)
 	domains_close();
 	close(debug_device);
 }
-
-#define REOPEN() do {						\
-	close(self->fd);					\
-	self->fd = open(DEVICE, O_RDWR | O_CLOEXEC);		\
-	ASSERT_LE(0, self->fd);					\
-} while (0)
 
 /* ---- Every allocation ---- */
 
@@ -234,6 +186,10 @@ TEST_F(fault, call_errors_before_the_first_pair)
 		}
 		no_faults();
 	}
+	/* It says yes, and not which domains these are. */
+	fail_call(1, 0, 0);
+	EXPECT_FAIL(EIO, do_open(self->fd, self->a, self->b));
+	EXPECT_TRUE(happened(VMBEAM_DEBUG_FAIL_CALL));
 	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, 8));
 	for (i = 0; i < ARRAY_SIZE(errors); i++) {
@@ -315,10 +271,17 @@ TEST_F(fault, call_that_lies)
 /* Nothing done, and no error. */
 TEST_F(fault, call_that_does_nothing)
 {
+	int other;
+
 	ASSERT_EQ(0, load_backwards(self->fd, self->a, self->b, 600));
 	fail_call(1, 0, 0);
 	EXPECT_FAIL(EIO, do_commit(self->fd, 0, 0, NULL, NULL));
 	EXPECT_TRUE(is_broken(self->fd, 0));
+	/* Some of its pairs may be swapped for all that is known. */
+	other = open(DEVICE, O_RDWR | O_CLOEXEC);
+	ASSERT_LE(0, other);
+	EXPECT_FAIL(EBUSY, do_open(other, self->a, self->b));
+	close(other);
 	FORGET_BROKEN();
 }
 
@@ -326,9 +289,24 @@ TEST_F(fault, call_that_does_nothing)
 TEST_F(fault, call_that_exaggerates)
 {
 	ASSERT_EQ(0, load_backwards(self->fd, self->a, self->b, 600));
-	inject(VMBEAM_DEBUG_FAIL_CALL, 1, BATCH, 0, true);
+	inject(VMBEAM_DEBUG_FAIL_CALL, 1, BATCH, 0, CLAIM_MORE);
 	EXPECT_FAIL(EIO, do_commit(self->fd, 0, 0, NULL, NULL));
 	EXPECT_TRUE(is_broken(self->fd, 0));
+	FORGET_BROKEN();
+}
+
+/* As much as it was asked for, of which it has looked at a part only. */
+TEST_F(fault, call_that_claims_all)
+{
+	struct vmbeam_commit commit;
+
+	ASSERT_EQ(0, load_backwards(self->fd, self->a, self->b, 600));
+	/* The second one: that of the first left its statuses where those of this one go. */
+	inject(VMBEAM_DEBUG_FAIL_CALL, 2, 10, 0, CLAIM_ALL);
+	EXPECT_EQ(0, do_commit(self->fd, 0, 0, NULL, &commit));
+	EXPECT_EQ(BATCH + 10, commit.cursor);
+	EXPECT_EQ(BATCH + 10, commit.swapped);
+	EXPECT_TRUE(is_broken(self->fd, BATCH + 10));
 	FORGET_BROKEN();
 }
 
@@ -487,6 +465,27 @@ TEST_F(fault, statuses)
 	}
 }
 
+/* What a device model merely keeps mapped in stock it is asked for before it matters. */
+TEST_F(fault, mappings_in_stock)
+{
+	struct vmbeam_check check;
+	struct vmbeam_debug arg = {
+		.op = VMBEAM_DEBUG_STATUS, .domid = self->b, .first = 3, .nr = 2, .value = EBUSY,
+	};
+
+	if (!is_model(self->fd))
+		SKIP(return, "a real hypervisor");
+	ASSERT_EQ(0, ioctl(debug_device, VMBEAM_IOCTL_DEBUG, &arg));
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, add_one(self->fd, 0, 0, 8));
+	EXPECT_EQ(0, do_check(self->fd, 0, 0, NULL, &check));
+	EXPECT_EQ(0, check.refused);
+	/* Not by every call: it would have to fetch them again each time. */
+	ASSERT_EQ(0, ioctl(debug_device, VMBEAM_IOCTL_DEBUG, &arg));
+	EXPECT_EQ(0, do_check(self->fd, 0, 0, NULL, &check));
+	EXPECT_EQ(2, check.refused);
+}
+
 /* The caller's memory is taken away in the middle. */
 struct unmapper {
 	int fd;
@@ -513,11 +512,11 @@ TEST_F(fault, efault_after_progress)
 	unmapper.page = mmap(NULL, 4096 * 4, PROT_READ | PROT_WRITE,
 			     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	ASSERT_NE(MAP_FAILED, unmapper.page);
-	inject(VMBEAM_DEBUG_SLOW, 100, 0, 0, false);
+	inject(VMBEAM_DEBUG_SLOW, 100, 0, 0, 0);
 	ASSERT_EQ(0, pthread_create(&thread, NULL, unmap_after_first_batch, &unmapper));
 	EXPECT_FAIL(EFAULT, do_commit(self->fd, 0, 0, unmapper.page, NULL));
 	pthread_join(thread, NULL);
-	inject(VMBEAM_DEBUG_SLOW, 0, 0, 0, false);
+	inject(VMBEAM_DEBUG_SLOW, 0, 0, 0, 0);
 	/* STATUS tells what happened, to the pair. */
 	state = get_status(self->fd);
 	EXPECT_LT(0, state.cursor);
@@ -557,7 +556,7 @@ TEST_F(fault, watch_and_cancel)
 	unsigned int looks = 0;
 
 	ASSERT_EQ(0, load_backwards(self->fd, self->a, self->b, MANY));
-	inject(VMBEAM_DEBUG_SLOW, 300, 0, 0, false);
+	inject(VMBEAM_DEBUG_SLOW, 300, 0, 0, 0);
 	ASSERT_EQ(0, pthread_create(&worker.thread, NULL, work, &worker));
 	do {
 		state = get_status(self->fd);
@@ -598,7 +597,7 @@ TEST_F(fault, watch_and_cancel)
 	EXPECT_EQ(0, do_cancel(self->fd));
 	pthread_join(worker.thread, NULL);
 	EXPECT_EQ(ECANCELED, worker.error);
-	inject(VMBEAM_DEBUG_SLOW, 0, 0, 0, false);
+	inject(VMBEAM_DEBUG_SLOW, 0, 0, 0, 0);
 	state = get_status(self->fd);
 	EXPECT_AWAY(MANY - state.cursor, state.cursor);
 	ASSERT_EQ(0, do_rollback(self->fd, state.cursor, NULL));
@@ -612,7 +611,7 @@ TEST_F(fault, interrupted_while_waiting)
 	pid_t pid;
 
 	ASSERT_EQ(0, load_backwards(self->fd, self->a, self->b, MANY));
-	inject(VMBEAM_DEBUG_SLOW, 300, 0, 0, false);
+	inject(VMBEAM_DEBUG_SLOW, 300, 0, 0, 0);
 	ASSERT_EQ(0, pthread_create(&worker.thread, NULL, work, &worker));
 	while (!get_status(self->fd).activity)
 		;
@@ -628,7 +627,7 @@ TEST_F(fault, interrupted_while_waiting)
 	ASSERT_EQ(pid, waitpid(pid, &wstatus, 0));
 	EXPECT_TRUE(WIFSIGNALED(wstatus));
 	EXPECT_NE(0, get_status(self->fd).activity);
-	inject(VMBEAM_DEBUG_SLOW, 0, 0, 0, false);
+	inject(VMBEAM_DEBUG_SLOW, 0, 0, 0, 0);
 	pthread_join(worker.thread, NULL);
 	EXPECT_EQ(0, worker.ret);
 	EXPECT_EQ(MANY, worker.commit.cursor);
@@ -671,7 +670,7 @@ TEST_F(fault, signal_while_waiting)
 	unsigned int i;
 
 	ASSERT_EQ(0, load_backwards(self->fd, self->a, self->b, MANY));
-	inject(VMBEAM_DEBUG_SLOW, 500, 0, 0, false);
+	inject(VMBEAM_DEBUG_SLOW, 500, 0, 0, 0);
 	/* The signals are for this thread only. */
 	sigemptyset(&alarm);
 	sigaddset(&alarm, SIGALRM);
@@ -687,7 +686,7 @@ TEST_F(fault, signal_while_waiting)
 	interrupt_every(0);
 	/* It has not been disturbed, and they have done nothing. */
 	EXPECT_EQ(worker.nr, get_status(self->fd).activity);
-	inject(VMBEAM_DEBUG_SLOW, 0, 0, 0, false);
+	inject(VMBEAM_DEBUG_SLOW, 0, 0, 0, 0);
 	pthread_join(worker.thread, NULL);
 	EXPECT_EQ(0, worker.ret);
 	EXPECT_EQ(MANY, worker.commit.cursor);
@@ -706,7 +705,7 @@ TEST_F_TIMEOUT(fault, killed_at_every_batch_file_survives, 120)
 		pid_t pid;
 
 		ASSERT_EQ(0, load_backwards(self->fd, self->a, self->b, MANY));
-		inject(VMBEAM_DEBUG_SIGNAL, nth, 0, SIGKILL, false);
+		inject(VMBEAM_DEBUG_SIGNAL, nth, 0, SIGKILL, 0);
 		pid = fork();
 		ASSERT_LE(0, pid);
 		if (!pid) {
@@ -743,14 +742,14 @@ TEST_F_TIMEOUT(fault, killed_at_every_batch_file_goes, 120)
 		int wstatus, fd;
 		pid_t pid;
 
-		inject(VMBEAM_DEBUG_SIGNAL, 0, 0, 0, false);
+		inject(VMBEAM_DEBUG_SIGNAL, 0, 0, 0, 0);
 		pid = fork();
 		ASSERT_LE(0, pid);
 		if (!pid) {
 			fd = open(DEVICE, O_RDWR | O_CLOEXEC);
 			if (load_backwards(fd, self->a, self->b, MANY))
 				_exit(1);
-			inject(VMBEAM_DEBUG_SIGNAL, nth, 0, SIGKILL, false);
+			inject(VMBEAM_DEBUG_SIGNAL, nth, 0, SIGKILL, 0);
 			do_commit(fd, 0, 0, NULL, NULL);
 			_exit(0);
 		}
@@ -846,18 +845,32 @@ static double now(void)
 	return t.tv_sec + t.tv_nsec / 1e9;
 }
 
+static int module_users(void)
+{
+	FILE *file = fopen("/sys/module/vmbeam/refcnt", "r");
+	int users = -1;
+
+	if (file) {
+		if (fscanf(file, "%d", &users) != 1)
+			users = -1;
+		fclose(file);
+	}
+	return users;
+}
+
 TEST_F_TIMEOUT(fault, lost_in_a_socket, 120)
 {
 	double start, waited, all;
-	int pipes[2];
+	int pipes[2], users;
 	char byte;
 
 	ASSERT_EQ(0, load_backwards(self->fd, self->a, self->b, MANY));
 	ASSERT_EQ(0, do_commit(self->fd, 0, MANY / 2, NULL, NULL));
 	ASSERT_EQ(0, pipe(pipes));
-	inject(VMBEAM_DEBUG_SLOW, 500, 0, 0, false);
+	inject(VMBEAM_DEBUG_SLOW, 500, 0, 0, 0);
 	/* Counts the hypercalls. */
 	fail_call(ENOUGH, 0, 0);
+	users = module_users();
 	start = now();
 	ASSERT_EQ(0, lose_in_a_cycle(self->fd));
 	while (inject(VMBEAM_DEBUG_FAIL_CALL, ENOUGH, 0, 0, false) == ENOUGH)
@@ -867,10 +880,12 @@ TEST_F_TIMEOUT(fault, lost_in_a_socket, 120)
 	ASSERT_EQ(0, lose_in_a_cycle(pipes[1]));
 	EXPECT_EQ(0, read(pipes[0], &byte, 1));
 	waited = now() - waited;
+	/* The rollback needs the module as the file did. */
+	EXPECT_EQ(users, module_users());
 	self->fd = open_when_free(self->a, self->b);
 	ASSERT_LE(0, self->fd);
 	all = now() - start;
-	inject(VMBEAM_DEBUG_SLOW, 0, 0, 0, false);
+	inject(VMBEAM_DEBUG_SLOW, 0, 0, 0, 0);
 	TH_LOG("another file: %.2f s, the rollback: %.2f s", waited, all);
 	/* At least three batches, checked and swapped. */
 	EXPECT_LT(2.9, all);

@@ -82,6 +82,52 @@ TEST_F_TIMEOUT(many, signals_end_a_commit_with_progress, 120)
 	EXPECT_HOME(0, MANY);
 }
 
+/* More pairs in one run than go into one hypercall. */
+TEST_F(many, one_run)
+{
+	static __s32 status[MANY];
+	struct vmbeam_check check;
+	void *held = domain_hold(self->b, MANY - 2);
+	unsigned int i;
+
+	ASSERT_NE(NULL, held);
+	close(self->fd);
+	self->fd = open(DEVICE, O_RDWR | O_CLOEXEC);
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, add_one(self->fd, 0, 0, MANY));
+	memset(status, 0xcc, sizeof(status));
+	ASSERT_EQ(0, do_check(self->fd, 0, 0, status, &check));
+	EXPECT_EQ(MANY, check.done);
+	EXPECT_EQ(1, check.refused);
+	for (i = 0; i < MANY; i++)
+		ASSERT_EQ(i == MANY - 2 ? -EBUSY : 0, status[i]);
+	domain_release(held);
+	ASSERT_EQ(0, do_commit(self->fd, 0, 0, NULL, NULL));
+	EXPECT_AWAY(0, MANY);
+	ASSERT_EQ(0, do_rollback(self->fd, MANY, NULL));
+	EXPECT_HOME(0, MANY);
+}
+
+/* An array that is too short, by more than is looked at before anything moves. */
+TEST_F(many, array_ends_beyond_the_first_batch)
+{
+	const size_t elements = 4096, batch = 512, size = elements * sizeof(__s32);
+	char *array = mmap(NULL, size + 4096, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct vmbeam_commit commit;
+
+	ASSERT_NE(MAP_FAILED, array);
+	ASSERT_EQ(0, mprotect(array + size, 4096, PROT_NONE));
+	EXPECT_FAIL(EFAULT, do_commit(self->fd, 0, 0, (void *)array, &commit));
+	/* Its statuses are lost; that it was swapped is not. */
+	EXPECT_EQ(elements + batch, commit.cursor);
+	EXPECT_EQ(elements + batch, commit.swapped);
+	EXPECT_EQ(elements + batch, get_status(self->fd).swapped);
+	EXPECT_AWAY(MANY - commit.cursor, commit.cursor);
+	EXPECT_HOME(0, MANY - commit.cursor);
+	munmap(array, size + 4096);
+}
+
 TEST_F_TIMEOUT(many, killed_in_a_commit, 120)
 {
 	struct vmbeam_status state;
@@ -269,6 +315,39 @@ TEST_F(half, record_and_adopt)
 	EXPECT_HOME(0, FRAMES);
 }
 
+/* By their numbers, wherever the driver has them. */
+TEST_F(half, records_in_order)
+{
+	__u32 c = domain_create(DOMAIN_HAP, FRAMES), d = domain_create(DOMAIN_HAP, FRAMES);
+	struct vmbeam_record first, second, none;
+	int fd = open(DEVICE, O_RDWR | O_CLOEXEC);
+	void *held[2];
+
+	ASSERT_NE(NO_DOMAIN, d);
+	ASSERT_EQ(0, do_open(fd, c, d));
+	ASSERT_EQ(0, add_one(fd, 0, 0, 8));
+	ASSERT_EQ(0, do_commit(fd, 0, 4, NULL, NULL));
+	ASSERT_EQ(0, do_commit(self->fd, 0, 4, NULL, NULL));
+	held[0] = domain_hold(c, 0);
+	held[1] = domain_hold(self->a, 0);
+	ASSERT_NE(NULL, held[0]);
+	ASSERT_NE(NULL, held[1]);
+	/* The one that was bound last is the first to be kept. */
+	close(fd);
+	REOPEN();
+	ASSERT_EQ(0, do_record(self->fd, 0, &first));
+	EXPECT_EQ(c, first.domid_a);
+	ASSERT_EQ(0, do_record(self->fd, first.id, &second));
+	EXPECT_LT(first.id, second.id);
+	EXPECT_EQ(self->a, second.domid_a);
+	EXPECT_FAIL(ENOENT, do_record(self->fd, second.id, &none));
+	domain_release(held[0]);
+	domain_release(held[1]);
+	forget_records();
+	domain_destroy(c);
+	domain_destroy(d);
+}
+
 TEST_F(half, adopted_and_closed)
 {
 	struct vmbeam_record record;
@@ -325,16 +404,37 @@ TEST_F(half, abandon)
 	EXPECT_EQ(0, do_open(self->fd, self->b, self->a));
 }
 
+struct binder {
+	int fd;
+	__u32 a, b;
+};
+
+static void *bind_and_load(void *arg)
+{
+	struct binder *binder = arg;
+
+	return do_open(binder->fd, binder->a, binder->b) ||
+	       add_one(binder->fd, 0, 0, FRAMES) ? binder : NULL;
+}
+
 /* A file that was handed to somebody for two domains tells nothing of others. */
 TEST_F(half, records_are_not_for_a_bound_file)
 {
 	struct vmbeam_record record, seen;
 	__u32 c = domain_create(DOMAIN_HAP, FRAMES), d = domain_create(DOMAIN_HAP, FRAMES);
+	struct binder binder = { .a = self->a, .b = self->b };
 	int fd = open(DEVICE, O_RDWR | O_CLOEXEC);
-	void *held;
+	void *held, *failed;
+	pthread_t thread;
 
 	ASSERT_NE(NO_DOMAIN, d);
 	ASSERT_EQ(0, do_open(fd, c, d));
+	/* The record names the process, whichever of its threads had bound the session. */
+	REOPEN();
+	binder.fd = self->fd;
+	ASSERT_EQ(0, pthread_create(&thread, NULL, bind_and_load, &binder));
+	ASSERT_EQ(0, pthread_join(thread, &failed));
+	ASSERT_EQ(NULL, failed);
 	ASSERT_EQ(0, do_commit(self->fd, 0, FRAMES / 2, NULL, NULL));
 	held = domain_hold(self->b, 7);
 	ASSERT_NE(NULL, held);
@@ -357,12 +457,14 @@ TEST_F(half, records_are_not_for_a_bound_file)
 /* Two sessions that swap the same frames would undo each other. */
 TEST_F(half, one_session_of_a_domain_at_a_time)
 {
-	__u32 c = domain_create(DOMAIN_HAP, FRAMES);
+	__u32 c = domain_create(DOMAIN_HAP, FRAMES), d = domain_create(DOMAIN_HAP, FRAMES);
 	int early = open(DEVICE, O_RDWR | O_CLOEXEC), late = open(DEVICE, O_RDWR | O_CLOEXEC);
+	int other = open(DEVICE, O_RDWR | O_CLOEXEC);
 	struct vmbeam_record record;
 	void *held;
 
 	ASSERT_NE(NO_DOMAIN, c);
+	ASSERT_NE(NO_DOMAIN, d);
 	ASSERT_EQ(0, do_open(early, self->a, self->b));
 	ASSERT_EQ(0, add_one(early, 0, 0, 8));
 	ASSERT_EQ(0, do_commit(self->fd, 0, 8, NULL, NULL));
@@ -370,6 +472,10 @@ TEST_F(half, one_session_of_a_domain_at_a_time)
 	EXPECT_EQ(VMBEAM_STATE_LOADED, get_status(early).state);
 	EXPECT_FAIL(EBUSY, do_open(late, self->b, self->a));
 	EXPECT_FAIL(EBUSY, do_open(late, c, self->a));
+	/* Two others have nothing to do with it. */
+	EXPECT_EQ(0, do_open(other, c, d));
+	EXPECT_EQ(0, add_one(other, 0, 0, 1));
+	EXPECT_EQ(0, do_commit(other, 0, 0, NULL, NULL));
 	EXPECT_AWAY(0, 8);
 	EXPECT_HOME(8, FRAMES - 8);
 
@@ -389,7 +495,9 @@ TEST_F(half, one_session_of_a_domain_at_a_time)
 	EXPECT_AWAY(0, 8);
 	close(early);
 	close(late);
+	close(other);
 	domain_destroy(c);
+	domain_destroy(d);
 }
 
 /* What can never be put back is in nobody's way. */
@@ -562,6 +670,7 @@ static int write_file(const char *path, const char *text)
 TEST_F(half, trace_events)
 {
 	static char text[1 << 16];
+	struct vmbeam_record record;
 	char line[200];
 	FILE *file;
 	size_t len;
@@ -574,10 +683,16 @@ TEST_F(half, trace_events)
 	held = domain_hold(self->a, 3);
 	ASSERT_NE(NULL, held);
 	EXPECT_EQ(0, do_commit(self->fd, 0, 10, NULL, NULL));
+	EXPECT_EQ(0, do_commit(self->fd, 10, 2, NULL, NULL));
+	EXPECT_EQ(0, do_check(self->fd, 20, 7, NULL, NULL));
 	domain_release(held);
 	held = domain_hold(self->b, 5);
 	ASSERT_NE(NULL, held);
 	REOPEN();
+	ASSERT_EQ(1, count_records(&record));
+	ASSERT_EQ(0, do_adopt(self->fd, record.id));
+	domain_destroy(self->b);
+	EXPECT_FAIL(ESRCH, do_rollback(self->fd, record.cursor, NULL));
 	EXPECT_EQ(0, write_file(TRACING "events/vmbeam/enable", "0"));
 	domain_release(held);
 
@@ -594,12 +709,19 @@ TEST_F(half, trace_events)
 	}									\
 } while (0)
 	EXPECT_TRACED("vmbeam_batch_begin: ", "op=swap cursor=0 runs=1 pairs=10\n");
-	EXPECT_TRACED("vmbeam_batch_end: ", "op=swap cursor=0 done=10 ");
+	EXPECT_TRACED("vmbeam_batch_end: ", "op=swap cursor=0 done=10 tlb_flushes=1 ret=0\n");
+	EXPECT_TRACED("vmbeam_batch_begin: ", "op=swap cursor=10 runs=1 pairs=2\n");
+	EXPECT_TRACED("vmbeam_batch_end: ", "op=swap cursor=10 done=2 tlb_flushes=1 ret=0\n");
+	EXPECT_TRACED("vmbeam_batch_begin: ", "op=check cursor=20 runs=1 pairs=7\n");
+	EXPECT_TRACED("vmbeam_batch_end: ", "op=check cursor=20 done=7 tlb_flushes=0 ret=0\n");
 	EXPECT_TRACED("vmbeam_refused: ", "op=swap gfn_a=0x3 gfn_b=0x3 status=%d\n",
 		      -EBUSY);
 	EXPECT_TRACED("vmbeam_refused: ", "op=check gfn_a=0x5 gfn_b=0x5 status=%d\n",
 		      -EBUSY);
 	EXPECT_TRACED(" ", "swapped=5 error=%d\n", -EBUSY);
+	EXPECT_TRACED("vmbeam_batch_end: ", "op=check cursor=6 done=0 tlb_flushes=0 ret=%d\n",
+		      -ESRCH);
+	self->b = NO_DOMAIN;
 }
 
 TEST_HARNESS_MAIN

@@ -110,11 +110,18 @@ TEST_F(device, zero_tail_is_accepted)
 		struct vmbeam_info info;
 		char tail[100];
 	} arg;
+	static char largest[4096];
+	struct head *head = (void *)largest;
 
 	memset(&arg, 0, sizeof(arg));
 	arg.info.size = sizeof(arg);
 	EXPECT_EQ(0, ioctl(self->fd, VMBEAM_IOCTL_INFO, &arg));
 	EXPECT_EQ(65536, arg.info.max_add_runs);
+	/* As long as there can be one. */
+	memset(largest, 0, sizeof(largest));
+	head->size = sizeof(largest);
+	EXPECT_EQ(0, ioctl(self->fd, VMBEAM_IOCTL_INFO, largest));
+	EXPECT_EQ(0, ioctl(self->fd, VMBEAM_IOCTL_STATUS, largest));
 }
 
 /* The whole number counts: what was there before version 1 is not half understood. */
@@ -473,6 +480,9 @@ TEST_F(pair, add_merges)
 	EXPECT_EQ(VMBEAM_STATE_LOADED, status.state);
 	EXPECT_EQ(2, status.runs);
 	EXPECT_EQ(11, status.pairs);
+	/* In the other one only. */
+	EXPECT_EQ(0, add_one(self->fd, 30, 23, 1));
+	EXPECT_EQ(3, get_status(self->fd).runs);
 }
 
 TEST_F(pair, add_bad_calls)
@@ -539,6 +549,21 @@ TEST_F(pair, add_bad_runs)
 	EXPECT_EQ(0, add_one(self->fd, 20, 21, 2));
 	/* The last frame there can be. */
 	EXPECT_EQ(0, add_one(self->fd, LAST_GFN, LAST_GFN, 1));
+}
+
+/* The driver keeps one bit a frame, 64 of them together. */
+TEST_F(pair, add_overlapping)
+{
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, add_one(self->fd, 60, 60, 10));
+	EXPECT_FAIL(EEXIST, add_one(self->fd, 66, 1000, 1));
+	EXPECT_FAIL(EEXIST, add_one(self->fd, 1000, 66, 1));
+	EXPECT_FAIL(EEXIST, add_one(self->fd, 69, 1000, 100));
+	EXPECT_FAIL(EEXIST, add_one(self->fd, 1000, 0, 61));
+	/* What was refused is not in the way. */
+	EXPECT_EQ(0, add_one(self->fd, 1000, 1000, 100));
+	EXPECT_EQ(0, add_one(self->fd, 70, 0, 60));
+	EXPECT_EQ(0, add_one(self->fd, 0, 70, 60));
 }
 
 TEST_F(pair, add_too_many_pairs)
@@ -869,6 +894,9 @@ TEST_F(pair, commit_bad_pointers_move_nothing)
 	EXPECT_FAIL(EFAULT, do_commit(self->fd, 0, 0, (void *)(page + 4096), NULL));
 	EXPECT_FAIL(EFAULT, do_commit(self->fd, 0, 0, (void *)(page + 4096 - 16), NULL));
 	EXPECT_FAIL(EFAULT, do_commit(self->fd, 0, 0, (void *)-16UL, NULL));
+	/* Far from its beginning. These pairs would be refused. */
+	ASSERT_EQ(0, add_one(self->fd, FRAMES, FRAMES, 200));
+	EXPECT_FAIL(EFAULT, do_commit(self->fd, 0, 0, (void *)(page + 4096 - 4 * 150), NULL));
 
 	/* The request can be read and not written. */
 	arg = (void *)page;
@@ -929,13 +957,16 @@ TEST_F(pair, rollback_stops_at_what_is_held)
 {
 	struct vmbeam_rollback rollback;
 	struct vmbeam_status state;
-	void *held;
+	void *held, *below;
 
 	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, 30));
 	ASSERT_EQ(0, do_commit(self->fd, 0, 0, NULL, NULL));
 	held = domain_hold(self->b, 11);
 	ASSERT_NE(NULL, held);
+	/* The first one on the way back counts. */
+	below = domain_hold(self->a, 4);
+	ASSERT_NE(NULL, below);
 
 	ASSERT_EQ(0, do_rollback(self->fd, 30, &rollback));
 	EXPECT_EQ(12, rollback.cursor);
@@ -953,6 +984,7 @@ TEST_F(pair, rollback_stops_at_what_is_held)
 	EXPECT_AWAY(0, 11);
 
 	domain_release(held);
+	domain_release(below);
 	ASSERT_EQ(0, do_rollback(self->fd, 12, &rollback));
 	EXPECT_EQ(0, rollback.cursor);
 	EXPECT_EQ(12, rollback.restored);

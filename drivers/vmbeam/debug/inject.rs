@@ -30,6 +30,9 @@ extern "C" {
     fn vmbeam_debug_sleep(msecs: c_uint);
 }
 
+const CLAIM_MORE: u32 = 1;
+const CLAIM_ALL: u32 = 2;
+
 /// Counts events until one that is to go wrong.
 struct Countdown(Atomic<i64>);
 
@@ -54,7 +57,7 @@ static ALLOCATIONS: Countdown = Countdown::new();
 static CALLS: Countdown = Countdown::new();
 static CALL_RUNS: Atomic<u64> = Atomic::new(0);
 static CALL_RETURNS: Atomic<i32> = Atomic::new(0);
-static CALL_EXAGGERATES: Atomic<i32> = Atomic::new(0);
+static CALL_CLAIMS: Atomic<u32> = Atomic::new(0);
 static SIGNALS: Countdown = Countdown::new();
 static SIGNAL: Atomic<i32> = Atomic::new(0);
 static SLEEP: Atomic<u64> = Atomic::new(0);
@@ -65,11 +68,12 @@ pub(crate) fn fail_allocation(nr: u64) -> u64 {
 }
 
 /// The `nr`th hypercall from now on is to deal with the first `runs` only and to
-/// return `ret`. If it exaggerates it claims more pairs than it was given.
-pub(crate) fn fail_call(nr: u64, runs: u64, ret: i32, exaggerate: bool) -> u64 {
+/// return `ret`. It can claim more pairs than it was given ([`CLAIM_MORE`]), or all of them
+/// ([`CLAIM_ALL`]).
+pub(crate) fn fail_call(nr: u64, runs: u64, ret: i32, claims: u32) -> u64 {
     CALL_RUNS.store(runs, Relaxed);
     CALL_RETURNS.store(ret, Relaxed);
-    CALL_EXAGGERATES.store(exaggerate.into(), Relaxed);
+    CALL_CLAIMS.store(claims, Relaxed);
     CALLS.set(nr)
 }
 
@@ -105,7 +109,7 @@ pub(crate) fn memory_op(
     }
     let mut ret;
     if CALLS.expired() {
-        let pairs = request.nr_pairs;
+        let pairs = (runs.iter().map(|run| u64::from(run.nr))).fold(0, u64::saturating_add);
         let wanted = usize::try_from(CALL_RUNS.load(Relaxed)).unwrap_or(usize::MAX);
         let runs = runs.get(..wanted.min(runs.len())).unwrap_or(runs);
         ret = 0;
@@ -115,8 +119,10 @@ pub(crate) fn memory_op(
         if ret == 0 {
             ret = CALL_RETURNS.load(Relaxed);
         }
-        if CALL_EXAGGERATES.load(Relaxed) != 0 {
-            request.done = pairs.saturating_add(u64::MAX / 2);
+        match CALL_CLAIMS.load(Relaxed) {
+            CLAIM_MORE => request.done = pairs.saturating_add(u64::MAX / 2),
+            CLAIM_ALL => request.done = pairs,
+            _ => (),
         }
     } else {
         ret = real(request, runs);

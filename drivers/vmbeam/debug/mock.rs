@@ -17,6 +17,7 @@ use crate::{
         SwapStats,
         LAST_DOMID,
         SWAP_CHECK,
+        SWAP_UNMAP,
         SWAP_VERSION, //
     },
 };
@@ -36,7 +37,8 @@ kernel::sync::global_lock! {
 #[derive(Clone, Copy, Default)]
 struct Frame {
     contents: u64,
-    /// 0 for plain memory, or why a swap of it is refused.
+    /// 0 for plain memory, or why a swap of it is refused. Positive: so it is until the
+    /// device model is asked to give up what it keeps mapped in stock.
     status: i32,
 }
 
@@ -55,6 +57,12 @@ impl Domain {
         let end = first.checked_add(usize::try_from(nr)?).ok_or(EINVAL)?;
 
         self.frames.get_mut(first..end).ok_or(EINVAL)
+    }
+
+    fn give_up_stock(&mut self) {
+        for frame in &mut self.frames {
+            frame.status = frame.status.min(0);
+        }
     }
 
     fn frame(&self, gfn: u64) -> Option<Frame> {
@@ -225,6 +233,9 @@ impl Domains {
                 return Err(Error::from_errno(domain.refuse));
             }
             *unique = domain.unique;
+            if request.flags & SWAP_UNMAP != 0 {
+                domain.give_up_stock();
+            }
         }
 
         let mut status = status.iter_mut();
@@ -257,7 +268,7 @@ impl Domains {
         };
         for frame in [frame_a, frame_b] {
             if frame.status != 0 {
-                return Ok(frame.status);
+                return Ok(-frame.status.saturating_abs());
             }
         }
         if !check {

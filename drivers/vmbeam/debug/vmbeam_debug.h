@@ -18,15 +18,16 @@
  * @VMBEAM_DEBUG_REFUSE: from now on swaps with @domid fail with @value, or no
  *	longer if that is 0
  * @VMBEAM_DEBUG_STATUS: frames @first to @first + @nr of @domid are refused with
- *	@value, or no longer if that is 0
+ *	@value, or no longer if that is 0. A positive value: with -@value, until the
+ *	hypervisor is asked to have mappings in stock given up
  * @VMBEAM_DEBUG_WRITE: give these frames the contents at @ptr, a __u64 each
  * @VMBEAM_DEBUG_READ: copy their contents to @ptr
  * @VMBEAM_DEBUG_FAIL_ALLOC: let the @nr-th allocation from now on fail, none if
  *	0; out: @nr: how many were left until then of the previous request
  * @VMBEAM_DEBUG_FAIL_CALL: at the @nr-th hypercall from now on, let only @first
  *	of its runs be dealt with and let it return @value; none if @nr is 0. Out:
- *	as for VMBEAM_DEBUG_FAIL_ALLOC. A @domid other than 0: claim to have dealt
- *	with more pairs than there were
+ *	as for VMBEAM_DEBUG_FAIL_ALLOC. @domid 1: claim to have dealt with more pairs
+ *	than there were; 2: with all that there were
  * @VMBEAM_DEBUG_SIGNAL: after the @nr-th hypercall from now on, send signal
  *	@value to the caller. Out: as for VMBEAM_DEBUG_FAIL_ALLOC
  * @VMBEAM_DEBUG_SLOW: each hypercall takes @nr milliseconds longer

@@ -29,6 +29,11 @@ const RUN: u64 = 24;
 /// What the kernel counts ahead for each CPU, and what the calls allocate besides.
 const NOISE: u64 = 1 << 20;
 
+/// Open files, and what the driver has for each at least: two structures of which either is
+/// charged as 512 bytes at most.
+const FILES: u64 = 8000;
+const FILE: u64 = 600;
+
 const MOUNT: &str = "/run/vmbeam-cgroup";
 
 /// A memory cgroup with this process in it.
@@ -74,11 +79,47 @@ impl Drop for Group {
     }
 }
 
-/// Fill a session and see who pays.
+/// Open files and fill a session, and see who pays.
 pub fn run() -> Result<()> {
-    println!("1..1");
-    let name = "the lists of a session are charged to its caller's memory cgroup";
-    ensure!(report(1, name, &charge()), "see above");
+    println!("1..2");
+    let good = [
+        report(
+            1,
+            "the lists of a session are charged to its caller's memory cgroup",
+            &charge(),
+        ),
+        report(2, "open files are charged as well", &files()),
+    ];
+    ensure!(good.iter().all(|g| *g), "see above");
+    Ok(())
+}
+
+/// As many files of any other device are charged less, by what the driver has of its own for
+/// each: the session and what its threads share.
+fn files() -> Result<()> {
+    let limit = nix::libc::rlimit {
+        rlim_cur: FILES + 100,
+        rlim_max: FILES + 100,
+    };
+    // SAFETY: It reads a structure that is there.
+    let rc = unsafe { nix::libc::setrlimit(nix::libc::RLIMIT_NOFILE, &raw const limit) };
+    ensure!(rc == 0, "the limit of open files cannot be raised");
+    let group = Group::enter()?;
+    let charged = |device: &str| -> Result<u64> {
+        let before = group.charged()?;
+        let files = (0..FILES)
+            .map(|_| File::open(device))
+            .collect::<Result<Vec<_>, _>>()
+            .context("too many files")?;
+        let charged = group.charged()?.saturating_sub(before);
+        drop(files);
+        Ok(charged)
+    };
+    // The first ones are charged for caches, too.
+    charged("/dev/null")?;
+    let own = charged(DEVICE)?.saturating_sub(charged("/dev/null")?) / FILES;
+    println!("# {own} bytes of the driver's own are charged for an open file");
+    ensure!(own >= FILE, "expected {FILE} bytes or more");
     Ok(())
 }
 

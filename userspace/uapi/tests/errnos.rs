@@ -88,9 +88,14 @@ fn every_documented_errno_is_in_the_table() {
 }
 
 fn selftests() -> String {
-    ["vmbeam_test.c", "vmbeam_half.c", "vmbeam_fault.c"]
-        .map(|name| read(&format!("{TESTS}/{name}")))
-        .concat()
+    [
+        "vmbeam_test.c",
+        "vmbeam_half.c",
+        "vmbeam_fault.c",
+        "vmbeam_turns.c",
+    ]
+    .map(|name| read(&format!("{TESTS}/{name}")))
+    .concat()
 }
 
 /// The text of a test that is called `fixture.name`.
@@ -114,7 +119,7 @@ fn every_test_of_a_claim_exists() {
     let (claims, _) = rest.split_once("Which test tries which error").unwrap();
     let words = claims.split(|c: char| c.is_whitespace() || c == ',');
     let tests = words.filter(|word| {
-        ["fault.", "half.", "many.", "pair.", "device."]
+        ["fault.", "half.", "many.", "pair.", "device.", "turns."]
             .iter()
             .any(|fixture| word.starts_with(fixture))
     });
