@@ -48,6 +48,11 @@ races-mutants: images xen-debug
 ept-mutants: images xen-debug
 	@$(lab) mutants --ept $(MUTANT)
 
+## driver-mutants: defects in the driver that its tests must find (MUTANT=, LANES=)
+.PHONY: driver-mutants
+driver-mutants: userspace kernel kselftest
+	@$(lab) driver-mutants $(if $(LANES),--lanes $(LANES)) $(MUTANT)
+
 ## check-long: the same with the long forms of the tests that have one
 .PHONY: check-long
 check-long: images harness xen-debug deb-programs deb-dkms-install deb-xen xen-tools-old trace-tools

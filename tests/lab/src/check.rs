@@ -16,6 +16,7 @@ use crate::coverage;
 use crate::crossed;
 use crate::demo;
 use crate::driver;
+use crate::driver_mutants;
 use crate::ept;
 use crate::faults;
 use crate::lies;
@@ -75,13 +76,15 @@ pub enum Group {
     Stock,
     /// The driver under a fuzzer, with the kernel's debugging aids.
     Driver,
+    /// Drivers with a defect each: do the tests on the model find it?
+    DriverMutants,
     /// The life of the packages; the driver, hypervisor and toolstack that they hold.
     Package,
     /// The driver's trace events with perf, trace-cmd and bpftrace.
     Tracing,
 }
 
-const ALL: [Group; 17] = [
+const ALL: [Group; 18] = [
     Group::Style,
     Group::Hypervisor,
     Group::Unit,
@@ -97,6 +100,7 @@ const ALL: [Group; 17] = [
     Group::Rejuvenate,
     Group::Stock,
     Group::Driver,
+    Group::DriverMutants,
     Group::Package,
     Group::Tracing,
 ];
@@ -111,9 +115,11 @@ const FAULTS: u32 = 100;
 pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> Result<bool> {
     // These take minutes: in the long form, or when they are named.
     let wanted = |group| match group {
-        Group::Faults | Group::Rejuvenate | Group::Package | Group::Tracing => {
-            groups.contains(&group) || (long && groups.is_empty())
-        }
+        Group::Faults
+        | Group::Rejuvenate
+        | Group::DriverMutants
+        | Group::Package
+        | Group::Tracing => groups.contains(&group) || (long && groups.is_empty()),
         _ => groups.is_empty() || groups.contains(&group),
     };
     let extent = Extent {
@@ -174,6 +180,7 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
             Group::Rejuvenate => rejuvenate::check(&mut tally, progress),
             Group::Stock => stock(&mut tally, sizes, progress),
             Group::Driver => driver::run(&mut tally, long, sizes, progress),
+            Group::DriverMutants => driver_mutants::check(&mut tally),
             Group::Package => {
                 tally.program("package", &mut Command::new("scripts/deb-test.sh"));
                 tally.program("package", Command::new("scripts/deb-test.sh").arg("xen"));

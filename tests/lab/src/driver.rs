@@ -19,6 +19,9 @@ use crate::topology::SHORT;
 pub const AIDS: &str = "panic_on_warn=1 oops=panic slub_debug=FZPU page_poison=1 init_on_free=1 \
                     kfence.sample_interval=10";
 
+/// What the search for defects does without: it makes a boot twice as long.
+pub const FEW_AIDS: &str = "panic_on_warn=1 oops=panic slub_debug=F";
+
 /// Two processors, so that threads of the fuzzer really meet.
 const CPUS: u32 = 2;
 
@@ -46,6 +49,14 @@ impl Amount {
         mock_sequences: 5_000,
         loads: 0,
         limit: Duration::from_secs(600),
+    };
+
+    /// For each build with a defect. One that is not ended by then hangs.
+    pub const MUTANTS: Self = Self {
+        sequences: 0,
+        mock_sequences: 3_000,
+        loads: 2,
+        limit: Duration::from_secs(900),
     };
 }
 

@@ -71,6 +71,9 @@ impl Release {
 /// The version of the guest hypervisor that is there to be replaced.
 pub const OLD_XEN: &str = "4.17";
 
+/// Name of what the images with a defect of the driver have in common.
+const DRIVER_MUTANTS: &str = "driver-mutants";
+
 /// Modules of the stock kernel for hypercalls and the memory of other domains.
 const PRIVCMD: [&str; 5] = [
     "xen-privcmd",
@@ -173,6 +176,30 @@ pub fn load(module: &Path) -> Result<()> {
     image.copy(&paths::lab_sources("load-init"), "/init")?;
     image.copy(module, "/lib/modules/vmbeam.ko")?;
     image.pack()
+}
+
+/// The tests of the driver for a plain VM, without a driver.
+pub fn driver_mutants() -> Result<()> {
+    let mut image = Image::new(DRIVER_MUTANTS)?;
+    image.busybox()?;
+    image.copy(&paths::lab_sources("driver-mutants-init"), "/init")?;
+    image.tests(&paths::kselftests())?;
+    image.tests(&paths::driver_tests())?;
+    image.pack()
+}
+
+/// The same with one build of the driver, of which it keeps no debugging information; a
+/// kernel unpacks what it finds one behind the other.
+pub fn driver_mutant(module: &Path, image: &str) -> Result<()> {
+    let directory = module.parent().context("a module is in a directory")?;
+    sh(&format!(
+        "cd {} && strip --strip-debug vmbeam.ko && echo vmbeam.ko | \
+         cpio --quiet -R 0:0 -o -H newc | cat {} - >{}",
+        directory.display(),
+        paths::image(DRIVER_MUTANTS).display(),
+        paths::image(image).display()
+    ))?;
+    Ok(())
 }
 
 /// The image of the host management VM with the old guest hypervisor besides, and a

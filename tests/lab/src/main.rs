@@ -10,6 +10,7 @@ mod coverage;
 mod crossed;
 mod demo;
 mod driver;
+mod driver_mutants;
 mod ept;
 mod evacuate;
 mod faults;
@@ -95,6 +96,14 @@ enum Lab {
         /// Only these.
         names: Vec<String>,
     },
+    /// Drivers with a defect each, which their tests must find.
+    DriverMutants {
+        /// How many are tried at the same time.
+        #[arg(long, default_value_t = driver_mutants::LANES)]
+        lanes: usize,
+        /// Only these.
+        names: Vec<String>,
+    },
     /// Boot the topology and leave it open to a person.
     Open,
     /// Boot the topology again and again and count the failures.
@@ -162,6 +171,7 @@ fn run() -> Result<bool> {
             ept::mutants(&mut tally, &names, &progress);
             Ok(tally.close())
         }
+        Lab::DriverMutants { lanes, names } => driver_mutants::run(&names, lanes),
         Lab::Open => open::run(sizes, &progress).map(|()| true),
         Lab::Soak { boots } => soak::run(boots, sizes, &progress),
     }

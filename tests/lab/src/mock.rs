@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::process::Command;
+use std::process::Output;
 
 use anyhow::bail;
 use anyhow::ensure;
@@ -61,9 +62,29 @@ pub fn run(tally: &mut Tally, long: bool) {
 /// Everything that the VM printed until it powered itself off. Its kernel and the
 /// emulator get more options.
 pub fn boot(image: &str, amount: &Amount, options: &str, emulator: &[&str]) -> Result<String> {
+    let (text, output) = start(image, amount, options, emulator)?;
+    if !output.status.success() || !text.contains("END ") {
+        bail!(
+            "{}, {}\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim(),
+            crate::channel::last_lines(&text, 20)
+        );
+    }
+    Ok(text)
+}
+
+/// The same however the VM ended, and what became of the emulator.
+pub fn start(
+    image: &str,
+    amount: &Amount,
+    options: &str,
+    emulator: &[&str],
+) -> Result<(String, Output)> {
+    // Its timer seems to be broken to a kernel that has to wait long for a processor.
     let append = format!(
-        "console=ttyS0 quiet mitigations=off panic=-1 {options} vmbeam_sequences={} \
-         vmbeam_loads={}",
+        "console=ttyS0 quiet no_timer_check mitigations=off panic=-1 {options} \
+         vmbeam_sequences={} vmbeam_loads={}",
         amount.mock_sequences, amount.loads,
     );
     let output = Command::new("timeout")
@@ -83,13 +104,5 @@ pub fn boot(image: &str, amount: &Amount, options: &str, emulator: &[&str]) -> R
 
     fs::create_dir_all(paths::logs())?;
     fs::write(paths::logs().join(format!("{image}.log")), &text)?;
-    if !output.status.success() || !text.contains("END ") {
-        bail!(
-            "{}, {}\n{}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim(),
-            crate::channel::last_lines(&text, 20)
-        );
-    }
-    Ok(text)
+    Ok((text, output))
 }

@@ -64,6 +64,11 @@ pub fn mutants() -> PathBuf {
     PathBuf::from("/src/tests/stress/mutants.txt")
 }
 
+/// Directory of drivers with defects.
+pub fn driver_mutants() -> PathBuf {
+    build("mutants-driver")
+}
+
 /// Debian's hypervisor, which lacks the hypercall.
 pub fn stock_xen() -> PathBuf {
     images().join("xen-stock")
