@@ -205,6 +205,36 @@ pub fn host() -> Result<Host> {
     })
 }
 
+/// What [`page_offline`] can do.
+pub const OFFLINE: u32 = 1;
+/// Take a frame back into use.
+pub const ONLINE: u32 = 2;
+/// Ask what state it is in.
+pub const QUERY: u32 = 3;
+
+/// Take a frame offline, back online, or ask; the status that the hypervisor gives.
+pub fn page_offline(cmd: u32, frame: u64) -> Result<u32> {
+    const PAGE_OFFLINE_OP: u32 = 14;
+    let status = Buffer::new(1)?;
+    let mut op = [0u8; 136];
+    op[..4].copy_from_slice(&PAGE_OFFLINE_OP.to_le_bytes());
+    op[4..8].copy_from_slice(&SYSCTL_VERSION.to_le_bytes());
+    op[8..12].copy_from_slice(&cmd.to_le_bytes());
+    let number = u32::try_from(frame)?.to_le_bytes();
+    op[12..16].copy_from_slice(&number);
+    op[16..20].copy_from_slice(&number);
+    op[24..32].copy_from_slice(&status.address().to_le_bytes());
+    let rc = xen::call(SYSCTL, 0, &mut op, false)?;
+    ensure!(
+        rc == 0,
+        "page_offline_op {cmd} of {frame:#x}: {}",
+        error(rc)
+    );
+    let mut bytes = [0; 4];
+    status.get(0, &mut bytes);
+    Ok(u32::from_le_bytes(bytes))
+}
+
 /// Frames of the parts of the M2P table that it is mapped in; for a part that is not
 /// there the hypervisor names the one before it again.
 pub fn machphys_parts() -> Result<Vec<u64>> {

@@ -11,6 +11,7 @@ mod fuzz;
 mod handover;
 mod latency;
 mod mailbox;
+mod offline;
 mod races;
 mod swap;
 mod world;

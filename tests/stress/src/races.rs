@@ -19,6 +19,7 @@ use crate::control;
 use crate::emulated::emulated;
 use crate::handover::handed_over;
 use crate::mailbox;
+use crate::offline::offline;
 use crate::swap::Statuses;
 use crate::swap::Swapper;
 use crate::world::join;
@@ -33,7 +34,7 @@ use crate::xen::Foreign;
 use crate::xen::Granted;
 
 /// Frames of a window: two of 2 MiB.
-const FRAMES: u64 = 1024;
+pub const FRAMES: u64 = 1024;
 
 /// What a test is given.
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +49,7 @@ pub struct Options {
 pub type Race = (&'static str, fn(Options) -> Result<String>);
 
 /// All of them.
-pub const RACES: [Race; 11] = [
+pub const RACES: [Race; 12] = [
     ("vCPUs write to the frames that are swapped", writers),
     ("nobody writes to a frame that was handed over", handed_over),
     ("swaps of three crossing pairs of domains", crossing),
@@ -59,6 +60,7 @@ pub const RACES: [Race; 11] = [
     ("pause, save, log-dirty", paused),
     ("changes of memory type", types),
     ("destruction of either domain", destruction),
+    ("frames that are taken offline", offline),
     ("emulated accesses to the frames that are swapped", emulated),
 ];
 
@@ -95,12 +97,12 @@ fn swap_until(
 }
 
 /// Overlapping runs of a list name a frame twice.
-const TWICE: Errno = Errno::EEXIST;
+pub const TWICE: Errno = Errno::EEXIST;
 
 /// Run disturbances while pairs of domains are swapped; then stop, look at what
 /// they left with `check`, and audit. `check` gets what `disturb` returned, when no
 /// swap is under way any more: it maps frames, which a swap would find in use.
-fn race<T: Send>(
+pub fn race<T: Send>(
     world: World,
     options: Options,
     pairs: &[(usize, usize)],

@@ -52,8 +52,9 @@ pub struct State {
 pub struct World {
     /// The domains.
     pub domains: Vec<Domain>,
+    /// The frames of all windows, which stay the same ones.
+    pub frames: Vec<u64>,
     pages: Vec<u64>,
-    frames: Vec<u64>,
 }
 
 impl World {
