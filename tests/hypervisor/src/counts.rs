@@ -21,7 +21,7 @@ use crate::xen::Xen;
 /// entries; where the frames are makes no difference), and how many instructions a pair may
 /// take: a little more than today, for another compiler.
 const STEPPED: [(&str, usize, f64); 2] =
-    [("contiguous", 4096, 100.0), ("4 KiB entries", 1024, 760.0)];
+    [("contiguous", 4096, 97.0), ("4 KiB entries", 1024, 435.0)];
 
 /// Instructions per pair, by function.
 pub type Counts = BTreeMap<&'static str, BTreeMap<String, f64>>;
