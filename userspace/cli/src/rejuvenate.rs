@@ -39,8 +39,8 @@ pub(crate) struct Args {
     /// Configuration to create the host VM from, with the new guest hypervisor
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// The host's toolstack; run with `domid NAME`, `shutdown -F DOMID`, `destroy
-    /// DOMID` and `create FILE`
+    /// The host's toolstack; run with `list`, `shutdown -F DOMID`, `destroy DOMID`
+    /// and `create FILE`
     #[arg(long, value_name = "PROGRAM", default_value = "xl")]
     xl: PathBuf,
     /// How long the host VM may take to shut down before it is destroyed
@@ -280,9 +280,9 @@ impl Rejuvenation<'_> {
         let incomplete = stop(exit::INCOMPLETE);
         let name = &state.host_vm.clone();
         self.must_go_on()?;
-        // Only now: whoever cannot tell that it runs must not have skipped its guests.
-        let old = Some(state.domid);
-        if state.stage == Stage::Empty && self.toolstack.domid(name).map_err(&incomplete)? == old {
+        // Whatever its name is by now.
+        let domains = self.toolstack.domains().map_err(&incomplete)?;
+        if state.stage == Stage::Empty && domains.has(state.domid) {
             self.report.step = "shutdown";
             let started = Instant::now();
             eprintln!("shutting down host VM {name}");
@@ -321,7 +321,7 @@ impl Rejuvenation<'_> {
             self.toolstack.domid(name).map_err(&incomplete)?,
         ) {
             (Some(created), Some(domid)) if created == domid => Ok(()),
-            (None, Some(domid)) if old != Some(domid) => {
+            (None, Some(domid)) if domid != state.domid => {
                 let created = state.created(domid, &self.args.config);
                 created.map_err(&incomplete)?;
                 state.write(&self.file).map_err(incomplete)

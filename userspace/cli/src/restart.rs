@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 use vmbeam_xen::command::{run, Output};
+use vmbeam_xen::domains::Domains;
 
 /// How long a command may take that changes one thing.
 const COMMAND: Duration = Duration::from_secs(120);
@@ -69,32 +70,32 @@ impl Toolstack {
         Err(format!("{}: {}", self.show(arguments), words(&output)))
     }
 
-    /// The domid of a host VM, if it runs.
-    pub(crate) fn domid(&self, host_vm: &str) -> Result<Option<u32>, String> {
-        let output = self.try_to(&["domid", host_vm], COMMAND)?;
-        if !output.status.success() {
-            return Ok(None);
-        }
-        let text = output.out.trim();
-        let domid = text.parse().map_err(|_| {
+    /// What runs. That it cannot be told is an error: nothing is known to be gone then.
+    pub(crate) fn domains(&self) -> Result<Domains, String> {
+        let mut command = Command::new(&self.program);
+        command.arg("list").process_group(0);
+        Domains::list(&mut command, COMMAND).map_err(|e| {
             format!(
-                "{} printed no domid: {text:?}",
-                self.show(&["domid", host_vm])
+                "{}: {e}; is it the host's toolstack (--xl)?",
+                self.show(&["list"])
             )
-        })?;
-        Ok(Some(domid))
+        })
     }
 
-    /// Wait until a host VM is no longer this domain.
+    /// The domid of a host VM, if it runs.
+    pub(crate) fn domid(&self, host_vm: &str) -> Result<Option<u32>, String> {
+        self.domains()?.named(host_vm)
+    }
+
+    /// Wait until this domain does not run any more.
     fn wait_until_gone(
         &self,
-        host_vm: &str,
         domid: u32,
         limit: Duration,
         stop: impl Fn() -> bool,
     ) -> Result<bool, String> {
         let deadline = Instant::now() + limit;
-        while self.domid(host_vm)? == Some(domid) {
+        while self.domains()?.has(domid) {
             if Instant::now() >= deadline || stop() {
                 return Ok(false);
             }
@@ -116,7 +117,7 @@ impl Toolstack {
         let number = domid.to_string();
         let asked = self.must(&["shutdown", "-F", &number], COMMAND);
         match &asked {
-            Ok(_) if self.wait_until_gone(host_vm, domid, limit, &stop)? => {
+            Ok(_) if self.wait_until_gone(domid, limit, &stop)? => {
                 return Ok(Ending::Orderly);
             }
             Ok(_) if stop() => return Ok(Ending::Interrupted),
@@ -127,7 +128,7 @@ impl Toolstack {
             Err(e) => eprintln!("vmbeam: {e}; destroying host VM {host_vm}"),
         }
         self.must(&["destroy", &number], DESTROY)?;
-        if self.wait_until_gone(host_vm, domid, DESTROY, || false)? {
+        if self.wait_until_gone(domid, DESTROY, || false)? {
             Ok(Ending::Forced)
         } else {
             Err(format!(

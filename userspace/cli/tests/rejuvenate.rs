@@ -19,9 +19,20 @@ const XL: &str = r#"#!/bin/sh
 cd "$(dirname "$0")" || exit 1
 echo "$*" >>calls
 case $1 in
-domid)
-	[ ! -e fail-domid ] || exit 1
-	cat "domid-$2" || exit 1 ;;
+domid | list)
+	nr=$(cat asked 2>/dev/null || echo 0)
+	echo $((nr + 1)) >asked
+	[ "$nr" != "$(cat fail-at 2>/dev/null)" ] || { echo "no memory" >&2; exit 1; } ;;
+esac
+case $1 in
+domid) cat "domid-$2" || exit 1 ;;
+list)
+	[ ! -e fail-list ] || exit 1
+	echo "Name ID Mem VCPUs State Time(s)"
+	echo "Domain-0 0 4096 2 r----- 9.0"
+	for f in domid-*; do
+		[ ! -e "$f" ] || echo "${f#domid-} $(cat "$f") 1024 1 -b---- 1.0"
+	done ;;
 shutdown)
 	[ ! -e refuse-shutdown ] || { echo "no such power button" >&2; exit 1; }
 	[ -e hang-shutdown ] || rm $(grep -lx "$3" domid-*) ;;
@@ -105,7 +116,7 @@ impl Lab {
     fn calls(&self) -> Vec<String> {
         let text = std::fs::read_to_string(self.path("calls")).unwrap_or_default();
         text.lines()
-            .filter(|l| !l.starts_with("domid"))
+            .filter(|l| !l.starts_with("domid") && *l != "list")
             .map(|l| l.split('/').next().unwrap().trim().to_owned())
             .collect()
     }
@@ -276,6 +287,33 @@ fn what_is_in_the_way_is_named_and_nothing_is_changed() {
         done.code == 3 && done.stderr.contains("remove `domid`"),
         "{done:?}"
     );
+}
+
+/// A toolstack that cannot answer has not said that the host VM is gone.
+#[test]
+fn no_question_that_fails_costs_a_guest() {
+    std::thread::scope(|s| {
+        for nr in 0..8 {
+            s.spawn(move || {
+                let lab = Lab::start();
+                lab.put("asked", "0\n");
+                lab.put("fail-at", &format!("{nr}\n"));
+                let done = lab.run(&[]);
+                if lab.calls().contains(&"shutdown -F 1".into()) {
+                    let left = done.names("evacuated");
+                    assert_eq!(left, ["guest", "second"], "question {nr}: {done:?}");
+                }
+                let mut code = done.code;
+                for _ in 0..3 {
+                    if code != 0 {
+                        code = lab.run(&[]).code;
+                    }
+                }
+                assert_eq!(code, 0, "question {nr}");
+                lab.assert_done();
+            });
+        }
+    });
 }
 
 #[test]
@@ -505,10 +543,13 @@ fn a_host_vm_that_cannot_be_found_is_not_shut_down_with_its_guests() {
         "{done:?}"
     );
     lock(&lab.w.hosts["B"]).trouble = Trouble::None;
-    // The toolstack fails for a while, whoever asks.
-    lab.put("fail-domid", "");
-    assert_refused(&lab, &[], "finds no such host VM");
-    lab.remove("fail-domid");
+    // It has another name, or the toolstack fails for a while.
+    std::fs::rename(lab.path("domid-A"), lab.path("domid-other")).unwrap();
+    assert_refused(&lab, &[], "shows no such host VM");
+    std::fs::rename(lab.path("domid-other"), lab.path("domid-A")).unwrap();
+    lab.put("fail-list", "");
+    assert_refused(&lab, &[], "is it the host's toolstack");
+    lab.remove("fail-list");
     assert_eq!(lab.running("A"), ["guest", "second"]);
     assert_eq!(lab.run(&[]).code, 0);
     lab.assert_done();

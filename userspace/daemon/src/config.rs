@@ -62,6 +62,8 @@ pub struct HostVmConfig {
     pub socket: PathBuf,
     /// How to learn its domid.
     pub domid: Domid,
+    /// Prints which domains there are.
+    pub list: Vec<String>,
 }
 
 /// Where metrics can be read.
@@ -115,6 +117,7 @@ struct RawDaemon {
     agent_timeout_seconds: Option<Spanned<u64>>,
     domid_command: Option<Spanned<Vec<String>>>,
     uuid_command: Option<Spanned<Vec<String>>>,
+    list_command: Option<Spanned<Vec<String>>>,
 }
 
 #[derive(Deserialize)]
@@ -202,6 +205,7 @@ impl Config {
             }
             Some(c) => Ok(c.into_inner()),
         };
+        let list = command(raw.daemon.list_command, &["xl", "list"])?;
         let uuid_command = command(raw.daemon.uuid_command, &["xl", "list", "-v"])?;
         let command = command(raw.daemon.domid_command, &["xl", "domid"])?;
         let control_socket = match raw.daemon.control_socket {
@@ -275,6 +279,7 @@ impl Config {
                 name,
                 socket,
                 domid,
+                list: list.clone(),
             });
         }
 

@@ -53,6 +53,8 @@ struct Shared {
     /// Clients that have asked for something, and have not got all of the answer.
     answering: AtomicUsize,
     stop: Arc<AtomicBool>,
+    /// No client is served any more.
+    closed: AtomicBool,
 }
 
 /// A job, going on or over.
@@ -95,9 +97,9 @@ impl Daemon {
         driver: Arc<dyn Driver>,
         sources: Vec<Source>,
     ) -> anyhow::Result<Self> {
-        let listener = listen(&config.control_socket)?;
         let (journal, records, unreadable) = Journal::open(&config.state_dir)
             .with_context(|| format!("cannot use {}", config.state_dir.display()))?;
+        let listener = listen(&config.control_socket)?;
         for file in unreadable {
             warn!("a migration's record cannot be used: {file}");
         }
@@ -125,6 +127,7 @@ impl Daemon {
             clients: AtomicUsize::new(0),
             answering: AtomicUsize::new(0),
             stop,
+            closed: AtomicBool::new(false),
         });
         // Before anybody can ask for something else.
         for record in records {
@@ -145,13 +148,11 @@ impl Daemon {
         Ok(Self { shared })
     }
 
-    /// Stop: take no more requests, and wait for the jobs to end. A job that
-    /// has not begun to swap gives up; one that has goes on to the end.
+    /// Stop: begin no more jobs, and wait for those that there are to end. One that
+    /// has not begun to swap gives up; one that has goes on to the end. Meanwhile
+    /// clients are told so.
     pub fn stop(self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        // A last client, for the thread that accepts to see the flag.
-        let _ = UnixStream::connect(&self.shared.config.control_socket);
-        let _ = std::fs::remove_file(&self.shared.config.control_socket);
         let deadline = Instant::now() + STOP_PATIENCE;
         // What is being settled waits for agents, and goes on in the next daemon.
         let running = |j: &Job| j.report.running && !j.settles;
@@ -163,6 +164,12 @@ impl Daemon {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
+        self.shared.closed.store(true, Ordering::Relaxed);
+        // A last client, for the thread that accepts to see the flag.
+        let _ = UnixStream::connect(&self.shared.config.control_socket);
+        let _ = std::fs::remove_file(&self.shared.config.control_socket);
+        // From here on the next daemon may have it.
+        self.shared.journal.close();
     }
 }
 
@@ -193,7 +200,7 @@ fn listen(path: &Path) -> anyhow::Result<UnixListener> {
 
 fn accept(shared: &Arc<Shared>, listener: &UnixListener) {
     for stream in listener.incoming() {
-        if shared.stop.load(Ordering::Relaxed) {
+        if shared.closed.load(Ordering::Relaxed) {
             return;
         }
         let stream = match stream {

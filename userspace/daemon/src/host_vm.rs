@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 use vmbeam_wire::message::{AgentReport, AgentVersions, Guest, Identity, Traffic};
 use vmbeam_xen::command::run;
+use vmbeam_xen::domains::Domains;
 
 /// How often to look after an idle connection, or try for a new one.
 const KEEP: Duration = Duration::from_secs(1);
@@ -28,17 +29,8 @@ const LOOK: Duration = Duration::from_millis(50);
 /// How long an agent may take to say which guests there are, when a person asks.
 const SHOWN_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long the command that prints a domid may take.
-const DOMID_COMMAND: Duration = Duration::from_secs(30);
-
-/// Whether a host VM is there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Presence {
-    /// It runs, as this domain.
-    Running(u32),
-    /// It does not, which is known because of this.
-    Absent(String),
-}
+/// How long a command of the host's toolstack may take that only asks something.
+const ASK_XL: Duration = Duration::from_secs(30);
 
 /// What is known about an agent.
 #[derive(Clone, Debug)]
@@ -110,17 +102,8 @@ impl HostVm {
 
     /// Its domid now.
     pub fn domid(&self) -> Result<u32, String> {
-        let name = &self.config.name;
-        match self.presence()? {
-            Presence::Running(domid) => Ok(domid),
-            Presence::Absent(why) => Err(format!("host VM {name} is not running: {why}")),
-        }
-    }
-
-    /// Whether it runs, and as which domain. An error means that nobody knows.
-    pub fn presence(&self) -> Result<Presence, String> {
         let command = match &self.config.domid {
-            Domid::Fixed(domid) => return Ok(Presence::Running(*domid)),
+            Domid::Fixed(domid) => return Ok(*domid),
             Domid::Command(command) => command,
         };
         let name = &self.config.name;
@@ -128,20 +111,34 @@ impl HostVm {
             .split_first()
             .ok_or("no command to learn the domid")?;
         let shown = command.join(" ");
-        let out = run(
-            Command::new(program).args(arguments).arg(name),
-            DOMID_COMMAND,
-        )
-        .map_err(|e| format!("cannot learn the domid of host VM {name}: `{shown}`: {e}"))?;
+        let out = run(Command::new(program).args(arguments).arg(name), ASK_XL)
+            .map_err(|e| format!("cannot learn the domid of host VM {name}: `{shown}`: {e}"))?;
         if !out.status.success() {
             let why = out.err.lines().next().unwrap_or("it says nothing").trim();
-            return Ok(Presence::Absent(format!("`{shown}`: {why}")));
+            return Err(format!(
+                "host VM {name} is not running, or cannot be found: `{shown}`: {why}"
+            ));
         }
         out.out
             .trim()
             .parse()
-            .map(Presence::Running)
             .map_err(|_| format!("`{shown} {name}` printed no domid: {:?}", out.out))
+    }
+
+    /// Whether the domain still runs that it was when its domid was this, whatever its name
+    /// is by now. An error is no answer: nobody knows.
+    pub fn still_runs(&self, domid: u32) -> Result<bool, String> {
+        if let Domid::Fixed(fixed) = &self.config.domid {
+            return Ok(*fixed == domid);
+        }
+        let name = &self.config.name;
+        let shown = self.config.list.join(" ");
+        let (program, arguments) = self.config.list.split_first().ok_or("no list_command")?;
+        Domains::list(Command::new(program).args(arguments), ASK_XL)
+            .map(|domains| domains.has(domid))
+            .map_err(|e| {
+                format!("it is not known whether host VM {name}, domain {domid}, still runs: `{shown}`: {e}")
+            })
     }
 
     /// Whether the agent is in the host VM's domain: what has this domid, or the name.

@@ -2,13 +2,20 @@
 
 //! What must be known about a migration after a crash: a small file for each,
 //! written before every step that the next daemon has to know of.
+//!
+//! The directory is locked as long as it is open: two daemons would settle each other's
+//! migrations.
 
+use fail::fail_point;
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use vmbeam_migration::Step;
 use vmbeam_wire::message::{Digest, SwapRun};
 
 /// Version of the files' format.
@@ -65,6 +72,21 @@ pub enum State {
     Destroy,
 }
 
+impl State {
+    /// The same without what goes with it.
+    pub fn step(&self) -> Step {
+        match self {
+            Self::Stream => Step::Stream,
+            Self::Swap { copies, torn, .. } => Step::Swap {
+                copies: *copies,
+                torn: *torn,
+            },
+            Self::Resume => Step::Resume,
+            Self::Destroy => Step::Destroy,
+        }
+    }
+}
+
 /// A migration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -86,6 +108,8 @@ pub struct Record {
 #[derive(Debug)]
 pub struct Journal {
     dir: PathBuf,
+    /// Open and locked until it is closed, so that nothing has to be opened to make it durable.
+    lock: Mutex<Option<Flock<File>>>,
     next: AtomicU64,
 }
 
@@ -97,6 +121,40 @@ pub struct Unreadable {
     pub file: PathBuf,
     /// Why.
     pub why: String,
+}
+
+/// Why the journal could not be changed.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct WriteError {
+    /// The next daemon may find the new record, or the old one. Otherwise it finds the old one.
+    pub perhaps: bool,
+    /// What happened.
+    error: io::Error,
+}
+
+fn before(error: io::Error) -> WriteError {
+    WriteError {
+        perhaps: false,
+        error,
+    }
+}
+
+fn behind(error: io::Error) -> WriteError {
+    WriteError {
+        perhaps: true,
+        error,
+    }
+}
+
+/// What a fail point is told: the number of an error. Only tests have fail points.
+#[allow(
+    dead_code,
+    reason = "fail_point!() is nothing in a daemon that is not tested"
+)]
+fn injected(errno: Option<String>) -> io::Error {
+    let number = errno.and_then(|e| e.parse().ok());
+    io::Error::from_raw_os_error(number.unwrap_or(nix::libc::EIO))
 }
 
 fn number(file: &Path) -> Option<u64> {
@@ -130,6 +188,12 @@ impl Journal {
             .recursive(true)
             .mode(0o700)
             .create(dir)?;
+        let lock = Flock::lock(File::open(dir)?, FlockArg::LockExclusiveNonblock).map_err(
+            |(_, e)| match e {
+                nix::Error::EWOULDBLOCK => io::Error::other("another vmbeamd uses it"),
+                e => e.into(),
+            },
+        )?;
         let mut records = Vec::new();
         let mut unreadable = Vec::new();
         let mut last = 0;
@@ -147,6 +211,7 @@ impl Journal {
         records.sort_by_key(|r| r.id);
         let journal = Self {
             dir: dir.into(),
+            lock: Mutex::new(Some(lock)),
             next: AtomicU64::new(last.saturating_add(1)),
         };
         Ok((journal, records, unreadable))
@@ -168,27 +233,80 @@ impl Journal {
         self.dir.join(format!("{}{id}{}", NAME.0, NAME.1))
     }
 
+    /// Change it, if it is still open.
+    fn change(
+        &self,
+        change: impl FnOnce(&File) -> Result<(), WriteError>,
+    ) -> Result<(), WriteError> {
+        let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*lock {
+            Some(dir) => change(dir),
+            None => Err(before(io::Error::other("vmbeamd is stopping"))),
+        }
+    }
+
     /// Make what is known durable. The file is the old one or the new one
     /// whenever the machine stops.
-    pub fn write(&self, record: &Record) -> io::Result<()> {
-        let file = self.file(record.id);
-        let new = file.with_extension("new");
-        let mut out = File::create(&new)?;
-        out.write_all(&serde_json::to_vec(record)?)?;
-        out.sync_all()?;
-        fs::rename(&new, &file)?;
-        self.sync()
+    pub fn write(&self, record: &Record) -> Result<(), WriteError> {
+        self.change(|dir| {
+            let file = self.file(record.id);
+            let new = file.with_extension("new");
+            prepare(&new, record).map_err(before)?;
+            // One that says that it failed may have been done.
+            rename(&new, &file).map_err(behind)?;
+            sync(dir).map_err(behind)
+        })
     }
 
     /// A migration has ended.
-    pub fn remove(&self, record: &Record) -> io::Result<()> {
-        fs::remove_file(self.file(record.id))?;
-        self.sync()
+    pub fn remove(&self, id: u64) -> Result<(), WriteError> {
+        self.change(|dir| {
+            remove(&self.file(id)).map_err(before)?;
+            sync(dir).map_err(behind)
+        })
     }
 
-    fn sync(&self) -> io::Result<()> {
-        File::open(&self.dir)?.sync_all()
+    /// Nothing is changed any more by this daemon: the next one may have it.
+    pub fn close(&self) {
+        *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
+
+    /// What the next daemon would find of a migration.
+    pub fn read(&self, id: u64) -> Result<Option<Record>, String> {
+        let file = self.file(id);
+        match file.exists() {
+            true => read(&file).map(Some),
+            false => Ok(None),
+        }
+    }
+}
+
+fn rename(new: &Path, file: &Path) -> io::Result<()> {
+    fail_point!("journal-rename", |e| Err(injected(e)));
+    fs::rename(new, file)
+}
+
+/// That it is not there is as good.
+fn remove(file: &Path) -> io::Result<()> {
+    fail_point!("journal-remove", |e| Err(injected(e)));
+    match fs::remove_file(file) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+fn sync(dir: &File) -> io::Result<()> {
+    fail_point!("journal-sync", |e| Err(injected(e)));
+    dir.sync_all()
+}
+
+/// Write a file, without being in anybody's way yet.
+fn prepare(new: &Path, record: &Record) -> io::Result<()> {
+    fail_point!("journal-create", |e| Err(injected(e)));
+    let mut out = File::create(new)?;
+    out.write_all(&serde_json::to_vec(record)?)?;
+    fail_point!("journal-data", |e| Err(injected(e)));
+    out.sync_all()
 }
 
 #[cfg(test)]
@@ -235,12 +353,17 @@ mod tests {
         journal.write(&second).unwrap();
         first.state = swap();
         journal.write(&first).unwrap();
+        let another = Journal::open(&dir).unwrap_err().to_string();
+        assert!(another.contains("another vmbeamd uses it"), "{another}");
+        drop(journal);
         let (again, records, unreadable) = Journal::open(&dir).unwrap();
         assert_eq!(records, [first.clone(), second.clone()]);
         assert!(unreadable.is_empty());
         // A number is not given twice.
         assert!(again.begin("third", place("A"), place("B")).id > second.id);
-        again.remove(&first).unwrap();
+        again.remove(first.id).unwrap();
+        again.remove(first.id).unwrap();
+        drop(again);
         assert_eq!(Journal::open(&dir).unwrap().1, [second]);
     }
 
@@ -251,6 +374,7 @@ mod tests {
         let record = journal.begin("guest", place("A"), place("B"));
         journal.write(&record).unwrap();
         fs::write(journal.file(record.id).with_extension("new"), b"{\"ver").unwrap();
+        drop(journal);
         let (_, records, unreadable) = Journal::open(dir.path()).unwrap();
         assert_eq!((records.len(), unreadable.len()), (1, 0));
     }
@@ -272,6 +396,7 @@ mod tests {
                 *at.get_mut(&mut text) = byte;
             }
             fs::write(journal.file(record.id), text).unwrap();
+            drop(journal);
             let (_, records, unreadable) = Journal::open(dir.path()).unwrap();
             prop_assert_eq!(records.len() + unreadable.len(), 2);
             prop_assert!(records.contains(&good));

@@ -723,7 +723,7 @@ impl<'a> Job<'a> {
                 Some(record) => self
                     .context
                     .journal
-                    .remove(record)
+                    .remove(record.id)
                     .map_err(|e| format!("cannot remove the journal's record: {e}")),
                 None => Ok(()),
             });

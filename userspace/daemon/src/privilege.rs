@@ -51,6 +51,7 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_mkdir,
     libc::SYS_unlink,
     libc::SYS_rename,
+    libc::SYS_flock,
     libc::SYS_fsync,
     libc::SYS_getdents64,
     libc::SYS_chmod,

@@ -9,7 +9,6 @@
 
 use crate::driver::Driver;
 use crate::exchange::{add, commit, roll_back};
-use crate::host_vm::Presence;
 use crate::join::JoinedRun;
 use crate::journal::{Journal, Place, Probe, Record, State};
 use crate::side::Side;
@@ -138,10 +137,7 @@ pub enum Settled {
 
 /// A host VM counts as gone only if that is known.
 fn is_up(side: &Side<'_>, place: &Place) -> Result<bool, String> {
-    Ok(match side.vm.presence()? {
-        Presence::Running(domid) => domid == place.host_domid,
-        Presence::Absent(_) => false,
-    })
+    side.vm.still_runs(place.host_domid)
 }
 
 /// What is needed to bring a migration to an end.
@@ -223,7 +219,7 @@ impl<'b> Settling<'_, 'b> {
             }
         };
         self.journal
-            .remove(self.record)
+            .remove(self.record.id)
             .map_err(|e| format!("cannot remove the journal's record: {e}"))?;
         Ok(settled)
     }

@@ -445,3 +445,56 @@ fn a_log_that_cannot_be_written_ends_nothing() {
         assert!(service.0.wait().unwrap().success());
     }
 }
+
+/// Two daemons would settle each other's migrations, and number theirs alike.
+#[test]
+fn a_second_daemon_does_not_get_the_journal_of_one_that_runs() {
+    let mut w = World::new();
+    w.start();
+    let error = w.start_on("other.sock").unwrap_err();
+    assert!(error.contains("another vmbeamd uses it"), "{error}");
+    let same = w.start_on("control.sock").unwrap_err();
+    assert!(same.contains("another vmbeamd uses it"), "{same}");
+    // The first one is as it was, and the next one can have it.
+    assert_eq!(w.ask(&ToDaemon::Status), FromDaemon::Status(vec![]));
+    w.stop();
+    w.start();
+}
+
+/// Whoever comes while it stops is told so, and does not start another one.
+#[test]
+fn a_daemon_that_is_stopping_says_so() {
+    let mut w = World::new();
+    lock(&w.hosts["B"]).guests.clear();
+    lock(&w.hosts["A"]).trouble = Trouble::SaveHangs;
+    w.agents(&["A", "B"]);
+    w.start();
+    w.wait_agent("A", None);
+    w.wait_agent("B", None);
+    let migrate = |w: &World| w.ask(&ToDaemon::Migrate(request()));
+    let control = w.control();
+    std::thread::scope(|s| {
+        let daemon = w.take();
+        let moving = s.spawn(|| migrate(&w));
+        while !w.paused("A") {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // A step that takes a while, for the stop to wait for.
+        lock(&w.hosts["A"]).trouble = Trouble::None;
+        lock(&w.hosts["B"]).trouble = Trouble::RestoreSleeps;
+        while lock(&w.hosts["B"]).trouble == Trouble::RestoreSleeps {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let stopping = s.spawn(|| daemon.stop());
+        std::thread::sleep(Duration::from_millis(300));
+        let answer = migrate(&w);
+        let FromDaemon::Error { failure, message } = answer else {
+            panic!("{answer:?}")
+        };
+        assert_eq!(failure, Failure::Refused);
+        assert!(message.contains("vmbeamd is stopping"), "{message}");
+        stopping.join().unwrap();
+        assert!(matches!(moving.join().unwrap(), FromDaemon::Error { .. }));
+    });
+    assert!(!control.exists());
+}

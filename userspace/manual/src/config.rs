@@ -54,6 +54,14 @@ const TABLES: &[Table] = &[
                  says is used. With --user or --seccomp it is run when the daemon starts, \
                  for each host VM that has a domid, and not again.",
             ),
+            (
+                "list_command",
+                "ARRAY OF STRINGS",
+                "[\"xl\", \"list\"]",
+                "Prints all domains, as `xl list` does: a host VM that a migration began \
+                 with is gone if its domid is not among them. If the command fails, nobody \
+                 knows, and nothing is done. Not run for host VMs with a fixed domid.",
+            ),
         ],
     ),
     (

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 /// How often to look whether a program has ended.
 const LOOK: Duration = Duration::from_millis(10);
 /// Most bytes of a program's output that are kept.
-const KEEP: usize = 8 << 10;
+const KEEP: usize = 1 << 20;
+/// The same of its complaints.
+const KEEP_LAST: usize = 8 << 10;
 
 /// What a program printed and how it ended.
 #[derive(Debug)]
@@ -22,6 +24,8 @@ pub struct Output {
     pub status: ExitStatus,
     /// The beginning of its standard output.
     pub out: String,
+    /// That is all of it.
+    pub whole: bool,
     /// The end of its standard error.
     pub err: String,
 }
@@ -45,7 +49,7 @@ impl Collector {
                     let mut kept = into.lock().unwrap_or_else(PoisonError::into_inner);
                     kept.extend_from_slice(&buffer[..n]);
                     if last {
-                        let excess = kept.len().saturating_sub(KEEP);
+                        let excess = kept.len().saturating_sub(KEEP_LAST);
                         kept.drain(..excess);
                     } else {
                         kept.truncate(KEEP);
@@ -64,9 +68,18 @@ impl Collector {
 
     /// Wait for the rest of what a program printed that has ended. A program in
     /// the background may have inherited the other end: not for long, then.
-    pub fn settle(&self) {
-        let deadline = Instant::now() + Duration::from_millis(500);
-        while self.reader.as_ref().is_some_and(|r| !r.is_finished()) && Instant::now() < deadline {
+    ///
+    /// Says whether there is nothing more to come.
+    pub fn settle(&self) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        loop {
+            match &self.reader {
+                Some(reader) if !reader.is_finished() => {}
+                _ => return true,
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
             std::thread::sleep(LOOK);
         }
     }
@@ -110,11 +123,13 @@ pub fn run(command: &mut Command, limit: Duration) -> std::io::Result<Output> {
             format!("it did not end within {} s", limit.as_secs()),
         ));
     };
-    out.settle();
+    let ended = out.settle();
     err.settle();
+    let text = out.text();
     Ok(Output {
         status,
-        out: out.text(),
+        whole: ended && text.len() < KEEP,
+        out: text,
         err: err.text(),
     })
 }
@@ -130,13 +145,13 @@ mod tests {
     #[test]
     fn output_is_bounded_and_nobody_waits_for_it() {
         let o = sh(
-            "echo first; yes | head -c 300000; yes n | head -c 300000 >&2; echo last >&2; exit 3",
+            "echo first; yes | head -c 3000000; yes n | head -c 300000 >&2; echo last >&2; exit 3",
             Duration::from_secs(20),
         )
         .unwrap();
         assert_eq!(o.status.code(), Some(3));
         assert!(o.out.starts_with("first\ny\n") && o.out.len() <= KEEP);
-        assert!(o.err.ends_with("n\nlast\n") && o.err.len() <= KEEP);
+        assert!(o.err.ends_with("n\nlast\n") && o.err.len() <= KEEP_LAST);
     }
 
     #[test]

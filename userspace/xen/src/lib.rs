@@ -21,6 +21,7 @@
 
 pub mod command;
 mod dl;
+pub mod domains;
 pub mod pages;
 pub mod stream;
 pub mod sys;

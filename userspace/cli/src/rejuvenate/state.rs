@@ -172,7 +172,7 @@ impl State {
         let Some(now) = domid else {
             if self.stage == Stage::Leaving {
                 return Err(format!(
-                    "a rejuvenation of host VM {name} was begun {ago} ago, and its guests had not all left; now `{} domid {name}` finds no such host VM: look whether it runs, and if it does not, start it, and remove {file}",
+                    "a rejuvenation of host VM {name} was begun {ago} ago, and its guests had not all left; now `{} list` shows no such host VM: look whether it runs, and if it does not, start it, and remove {file}",
                     args.xl.display()
                 ));
             }

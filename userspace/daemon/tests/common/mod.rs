@@ -877,8 +877,10 @@ pub struct World {
     pub hosts: HashMap<String, Host>,
     /// How long an agent may be silent, in seconds.
     pub timeout: u64,
-    /// Prints the domid of A; fixed if there is none.
+    /// Prints the domid of A and which domains there are; fixed if there is none.
     pub domid_command: Option<PathBuf>,
+    /// The same for the other host VMs.
+    pub domid_of_all: bool,
     /// Where to offer metrics.
     pub metrics: Option<String>,
     /// The domids of host VMs that have a fixed one.
@@ -927,6 +929,7 @@ impl World {
             hosts,
             timeout: 60,
             domid_command: None,
+            domid_of_all: false,
             metrics: None,
             daemon: None,
         }
@@ -949,9 +952,14 @@ impl World {
 
     /// Start the daemon.
     pub fn start(&mut self) {
+        self.daemon = Some(self.start_on("control.sock").unwrap());
+    }
+
+    /// Start one with this control socket.
+    pub fn start_on(&self, control: &str) -> Result<Daemon, String> {
         let dir = self.dir.path().display();
         let mut text = format!(
-            "[daemon]\ncontrol_socket = \"{dir}/control.sock\"\nstate_dir = \"{dir}/state\"\nagent_timeout_seconds = {}\n",
+            "[daemon]\ncontrol_socket = \"{dir}/{control}\"\nstate_dir = \"{dir}/state\"\nagent_timeout_seconds = {}\n",
             self.timeout
         );
         // The UUID in the line of the file that begins with the domid.
@@ -959,6 +967,7 @@ impl World {
         text.push_str(&format!("uuid_command = [\"sh\", \"-c\", {find:?}]\n"));
         if let Some(command) = &self.domid_command {
             text.push_str(&format!("domid_command = [{command:?}, \"domid\"]\n"));
+            text.push_str(&format!("list_command = [{command:?}, \"list\"]\n"));
         }
         if let Some(listen) = &self.metrics {
             text.push_str(&format!("[metrics]\nlisten = {listen:?}\n"));
@@ -967,13 +976,13 @@ impl World {
             text.push_str(&format!(
                 "[[host_vm]]\nname = \"{name}\"\nsocket = \"{dir}/{name}.sock\"\n"
             ));
-            if self.domid_command.is_none() || name != "A" {
+            if self.domid_command.is_none() || name != "A" && !self.domid_of_all {
                 text.push_str(&format!("domid = {}\n", self.domids[name]));
             }
         }
         text.push_str("[[pair]]\nbetween = [\"A\", \"B\"]\n[[pair]]\nbetween = [\"C\", \"D\"]\n");
         let config = Config::parse(Path::new("test.toml"), &text).unwrap();
-        self.daemon = Some(Daemon::start(config, self.driver.clone()).unwrap());
+        Daemon::start(config, self.driver.clone()).map_err(|e| format!("{e:#}"))
     }
 
     /// Where the daemon notes migrations.
@@ -982,7 +991,12 @@ impl World {
     }
 
     pub fn stop(&mut self) {
-        self.daemon.take().unwrap().stop();
+        self.take().stop();
+    }
+
+    /// The daemon, to be stopped by somebody else.
+    pub fn take(&mut self) -> Daemon {
+        self.daemon.take().unwrap()
     }
 
     /// Ask the daemon, as the command line does.
