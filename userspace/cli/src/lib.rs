@@ -98,13 +98,21 @@ enum Command {
         /// Number of the record
         id: u64,
     },
-    /// Drop the record of a half move that cannot be put back any more
+    /// Drop the record of a half move that cannot be put back any more, or give a job up
     Forget {
         /// The driver's device
         #[arg(long, value_name = "PATH", default_value = vmbeam_uapi::DEVICE_PATH)]
         device: PathBuf,
         /// Number of the record
-        id: u64,
+        #[arg(required_unless_present = "job")]
+        id: Option<u64>,
+        /// Instead, have vmbeamd do nothing more about what this job settles; says first
+        /// what that means
+        #[arg(long, conflicts_with = "id")]
+        job: Option<u64>,
+        /// With --job: do it
+        #[arg(long, requires = "job")]
+        yes: bool,
     },
     /// Migrate a running guest to another host VM, without copying its memory
     ///
@@ -221,7 +229,15 @@ fn run(args: Args) -> Result<ExitCode, ClientError> {
         }
         Command::Records { device, json } => Ok(driver(records::list(&device, json))),
         Command::Recover { device, id } => Ok(driver(records::recover(&device, id))),
-        Command::Forget { device, id } => Ok(driver(records::forget(&device, id))),
+        Command::Forget {
+            device,
+            id,
+            job,
+            yes,
+        } => match (id, job) {
+            (_, Some(job)) => migrate::dismiss(&args.socket, job, yes),
+            (id, None) => Ok(driver(records::forget(&device, id.unwrap_or_default()))),
+        },
         Command::Migrate {
             guest,
             from: host_vm,

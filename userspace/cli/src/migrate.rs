@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! `vmbeam migrate` and `vmbeam abort`
+//! `vmbeam migrate`, `vmbeam abort` and `vmbeam forget --job`
 
 use crate::client::{Client, ClientError};
 use crate::display::Display;
@@ -164,6 +164,36 @@ pub(crate) fn run(
 
 pub(crate) fn abort(client: Client, job: u64) -> Result<ExitCode, ClientError> {
     match client.ask(&ToDaemon::Abort { job }, |_| {})? {
+        FromDaemon::Done => Ok(ExitCode::SUCCESS),
+        _ => Err(ClientError::Unexpected),
+    }
+}
+
+/// Have the daemon do nothing more about what a job settles, which a person must want.
+pub(crate) fn dismiss(socket: &Path, job: u64, yes: bool) -> Result<ExitCode, ClientError> {
+    let FromDaemon::Status(jobs) = Client::connect(socket)?.ask(&ToDaemon::Status, |_| {})? else {
+        return Err(ClientError::Unexpected);
+    };
+    let running = jobs.into_iter().find(|j| j.id == job && j.running);
+    let Some(j) = running else {
+        return Err(ClientError::Refused(format!(
+            "no job {job} is running; see `vmbeam status`"
+        )));
+    };
+    let (guest, a, b) = (&j.from.guest, &j.from.host_vm, &j.to.host_vm);
+    eprintln!(
+        "vmbeam: job {job} is about guest {guest} of {a}, on its way to {b}: {}",
+        j.phase
+    );
+    eprintln!(
+        "vmbeam: once it is forgotten, vmbeamd does nothing more about guest {guest}. What there is of it in {a} and in {b} stays as it is, mostly paused, and the record of where its memory is gets lost. Let at most one of the two run, and only one that is whole; destroy the other"
+    );
+    if !yes {
+        return Err(ClientError::Refused(format!(
+            "nothing was changed; to forget job {job} all the same, add --yes"
+        )));
+    }
+    match Client::connect(socket)?.ask(&ToDaemon::Dismiss { job }, |_| {})? {
         FromDaemon::Done => Ok(ExitCode::SUCCESS),
         _ => Err(ClientError::Unexpected),
     }

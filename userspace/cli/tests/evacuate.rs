@@ -236,6 +236,34 @@ fn a_move_that_the_daemon_is_still_settling_is_waited_for() {
     let (code, _, stderr) = vmbeam(&w, &args);
     assert_eq!(code, 1);
     assert!(stderr.contains("vmbeamd is not done yet"), "{stderr}");
+    // A person can put an end to that, and is told first what that means.
+    let running = || {
+        let (_, stdout, _) = vmbeam(&w, &["status", "--json"]);
+        let jobs = json(&stdout);
+        let running = jobs
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|j| j["running"] == true);
+        running.map(|j| j["id"].to_string())
+    };
+    let job = running().unwrap();
+    let (code, _, stderr) = vmbeam(&w, &["forget", "--job", &job]);
+    assert_eq!(code, 3, "{stderr}");
+    for words in [
+        "is about guest",
+        "Let at most one of the two run",
+        "add --yes",
+    ] {
+        assert!(stderr.contains(words), "{stderr}");
+    }
+    assert_eq!(running(), Some(job.clone()));
+    let (code, _, stderr) = vmbeam(&w, &["forget", "--job", &job, "--yes"]);
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(running(), None);
+    let (code, _, stderr) = vmbeam(&w, &["forget", "--job", &job, "--yes"]);
+    assert_eq!(code, 3, "{stderr}");
+    assert!(stderr.contains("no job"), "{stderr}");
 }
 
 #[test]

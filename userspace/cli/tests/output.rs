@@ -52,7 +52,7 @@ fn answer(request: &ToDaemon, names: &[&str]) -> Vec<FromDaemon> {
             FromDaemon::Migrated(Box::default()),
         ],
         ToDaemon::Plan { .. } => vec![FromDaemon::Plan(Default::default())],
-        ToDaemon::Abort { .. } => vec![FromDaemon::Done],
+        ToDaemon::Abort { .. } | ToDaemon::Dismiss { .. } => vec![FromDaemon::Done],
     }
 }
 

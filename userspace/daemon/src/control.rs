@@ -5,36 +5,35 @@
 use crate::client::{Client, ClientError, CLIENT_TIMEOUT};
 use crate::config::Config;
 use crate::driver::{Driver, Pinned, Sessions};
-use crate::exchange::SwapError;
+use crate::exchange::{refused, SwapError};
+use crate::execute::Work;
 use crate::host_vm::{self, HostVm};
 use crate::http::Server;
 use crate::identity::Source;
-use crate::journal::{Journal, Record};
+use crate::jobs::{Begun, Jobs, What};
+use crate::journal::Journal;
 use crate::metrics::Metrics;
-use crate::migrate::{migrate, Context as MigrateContext, Finished};
+use crate::migrate::{migrate, Context as MigrateContext};
 use crate::preflight::plan;
-use crate::recovery::{Settled, Settling};
-use crate::side::Side;
+use crate::settle::{ends, Unsettled};
 use crate::swap::swap;
 use anyhow::Context;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 use vmbeam_uapi::sys::FEATURE_SWAP;
 use vmbeam_wire::message::{
-    CheckReport, DriverReport, Failure, FromDaemon, GuestRef, HostVmReport, JobReport,
+    CheckReport, DriverReport, Failure, FromDaemon, GuestRef, HostVmReport, MigrateReport,
     MigrateRequest, Phase, SwapReport, SwapRequest, ToDaemon,
 };
 use vmbeam_wire::Decoder;
 
 /// Most command-line clients at once.
 const MAX_CLIENTS: usize = 32;
-/// Jobs that are remembered.
-const MAX_JOBS: usize = 32;
 /// How long a stop waits for jobs to end.
 /// It is more than a job may take to end that is told to, and less than systemd waits
 /// for (packaging/systemd/vmbeamd.service).
@@ -42,12 +41,11 @@ const STOP_PATIENCE: Duration = Duration::from_secs(150);
 
 /// What all threads share.
 #[derive(Debug)]
-struct Shared {
+pub(crate) struct Shared {
     config: Config,
-    driver: Arc<dyn Driver>,
+    pub(crate) driver: Arc<dyn Driver>,
     host_vms: Vec<Arc<HostVm>>,
-    jobs: Mutex<Vec<Job>>,
-    journal: Journal,
+    pub(crate) jobs: Jobs,
     metrics: Metrics,
     clients: AtomicUsize,
     /// Clients that have asked for something, and have not got all of the answer.
@@ -55,17 +53,6 @@ struct Shared {
     stop: Arc<AtomicBool>,
     /// No client is served any more.
     closed: AtomicBool,
-}
-
-/// A job, going on or over.
-#[derive(Debug)]
-struct Job {
-    report: JobReport,
-    /// Set to end it, if it can be ended.
-    cancel: Option<Arc<AtomicBool>>,
-    /// It brings to an end what another job, or another daemon, has begun. Nobody
-    /// else touches these guests.
-    settles: bool,
 }
 
 /// A running daemon.
@@ -121,8 +108,7 @@ impl Daemon {
             config,
             driver,
             host_vms,
-            jobs: Mutex::default(),
-            journal,
+            jobs: Jobs::new(journal),
             metrics: Metrics::default(),
             clients: AtomicUsize::new(0),
             answering: AtomicUsize::new(0),
@@ -131,7 +117,11 @@ impl Daemon {
         });
         // Before anybody can ask for something else.
         for record in records {
-            settle_in_background(&shared, record);
+            let (from, to) = ends(&record);
+            let job = shared.jobs.begin(What::Settle, from, to)?;
+            let settling = shared.clone();
+            let what = Unsettled::Known(Box::new(Work::recovered(record)));
+            spawn("settle", move || settling.settle(&job, what))?;
         }
         if let Some(at) = shared.config.metrics.clone() {
             let (server, scraped, stop) = (Server::new(at), shared.clone(), shared.stop.clone());
@@ -154,10 +144,8 @@ impl Daemon {
     pub fn stop(self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         let deadline = Instant::now() + STOP_PATIENCE;
-        // What is being settled waits for agents, and goes on in the next daemon.
-        let running = |j: &Job| j.report.running && !j.settles;
         let answering = || self.shared.answering.load(Ordering::Relaxed) > 0;
-        while self.shared.jobs().iter().any(running) || answering() {
+        while self.shared.jobs.are_running() || answering() {
             if Instant::now() >= deadline {
                 warn!("stopping although a job has not ended");
                 break;
@@ -169,7 +157,7 @@ impl Daemon {
         let _ = UnixStream::connect(&self.shared.config.control_socket);
         let _ = std::fs::remove_file(&self.shared.config.control_socket);
         // From here on the next daemon may have it.
-        self.shared.journal.close();
+        self.shared.jobs.journal.close();
     }
 }
 
@@ -219,9 +207,15 @@ fn accept(shared: &Arc<Shared>, listener: &UnixListener) {
         let serving = shared.clone();
         let result = spawn("client", move || {
             // Counted down even if serving panics.
-            let _leaving = Counted(&serving.clients);
-            if let Err(e) = serve(&serving, stream) {
+            let leaving = Counted(&serving.clients);
+            let mut unsettled = None;
+            if let Err(e) = serve(&serving, stream, &mut unsettled) {
                 warn!("dropped a client: {e}");
+            }
+            drop(leaving);
+            // Here: one more thread might be one too many.
+            if let Some((job, what)) = unsettled {
+                serving.settle(&job, what);
             }
         });
         if let Err(e) = result {
@@ -240,8 +234,15 @@ impl Drop for Counted<'_> {
     }
 }
 
+/// What a job has left, and the job that is to settle it.
+type Left = Option<(Begun, Unsettled)>;
+
 /// One request, its answers, and good-bye.
-fn serve(shared: &Arc<Shared>, mut stream: UnixStream) -> Result<(), ClientError> {
+fn serve(
+    shared: &Arc<Shared>,
+    mut stream: UnixStream,
+    unsettled: &mut Left,
+) -> Result<(), ClientError> {
     stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;
     stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
     let mut decoder = Decoder::strict();
@@ -282,19 +283,15 @@ fn serve(shared: &Arc<Shared>, mut stream: UnixStream) -> Result<(), ClientError
     let last = match request {
         ToDaemon::Check => FromDaemon::Check(shared.check()),
         ToDaemon::List => FromDaemon::List(shared.list()),
-        ToDaemon::Status => {
-            FromDaemon::Status(shared.jobs().iter().map(|j| j.report.clone()).collect())
-        }
+        ToDaemon::Status => FromDaemon::Status(shared.jobs.reports()),
         ToDaemon::Swap(request) => match shared.swap(&request, &answer) {
             Ok(report) => FromDaemon::Swapped(Box::new(report)),
             Err(e) => failed(e.failure, &e.message),
         },
         ToDaemon::Migrate(request) => {
-            let finished = shared.migrate(&request, &answer);
-            if let Some(record) = finished.unsettled {
-                settle_in_background(shared, record);
-            }
-            match finished.result {
+            let (result, left) = shared.migrate(&request, &answer);
+            *unsettled = left;
+            match result {
                 Ok(report) => FromDaemon::Migrated(Box::new(report)),
                 Err(e) => failed(e.failure, &e.message),
             }
@@ -302,53 +299,42 @@ fn serve(shared: &Arc<Shared>, mut stream: UnixStream) -> Result<(), ClientError
         ToDaemon::Plan { from, to, mode } => {
             let planned = shared
                 .pair(&from, &to)
+                .and_then(|host_vms| shared.jobs.free(&from, &to).map(|()| host_vms))
                 .and_then(|host_vms| plan(&*shared.driver, host_vms, mode));
             match planned {
                 Ok(report) => FromDaemon::Plan(report),
                 Err(e) => failed(e.failure, &e.message),
             }
         }
-        ToDaemon::Abort { job } => match shared.abort(job) {
-            Ok(()) => FromDaemon::Done,
-            Err(why) => failed(Failure::Refused, &why),
-        },
+        ToDaemon::Abort { job } => done(shared.jobs.abort(job)),
+        ToDaemon::Dismiss { job } => done(shared.jobs.dismiss(job)),
     };
     answer.send(&last)
 }
 
-/// How long one attempt to settle a migration waits for agents.
-const ATTEMPT: Duration = Duration::from_secs(60);
-/// How long to wait between attempts.
-const AGAIN: Duration = Duration::from_secs(5);
+fn done(result: Result<(), String>) -> FromDaemon {
+    match result {
+        Ok(()) => FromDaemon::Done,
+        Err(why) => failed(Failure::Refused, &why),
+    }
+}
 
-/// Bring a migration to an end, however often that has to be tried.
-fn settle_in_background(shared: &Arc<Shared>, record: Record) {
-    let here = |host_vm: &str| GuestRef {
-        host_vm: host_vm.into(),
-        guest: record.guest.clone(),
-    };
-    let (from, to) = (here(&record.from.host_vm), here(&record.to.host_vm));
-    let (id, _) = shared.begin("settling", from, to, true);
-    let settling = shared.clone();
-    let result = spawn("settle", move || settling.settle(id, record));
-    if let Err(e) = result {
-        shared.phase(id, format!("cannot be settled: {e:#}"), false);
+/// What is said of a panic.
+pub(crate) fn internal() -> SwapError {
+    SwapError {
+        failure: Failure::Failed,
+        message: "internal error; see vmbeamd's log".into(),
     }
 }
 
 /// A panic is a bug, but must not leave a job that goes on for ever.
 fn caught<T>(run: impl FnOnce() -> Result<T, SwapError>) -> Result<T, SwapError> {
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(|_| {
-        Err(SwapError {
-            failure: Failure::Failed,
-            message: "internal error; see vmbeamd's log".into(),
-        })
-    })
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(|_| Err(internal()))
 }
 
 impl Shared {
-    fn jobs(&self) -> MutexGuard<'_, Vec<Job>> {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
     }
 
     fn scrape(&self) -> String {
@@ -385,7 +371,7 @@ impl Shared {
         host_vm::side_by_side(&self.host_vms, ask)
     }
 
-    fn host_vm(&self, name: &str) -> Result<&HostVm, SwapError> {
+    pub(crate) fn host_vm(&self, name: &str) -> Result<&HostVm, SwapError> {
         self.host_vms
             .iter()
             .find(|vm| vm.config.name == name)
@@ -396,14 +382,9 @@ impl Shared {
             })
     }
 
-    /// Two host VMs that may exchange memory, and whose guests nobody settles.
+    /// Two host VMs that may exchange memory.
     fn pair(&self, a: &str, b: &str) -> Result<(&HostVm, &HostVm), SwapError> {
-        let refuse = |message: String| {
-            Err(SwapError {
-                failure: Failure::Refused,
-                message,
-            })
-        };
+        let refuse = |message: String| Err(refused(message));
         let host_vms = (self.host_vm(a)?, self.host_vm(b)?);
         if a == b {
             return refuse(format!(
@@ -415,18 +396,8 @@ impl Shared {
                 "host VMs {a} and {b} may not swap; add a [[pair]] with between = [\"{a}\", \"{b}\"] to vmbeamd's configuration to allow it"
             ));
         }
-        if self.stop.load(Ordering::Relaxed) {
+        if self.is_stopping() {
             return refuse("vmbeamd is stopping".into());
-        }
-        let touched = |j: &Job| {
-            let vms = [&j.report.from.host_vm, &j.report.to.host_vm];
-            j.settles && j.report.running && vms.iter().any(|vm| *vm == a || *vm == b)
-        };
-        if let Some(job) = self.jobs().iter().find(|j| touched(j)) {
-            return refuse(format!(
-                "an earlier migration of {} to {} is still being brought to an end: {}",
-                job.report.from, job.report.to.host_vm, job.report.phase
-            ));
         }
         Ok(host_vms)
     }
@@ -434,14 +405,17 @@ impl Shared {
     /// Shows progress in the list of jobs, and to a client.
     fn progress<'a>(&'a self, id: u64, client: &'a Client) -> impl Fn(Phase, u64, u64) + Sync + 'a {
         move |phase, done, total| {
-            self.phase(id, phase.text().into(), true);
+            self.jobs.phase(id, phase.text().into());
             client.show(&FromDaemon::Progress { phase, done, total });
         }
     }
 
     fn swap(&self, request: &SwapRequest, client: &Client) -> Result<SwapReport, SwapError> {
         let host_vms = self.pair(&request.from.host_vm, &request.to.host_vm)?;
-        let (id, _) = self.begin("swap", request.from.clone(), request.to.clone(), false);
+        let job = self
+            .jobs
+            .begin(What::Swap, request.from.clone(), request.to.clone())?;
+        let id = job.id;
         let progress = self.progress(id, client);
         let result = caught(|| swap(&*self.driver, host_vms, request, &progress));
         let outcome = match &result {
@@ -450,34 +424,42 @@ impl Shared {
             Ok(r) => format!("swapped {} pages", r.pages_swapped),
             Err(e) => e.message.clone(),
         };
-        self.phase(id, outcome, false);
+        self.jobs.end(id, outcome);
         result
     }
 
-    fn migrate(&self, request: &MigrateRequest, client: &Client) -> Finished {
-        let refused = |error| Finished {
-            result: Err(error),
-            unsettled: None,
-        };
-        let host_vms = match self.pair(&request.from.host_vm, &request.to) {
-            Ok(host_vms) => host_vms,
-            Err(e) => return refused(e),
-        };
+    /// Migrate a guest; also gives what is left to be settled, and the job that is to do that.
+    fn migrate(
+        &self,
+        request: &MigrateRequest,
+        client: &Client,
+    ) -> (Result<MigrateReport, SwapError>, Left) {
+        let from = request.from.clone();
         let to = GuestRef {
             host_vm: request.to.clone(),
-            guest: request.from.guest.clone(),
+            guest: from.guest.clone(),
         };
-        let (id, cancel) = self.begin("migrate", request.from.clone(), to, false);
+        let begun = self.pair(&from.host_vm, &to.host_vm).and_then(|host_vms| {
+            let job = self.jobs.begin(What::Migrate, from.clone(), to.clone())?;
+            Ok((host_vms, job))
+        });
+        let (host_vms, job) = match begun {
+            Ok(begun) => begun,
+            Err(e) => return (Err(e), None),
+        };
+        let id = job.id;
         let _ = client.send(&FromDaemon::Job { id });
         let progress = self.progress(id, client);
         let context = MigrateContext {
             driver: &*self.driver,
-            journal: &self.journal,
+            journal: &self.jobs.journal,
             progress: &progress,
-            cancel: &cancel,
+            cancel: &job.cancel,
             stop: &self.stop,
         };
-        let finished = caught(|| Ok(migrate(context, host_vms, request))).unwrap_or_else(refused);
+        // Until somebody settles what is left it has the agents.
+        let mut finished =
+            caught(|| Ok(migrate(context, host_vms, request))).unwrap_or_else(|e| Err(e).into());
         if !request.dry_run {
             self.metrics.migration(&finished.result);
         }
@@ -490,100 +472,11 @@ impl Shared {
             ),
             Err(e) => e.message.clone(),
         };
-        self.phase(id, outcome, false);
-        finished
-    }
-
-    fn abort(&self, id: u64) -> Result<(), String> {
-        let jobs = self.jobs();
-        let job = jobs
-            .iter()
-            .find(|j| j.report.id == id)
-            .ok_or_else(|| format!("there is no job {id}"))?;
-        match &job.cancel {
-            _ if !job.report.running => Err(format!("job {id} has ended")),
-            Some(cancel) => {
-                info!(job = id, "to be cancelled");
-                cancel.store(true, Ordering::Relaxed);
-                Ok(())
-            }
-            None => Err(format!("job {id} cannot be cancelled")),
-        }
-    }
-
-    /// Try until a migration has come to an end, or the daemon stops.
-    fn settle(&self, id: u64, mut record: Record) {
-        let vms = (
-            self.host_vm(&record.from.host_vm),
-            self.host_vm(&record.to.host_vm),
-        );
-        let (Ok(from), Ok(to)) = vms else {
-            let why = "its host VMs are not in the configuration any more";
-            return self.phase(id, format!("cannot be settled: {why}"), false);
+        let Some(what) = finished.unsettled.take() else {
+            self.jobs.end(id, outcome);
+            return (finished.result, None);
         };
-        let (mut from, mut to) = (Side::later(from), Side::later(to));
-        while !self.stop.load(Ordering::Relaxed) {
-            let mut settling = Settling {
-                driver: &*self.driver,
-                journal: &self.journal,
-                from: &mut from,
-                to: &mut to,
-                record: &mut record,
-                deadline: Instant::now() + ATTEMPT,
-            };
-            let outcome = match settling.settle() {
-                Ok(Settled::AtSource) => format!("undone: the guest runs in {}", from.name()),
-                Ok(Settled::AtDestination) => format!("completed: the guest runs in {}", to.name()),
-                Ok(Settled::Lost) => "the guest was lost with its host VM".into(),
-                Err(why) => {
-                    warn!(job = id, "cannot settle a migration yet: {why}");
-                    self.phase(id, why, true);
-                    std::thread::sleep(AGAIN);
-                    continue;
-                }
-            };
-            return self.phase(id, outcome, false);
-        }
-    }
-
-    /// Enter a job; gives its number, and what cancels it.
-    fn begin(
-        &self,
-        what: &str,
-        from: GuestRef,
-        to: GuestRef,
-        settles: bool,
-    ) -> (u64, Arc<AtomicBool>) {
-        let mut jobs = self.jobs();
-        let id = jobs.last().map_or(1, |j| j.report.id + 1);
-        info!(job = id, %from, %to, "{what}");
-        if jobs.len() >= MAX_JOBS {
-            // The oldest that has ended; with few host VMs few can be running.
-            let at = jobs.iter().position(|j| !j.report.running).unwrap_or(0);
-            jobs.remove(at);
-        }
-        let cancel = Arc::<AtomicBool>::default();
-        jobs.push(Job {
-            report: JobReport {
-                id,
-                from,
-                to,
-                phase: "starting".into(),
-                running: true,
-            },
-            cancel: (what == "migrate").then(|| cancel.clone()),
-            settles,
-        });
-        (id, cancel)
-    }
-
-    fn phase(&self, id: u64, phase: String, running: bool) {
-        if let Some(job) = self.jobs().iter_mut().find(|j| j.report.id == id) {
-            if !running {
-                info!(job = id, "{phase}");
-            }
-            job.report.phase = phase;
-            job.report.running = running;
-        }
+        let settling = self.jobs.hand_over(id, outcome, from, to);
+        (finished.result, Some((settling, what)))
     }
 }

@@ -152,6 +152,11 @@ impl HostVm {
         self.prove(None, versions).ok().map(|i| i.domid)
     }
 
+    /// Whether the daemon is to stop.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
     /// Connect, greet and look after the agent until the daemon stops.
     pub fn keep_connected(&self) {
         let mut last = None;

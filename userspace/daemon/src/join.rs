@@ -43,6 +43,17 @@ impl From<&SwapRun> for JoinedRun {
     }
 }
 
+impl From<&JoinedRun> for SwapRun {
+    fn from(r: &JoinedRun) -> Self {
+        Self {
+            pfn: r.pfn,
+            gfn_a: r.gfn_a,
+            gfn_b: r.gfn_b,
+            nr: r.nr,
+        }
+    }
+}
+
 /// Two lists joined.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Joined {

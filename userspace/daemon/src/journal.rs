@@ -251,9 +251,14 @@ impl Journal {
         self.change(|dir| {
             let file = self.file(record.id);
             let new = file.with_extension("new");
-            prepare(&new, record).map_err(before)?;
-            // One that says that it failed may have been done.
-            rename(&new, &file).map_err(behind)?;
+            let written = prepare(&new, record)
+                .map_err(before)
+                // One that says that it failed may have been done.
+                .and_then(|()| rename(&new, &file).map_err(behind));
+            if written.is_err() {
+                let _ = fs::remove_file(&new);
+            }
+            written?;
             sync(dir).map_err(behind)
         })
     }

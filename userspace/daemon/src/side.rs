@@ -4,11 +4,15 @@
 
 use crate::host_vm::{AgentGuard, HostVm};
 use crate::link::{Link, LinkError, Patience};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmbeam_wire::message::Traffic;
 
 /// How often to look whether an agent is back.
 const LOOK: Duration = Duration::from_millis(250);
+/// How often to look whether its host VM is.
+const PRESENCE: Duration = Duration::from_secs(5);
 
 /// A host VM in a job.
 #[derive(Debug)]
@@ -17,6 +21,8 @@ pub(crate) struct Side<'a> {
     agent: Option<AgentGuard<'a>>,
     /// The domain that it must be in, if that has been decided.
     domid: Option<u32>,
+    /// It is not waited for when the daemon is to stop, or nobody wants it any more.
+    leaves: bool,
     /// How long to wait for its answers.
     pub(crate) patience: Patience,
     /// That of conversations that are over.
@@ -31,6 +37,7 @@ impl<'a> Side<'a> {
         let agent = vm.agent_soon()?;
         Ok(Self {
             vm,
+            leaves: false,
             traffic: Traffic::default(),
             before: agent.traffic(),
             agent: Some(agent),
@@ -39,13 +46,17 @@ impl<'a> Side<'a> {
         })
     }
 
-    /// Without the agent yet: for [`Side::insist`].
-    pub(crate) fn later(vm: &'a HostVm) -> Self {
+    /// Without the agent yet: for [`Side::insist`]. Nobody waits for it once this is set.
+    pub(crate) fn later(vm: &'a HostVm, domid: u32, cancel: Arc<AtomicBool>) -> Self {
         Self {
             vm,
+            domid: Some(domid),
+            leaves: true,
             agent: None,
-            domid: None,
-            patience: Patience::default(),
+            patience: Patience {
+                until: None,
+                cancel: Some(cancel),
+            },
             traffic: Traffic::default(),
             before: Traffic::default(),
         }
@@ -107,6 +118,7 @@ impl<'a> Side<'a> {
         deadline: Instant,
         mut talk: impl FnMut(&mut Link) -> Result<T, LinkError>,
     ) -> Result<T, String> {
+        let mut looked: Option<Instant> = None;
         loop {
             let result = match self.agent {
                 Some(_) => self.talk(&mut talk).map(Some),
@@ -114,9 +126,14 @@ impl<'a> Side<'a> {
             };
             let lost = self.agent.as_ref().is_none_or(|a| !a.is_connected());
             match result {
-                Err(e) if lost && Instant::now() < deadline => {
+                Err(e) if lost && Instant::now() < deadline && !self.leave() => {
                     tracing::debug!("waiting for host VM {}: {e}", self.name());
                     self.release();
+                    // Nor does the agent of one that is gone come back.
+                    if looked.is_none_or(|at| at.elapsed() >= PRESENCE) {
+                        self.still_there()?;
+                        looked = Some(Instant::now());
+                    }
                     std::thread::sleep(LOOK);
                 }
                 Err(e) => return Err(e),
@@ -124,6 +141,25 @@ impl<'a> Side<'a> {
                 Ok(None) => {}
             }
         }
+    }
+
+    /// An agent that does not come back is waited for as long as its host VM may be there.
+    fn still_there(&self) -> Result<(), String> {
+        let Some(domid) = self.domid else {
+            return Ok(());
+        };
+        match self.vm.still_runs(domid)? {
+            true => Ok(()),
+            false => Err(format!(
+                "host VM {} is domain {domid} no longer",
+                self.name()
+            )),
+        }
+    }
+
+    fn leave(&self) -> bool {
+        let set = |c: &Arc<AtomicBool>| c.load(Ordering::Relaxed);
+        self.leaves && (self.vm.is_stopping() || self.patience.cancel.as_ref().is_some_and(set))
     }
 
     fn release(&mut self) {

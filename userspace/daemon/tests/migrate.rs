@@ -341,3 +341,16 @@ fn a_host_vm_that_lies_about_its_frames_harms_only_itself() {
         assert_eq!(std::fs::read_dir(w.journal()).unwrap().count(), 0, "{lie}");
     }
 }
+
+/// A panic is a bug, but the guest is not to stay suspended because of one.
+#[test]
+fn a_panic_leaves_no_guest_behind() {
+    let w = world();
+    let (_, pages) = contents(&w, "A").unwrap();
+    lock(&w.driver.faults).panic = true;
+    let (failure, message) = error(migrate(&w, "A", "B"));
+    assert_eq!(failure, Failure::Failed);
+    assert!(message.contains("internal error"), "{message}");
+    lock(&w.driver.faults).panic = false;
+    wait_until_runs_only_in(&w, "A", &pages);
+}

@@ -15,7 +15,8 @@ use moves::{
     wait_until_stuck,
 };
 use std::os::unix::fs::PermissionsExt;
-use vmbeam_wire::message::Failure;
+use std::time::{Duration, Instant};
+use vmbeam_wire::message::{Failure, FromDaemon, ToDaemon};
 use vmbeamd::journal::State;
 
 #[test]
@@ -64,6 +65,18 @@ fn nothing_is_touched_when_nobody_knows_where_the_memory_is() {
     let (failure, message) = error(migrate(&w, "A", "B"));
     assert_eq!(failure, Failure::Refused);
     assert!(message.contains("brought to an end"), "{message}");
+    // But whoever wants to look can.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let FromDaemon::List(list) = w.ask(&ToDaemon::List) else {
+            panic!()
+        };
+        if list[0].guests.is_ok() && list[1].guests.is_ok() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{list:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 #[test]
@@ -81,7 +94,10 @@ fn a_half_move_that_the_driver_keeps_is_put_back_before_the_guest_goes_on() {
         lock(&w.driver.faults).record = true;
         state
     });
-    wait_until_stuck(&w, "cannot be told");
+    wait_until_stuck(
+        &w,
+        "a part of the memory of guest guest is in A and a part in B",
+    );
     // What `vmbeam recover` does.
     exchange(&w, &middle.unwrap());
     lock(&w.driver.faults).record = false;
@@ -145,4 +161,92 @@ fn a_host_vm_is_known_by_its_number_and_not_by_its_name() {
     toolstack(&mut w, &BOTH.replace("B 2", "B 7"));
     w.start();
     wait_until_runs_only_in(&w, "A", &pages);
+}
+
+/// Wait until nothing is being settled any more, and there is no record.
+#[track_caller]
+fn wait_until_settled(w: &World) -> String {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let FromDaemon::Status(jobs) = w.ask(&ToDaemon::Status) else {
+            panic!()
+        };
+        if jobs.iter().all(|j| !j.running) {
+            assert_eq!(std::fs::read_dir(w.journal()).unwrap().count(), 0);
+            return jobs[0].phase.clone();
+        }
+        assert!(Instant::now() < deadline, "{jobs:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Neither an xenstore that cannot be read nor `xl rename` makes another guest of it.
+#[test]
+fn a_guest_is_known_by_its_number_and_not_by_its_name() {
+    for (state, end) in [(State::Stream, "A"), (State::Resume, "B")] {
+        let (mut w, pages) = left(|w| {
+            if state == State::Resume {
+                exchange(w, &swap_of(w));
+            }
+            state
+        });
+        lock(&w.hosts["A"]).nameless = true;
+        let mut b = lock(&w.hosts["B"]);
+        b.guests.get_mut(&RESTORED).unwrap().name = "renamed".into();
+        drop(b);
+        w.start();
+        wait_until_runs_only_in(&w, end, &pages);
+    }
+}
+
+#[test]
+fn a_guest_that_is_gone_is_not_looked_for_for_ever() {
+    // Its memory had not moved: it is lost, and its empty copy goes.
+    let (mut w, _) = left(swap_of);
+    lock(&w.hosts["A"]).guests.clear();
+    w.start();
+    assert!(wait_until_settled(&w).contains("lost"));
+    assert!(lock(&w.hosts["B"]).guests.is_empty());
+    // It had: only the husk is gone.
+    let (mut w, pages) = left(|w| {
+        let state = swap_of(w);
+        exchange(w, &state);
+        state
+    });
+    lock(&w.hosts["A"]).guests.clear();
+    w.start();
+    wait_until_runs_only_in(&w, "B", &pages);
+}
+
+/// Of a swap that was torn and is put together, one half may be whole. Nobody knows which when
+/// a host VM is gone, so a person has to look.
+#[test]
+fn what_may_be_whole_is_not_destroyed_and_can_be_dismissed() {
+    let (mut w, pages) = left(|w| {
+        let mut state = swap_of(w);
+        if let State::Swap { torn, .. } = &mut state {
+            *torn = true;
+        }
+        state
+    });
+    toolstack(&mut w, "A 1 1024 1 -b---- 1.0\n");
+    lock(&w.hosts["B"]).guests.clear();
+    w.start();
+    wait_until_stuck(
+        &w,
+        "a part of the memory of guest guest is in A and a part in B",
+    );
+    assert!(contents(&w, "A").unwrap().1 == pages);
+    let FromDaemon::Error { message, .. } = w.ask(&ToDaemon::Dismiss { job: 2 }) else {
+        panic!()
+    };
+    assert!(message.contains("there is no job 2"), "{message}");
+    assert_eq!(w.ask(&ToDaemon::Dismiss { job: 1 }), FromDaemon::Done);
+    assert!(wait_until_settled(&w).contains("dismissed"));
+    let (runs, now) = contents(&w, "A").unwrap();
+    assert!(!runs && now == pages);
+    let FromDaemon::Error { message, .. } = w.ask(&ToDaemon::Dismiss { job: 1 }) else {
+        panic!()
+    };
+    assert!(message.contains("has ended"), "{message}");
 }

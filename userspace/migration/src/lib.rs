@@ -10,8 +10,8 @@
 //! Of a state nothing but its [`Step`] outlives the daemon. So the machine writes a step into
 //! the journal before it does what somebody has to know of who only has the journal.
 //!
-//! `tests/model.rs` tries what can happen at every command (`make model`). vmbeamd does not use
-//! the machine yet: it has its own, in `migrate.rs` and `recovery.rs`.
+//! `tests/model.rs` tries what can happen at every command (`make model`). In vmbeamd
+//! `migrate.rs` and `settle.rs` execute what it says.
 
 mod decide;
 
@@ -237,6 +237,14 @@ impl State {
         )
     }
 
+    /// What is certain of the guest's end, if only the rest is waited for.
+    pub fn settled(&self) -> Option<Outcome> {
+        match self.doing {
+            Doing::Waiting(_, Next::Look { settled }) => settled,
+            _ => None,
+        }
+    }
+
     /// What is to be done now.
     pub fn command(&self) -> Command {
         match self.doing {
@@ -316,10 +324,9 @@ impl State {
                 self.reach(Step::Swap { copies, torn: true }, Doing::Tearing)
             }
             (Doing::SwappingBack, _) => self.later(None),
-            // If the journal still says that it may have been swapped, the memory tells.
-            (Doing::Returned, _) => self.look(),
-            // And here the driver does.
-            (Doing::Tearing, _) => self.later(None),
+            // If the journal still says that it may have been swapped, the memory tells; and
+            // if it is torn, the driver does.
+            (Doing::Returned | Doing::Tearing, _) => self.look(),
 
             (Doing::Looking { settled: None }, Event::Seen(seen)) => self.found(seen),
             (Doing::Looking { settled: Some(end) }, Event::Seen(seen)) => {

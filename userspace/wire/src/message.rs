@@ -591,6 +591,11 @@ pub enum ToDaemon {
         /// Number of the job.
         job: u64,
     },
+    /// Do nothing more about what a job settles. Answer: [`FromDaemon::Done`].
+    Dismiss {
+        /// Number of the job.
+        job: u64,
+    },
 }
 
 impl Message for ToDaemon {

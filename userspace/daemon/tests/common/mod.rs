@@ -55,6 +55,8 @@ pub struct FakeHost {
     pub lacks: Vec<String>,
     /// Its agent does not know questions about these.
     pub is_old: bool,
+    /// The names of its guests cannot be read.
+    pub nameless: bool,
     /// The file that says which guest hypervisor it has.
     pub version: Option<PathBuf>,
     /// What its firmware shows.
@@ -422,7 +424,10 @@ impl Hypervisor for FakeHypervisor {
             .guests
             .iter()
             .map(|(domid, g)| Guest {
-                name: g.name.clone(),
+                name: match host.nameless {
+                    true => format!("domain-{domid}"),
+                    false => g.name.clone(),
+                },
                 domid: *domid,
                 state: match g.ended {
                     Some(state) => state,
@@ -645,6 +650,8 @@ pub struct Faults {
     pub spoil: Option<u64>,
     /// Interrupt every other call.
     pub interrupt: bool,
+    /// Panic in the middle of a commit.
+    pub panic: bool,
     /// Say that the record of a half move is kept between domains 2 and 1.
     pub record: bool,
     /// Domains that have died, and whose domid another one has.
@@ -756,6 +763,16 @@ impl FakeSession {
     }
 }
 
+/// What is half swapped is swapped back when nobody has the session any more.
+impl Drop for FakeSession {
+    fn drop(&mut self) {
+        if self.cursor < self.pairs.len() as u64 {
+            self.faults.interrupt = false;
+            let _ = self.rollback();
+        }
+    }
+}
+
 impl DriverSession for FakeSession {
     fn ids(&self) -> [u64; 2] {
         self.ids
@@ -818,6 +835,7 @@ impl DriverSession for FakeSession {
                 step.refused += 1;
             }
             self.cursor += 1;
+            assert!(!self.faults.panic, "the driver panics, as it is told");
         }
         step.cursor = self.cursor;
         Ok(step)

@@ -1,0 +1,424 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Executes the commands that every job about a migration may be given: to write the journal,
+//! to find out what there is, and to bring the guest to an end in one place. Which command
+//! is given is for the machine to say ([`vmbeam_migration`]).
+
+use crate::driver::{Driver, DriverSession};
+use crate::exchange::{add, commit, roll_back};
+use crate::join::JoinedRun;
+use crate::journal::{Journal, Place, Probe, Record, State, WriteError};
+use crate::link::LinkError;
+use crate::probe::{count, vote};
+use crate::side::Side;
+use std::time::Instant;
+use tracing::{info, warn};
+use vmbeam_migration::{
+    Command, Event, Memory, Presence, Seen, Side as Where, State as Machine, Step, Why,
+};
+use vmbeam_uapi::NOT_ATTEMPTED;
+use vmbeam_wire::message::{AgentErrorCode, Failure, Guest, GuestState, SwapRun};
+use vmbeam_wire::PfnRun;
+
+/// What is or was to be swapped. Not in the record of every state, but never forgotten.
+#[derive(Clone, Debug)]
+pub(crate) struct Moved {
+    /// What is swapped, all of it or nothing.
+    pub(crate) pairs: Vec<SwapRun>,
+    /// Where to look. Empty if there is no difference.
+    pub(crate) probes: Vec<Probe>,
+}
+
+/// A migration that has a record.
+#[derive(Debug)]
+pub(crate) struct Work {
+    pub(crate) machine: Machine,
+    pub(crate) record: Record,
+    pub(crate) moved: Option<Moved>,
+}
+
+impl Work {
+    /// One of which only the journal is left.
+    pub(crate) fn recovered(record: Record) -> Self {
+        let moved = match &record.state {
+            State::Swap { pairs, probes, .. } => Some(Moved {
+                pairs: pairs.clone(),
+                probes: probes.clone(),
+            }),
+            _ => None,
+        };
+        Self {
+            machine: Machine::recovered(record.state.step()),
+            record,
+            moved,
+        }
+    }
+
+    fn place(&self, side: Where) -> &Place {
+        match side {
+            Where::Source => &self.record.from,
+            Where::Destination => &self.record.to,
+        }
+    }
+
+    /// What the journal is to say of this step.
+    fn state(&self, step: Step) -> Option<State> {
+        Some(match step {
+            Step::Stream => State::Stream,
+            Step::Swap { copies, torn } => {
+                let Moved { pairs, probes } = self.moved.clone()?;
+                State::Swap {
+                    pairs,
+                    probes,
+                    copies,
+                    torn,
+                }
+            }
+            Step::Resume => State::Resume,
+            Step::Destroy => State::Destroy,
+        })
+    }
+}
+
+/// What this job knows of the swap, and nobody else.
+pub(crate) enum Swapped {
+    /// Nothing: the memory itself has to be asked.
+    Unknown,
+    /// All was swapped, by this session.
+    By(Box<dyn DriverSession>),
+    /// Nothing is swapped, or everything was swapped back.
+    Back,
+    /// It could not be swapped back.
+    Torn,
+}
+
+/// Executes commands.
+pub(crate) struct Executor<'a> {
+    pub(crate) driver: &'a dyn Driver,
+    pub(crate) journal: &'a Journal,
+    pub(crate) from: Side<'a>,
+    pub(crate) to: Side<'a>,
+    pub(crate) swapped: Swapped,
+    /// How long agents may be away.
+    pub(crate) deadline: Instant,
+    /// Why the last command was not done.
+    pub(crate) trouble: String,
+}
+
+/// Whether there is the guest that was asked for.
+fn known(answer: Result<(), LinkError>) -> Result<bool, LinkError> {
+    match answer {
+        Ok(()) => Ok(true),
+        Err(LinkError::Agent {
+            code: AgentErrorCode::NoGuest,
+            ..
+        }) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+impl<'a> Executor<'a> {
+    fn side(&mut self, side: Where) -> &mut Side<'a> {
+        match side {
+            Where::Source => &mut self.from,
+            Where::Destination => &mut self.to,
+        }
+    }
+
+    /// Execute the machine's command. What moves a guest forward is not among those that are
+    /// executed here.
+    pub(crate) fn execute(&mut self, work: &mut Work) -> Event {
+        let command = work.machine.command();
+        let done = match command {
+            Command::Write(step) => return self.write(work, step),
+            Command::Remove => return self.remove(work),
+            Command::SwapBack => self.swap_back(work),
+            Command::Look => self.look(work),
+            Command::Resume(side) => self.resume(work, side),
+            Command::Destroy(side) => self.destroy(work, side),
+            Command::Stream | Command::Prepare | Command::Commit | Command::Copy => {
+                Err("a migration cannot be gone on with by another job".into())
+            }
+            Command::Wait(_) | Command::End(_) => Ok(Event::Done),
+        };
+        done.unwrap_or_else(|why| {
+            warn!(
+                migration = work.record.id,
+                ?command,
+                "not done in a migration: {why}"
+            );
+            self.trouble = why;
+            Event::Failed
+        })
+    }
+
+    /// What the machine waits for.
+    pub(crate) fn waits_for(&self, work: &Work, why: Why) -> String {
+        let Record {
+            guest, from, to, ..
+        } = &work.record;
+        let (a, b) = (&from.host_vm, &to.host_vm);
+        match why {
+            Why::Failed | Why::Presence(_) => self.trouble.clone(),
+            Why::Memory => format!(
+                "it cannot be told where the memory of guest {guest} is; both halves of it stay paused in {a} and {b} (see `vmbeam records`)"
+            ),
+            Why::Torn => format!(
+                "a part of the memory of guest {guest} is in {a} and a part in {b}; what there is of it stays paused (see `vmbeam records`)"
+            ),
+        }
+    }
+
+    fn written(&mut self, result: Result<(), (bool, String)>) -> Event {
+        match result {
+            Ok(()) => Event::Done,
+            Err((perhaps, why)) => {
+                warn!("{why}");
+                self.trouble = why;
+                match perhaps {
+                    true => Event::Perhaps,
+                    false => Event::Failed,
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, work: &mut Work, step: Step) -> Event {
+        let Some(state) = work.state(step) else {
+            self.trouble = "the journal does not say what was swapped".into();
+            return Event::Failed;
+        };
+        work.record.state = state;
+        let said = |e: WriteError| (e.perhaps, format!("cannot write the journal: {e}"));
+        self.written(self.journal.write(&work.record).map_err(said))
+    }
+
+    fn remove(&mut self, work: &Work) -> Event {
+        let said = |e: WriteError| {
+            let why = format!("cannot remove the journal's record: {e}");
+            (e.perhaps, why)
+        };
+        self.written(self.journal.remove(work.record.id).map_err(said))
+    }
+
+    /// Whether the domain runs that a host VM was.
+    fn presence(&mut self, work: &Work, side: Where) -> Presence {
+        let domid = work.place(side).host_domid;
+        match self.side(side).vm.still_runs(domid) {
+            Ok(true) => Presence::Up,
+            Ok(false) => Presence::Gone,
+            Err(why) => {
+                self.trouble = why;
+                Presence::Unknown
+            }
+        }
+    }
+
+    fn guests(&mut self, side: Where) -> Result<Vec<Guest>, String> {
+        let deadline = self.deadline;
+        self.side(side).insist(deadline, |l| l.guests())
+    }
+
+    /// What there is, for the machine to decide from.
+    fn look(&mut self, work: &Work) -> Result<Event, String> {
+        let mut seen = Seen {
+            source: self.presence(work, Where::Source),
+            destination: self.presence(work, Where::Destination),
+            memory: Memory::Unknown,
+            half: false,
+            runs: false,
+        };
+        if matches!(work.machine.reached(), Step::Swap { .. }) {
+            let (a, b) = (work.record.from.host_domid, work.record.to.host_domid);
+            // Nothing is left of either that the driver could have a record of.
+            if (seen.source, seen.destination) != (Presence::Gone, Presence::Gone) {
+                seen.half = self.driver.has_record(a, b).map_err(|e| e.to_string())?;
+            }
+            let here = self.state(work, Where::Source, &mut seen.source)?;
+            self.state(work, Where::Destination, &mut seen.destination)?;
+            seen.runs = here == Some(GuestState::Running);
+            seen.memory = self.locate(work, seen.source, seen.destination)?;
+        }
+        info!(
+            migration = work.record.id,
+            guest = work.record.guest,
+            state = ?work.machine.reached(),
+            ?seen,
+            "looked at a migration"
+        );
+        Ok(Event::Seen(seen))
+    }
+
+    /// The state of the guest on this side, unless it is certainly not there any more: that is
+    /// as if its host VM were gone. It is known by its number: a name can be changed, or may not
+    /// be readable.
+    fn state(
+        &mut self,
+        work: &Work,
+        side: Where,
+        presence: &mut Presence,
+    ) -> Result<Option<GuestState>, String> {
+        if *presence != Presence::Up {
+            return Ok(None);
+        }
+        let state = match (work.place(side).guest, self.guests(side)) {
+            (Some(domid), Ok(guests)) => guests
+                .into_iter()
+                .find(|g| g.domid == domid)
+                .map(|g| g.state)
+                .filter(|s| *s != GuestState::Dying),
+            (None, Ok(_)) => None,
+            // It may have ended meanwhile.
+            (_, Err(why)) => match self.presence(work, side) {
+                Presence::Gone => None,
+                _ => return Err(why),
+            },
+        };
+        if state.is_none() {
+            *presence = Presence::Gone;
+        }
+        Ok(state)
+    }
+
+    /// Look where the memory is.
+    fn locate(
+        &mut self,
+        work: &Work,
+        source: Presence,
+        destination: Presence,
+    ) -> Result<Memory, String> {
+        let Some(Moved { probes, .. }) = &work.moved else {
+            return Ok(Memory::Unknown);
+        };
+        if probes.is_empty() {
+            // The same on both sides: it need not be moved to be there.
+            return Ok(match source {
+                Presence::Up => Memory::Source,
+                _ => Memory::Destination,
+            });
+        }
+        let runs: Vec<PfnRun> = probes
+            .iter()
+            .map(|p| PfnRun { pfn: p.pfn, nr: 1 })
+            .collect();
+        let deadline = self.deadline;
+        let mut votes = Vec::new();
+        for (side, presence) in [(Where::Source, source), (Where::Destination, destination)] {
+            let (Presence::Up, Some(guest)) = (presence, work.place(side).guest) else {
+                continue;
+            };
+            let digests = self
+                .side(side)
+                .insist(deadline, |l| l.digests(guest, &runs, |_| {}))?;
+            let at_source = side == Where::Source;
+            votes.extend(
+                probes
+                    .iter()
+                    .zip(digests)
+                    .map(|(probe, (_, digest))| vote(probe, &digest, at_source)),
+            );
+        }
+        Ok(count(&votes))
+    }
+
+    /// Have the memory at the source again, if it is not.
+    fn swap_back(&mut self, work: &Work) -> Result<Event, String> {
+        match std::mem::replace(&mut self.swapped, Swapped::Unknown) {
+            Swapped::Back => return Ok(Event::Done),
+            Swapped::Torn => {
+                self.trouble = "the driver could not swap everything back".into();
+                return Ok(Event::Torn);
+            }
+            Swapped::By(mut session) => {
+                let back = roll_back(&mut *session, "it is undone", &|_, _, _| {});
+                return Ok(self.rolled_back(back.failure, back.message, Event::Done));
+            }
+            Swapped::Unknown => {}
+        }
+        match self.locate(work, Presence::Up, Presence::Up)? {
+            Memory::Source => return Ok(Event::Done),
+            Memory::Destination => {}
+            Memory::Torn | Memory::Unknown => {
+                return Err(self.waits_for(work, Why::Memory));
+            }
+        }
+        let pairs = work.moved.iter().flat_map(|m| &m.pairs);
+        let runs: Vec<JoinedRun> = pairs.map(JoinedRun::from).collect();
+        let pages: u64 = runs.iter().map(|r| u64::from(r.nr)).sum();
+        let (a, b) = (work.record.from.host_domid, work.record.to.host_domid);
+        let mut session = self.driver.open(a, b).map_err(|e| e.to_string())?;
+        let quiet = &|_, _, _| {};
+        add(&mut *session, &runs, quiet).map_err(|e| e.message)?;
+        let mut status = vec![NOT_ATTEMPTED; pages as usize];
+        if let Err(e) = commit(&mut *session, &mut status, quiet) {
+            return Ok(self.rolled_back(e.failure, e.message, Event::Failed));
+        }
+        let refused = status.iter().filter(|s| **s != 0).count();
+        if refused > 0 {
+            let why = format!("{refused} pages cannot be swapped back now");
+            let back = roll_back(&mut *session, &why, quiet);
+            return Ok(self.rolled_back(back.failure, back.message, Event::Failed));
+        }
+        Ok(Event::Done)
+    }
+
+    fn rolled_back(&mut self, failure: Failure, message: String, good: Event) -> Event {
+        self.trouble = message;
+        match failure {
+            Failure::Failed => Event::Torn,
+            _ => good,
+        }
+    }
+
+    fn resume(&mut self, work: &Work, side: Where) -> Result<Event, String> {
+        let Some(guest) = work.place(side).guest else {
+            return Err("the guest's number is not known".into());
+        };
+        let deadline = self.deadline;
+        let agent = self.side(side);
+        // Whoever still works on it is to stop that.
+        agent.insist(deadline, |l| l.abort())?;
+        match agent.insist(deadline, |l| known(l.resume(guest)))? {
+            true => Ok(Event::Done),
+            false => {
+                let host_vm = &work.place(side).host_vm;
+                warn!(guest = work.record.guest, host_vm, "the guest has ended");
+                Ok(Event::NoGuest)
+            }
+        }
+    }
+
+    /// Destroy what a side has of the guest, if it has anything.
+    fn destroy(&mut self, work: &Work, side: Where) -> Result<Event, String> {
+        let deadline = self.deadline;
+        self.side(side).insist(deadline, |l| l.abort())?;
+        let guest = match work.place(side).guest {
+            Some(guest) => Some(guest),
+            None => self.nameless(work, side)?,
+        };
+        if let Some(guest) = guest {
+            self.side(side)
+                .insist(deadline, |l| known(l.destroy(guest)))?;
+        }
+        Ok(Event::Done)
+    }
+
+    /// A guest that was being restored when the daemon ended has no number in the journal.
+    fn nameless(&mut self, work: &Work, side: Where) -> Result<Option<u32>, String> {
+        let guests = self.guests(side)?;
+        let name = &work.record.guest;
+        let host_vm = &work.place(side).host_vm;
+        if let Some(guest) = guests.iter().find(|g| g.name == *name) {
+            return Ok(Some(guest.domid));
+        }
+        // What an agent says that cannot read a name.
+        let unread = |g: &&Guest| g.name == format!("domain-{}", g.domid);
+        match guests.iter().find(unread) {
+            Some(guest) if guest.state != GuestState::Running => Err(format!(
+                "the name of guest {} of host VM {host_vm} cannot be read; it may be {name}",
+                guest.domid
+            )),
+            _ => Ok(None),
+        }
+    }
+}

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Bringing a migration to an end that did not get there by itself: its job failed, or the
+//! daemon died. It is tried again and again, until a person dismisses it.
+
+use crate::control::{internal, Shared};
+use crate::execute::{Executor, Swapped, Work};
+use crate::jobs::Begun;
+use crate::journal::Record;
+use crate::side::Side;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tracing::warn;
+use vmbeam_migration::{Command, Event, Outcome};
+use vmbeam_wire::message::GuestRef;
+
+/// How long one attempt to settle a migration waits for agents.
+const ATTEMPT: Duration = Duration::from_secs(60);
+/// How long to wait after the first attempt, and at most. What can be settled is soon, and what
+/// waits for a person does not fill the log.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// How often to look whether it is dismissed, or the daemon stops.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What is to be settled.
+#[derive(Debug)]
+pub(crate) enum Unsettled {
+    /// It is known how far it is.
+    Known(Box<Work>),
+    /// A job panicked: what the journal says of this number counts.
+    Written(u64),
+}
+
+impl Unsettled {
+    /// The number of its record.
+    fn id(&self) -> u64 {
+        match self {
+            Self::Known(work) => work.record.id,
+            Self::Written(id) => *id,
+        }
+    }
+}
+
+/// Source and destination of the guest of a record.
+pub(crate) fn ends(record: &Record) -> (GuestRef, GuestRef) {
+    let here = |host_vm: &str| GuestRef {
+        host_vm: host_vm.into(),
+        guest: record.guest.clone(),
+    };
+    (here(&record.from.host_vm), here(&record.to.host_vm))
+}
+
+/// One that has come to an end, as a person is told.
+type End = String;
+
+impl Shared {
+    /// Try until a migration has come to an end, or the daemon stops.
+    pub(crate) fn settle(&self, job: &Begun, mut what: Unsettled) {
+        let (id, mut pause) = (job.id, PAUSE.0);
+        let dismissed = || job.cancel.load(Ordering::Relaxed);
+        while !self.is_stopping() {
+            let leaves = dismissed();
+            let attempt = match leaves {
+                true => self.dismiss(&what),
+                false => catch_unwind(AssertUnwindSafe(|| self.attempt(job, &mut what)))
+                    .unwrap_or_else(|_| {
+                        what = Unsettled::Written(what.id());
+                        Err(internal().message)
+                    }),
+            };
+            match attempt {
+                Ok(end) => return self.jobs.end(id, end),
+                Err(why) => {
+                    warn!(job = id, "cannot settle a migration yet: {why}");
+                    self.jobs.phase(id, why);
+                }
+            }
+            let again = Instant::now() + pause;
+            while Instant::now() < again && !self.is_stopping() && leaves == dismissed() {
+                std::thread::sleep(LOOK);
+            }
+            pause = PAUSE.1.min(2 * pause);
+        }
+    }
+
+    /// Its record goes, and that is all.
+    fn dismiss(&self, what: &Unsettled) -> Result<End, String> {
+        if let Unsettled::Known(work) = what {
+            let Record {
+                guest, from, to, ..
+            } = &work.record;
+            let state = work.machine.reached();
+            warn!(guest, ?from, ?to, ?state, "a record is dismissed");
+        }
+        self.jobs
+            .journal
+            .remove(what.id())
+            .map_err(|e| format!("cannot remove the journal's record: {e}"))?;
+        Ok("dismissed: vmbeamd does nothing more about this guest".into())
+    }
+
+    /// Do what can be done now. An error means: not everything.
+    fn attempt(&self, job: &Begun, what: &mut Unsettled) -> Result<End, String> {
+        if let Unsettled::Written(id) = what {
+            match self.jobs.journal.read(*id)? {
+                Some(record) => *what = Unsettled::Known(Box::new(Work::recovered(record))),
+                None => return Ok("nothing was begun, or it has ended".into()),
+            }
+        }
+        let Unsettled::Known(work) = what else {
+            return Err(internal().message);
+        };
+        let (from, to) = (&work.record.from, &work.record.to);
+        let (Ok(a), Ok(b)) = (self.host_vm(&from.host_vm), self.host_vm(&to.host_vm)) else {
+            let why = "its host VMs are not in the configuration any more";
+            return Err(format!("cannot be settled: {why}"));
+        };
+        let side = |vm, domid| Side::later(vm, domid, job.cancel.clone());
+        let mut executor = Executor {
+            driver: &*self.driver,
+            journal: &self.jobs.journal,
+            from: side(a, from.host_domid),
+            to: side(b, to.host_domid),
+            swapped: Swapped::Unknown,
+            deadline: Instant::now() + ATTEMPT,
+            trouble: String::new(),
+        };
+        // The wait is over.
+        if let Command::Wait(_) = work.machine.command() {
+            work.machine = work.machine.step(Event::Done);
+        }
+        loop {
+            match work.machine.command() {
+                Command::End(outcome) => {
+                    let (a, b) = (executor.from.name(), executor.to.name());
+                    return Ok(match outcome {
+                        Outcome::AtSource => format!("undone: the guest runs in {a}"),
+                        Outcome::AtDestination => format!("completed: the guest runs in {b}"),
+                        Outcome::Lost => "the guest was lost with its host VM".into(),
+                    });
+                }
+                Command::Wait(why) => return Err(executor.waits_for(work, why)),
+                _ => {
+                    let event = executor.execute(work);
+                    work.machine = work.machine.step(event);
+                }
+            }
+            if self.is_stopping() || job.cancel.load(Ordering::Relaxed) {
+                return Err("it is to be ended in the middle".into());
+            }
+        }
+    }
+}

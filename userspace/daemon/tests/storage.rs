@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A journal that cannot be written, at every write: the guest runs in one place all the same,
+//! and never where the next daemon would not have it run.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+#[path = "common/moves.rs"]
+mod moves;
+
+use common::{lock, World};
+use fail::FailScenario;
+use moves::{contents, error, migrate, wait_until_runs_only_in, world};
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+use vmbeam_wire::message::{Failure, FromDaemon, ToDaemon};
+
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+const EROFS: i32 = 30;
+
+/// Wait until all jobs have ended; the host VM where the guest runs, as it was.
+#[track_caller]
+fn where_it_runs(w: &World, pages: &HashMap<u64, u64>) -> &'static str {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let FromDaemon::Status(jobs) = w.ask(&ToDaemon::Status) else {
+            panic!()
+        };
+        if jobs.iter().all(|j| !j.running) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{jobs:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let end = match contents(w, "A") {
+        Some(_) => "A",
+        None => "B",
+    };
+    wait_until_runs_only_in(w, end, pages);
+    end
+}
+
+#[test]
+fn whichever_write_fails_the_guest_runs_in_one_place() {
+    let _scenario = FailScenario::setup();
+    let w = world();
+    let (_, pages) = contents(&w, "A").unwrap();
+    let mut at = "A";
+    let points = [
+        ("journal-create", ENOSPC),
+        ("journal-data", EIO),
+        ("journal-rename", EROFS),
+        ("journal-sync", EIO),
+        ("journal-remove", EROFS),
+    ];
+    for (point, errno) in points {
+        // A migration writes five times, and removes.
+        for nr in 0..7 {
+            fail::cfg(point, &format!("{nr}*off->1*return({errno})->off")).unwrap();
+            let to = if at == "A" { "B" } else { "A" };
+            let answer = migrate(&w, at, to);
+            at = where_it_runs(&w, &pages);
+            let moved = matches!(answer, FromDaemon::Migrated(_));
+            assert_eq!(moved, at == to, "{point} {nr}: {answer:?}");
+        }
+    }
+}
+
+/// The point of no return may be in the journal: until it is known that it is not, the guest
+/// runs nowhere.
+#[test]
+fn nothing_runs_while_the_journal_may_say_something_else() {
+    let _scenario = FailScenario::setup();
+    let w = world();
+    let (_, pages) = contents(&w, "A").unwrap();
+    fail::cfg("journal-sync", &format!("3*off->return({EIO})")).unwrap();
+    let (failure, message) = error(migrate(&w, "A", "B"));
+    assert_eq!(failure, Failure::Failed);
+    assert!(message.contains("cannot write the journal"), "{message}");
+    std::thread::sleep(Duration::from_millis(1500));
+    for vm in ["A", "B"] {
+        assert!(!contents(&w, vm).unwrap().0, "it runs in {vm}");
+    }
+    fail::remove("journal-sync");
+    wait_until_runs_only_in(&w, "A", &pages);
+    // Nor is a record given up that cannot be removed.
+    fail::cfg("journal-remove", &format!("return({EROFS})")).unwrap();
+    assert!(matches!(migrate(&w, "A", "B"), FromDaemon::Migrated(_)));
+    assert_eq!(lock(&w.hosts["B"]).running(), ["guest"]);
+    assert_eq!(std::fs::read_dir(w.journal()).unwrap().count(), 1);
+    fail::remove("journal-remove");
+    wait_until_runs_only_in(&w, "B", &pages);
+}
