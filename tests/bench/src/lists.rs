@@ -75,6 +75,7 @@ fn lists(
             name: String::new(),
             socket: socket(i),
             domid: Domid::Fixed(1),
+            list: Vec::new(),
         };
         let listener = UnixListener::bind(&vm.socket)?;
         agents.push(thread::spawn(move || agent(&listener, guest)));
