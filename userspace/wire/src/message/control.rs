@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Between the command line and the daemon.
+
+use super::report::{
+    CheckReport, HostVmReport, JobReport, MigrateReport, Phase, PlanReport, SwapReport,
+};
+use super::{name, short, Message, MAX_TEXT};
+use serde::{Deserialize, Serialize};
+
+/// A guest, the way people name it: `A/guest`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct GuestRef {
+    /// Name of the host VM.
+    pub host_vm: String,
+    /// Name of the guest inside.
+    pub guest: String,
+}
+
+impl std::fmt::Display for GuestRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.host_vm, self.guest)
+    }
+}
+
+impl std::str::FromStr for GuestRef {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s.split_once('/') {
+            Some((host_vm, guest)) if !host_vm.is_empty() && !guest.is_empty() => Ok(Self {
+                host_vm: host_vm.into(),
+                guest: guest.into(),
+            }),
+            _ => Err("expected HOST_VM/GUEST, for example A/guest".into()),
+        }
+    }
+}
+
+/// What a swap is to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwapRequest {
+    /// Guest whose memory is to move.
+    pub from: GuestRef,
+    /// Guest that it changes places with.
+    pub to: GuestRef,
+    /// Compare every page before and after.
+    pub verify: bool,
+    /// Stop before anything changes.
+    pub dry_run: bool,
+    /// In a dry run, list the frames in [`SwapReport::run_list`].
+    pub list_runs: bool,
+}
+
+/// How the memory of a migrating guest gets there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// By swapping it.
+    #[default]
+    Swap,
+    /// By copying it, as an ordinary migration does. Only ever on request.
+    Copy,
+}
+
+/// What a migration is to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrateRequest {
+    /// The guest, and the host VM where it is.
+    pub from: GuestRef,
+    /// The host VM where it is to go.
+    pub to: String,
+    /// How its memory gets there.
+    pub mode: Mode,
+    /// Only find out whether it is possible.
+    pub dry_run: bool,
+    /// Compare every page that moved.
+    pub verify: bool,
+    /// Give up before the point of no return after so many seconds.
+    pub timeout_seconds: Option<u32>,
+    /// Give up before the point of no return when the guest has been suspended
+    /// for so long.
+    pub max_downtime_ms: Option<u32>,
+}
+
+/// From the command line to the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToDaemon {
+    /// Device and agents. Answer: [`FromDaemon::Check`].
+    Check,
+    /// Host VMs and their guests. Answer: [`FromDaemon::List`].
+    List,
+    /// What is going on. Answer: [`FromDaemon::Status`].
+    Status,
+    /// Swap two guests. Answer: any number of [`FromDaemon::Progress`], then
+    /// [`FromDaemon::Swapped`].
+    Swap(SwapRequest),
+    /// Migrate a guest. Answer: [`FromDaemon::Job`], any number of
+    /// [`FromDaemon::Progress`], then [`FromDaemon::Migrated`].
+    Migrate(MigrateRequest),
+    /// Could all guests of a host VM migrate? Changes nothing. Answer:
+    /// [`FromDaemon::Plan`].
+    Plan {
+        /// The host VM that is to be left.
+        from: String,
+        /// The host VM where its guests are to go.
+        to: String,
+        /// How their memory gets there.
+        mode: Mode,
+    },
+    /// Cancel a migration. Answer: [`FromDaemon::Done`]; the job's own answer
+    /// tells whether it was in time.
+    Abort {
+        /// Number of the job.
+        job: u64,
+    },
+    /// Do nothing more about what a job settles. Answer: [`FromDaemon::Done`].
+    Dismiss {
+        /// Number of the job.
+        job: u64,
+    },
+}
+
+impl Message for ToDaemon {
+    const KIND: u16 = 3;
+
+    fn check(&self) -> Result<(), String> {
+        match self {
+            Self::Swap(r) => [&r.from, &r.to].iter().try_for_each(|g| {
+                name("a host VM's name", &g.host_vm)?;
+                name("a guest's name", &g.guest)
+            }),
+            Self::Migrate(r) => {
+                name("a host VM's name", &r.from.host_vm)?;
+                name("a guest's name", &r.from.guest)?;
+                name("a host VM's name", &r.to)
+            }
+            Self::Plan { from, to, .. } => {
+                name("a host VM's name", from)?;
+                name("a host VM's name", to)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// How a request ended that did not end well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Failure {
+    /// Refused; nothing was changed.
+    Refused,
+    /// Failed half way; everything was put back.
+    RolledBack,
+    /// Failed.
+    Failed,
+}
+
+/// From the daemon to the command line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum FromDaemon {
+    /// What is there and what is missing.
+    Check(CheckReport),
+    /// Host VMs and guests.
+    List(Vec<HostVmReport>),
+    /// Jobs, the latest last.
+    Status(Vec<JobReport>),
+    /// How far a swap is.
+    Progress {
+        /// What it is doing.
+        phase: Phase,
+        /// Pages done.
+        done: u64,
+        /// Pages to do; 0 if not known.
+        total: u64,
+    },
+    /// A swap is complete.
+    Swapped(Box<SwapReport>),
+    /// The request failed.
+    Error {
+        /// How badly.
+        failure: Failure,
+        /// The same for a person.
+        message: String,
+    },
+    /// The request is this job from now on.
+    Job {
+        /// Its number.
+        id: u64,
+    },
+    /// A migration is complete, or would be possible.
+    Migrated(Box<MigrateReport>),
+    /// What is in the way of a host VM's guests.
+    Plan(PlanReport),
+    /// What was asked for has been noted.
+    Done,
+}
+
+impl FromDaemon {
+    /// Whether nothing follows this answer.
+    pub fn is_last(&self) -> bool {
+        !matches!(self, Self::Progress { .. } | Self::Job { .. })
+    }
+}
+
+impl Message for FromDaemon {
+    const KIND: u16 = 4;
+
+    fn check(&self) -> Result<(), String> {
+        match self {
+            Self::Error { message, .. } => short("an error", message, 4 * MAX_TEXT),
+            _ => Ok(()),
+        }
+    }
+}
