@@ -131,7 +131,7 @@ spdx() {
 }
 
 spelling() {
-	matching '\.(rst|md|rs|c|h|sh)$' | xargs codespell --ignore-words-list=crate,fo,inout,ser
+	matching '\.(rst|md|rs|c|h|sh)$' | xargs codespell --ignore-words-list=crate,fo,inh,inout,ser
 }
 
 nothing_built_is_tracked() {

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A driver that swaps their memory, and fails as it is told.
+
+use super::*;
+
+/// What the fake driver is to do wrong.
+#[derive(Clone, Debug, Default)]
+pub struct Faults {
+    /// Refuse to open a session.
+    pub open: Option<Errno>,
+    /// Refuse the pair with this frame in A with this status.
+    pub refuse: HashMap<u64, i32>,
+    /// Fail the commit once the cursor is here.
+    pub fail_at: Option<u64>,
+    /// Swap at most this many pairs a call.
+    pub step: Option<u64>,
+    /// Swap the wrong way at this frame in A.
+    pub spoil: Option<u64>,
+    /// Interrupt every other call.
+    pub interrupt: bool,
+    /// Panic in the middle of a commit.
+    pub panic: bool,
+    /// Say that the record of a half move is kept between domains 2 and 1.
+    pub record: bool,
+    /// Domains that have died, and whose domid another one has.
+    pub reused: HashSet<u32>,
+}
+
+/// A driver that swaps the memory of fake host VMs.
+#[derive(Debug)]
+pub struct FakeDriver {
+    pub hosts: HashMap<u32, Host>,
+    pub faults: Mutex<Faults>,
+}
+
+struct FakeSession {
+    a: Host,
+    b: Host,
+    domids: (u32, u32),
+    ids: [u64; 2],
+    faults: Faults,
+    pairs: Vec<(u64, u64)>,
+    refused: Vec<bool>,
+    cursor: u64,
+    calls: u64,
+}
+
+impl Sessions for FakeDriver {
+    fn info(&self) -> Result<Info, Error> {
+        Ok(Info {
+            size: 40,
+            features: FEATURE_SWAP,
+            max_add_runs: 1000,
+            batch_pairs: 512,
+            max_runs: 1 << 20,
+            max_pairs: 1 << 24,
+            ..Default::default()
+        })
+    }
+
+    fn open(
+        &self,
+        [domid_a, domid_b]: [u32; 2],
+        expected: [u64; 2],
+    ) -> Result<Box<dyn DriverSession>, Error> {
+        let faults = lock(&self.faults).clone();
+        if let Some(errno) = faults.open {
+            return Err(Error {
+                op: Op::Open,
+                errno,
+            });
+        }
+        let find = |d| {
+            self.hosts.get(&d).cloned().ok_or(Error {
+                op: Op::Open,
+                errno: Errno::ESRCH,
+            })
+        };
+        let id = |domid| 100 + u64::from(domid) + 1000 * u64::from(faults.reused.contains(&domid));
+        let ids = [id(domid_a), id(domid_b)];
+        if expected.iter().zip(ids).any(|(e, id)| *e != 0 && *e != id) {
+            return Err(Error {
+                op: Op::Open,
+                errno: Errno::ESRCH,
+            });
+        }
+        Ok(Box::new(FakeSession {
+            ids,
+            a: find(domid_a)?,
+            b: find(domid_b)?,
+            domids: (domid_a, domid_b),
+            faults,
+            pairs: Vec::new(),
+            refused: Vec::new(),
+            cursor: 0,
+            calls: 0,
+        }))
+    }
+
+    fn has_record(&self, domid_a: u32, domid_b: u32) -> Result<bool, Error> {
+        let these = domid_a.min(domid_b) == 1 && domid_a.max(domid_b) == 2;
+        Ok(lock(&self.faults).record && these)
+    }
+}
+
+impl FakeSession {
+    fn status_of(&self, pair: usize) -> i32 {
+        let (a, b) = self.pairs[pair];
+        if !lock(&self.a).memory.contains_key(&a) || !lock(&self.b).memory.contains_key(&b) {
+            return -(Errno::ENOENT as i32);
+        }
+        self.faults.refuse.get(&a).copied().unwrap_or(0)
+    }
+
+    fn exchange(&self, pair: usize) {
+        let (a, b) = self.pairs[pair];
+        let (mut host_a, mut host_b) = (lock(&self.a), lock(&self.b));
+        let (old_a, old_b) = (host_a.memory[&a], host_b.memory[&b]);
+        let new_b = if self.faults.spoil == Some(a) {
+            old_a + 1
+        } else {
+            old_a
+        };
+        host_a.memory.insert(a, old_b);
+        host_b.memory.insert(b, new_b);
+    }
+
+    fn interrupted(&mut self) -> bool {
+        self.calls += 1;
+        self.faults.interrupt && self.calls % 2 == 1
+    }
+}
+
+/// What is half swapped is swapped back when nobody has the session any more.
+impl Drop for FakeSession {
+    fn drop(&mut self) {
+        if self.cursor < self.pairs.len() as u64 {
+            self.faults.interrupt = false;
+            let _ = self.rollback();
+        }
+    }
+}
+
+impl DriverSession for FakeSession {
+    fn ids(&self) -> [u64; 2] {
+        self.ids
+    }
+
+    fn add(&mut self, runs: &[Run]) -> Result<(), AddFailed> {
+        for r in runs {
+            let nr = u64::from(r.nr);
+            self.pairs
+                .extend((r.gfn_a..r.gfn_a + nr).zip(r.gfn_b..r.gfn_b + nr));
+        }
+        self.refused.resize(self.pairs.len(), false);
+        Ok(())
+    }
+
+    fn prepare(&self, first: u64, status: &mut [i32]) -> Result<Prepared, Error> {
+        let mut refused = 0;
+        for (i, s) in status.iter_mut().enumerate() {
+            *s = self.status_of(first as usize + i);
+            refused += u64::from(*s < 0);
+        }
+        Ok(Prepared {
+            done: status.len() as u64,
+            refused,
+        })
+    }
+
+    fn commit(&mut self, status: &mut [i32]) -> Result<Step, Error> {
+        if self.interrupted() {
+            return Err(Error {
+                op: Op::Commit,
+                errno: Errno::EINTR,
+            });
+        }
+        let most = self
+            .faults
+            .step
+            .unwrap_or(u64::MAX)
+            .min(status.len() as u64);
+        let mut step = Step {
+            cursor: self.cursor,
+            ..Default::default()
+        };
+        for s in status.iter_mut().take(most as usize) {
+            if self.faults.fail_at == Some(self.cursor) {
+                if step.cursor == self.cursor && step.swapped + step.refused == 0 {
+                    return Err(Error {
+                        op: Op::Commit,
+                        errno: Errno::ESRCH,
+                    });
+                }
+                break;
+            }
+            *s = self.status_of(self.cursor as usize);
+            if *s == 0 {
+                self.exchange(self.cursor as usize);
+                step.swapped += 1;
+            } else {
+                self.refused[self.cursor as usize] = true;
+                step.refused += 1;
+            }
+            self.cursor += 1;
+            assert!(!self.faults.panic, "the driver panics, as it is told");
+        }
+        step.cursor = self.cursor;
+        Ok(step)
+    }
+
+    fn status(&self) -> Result<Status, Error> {
+        Ok(Status {
+            domid_a: self.domids.0,
+            domid_b: self.domids.1,
+            pairs: self.pairs.len() as u64,
+            cursor: self.cursor,
+            ..Default::default()
+        })
+    }
+
+    fn spent(&self) -> Spent {
+        Spent {
+            hypercalls: self.calls,
+            tlb_flushes: 2 * self.calls,
+            ..Default::default()
+        }
+    }
+
+    fn rollback(&mut self) -> Result<Step, Error> {
+        if self.interrupted() {
+            return Err(Error {
+                op: Op::Rollback,
+                errno: Errno::EINTR,
+            });
+        }
+        let most = self.faults.step.unwrap_or(u64::MAX);
+        let mut step = Step::default();
+        while self.cursor > 0 && step.swapped < most {
+            self.cursor -= 1;
+            if !self.refused[self.cursor as usize] {
+                self.exchange(self.cursor as usize);
+                step.swapped += 1;
+            }
+        }
+        step.cursor = self.cursor;
+        Ok(step)
+    }
+}

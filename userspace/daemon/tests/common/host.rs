@@ -1,0 +1,597 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Host VMs made of nothing, and agents in them.
+
+use super::*;
+
+/// Frames that each fake host VM has.
+pub const MEMORY_END: u64 = 4096;
+
+/// A guest of a fake host VM.
+#[derive(Clone, Debug)]
+pub struct FakeGuest {
+    pub name: String,
+    /// One run for each.
+    pub pages: Vec<PageRun>,
+    pub paused: bool,
+    /// It has shut down or crashed by itself, or is being torn down.
+    pub ended: Option<GuestState>,
+    /// What is in its way, and what it needs.
+    pub inspection: Inspection,
+}
+
+/// A fake host VM: what is in its frames, and its guests by domid.
+#[derive(Debug, Default)]
+pub struct FakeHost {
+    pub memory: HashMap<u64, u64>,
+    pub guests: HashMap<u32, FakeGuest>,
+    /// Memory that new guests may have.
+    pub free_mib: u64,
+    /// What its toolstack does wrong.
+    pub trouble: Trouble,
+    /// Bridges, disks and files that it does not have.
+    pub lacks: Vec<String>,
+    /// Its agent does not know questions about these.
+    pub is_old: bool,
+    /// The names of its guests cannot be read.
+    pub nameless: bool,
+    /// The file that says which guest hypervisor it has.
+    pub version: Option<PathBuf>,
+    /// What its firmware shows.
+    pub uuid: Uuid,
+}
+
+/// What a fake toolstack is to do wrong.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Trouble {
+    #[default]
+    None,
+    /// It is Debian's.
+    Stock,
+    /// A save stops half way.
+    SaveFails,
+    /// A save never says anything.
+    SaveHangs,
+    /// A save dies and leaves the guest as it is.
+    SaveDies,
+    /// The guest crashes while it is being saved.
+    SaveCrashes,
+    /// An event comes after all pages were read, unless it is pending by then; either
+    /// way it changes the memory of the guest that was saved.
+    LateEvent,
+    /// A restore takes nothing for 7 seconds, once, and its agent does nothing else.
+    RestoreSleeps,
+    /// A restore takes nothing, for as long as this lasts.
+    RestoreStalls,
+    /// A restore fails when it has everything.
+    RestoreFails,
+    /// The restored guest cannot be let run, so many times.
+    ResumeFails(u32),
+    /// The same once, and then it takes for as long as this lasts.
+    ResumeFailsAndHolds,
+    ResumeHolds,
+    /// What is left over cannot be destroyed, so many times.
+    DestroyFails(u32),
+}
+
+impl Trouble {
+    /// Whether it is this one now, counting down.
+    fn strikes(&mut self, make: fn(u32) -> Self) -> bool {
+        match *self {
+            Self::ResumeFails(n) if make(n) == *self => {
+                *self = if n > 1 { make(n - 1) } else { Self::None };
+                true
+            }
+            Self::DestroyFails(n) if make(n) == *self => {
+                *self = if n > 1 { make(n - 1) } else { Self::None };
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+impl FakeHost {
+    /// The guest hypervisor notes an event in a frame of a guest.
+    fn event(&mut self, gfn: u64) {
+        self.memory.entry(gfn).and_modify(|word| *word ^= 1);
+        self.trouble = Trouble::None;
+    }
+
+    /// Frames that no guest has, from 1024 on.
+    fn unused(&self, nr: u64) -> Vec<u64> {
+        let used: HashSet<u64> = self
+            .guests
+            .values()
+            .flat_map(|g| g.pages.iter().map(|p| p.gfn))
+            .collect();
+        let gfns: Vec<u64> = (1024..MEMORY_END)
+            .filter(|gfn| !used.contains(gfn))
+            .take(nr as usize)
+            .collect();
+        assert_eq!(gfns.len() as u64, nr, "the fake host VM is too small");
+        gfns
+    }
+
+    /// One more guest that runs, of ordinary pages.
+    pub fn add_guest(&mut self, domid: u32, name: &str, pages: u64) {
+        let page = |(pfn, gfn)| PageRun {
+            pfn,
+            gfn,
+            nr: 1,
+            kind: PageKind::Ordinary,
+        };
+        let guest = FakeGuest {
+            name: name.into(),
+            pages: (0..).zip(self.unused(pages)).map(page).collect(),
+            paused: false,
+            ended: None,
+            inspection: Inspection::default(),
+        };
+        self.guests.insert(domid, guest);
+    }
+
+    /// Names of the guests that run, in order.
+    pub fn running(&self) -> Vec<String> {
+        let running = self
+            .guests
+            .values()
+            .filter(|g| !g.paused && g.ended.is_none());
+        let mut names: Vec<_> = running.map(|g| g.name.clone()).collect();
+        names.sort();
+        names
+    }
+}
+
+pub type Host = Arc<Mutex<FakeHost>>;
+
+pub fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap()
+}
+
+/// A host VM with one guest, named `guest`, of `pages` pages. Page tables at
+/// every 16th page from `tables` on, the rings at 8 and 9. Each frame's content
+/// is its number, plus `seed`.
+pub fn host(seed: u64, pages: u64, tables: u64) -> Host {
+    let mut host = FakeHost::default();
+    for gfn in 0..MEMORY_END {
+        host.memory.insert(gfn, seed + gfn);
+    }
+    let page = |pfn: u64| PageRun {
+        pfn,
+        // Runs of 32 frames in an order of their own.
+        gfn: MEMORY_END - 32 * (pfn / 32 + 1) + pfn % 32 - seed % 32,
+        nr: 1,
+        kind: match pfn {
+            8 => PageKind::XenstoreRing,
+            9 => PageKind::ConsoleRing,
+            _ if pfn % 16 == tables => PageKind::PageTable,
+            _ => PageKind::Ordinary,
+        },
+    };
+    host.guests.insert(
+        1,
+        FakeGuest {
+            name: "guest".into(),
+            pages: (0..pages).map(page).collect(),
+            paused: false,
+            ended: None,
+            inspection: Inspection::default(),
+        },
+    );
+    host.free_mib = 1000;
+    Arc::new(Mutex::new(host))
+}
+
+/// What `xl save --external-memory` would write for these pages.
+fn saved(pages: &[PageRun], external: bool) -> Vec<u8> {
+    let record = |kind: u32, body: &[u8]| {
+        let mut r = kind.to_le_bytes().to_vec();
+        r.extend((body.len() as u32).to_le_bytes());
+        r.extend(body);
+        r.resize(r.len().next_multiple_of(8), 0);
+        r
+    };
+    let ordinary = |p: &&PageRun| external && p.kind == PageKind::Ordinary;
+    let outside: Vec<u64> = pages.iter().filter(ordinary).map(|p| p.pfn).collect();
+    let inside: Vec<u64> = pages
+        .iter()
+        .filter(|p| !ordinary(p))
+        .map(|p| p.pfn)
+        .collect();
+    let mut s = b"Xen saved domain, xl format\n \0 \r".to_vec();
+    for word in [0x0102_0304u32, 3, 0, 0] {
+        s.extend(word.to_le_bytes());
+    }
+    s.extend(b"LibxlFmt");
+    s.extend([0; 8]);
+    s.extend(record(1, &[]));
+    s.extend(u64::MAX.to_le_bytes());
+    s.extend([0; 32]);
+    if !outside.is_empty() {
+        let mut body = (outside.len() as u64).to_le_bytes().to_vec();
+        for pfn in outside {
+            body.extend(pfn.to_le_bytes());
+            body.extend(1u64.to_le_bytes());
+        }
+        s.extend(record(0x13, &body));
+    }
+    for part in inside.chunks(64) {
+        let mut body = (part.len() as u64).to_le_bytes().to_vec();
+        body.extend(part.iter().flat_map(|pfn| pfn.to_le_bytes()));
+        body.resize(body.len() + part.len() * 4096, 7);
+        s.extend(record(1, &body));
+    }
+    s.extend(record(0, &[]));
+    s.extend(record(0, &[]));
+    s
+}
+
+fn toolstack(message: &str) -> HvError {
+    HvError {
+        code: AgentErrorCode::Toolstack,
+        message: message.into(),
+    }
+}
+
+/// A guest that is being saved: it is paused at once, and runs again if that
+/// is given up.
+#[derive(Debug)]
+struct FakeSave {
+    host: Host,
+    guest: u32,
+    stream: Vec<u8>,
+    at: usize,
+}
+
+impl Outgoing for FakeSave {
+    fn pull(&mut self) -> Result<(Vec<u8>, bool), HvError> {
+        let trouble = lock(&self.host).trouble;
+        match trouble {
+            Trouble::SaveHangs => {
+                std::thread::sleep(Duration::from_millis(20));
+                return Ok((Vec::new(), false));
+            }
+            Trouble::SaveFails if self.at > 0 => {
+                self.resume();
+                return Err(toolstack("the save has failed"));
+            }
+            Trouble::SaveCrashes if self.at > 0 => {
+                lock(&self.host).trouble = Trouble::None;
+                if let Some(g) = lock(&self.host).guests.get_mut(&self.guest) {
+                    g.ended = Some(GuestState::Shutdown);
+                    g.paused = false;
+                }
+                return Err(toolstack("the guest did not suspend"));
+            }
+            Trouble::SaveDies if self.at > 0 => return Err(toolstack("the save was killed")),
+            _ => {}
+        }
+        let end = (self.at + 60_000).min(self.stream.len());
+        let data = self.stream[self.at..end].to_vec();
+        self.at = end;
+        Ok((data, end == self.stream.len()))
+    }
+
+    fn abort(&mut self) -> Result<(), HvError> {
+        if lock(&self.host).trouble != Trouble::SaveDies {
+            self.resume();
+        }
+        Ok(())
+    }
+}
+
+impl FakeSave {
+    fn resume(&self) {
+        if let Some(g) = lock(&self.host).guests.get_mut(&self.guest) {
+            g.paused = false;
+        }
+    }
+}
+
+/// A guest that is being restored.
+#[derive(Debug)]
+struct FakeRestore {
+    host: Host,
+    name: String,
+    stream: Vec<u8>,
+}
+
+/// First domid of restored guests.
+pub const RESTORED: u32 = 100;
+
+impl Incoming for FakeRestore {
+    fn push(&mut self, data: &[u8]) -> Result<usize, HvError> {
+        if lock(&self.host).trouble == Trouble::RestoreSleeps {
+            lock(&self.host).trouble = Trouble::None;
+            std::thread::sleep(Duration::from_secs(7));
+        }
+        if lock(&self.host).trouble == Trouble::RestoreStalls {
+            std::thread::sleep(Duration::from_millis(20));
+            return Ok(0);
+        }
+        // A part of it, to be asked again.
+        let taken = data.len().min(50_000);
+        self.stream.extend(&data[..taken]);
+        Ok(taken)
+    }
+
+    fn finish(&mut self) -> Result<bool, HvError> {
+        let mut scanner = vmbeam_xen::stream::Scanner::default();
+        let fed = scanner.feed(&self.stream);
+        if fed.is_err() || !scanner.contents().complete {
+            return Err(toolstack("the stream is cut off"));
+        }
+        let mut host = lock(&self.host);
+        if host.trouble == Trouble::RestoreFails {
+            return Err(toolstack("the restore has failed"));
+        }
+        // In frames that no other guest has, with contents of no meaning.
+        let pages = scanner.contents().external_pages() + scanner.contents().data_pages;
+        let gfns = host.unused(pages);
+        let page = |(pfn, gfn): (u64, &u64)| PageRun {
+            pfn,
+            gfn: *gfn,
+            nr: 1,
+            kind: match pfn {
+                8 => PageKind::XenstoreRing,
+                9 => PageKind::ConsoleRing,
+                _ if pfn % 16 == 3 => PageKind::PageTable,
+                _ => PageKind::Ordinary,
+            },
+        };
+        for (pfn, gfn) in (0..).zip(&gfns) {
+            host.memory.insert(*gfn, 0xdead_0000_0000 + pfn % 3);
+        }
+        let domid = host.guests.keys().max().map_or(RESTORED, |m| RESTORED + m);
+        host.guests.insert(
+            domid,
+            FakeGuest {
+                name: self.name.clone(),
+                pages: (0..).zip(&gfns).map(page).collect(),
+                paused: true,
+                ended: None,
+                inspection: Inspection::default(),
+            },
+        );
+        Ok(true)
+    }
+
+    fn abort(&mut self) -> Result<(), HvError> {
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+pub struct FakeHypervisor(pub Host);
+
+fn no_guest(guest: u32) -> HvError {
+    HvError {
+        code: AgentErrorCode::NoGuest,
+        message: format!("no guest {guest}"),
+    }
+}
+
+impl Hypervisor for FakeHypervisor {
+    fn version(&self) -> String {
+        let file = lock(&self.0).version.clone();
+        file.and_then(|f| std::fs::read_to_string(f).ok())
+            .map_or("Fake 1.0".into(), |text| text.trim().into())
+    }
+
+    fn host_vm(&self) -> Result<Uuid, String> {
+        let uuid = lock(&self.0).uuid;
+        let none = || "there is no /sys".to_owned();
+        Some(uuid).filter(|u| !u.is_nil()).ok_or_else(none)
+    }
+
+    fn toolstack(&self) -> Toolstack {
+        Toolstack {
+            version: "fake 1".into(),
+            problem: None,
+        }
+    }
+
+    fn memory_end(&self) -> Result<u64, HvError> {
+        Ok(MEMORY_END)
+    }
+
+    fn guests(&self) -> Result<Vec<Guest>, HvError> {
+        let host = lock(&self.0);
+        Ok(host
+            .guests
+            .iter()
+            .map(|(domid, g)| Guest {
+                name: match host.nameless {
+                    true => format!("domain-{domid}"),
+                    false => g.name.clone(),
+                },
+                domid: *domid,
+                state: match g.ended {
+                    Some(state) => state,
+                    None if g.paused => GuestState::Paused,
+                    None => GuestState::Running,
+                },
+                pages: g.pages.len() as u64,
+                kind: GuestKind::Pv,
+                cpu: Some(CpuFeatures::default()),
+            })
+            .collect())
+    }
+
+    fn pause(&self, guest: u32) -> Result<bool, HvError> {
+        let mut host = lock(&self.0);
+        let g = host.guests.get_mut(&guest).ok_or_else(|| no_guest(guest))?;
+        Ok(std::mem::replace(&mut g.paused, true))
+    }
+
+    fn unpause(&self, guest: u32) -> Result<(), HvError> {
+        let mut host = lock(&self.0);
+        host.guests
+            .get_mut(&guest)
+            .ok_or_else(|| no_guest(guest))?
+            .paused = false;
+        Ok(())
+    }
+
+    fn pages(&self, guest: u32) -> Result<Vec<PageRun>, HvError> {
+        let host = lock(&self.0);
+        let guest = host.guests.get(&guest).ok_or_else(|| no_guest(guest))?;
+        let mut runs: Vec<PageRun> = Vec::new();
+        for page in &guest.pages {
+            match runs.last_mut() {
+                Some(last)
+                    if last.kind == page.kind
+                        && last.end() == page.pfn
+                        && last.gfn + u64::from(last.nr) == page.gfn =>
+                {
+                    last.nr += 1;
+                }
+                _ => runs.push(*page),
+            }
+        }
+        Ok(runs)
+    }
+
+    fn read(
+        &self,
+        _: u32,
+        gfns: &[u64],
+        seen: &mut dyn FnMut(usize, &Page),
+    ) -> Result<(), HvError> {
+        let mut host = lock(&self.0);
+        for (i, gfn) in gfns.iter().enumerate() {
+            let mut page = [0; 4096];
+            page[..8].copy_from_slice(&host.memory[gfn].to_le_bytes());
+            seen(i, &page);
+        }
+        // Not after a sample of them.
+        if host.trouble == Trouble::LateEvent && gfns.len() > 512 {
+            host.event(gfns[0]);
+        }
+        Ok(())
+    }
+
+    fn write(
+        &self,
+        _: u32,
+        gfns: &[u64],
+        fill: &mut dyn FnMut(usize, &mut Page),
+    ) -> Result<(), HvError> {
+        let mut host = lock(&self.0);
+        for (i, gfn) in gfns.iter().enumerate() {
+            let mut page = [0; 4096];
+            fill(i, &mut page);
+            let word = u64::from_le_bytes(page[..8].try_into().unwrap());
+            host.memory.insert(*gfn, word);
+        }
+        Ok(())
+    }
+
+    fn inspect(&self, guest: u32, _: bool) -> Result<Inspection, HvError> {
+        let host = lock(&self.0);
+        if host.is_old {
+            return Err(HvError {
+                code: AgentErrorCode::BadRequest,
+                message: "not a request".into(),
+            });
+        }
+        let guest = host.guests.get(&guest).ok_or_else(|| no_guest(guest))?;
+        Ok(guest.inspection.clone())
+    }
+
+    fn lacking(&self, needs: &[Need]) -> Vec<Need> {
+        let host = lock(&self.0);
+        let missing = |need: &&Need| host.lacks.contains(&need.name);
+        needs.iter().filter(missing).cloned().collect()
+    }
+
+    fn facts(&self) -> Result<Facts, HvError> {
+        let host = lock(&self.0);
+        let problem = (host.trouble == Trouble::Stock).then(|| "it is Debian's toolstack".into());
+        Ok(Facts {
+            problem,
+            free_mib: host.free_mib,
+            cpu: CpuFeatures::default(),
+        })
+    }
+
+    fn save(&self, guest: u32, external: bool) -> Result<Box<dyn Outgoing>, HvError> {
+        let mut host = lock(&self.0);
+        let g = host.guests.get_mut(&guest).ok_or_else(|| no_guest(guest))?;
+        g.paused = true;
+        Ok(Box::new(FakeSave {
+            host: self.0.clone(),
+            guest,
+            stream: saved(&g.pages, external),
+            at: 0,
+        }))
+    }
+
+    fn raise_events(&self, guest: u32) -> Result<(), HvError> {
+        let mut host = lock(&self.0);
+        if host.trouble == Trouble::LateEvent {
+            let guest = host.guests.get(&guest).ok_or_else(|| no_guest(guest))?;
+            let page = guest.pages.iter().find(|p| p.kind == PageKind::Ordinary);
+            let gfn = page.unwrap().gfn;
+            host.event(gfn);
+        }
+        Ok(())
+    }
+
+    fn restore(&self, name: &str, _: bool) -> Result<Box<dyn Incoming>, HvError> {
+        Ok(Box::new(FakeRestore {
+            host: self.0.clone(),
+            name: name.into(),
+            stream: Vec::new(),
+        }))
+    }
+
+    fn resume(&self, guest: u32) -> Result<(), HvError> {
+        let trouble = lock(&self.0).trouble;
+        if trouble == Trouble::ResumeFailsAndHolds {
+            lock(&self.0).trouble = Trouble::ResumeHolds;
+            return Err(toolstack("the guest cannot be resumed"));
+        }
+        while lock(&self.0).trouble == Trouble::ResumeHolds {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let state = lock(&self.0).guests.get(&guest).and_then(|g| g.ended);
+        if state == Some(GuestState::Shutdown) {
+            return Ok(());
+        }
+        if lock(&self.0).trouble.strikes(Trouble::ResumeFails) {
+            return Err(toolstack("the guest cannot be resumed"));
+        }
+        self.unpause(guest)
+    }
+
+    fn destroy(&self, guest: u32) -> Result<(), HvError> {
+        let mut host = lock(&self.0);
+        if host.trouble.strikes(Trouble::DestroyFails) {
+            return Err(toolstack("the guest cannot be destroyed"));
+        }
+        match host.guests.get(&guest) {
+            Some(g) if !g.paused && g.ended.is_none() => return Err(toolstack("the guest runs")),
+            Some(_) => {}
+            None => return Ok(()),
+        }
+        // What is freed is scrubbed.
+        let gone = host.guests.remove(&guest).ok_or_else(|| no_guest(guest))?;
+        for page in gone.pages {
+            host.memory.insert(page.gfn, 0);
+        }
+        Ok(())
+    }
+}
+
+/// Run a real agent on a socket, one conversation after the other.
+pub fn agent(socket: &Path, host: Host) {
+    let listener = UnixListener::bind(socket).unwrap();
+    std::thread::spawn(move || {
+        let mut agent = Agent::new(FakeHypervisor(host));
+        for stream in listener.incoming() {
+            let _ = agent.serve(&mut stream.unwrap());
+        }
+    });
+}
