@@ -60,6 +60,11 @@ small_driver_files() {
 		awk '$2 != "total" && $1 > 400 { print $2 ": " $1 " lines"; bad = 1 } END { exit bad }'
 }
 
+small_programs() {
+	matching '^(userspace|tests)/.*\.rs$' | xargs wc -l |
+		awk '$2 != "total" && $1 > 600 { print $2 ": " $1 " lines"; bad = 1 } END { exit bad }'
+}
+
 # Modules of the driver and what they use, in pairs: an order exists if there is no cycle.
 no_import_cycles() {
 	local file module
@@ -144,6 +149,7 @@ gate 'clippy: userspace and lab, warnings denied' clippy_userspace
 gate 'rustdoc: userspace and lab, warnings denied' doc_userspace
 gate 'driver, both flavours: rustdoc, lints and warnings of the kernel, W=1 and CLIPPY=1' lint_driver
 gate 'driver: no file over 400 lines' small_driver_files
+gate 'userspace and tests: no file over 600 lines' small_programs
 gate 'driver: no module uses one that uses it' no_import_cycles
 gate 'driver: no call that panics' no_panics_in_driver
 gate 'driver: no reference to panics in the object file' no_panics_in_object
