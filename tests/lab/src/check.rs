@@ -237,6 +237,7 @@ fn selftests(tally: &mut Tally, host: &Channel) {
         Ok(())
     });
     guest_tests(tally, "kselftest", host, FAULT_TEST);
+    guest_tests(tally, "kselftest", host, "vmbeam_turns");
     tally.case("kselftest", "load the driver again", || {
         host.sh("rmmod vmbeam && insmod /lib/modules/vmbeam.ko", SHORT)?;
         Ok(())
