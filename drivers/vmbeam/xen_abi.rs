@@ -115,7 +115,7 @@ const _: () = {
         size_of, //
     };
 
-    // vmbeam_glue.c asserts the same of the C declaration.
+    // vmbeam_abi.c asserts the same of the C declaration.
     assert!(size_of::<SwapRun>() == 24);
     assert!(offset_of!(SwapRun, gfn_b) == 8);
     assert!(offset_of!(SwapRun, nr) == 16);

@@ -15,7 +15,7 @@ use vmbeam_wire::message::{Failure, Phase};
 /// large guest would be memory that nothing else needs.
 const ADD_CHUNK: usize = 64 << 10;
 /// Pairs that one dry-run call is given, so that there is progress to show.
-const PREPARE_CHUNK: usize = 64 << 10;
+const CHECK_CHUNK: usize = 64 << 10;
 /// The same for the swap; larger, because calls cost time there: 1 GiB.
 const COMMIT_CHUNK: usize = 256 << 10;
 /// How many refused frames are listed for each reason.
@@ -127,7 +127,7 @@ pub(crate) fn prepare(
     let mut done = 0;
     while done < status.len() {
         progress(Phase::Prepare, done as u64, total);
-        let end = (done + PREPARE_CHUNK).min(status.len());
+        let end = (done + CHECK_CHUNK).min(status.len());
         match session.prepare(done as u64, &mut status[done..end]) {
             Ok(p) if p.done > 0 => done += (p.done as usize).min(end - done),
             Ok(_)
