@@ -106,10 +106,15 @@ fn cannot_come_along(here: &impl Surroundings, domid: u32) -> Option<String> {
     })
 }
 
+/// A kernel that boots says what it can do. One that was restored, or has not come that far,
+/// has said nothing.
 fn cannot_suspend(here: &impl Surroundings, domid: u32) -> Option<String> {
-    let feature = here.read(&format!("/local/domain/{domid}/control/feature-suspend"));
-    (feature.as_deref() != Some("1")).then(|| {
-        "its kernel does not say that it can suspend itself (control/feature-suspend in xenstore); wait until it has booted, or shut it down and start it there".into()
+    let says = |feature: &str| {
+        let node = format!("/local/domain/{domid}/control/feature-{feature}");
+        here.read(&node).as_deref() == Some("1")
+    };
+    (says("poweroff") && !says("suspend")).then(|| {
+        "its kernel does not say that it can suspend itself (control/feature-suspend in xenstore); shut it down and start it there".into()
     })
 }
 
@@ -208,6 +213,7 @@ mod tests {
     fn guest() -> Fake {
         let mut fake = Fake::default();
         for (path, value) in [
+            ("/local/domain/7/control/feature-poweroff", "1"),
             ("/local/domain/7/control/feature-suspend", "1"),
             ("/local/domain/7/memory/target", "262144"),
             ("/local/domain/7/vm", "/vm/u"),
@@ -293,6 +299,12 @@ mod tests {
                 fake.store.insert(node.into(), value.into());
             }
             assert_problem(&fake, SIZE, "can suspend itself");
+            // As it is after a restore: nodes that are empty, since it has not booted here.
+            for feature in ["poweroff", "suspend"] {
+                let node = format!("/local/domain/7/control/feature-{feature}");
+                fake.store.insert(node, String::new());
+            }
+            assert_eq!(inspect(&fake, 7, SIZE).problems, Vec::<String>::new());
         }
     }
 
