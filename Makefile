@@ -186,6 +186,11 @@ userspace: sysroot
 model: sysroot
 	@$(in_sysroot) scripts/model.sh
 
+## docs: the documentation as HTML, in build/docs/html
+.PHONY: docs
+docs: sysroot
+	@scripts/docs.sh
+
 ## style: formatting, lints, documentation of the code
 .PHONY: style
 style: kernel

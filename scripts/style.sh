@@ -156,6 +156,7 @@ gate 'driver: no reference to panics in the object file' no_panics_in_object
 gate 'shellcheck' shell_scripts
 gate 'checkpatch --strict' checkpatch
 gate 'systemd units: verified, and the daemon confined' systemd_units
+gate 'Documentation: pages without a warning of Sphinx' scripts/docs.sh
 gate 'SPDX line in every file' spdx
 gate 'codespell' spelling
 gate 'nothing that was built is tracked' nothing_built_is_tracked
