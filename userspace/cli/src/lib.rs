@@ -11,6 +11,7 @@ mod check;
 mod client;
 mod display;
 mod evacuate;
+mod init;
 mod interrupt;
 mod list;
 mod migrate;
@@ -66,6 +67,11 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Write the daemon's configuration, for the host VMs that run
+    ///
+    /// Each running domain that has a port for an agent is one, and guests may move between
+    /// any two of them. A file that exists is left alone.
+    Init(init::Args),
     /// List the host VMs and their guests
     List {
         /// Print JSON
@@ -219,6 +225,7 @@ fn driver(result: Result<ExitCode, vmbeam_uapi::Error>) -> ExitCode {
 fn run(args: Args) -> Result<ExitCode, ClientError> {
     match args.command {
         Command::Check { device, json } => check::run(&args.socket, &device, json),
+        Command::Init(args) => init::run(&args),
         Command::List { json } => list::list(Client::connect(&args.socket)?, json),
         Command::Status { device, json } => {
             let code = list::status(Client::connect(&args.socket)?, json);

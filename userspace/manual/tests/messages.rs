@@ -69,6 +69,7 @@ const NO_MESSAGES: &[&str] = &[
     "see `vmbeam status`; the same command goes on from here",
     "every guest runs in one place; the same command goes on from here",
     "shut down",
+    "# Written by `vmbeam init`. /usr/share/doc/vmbeam/examples/vmbeamd.toml has all that can be set.",
     "swapped ... pages",
     "swapping back",
     "cleaning up",
