@@ -186,6 +186,11 @@ userspace: sysroot
 model: sysroot
 	@$(in_sysroot) scripts/model.sh
 
+## report-check: whether the report's page can be read, at three widths, by Chromium
+.PHONY: report-check
+report-check: userspace
+	@scripts/report-check.sh
+
 ## docs: the documentation as HTML, in build/docs/html
 .PHONY: docs
 docs: sysroot

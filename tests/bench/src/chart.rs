@@ -1,50 +1,91 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Charts, as SVG.
+//! Charts, as SVG. They are narrow, so that they can be read on a telephone as well, and no
+//! text is beside, below or above a line: what is in a chart is said under it.
 
 use anyhow::ensure;
 use anyhow::Result;
-use plotters::coord::ranged1d::Ranged;
-use plotters::coord::ranged1d::ValueFormatter;
+use plotters::coord::Shift;
 use plotters::prelude::*;
 
+use crate::sections::size;
 use crate::stats::Fit;
 use crate::stats::Spread;
 
-const SIZE: (u32, u32) = (760, 420);
-/// Distinguishable also by those who do not see all colours.
-const COLOURS: [RGBColor; 8] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(230, 159, 0),
-    RGBColor(86, 180, 233),
-    RGBColor(0, 0, 0),
-    RGBColor(150, 150, 150),
-];
+/// A telephone shows this at three quarters of its size.
+const WIDTH: u32 = 520;
+const FONT: (&str, u32) = ("sans-serif", 18);
+/// Of a line of text.
+const LINE: u32 = 26;
+/// Of a bar.
+const BAR: u32 = 22;
+/// Room for a bar's value and name, to the right of the longest one.
+const VALUE: u32 = 300;
+
+/// What is compared: the same two colours in all charts, in shades if there are more lines
+/// than one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// VMBeam.
+    Ours,
+    /// What there is without it.
+    Other,
+}
+
+impl Method {
+    fn colour(self, shade: usize) -> RGBColor {
+        let shades = match self {
+            Self::Ours => [(0, 82, 147), (46, 134, 201), (125, 185, 228), (20, 40, 80)],
+            Self::Other => [(201, 90, 0), (238, 155, 80), (130, 60, 10), (250, 200, 150)],
+        };
+        let (r, g, b) = shades[shade % shades.len()];
+        RGBColor(r, g, b)
+    }
+}
 
 /// Values of one thing at several sizes.
 #[derive(Clone, Debug)]
 pub struct Series {
     /// Its name.
     pub name: String,
+    /// Whose it is.
+    pub method: Method,
     /// Size and values.
     pub points: Vec<(f64, Spread)>,
     /// The line through them.
     pub fit: Option<Fit>,
 }
 
-/// What is above and beside a chart.
+/// What stands at the axes.
 #[derive(Clone, Copy, Debug)]
-pub struct Labels<'a> {
-    /// Above.
-    pub title: &'a str,
+pub struct Axes<'a> {
     /// Below.
     pub x: &'a str,
     /// On the left.
     pub y: &'a str,
 }
+
+/// A bar.
+#[derive(Clone, Debug)]
+pub struct Bar {
+    /// Behind it.
+    pub name: String,
+    /// Whose it is.
+    pub method: Method,
+    /// Its length.
+    pub value: Spread,
+}
+
+/// Bars that are compared with each other.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// Above them.
+    pub name: String,
+    /// One below the other.
+    pub bars: Vec<Bar>,
+}
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 fn failed(e: impl std::fmt::Display) -> anyhow::Error {
     anyhow::anyhow!("cannot draw: {e}")
@@ -69,10 +110,23 @@ pub fn short(value: &f64) -> String {
     }
 }
 
+/// Draw something of this height.
+fn picture(height: u32, draw: impl FnOnce(&Area<'_>) -> Result<()>) -> Result<String> {
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
+        root.fill(&WHITE).map_err(failed)?;
+        draw(&root)?;
+        root.present().map_err(failed)?;
+    }
+    Ok(svg)
+}
+
 /// Lines with the spread at each point, or the fitted line, over ratios on both axes.
-pub fn lines(labels: Labels<'_>, series: &[Series]) -> Result<String> {
+pub fn lines(axes: Axes<'_>, series: &[Series]) -> Result<String> {
+    const HEIGHT: u32 = 330;
     let all: Vec<&(f64, Spread)> = series.iter().flat_map(|s| &s.points).collect();
-    ensure!(!all.is_empty(), "{}: nothing to draw", labels.title);
+    ensure!(!all.is_empty(), "{}: nothing to draw", axes.y);
     let fold = |f: fn(f64, f64) -> f64, of: &dyn Fn(&(f64, Spread)) -> f64| {
         all.iter().map(|p| of(p)).reduce(f).unwrap_or(1.0)
     };
@@ -81,82 +135,66 @@ pub fn lines(labels: Labels<'_>, series: &[Series]) -> Result<String> {
         fold(f64::min, &|p| p.1.least),
         fold(f64::max, &|p| p.1.most),
     );
-    let mut svg = String::new();
-    {
-        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-        root.fill(&WHITE).map_err(failed)?;
-        let mut builder = ChartBuilder::on(&root);
-        builder
-            .caption(labels.title, ("sans-serif", 18))
+    let y0 = y0.max(y1 * 1e-9);
+    let shade = |i: usize| {
+        let same = series[..i].iter().filter(|s| s.method == series[i].method);
+        series[i].method.colour(same.count())
+    };
+    picture(HEIGHT + LINE * series.len() as u32 + 10, |root| {
+        let (above, below) = root.split_vertically(HEIGHT);
+        let mut chart = ChartBuilder::on(&above)
             .margin(10)
-            .x_label_area_size(42)
-            .y_label_area_size(70);
-
-        let y0 = y0.max(y1 * 1e-9);
-        let chart = builder
+            .margin_right(24)
+            .x_label_area_size(56)
+            .y_label_area_size(80)
             .build_cartesian_2d(
-                (x0 * 0.8..x1 * 1.25).log_scale(),
+                (x0 * 0.8..x1 * 1.25).log_scale().base(2.0),
                 (y0 * 0.6..y1 * 1.6).log_scale(),
             )
             .map_err(failed)?;
-        draw(chart, labels, series, x0)?;
-        root.present().map_err(failed)?;
-    }
-    Ok(svg)
+        chart
+            .configure_mesh()
+            .x_desc(axes.x)
+            .y_desc(axes.y)
+            .x_labels(5)
+            .y_labels(6)
+            .label_style(FONT)
+            .axis_desc_style(FONT)
+            .x_label_formatter(&|mib| size(*mib))
+            .y_label_formatter(&short)
+            .light_line_style(TRANSPARENT)
+            .draw()
+            .map_err(failed)?;
+        for (i, s) in series.iter().enumerate() {
+            let colour = shade(i);
+            let points: Vec<_> = s.points.iter().map(|p| (p.0, p.1.median)).collect();
+            let line = match s.fit {
+                Some(fit) => fitted(fit, x0, points.last().map_or(1.0, |p| p.0)),
+                None => points.clone(),
+            };
+            let line = LineSeries::new(line, colour.stroke_width(2));
+            chart.draw_series(line).map_err(failed)?;
+            let dots = points.iter().map(|p| Circle::new(*p, 4, colour.filled()));
+            chart.draw_series(dots).map_err(failed)?;
+            let spread = s.points.iter();
+            let spread =
+                spread.map(|(x, y)| PathElement::new([(*x, y.least), (*x, y.most)], colour));
+            chart.draw_series(spread).map_err(failed)?;
+            let y = (LINE * i as u32 + LINE / 2) as i32;
+            let sample = PathElement::new([(14, y), (44, y)], colour.stroke_width(4));
+            below.draw(&sample).map_err(failed)?;
+            text(&below, &s.name, (54, y - 8), "normal")?;
+        }
+        Ok(())
+    })
 }
 
-type Area<'a, 'b, X, Y> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<X, Y>>;
-
-fn draw<'a, X, Y>(
-    mut chart: Area<'a, 'a, X, Y>,
-    labels: Labels<'_>,
-    series: &[Series],
-    from: f64,
-) -> Result<()>
-where
-    X: Ranged<ValueType = f64> + ValueFormatter<f64>,
-    Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
-{
-    chart
-        .configure_mesh()
-        .x_desc(labels.x)
-        .y_desc(labels.y)
-        .x_label_formatter(&short)
-        .y_label_formatter(&short)
-        .light_line_style(TRANSPARENT)
-        .draw()
-        .map_err(failed)?;
-    for (s, colour) in series.iter().zip(COLOURS.into_iter().cycle()) {
-        let points: Vec<_> = s.points.iter().map(|p| (p.0, p.1.median)).collect();
-        let line = match s.fit {
-            Some(fit) => {
-                let end = points.last().map_or(1.0, |p| p.0);
-                fitted(fit, from, end)
-            }
-            None => points.clone(),
-        };
-        chart
-            .draw_series(LineSeries::new(line, colour.stroke_width(2)))
-            .map_err(failed)?
-            .label(s.name.as_str())
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(3)));
-        chart
-            .draw_series(points.iter().map(|p| Circle::new(*p, 3, colour.filled())))
-            .map_err(failed)?;
-        chart
-            .draw_series(
-                s.points
-                    .iter()
-                    .map(|(x, y)| PathElement::new([(*x, y.least), (*x, y.most)], colour)),
-            )
-            .map_err(failed)?;
-    }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .background_style(WHITE.mix(0.85))
-        .border_style(BLACK.mix(0.3))
-        .draw()
+fn text(area: &Area<'_>, text: &str, at: (i32, i32), weight: &str) -> Result<()> {
+    let style = FontDesc::from(FONT).style(match weight {
+        "bold" => FontStyle::Bold,
+        _ => FontStyle::Normal,
+    });
+    area.draw_text(text, &style.into_text_style(area), at)
         .map_err(failed)
 }
 
@@ -172,61 +210,40 @@ fn fitted(fit: Fit, from: f64, end: f64) -> Vec<(f64, f64)> {
         .collect()
 }
 
-/// One bar for each thing, with its spread.
-pub fn bars(labels: Labels<'_>, values: &[(String, Spread)]) -> Result<String> {
-    let most = values.iter().map(|v| v.1.most).reduce(f64::max);
+/// Bars in groups, each with its spread, and its value behind it, as `value` says it.
+pub fn bars(groups: &[Group], value: fn(f64) -> String) -> Result<String> {
+    let bars = || groups.iter().flat_map(|g| &g.bars);
+    let most = bars().map(|b| b.value.most).reduce(f64::max);
     let most = most.filter(|m| *m > 0.0);
-    ensure!(most.is_some(), "{}: nothing to draw", labels.title);
-    let most = most.unwrap_or(1.0);
-    let mut svg = String::new();
-    {
-        let height = 90 + 34 * values.len() as u32;
-        let root = SVGBackend::with_string(&mut svg, (SIZE.0, height)).into_drawing_area();
-        root.fill(&WHITE).map_err(failed)?;
-        let nr = values.len() as f64;
-        let mut chart = ChartBuilder::on(&root)
-            .caption(labels.title, ("sans-serif", 18))
-            .margin(10)
-            .x_label_area_size(36)
-            .y_label_area_size(230)
-            .build_cartesian_2d(0.0..most * 1.18, 0.0..nr)
-            .map_err(failed)?;
-        chart
-            .configure_mesh()
-            .disable_y_mesh()
-            .y_labels(0)
-            .x_desc(labels.x)
-            .x_label_formatter(&short)
-            .light_line_style(TRANSPARENT)
-            .draw()
-            .map_err(failed)?;
-        for (i, (name, s)) in values.iter().enumerate() {
-            let y = nr - i as f64 - 0.5;
-            let colour = COLOURS[i % COLOURS.len()];
-            let bar = Rectangle::new([(0.0, y - 0.3), (s.median, y + 0.3)], colour.filled());
-            let spread = PathElement::new([(s.least, y), (s.most, y)], BLACK);
-            chart.draw_series([bar]).map_err(failed)?;
-            chart.draw_series([spread]).map_err(failed)?;
-            let text = Text::new(
-                short(&s.median),
-                (s.most + most * 0.01, y + 0.2),
-                ("sans-serif", 13),
-            );
-            chart.draw_series([text]).map_err(failed)?;
-            // The axis has numbers only.
-            let at = chart.backend_coord(&(0.0, y));
-            let style = ("sans-serif", 13).into_text_style(&root).pos(
-                plotters::style::text_anchor::Pos::new(
-                    plotters::style::text_anchor::HPos::Right,
-                    plotters::style::text_anchor::VPos::Center,
-                ),
-            );
-            root.draw_text(name, &style, (at.0 - 8, at.1))
+    ensure!(most.is_some(), "nothing to draw");
+    let scale = f64::from(WIDTH - VALUE - 10) / most.unwrap_or(1.0);
+    let rows = bars().count() as u32;
+    let height = rows * (BAR + 4) + groups.len() as u32 * (LINE + 14);
+    picture(height, |root| {
+        let mut y = 0;
+        for group in groups {
+            text(root, &group.name, (2, y + 4), "bold")?;
+            y += LINE as i32;
+            for bar in &group.bars {
+                let length = |v: f64| 2 + (v * scale).max(1.0) as i32;
+                let (end, middle) = (length(bar.value.median), y + BAR as i32 / 2);
+                let colour = bar.method.colour(0);
+                root.draw(&Rectangle::new(
+                    [(2, y), (end, y + BAR as i32)],
+                    colour.filled(),
+                ))
                 .map_err(failed)?;
+                let (least, most) = (length(bar.value.least), length(bar.value.most));
+                root.draw(&PathElement::new([(least, middle), (most, middle)], BLACK))
+                    .map_err(failed)?;
+                let said = format!("{}  {}", value(bar.value.median), bar.name);
+                text(root, said.trim_end(), (most + 8, y + 3), "normal")?;
+                y += BAR as i32 + 4;
+            }
+            y += 14;
         }
-        root.present().map_err(failed)?;
-    }
-    Ok(svg)
+        Ok(())
+    })
 }
 
 #[cfg(test)]
@@ -239,24 +256,32 @@ mod tests {
 
     #[test]
     fn draws_what_it_is_given() {
-        let labels = Labels {
-            title: "a title",
+        let axes = Axes {
             x: "below",
             y: "left",
         };
         let series = [Series {
             name: "one series".into(),
+            method: Method::Ours,
             points: vec![(1.0, spread(2.0)), (10.0, spread(20.0))],
             fit: Fit::of(&[(1.0, 2.0), (10.0, 20.0)]),
         }];
-        let svg = lines(labels, &series).unwrap();
-        for text in ["<svg", "a title", "below", "left", "one series", "<circle"] {
-            assert!(svg.contains(text), "no {text}");
+        let svg = lines(axes, &series).unwrap();
+        for text in ["<svg", "below", "left", "one series", "<circle"] {
+            assert!(svg.contains(text), "no {text}: {svg}");
         }
-        let svg = bars(labels, &[("a bar".into(), spread(3.0))]).unwrap();
-        assert!(svg.contains("a bar") && svg.contains("<rect"));
-        assert!(lines(labels, &[]).is_err());
-        assert!(bars(labels, &[]).is_err());
+        let group = Group {
+            name: "a group".into(),
+            bars: vec![Bar {
+                name: "a bar".into(),
+                method: Method::Other,
+                value: spread(3.0),
+            }],
+        };
+        let svg = bars(&[group], |v| format!("{} s", short(&v))).unwrap();
+        assert!(svg.contains("a group") && svg.contains("3 s  a bar") && svg.contains("#C95A00"));
+        assert!(lines(axes, &[]).is_err());
+        assert!(bars(&[], |v| short(&v)).is_err());
     }
 
     #[test]

@@ -10,11 +10,14 @@ mod lists;
 mod memory;
 mod native;
 mod nested;
+mod page;
 mod report;
 mod scale;
 mod sections;
 mod session;
 mod stats;
+
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Parser;
@@ -41,13 +44,18 @@ enum Command {
         rounds: usize,
     },
     /// build/report/bench of everything that was measured before.
-    Report,
+    Report {
+        /// Instead, make the page of an earlier report anew, of its samples.
+        #[arg(long, value_name = "DIRECTORY")]
+        again: Option<PathBuf>,
+    },
 }
 
 fn main() -> Result<()> {
     match Command::parse() {
         Command::Lists { most, rounds } => lists::run(most, rounds),
         Command::Scale { most, rounds } => scale::run(most, rounds),
-        Command::Report => report::run(),
+        Command::Report { again: None } => report::run(),
+        Command::Report { again: Some(dir) } => report::again(&dir),
     }
 }

@@ -2,27 +2,31 @@
 
 //! Charts of what was measured on the real processor, without a boot.
 
-use std::collections::BTreeMap;
-
-use anyhow::Result;
-
-use crate::chart;
 use crate::chart::short;
-use crate::chart::Labels;
+use crate::chart::Axes;
+use crate::chart::Bar;
+use crate::chart::Group;
+use crate::chart::Method;
 use crate::chart::Series;
 use crate::report::Results;
 use crate::sections::by;
-use crate::sections::fits;
 use crate::sections::fitted;
 use crate::sections::law;
+use crate::sections::ours;
 use crate::sections::points;
 use crate::sections::size;
 use crate::sections::time;
+use crate::sections::Answer;
+use crate::sections::Figure;
 use crate::sections::Maker;
 use crate::sections::Section;
+use crate::stats::Spread;
 
 /// All of them.
 pub const ALL: [Maker; 5] = [hypercall, scale, against, lists, memory];
+
+const PAIR: &str = "hypercall.pair";
+const GIB: f64 = 1024.0;
 
 /// Stages of a list's way that are timed.
 const STAGES: [&str; 6] = [
@@ -34,154 +38,130 @@ const STAGES: [&str; 6] = [
     "driver: batches",
 ];
 
-fn hypercall(results: &Results) -> Result<Option<Section>> {
-    let named = [
-        ("NPT, 2 MiB entries", "contiguous"),
-        ("EPT, 2 MiB entries", "EPT, contiguous"),
-        ("NPT, 4 KiB entries", "4 KiB entries"),
-        ("EPT, 4 KiB entries", "EPT, 4 KiB entries"),
-        ("NPT, scattered frames", "scattered"),
-        ("EPT, scattered frames", "EPT, scattered"),
-        ("swap by copying", "contiguous, by copying"),
-        ("swap by copying, scattered", "scattered, by copying"),
-        ("memcpy one way", "contiguous, memcpy one way"),
+fn nanoseconds(value: f64) -> String {
+    format!("{} ns", short(&value))
+}
+
+fn milliseconds(value: f64) -> String {
+    format!("{} ms", short(&value))
+}
+
+/// The values of a pair of frames, if they are there.
+fn pair(results: &Results, series: &str) -> Option<Spread> {
+    Some(results.series(PAIR, series).first()?.spread)
+}
+
+fn hypercall(results: &Results) -> Option<Section> {
+    let group = |name: &str, entries: &str| {
+        let bars = [
+            ("NPT", Method::Ours, entries.to_owned()),
+            ("EPT", Method::Ours, format!("EPT, {entries}")),
+            (
+                "by copying",
+                Method::Other,
+                format!("{entries}, by copying"),
+            ),
+        ];
+        let bar = |(name, method, series): &(&str, Method, String)| {
+            Some(Bar {
+                name: (*name).to_owned(),
+                method: *method,
+                value: pair(results, series)?,
+            })
+        };
+        Group {
+            name: name.into(),
+            bars: bars.iter().filter_map(bar).collect(),
+        }
+    };
+    let groups = vec![
+        group("2 MiB entries", "contiguous"),
+        group("4 KiB entries, frames in order", "4 KiB entries"),
+        group("4 KiB entries, frames in no order", "scattered"),
     ];
-    let mut values = Vec::new();
-    for (name, series) in named {
-        let spread = results
-            .series("hypercall.pair", series)
-            .first()
-            .map(|g| g.spread);
-        values.extend(spread.map(|s| (name.to_owned(), s)));
-    }
-    let median = |series| results.median("hypercall.pair", series, 1024.0);
-    let (Some(ours), Some(small), Some(scattered), Some(copy)) = (
-        median("contiguous"),
-        median("4 KiB entries"),
-        median("scattered"),
-        median("contiguous, by copying"),
-    ) else {
-        return Ok(None);
-    };
-    let sentence = format!(
-        "With NPT a pair of 4 KiB frames costs {} ns where both host VMs have 2 MiB entries, {} ns in 4 KiB \
-         entries and {} ns with frames in no order; to swap by copying costs {} ns, {} times the first.",
-        short(&ours),
-        short(&small),
-        short(&scattered),
-        short(&copy),
-        short(&(copy / ours)),
-    );
-    let labels = Labels {
-        title: "One pair of 4 KiB frames, on this processor",
-        x: "ns",
-        y: "",
-    };
-    Ok(Some(Section {
+    let copy = pair(results, "contiguous, by copying")?.median;
+    let ours = pair(results, "contiguous")?.median;
+    Some(Section {
         id: "hypercall",
         title: "The hypercall, and copying",
-        sentence,
-        svg: chart::bars(labels, &values)?,
-        method: "Xen's own C files in user space, 1 GiB in one call; Documentation/hypervisor-harness.rst.",
-        fits: BTreeMap::new(),
-    }))
+        sentence: format!(
+            "One pair of 4 KiB frames. In 2 MiB entries copying takes {} times as long.",
+            short(&(copy / ours))
+        ),
+        figure: Figure::Bars(groups, nanoseconds),
+        method: "On this processor, Xen's own C files in user space, 1 GiB in one call; \
+                 Documentation/hypervisor-harness.rst.",
+    })
 }
 
-/// A series at its largest size, and the line through it.
-fn end(s: &Series) -> Option<String> {
-    let (mib, spread) = s.points.last()?;
-    let fit = s
-        .fit
-        .map_or_else(String::new, |fit| format!(", {}", law(fit)));
-    Some(format!(
-        "{}: {} for {}{fit}",
-        s.name,
-        time(spread.median),
-        size(*mib)
-    ))
+/// The lines through some series, in words.
+fn laws(series: &[Series]) -> String {
+    let law = |s: &Series| Some(format!("{}: {}", s.name, law(s.fit?)));
+    let all: Vec<String> = series.iter().filter_map(law).collect();
+    format!("{}.", all.join("; "))
 }
 
-fn scale(results: &Results) -> Result<Option<Section>> {
-    let series: Vec<Series> = results
-        .names("scale.time")
+fn scale(results: &Results) -> Option<Section> {
+    let names = results.names("scale.time");
+    let series: Vec<Series> = names
         .into_iter()
         .map(|name| fitted(results, "scale.time", name))
         .collect();
-    if series.is_empty() {
-        return Ok(None);
-    }
-    let ends: Vec<String> = series.iter().filter_map(end).collect();
-    let labels = Labels {
-        title: "The hypercall against the size of the guest VM",
-        x: "memory of the guest VM, MiB",
-        y: "s of CPU time",
-    };
-    Ok(Some(Section {
+    series.first()?;
+    Some(Section {
         id: "scale",
         title: "The hypercall at sizes that no test machine has",
-        sentence: format!("{}.", ends.join("; ")),
-        svg: chart::lines(labels, &series)?,
+        sentence: laws(&series),
+        figure: Figure::Lines(CPU_TIME, series),
         method: "As above, with page tables and frame tables of that size but no memory behind the frames; \
                  calls of at most 4096 pairs, as the driver makes them.",
-        fits: fits(&series),
-    }))
+    })
 }
+
+const CPU_TIME: Axes<'static> = Axes {
+    x: "memory of the guest VM",
+    y: "s of CPU time",
+};
 
 /// List handling against the hypercall, for 1 GiB.
-fn against(results: &Results) -> Result<Option<Section>> {
+fn against(results: &Results) -> Option<Section> {
     let pairs = f64::from(1 << 18);
-    let mut values = Vec::new();
-    let mut words = Vec::new();
+    let mut groups = Vec::new();
     for (shape, entries) in [("2 MiB runs", "contiguous"), ("4 KiB runs", "scattered")] {
-        let list = results.series("lists.time", &format!("{shape}, all"));
-        let list = list
-            .iter()
-            .find(|g| g.first.mib == 1024.0)
-            .map(|g| g.spread);
-        let call = results
-            .series("hypercall.pair", entries)
-            .first()
-            .map(|g| g.spread);
-        let (Some(list), Some(call)) = (list, call) else {
+        let of = |stage: &str| {
+            let all = results.series("lists.time", &format!("{shape}, {stage}"));
+            let one = all.iter().find(|g| g.first.mib == GIB)?;
+            Some(by(one.spread, 1e3))
+        };
+        let (Some(list), Some(call)) = (of("all"), pair(results, entries)) else {
             continue;
         };
-        let (list, call) = (by(list, 1e3), by(call, pairs * 1e-6));
-        words.push(format!(
-            "{shape}: lists {} ms, hypercall {} ms, ratio {:.2}",
-            short(&list.median),
-            short(&call.median),
-            list.median / call.median
-        ));
-        values.push((format!("lists, {shape}"), list));
-        values.push((format!("hypercall, {entries}"), call));
-        for stage in STAGES {
-            let all = results.series("lists.time", &format!("{shape}, {stage}"));
-            if let Some(g) = all.iter().find(|g| g.first.mib == 1024.0) {
-                values.push((format!("    {stage}"), by(g.spread, 1e3)));
-            }
-        }
+        let mut bars = vec![
+            Bar {
+                method: Method::Other,
+                ..ours("the hypercall", by(call, pairs * 1e-6))
+            },
+            ours("all lists", list),
+        ];
+        bars.extend(STAGES.iter().filter_map(|s| Some(ours(s, of(s)?))));
+        groups.push(Group {
+            name: shape.into(),
+            bars,
+        });
     }
-    if values.is_empty() {
-        return Ok(None);
-    }
-    let labels = Labels {
-        title: "1 GiB: handling the lists, and the hypercall",
-        x: "ms of CPU time",
-        y: "",
-    };
-    Ok(Some(Section {
+    groups.first()?;
+    Some(Section {
         id: "against",
-        title: "List handling against the hypercall",
-        sentence: format!("{}.", words.join("; ")),
-        svg: chart::bars(labels, &values)?,
-        method: "The agents work at the same time, and so do the two threads of the daemon that receive \
-                 their lists: one of each counts. The hypercalls by which the guest hypervisor tells types \
-                 of frames are not part of it.",
-        fits: BTreeMap::new(),
-    }))
+        title: "Handling the lists, and the hypercall",
+        sentence: "For a guest VM of 1 GiB.".into(),
+        figure: Figure::Bars(groups, milliseconds),
+        method: "CPU time. The agents work at the same time, and so do the two threads of the daemon that \
+                 receive their lists: one of each counts. The hypercalls by which the guest hypervisor \
+                 tells types of frames are not part of it.",
+    })
 }
 
-fn lists(results: &Results) -> Result<Option<Section>> {
+fn lists(results: &Results) -> Option<Section> {
     let series: Vec<Series> = results
         .names("lists.time")
         .into_iter()
@@ -193,71 +173,75 @@ fn lists(results: &Results) -> Result<Option<Section>> {
             })
         })
         .collect();
-    if series.is_empty() {
-        return Ok(None);
-    }
-    let ends: Vec<String> = series.iter().filter_map(end).collect();
-    let labels = Labels {
-        title: "Frame lists from both guest hypervisors to the hypercall",
-        x: "memory of the guest VM, MiB",
-        y: "s of CPU time",
-    };
-    Ok(Some(Section {
+    series.first()?;
+    Some(Section {
         id: "lists",
         title: "Lists of large guest VMs: time",
-        sentence: format!(
-            "Up to the largest list that is accepted, {}.",
-            ends.join("; ")
-        ),
-        svg: chart::lines(labels, &series)?,
-        method: "Synthetic guests whose runs are in no order; one page in 512 is a page table.",
-        fits: fits(&series),
-    }))
+        sentence: format!("Up to the largest list that is accepted. {}", laws(&series)),
+        figure: Figure::Lines(CPU_TIME, series),
+        method: "From both guest hypervisors to the hypercall. Synthetic guests whose runs are in no order; \
+                 one page in 512 is a page table.",
+    })
 }
 
-fn memory(results: &Results) -> Result<Option<Section>> {
-    let mut series = Vec::new();
-    let mut words = Vec::new();
-    for stage in [
-        "agent",
-        "daemon: receive one",
-        "daemon: join",
-        "driver: add",
-        "driver: batches",
-    ] {
-        let name = format!("2 MiB runs, {stage}");
-        let s = points(results, "lists.memory", &name, 1.0 / f64::from(1 << 20));
-        if let Some(last) = s.points.last() {
-            words.push(format!(
-                "{stage} {} for {}",
-                size(last.1.median),
-                size(last.0)
-            ));
-            series.push(Series {
+fn memory(results: &Results) -> Option<Section> {
+    let stages = std::iter::once("agent").chain(STAGES.into_iter().skip(2));
+    let series: Vec<Series> = stages
+        .map(|stage| {
+            let name = format!("2 MiB runs, {stage}");
+            Series {
                 name: stage.into(),
-                ..s
-            });
-        }
-    }
-    if words.is_empty() {
-        return Ok(None);
-    }
-    let labels = Labels {
-        title: "Memory for frame lists in 2 MiB runs",
-        x: "memory of the guest VM, MiB",
-        y: "MiB at most",
-    };
-    Ok(Some(Section {
+                ..points(results, "lists.memory", &name, 1.0 / f64::from(1 << 20))
+            }
+        })
+        .filter(|s| !s.points.is_empty())
+        .collect();
+    series.first()?;
+    Some(Section {
         id: "memory",
         title: "Lists of large guest VMs: memory",
-        sentence: format!(
-            "At most, and beyond what the stage before holds: {}.",
-            words.join("; ")
+        sentence: "In runs of 2 MiB; at most, and beyond what the stage before holds.".into(),
+        figure: Figure::Lines(
+            Axes {
+                x: "memory of the guest VM",
+                y: "MiB at most",
+            },
+            series,
         ),
-        svg: chart::lines(labels, &series)?,
         method: "",
-        fits: BTreeMap::new(),
-    }))
+    })
+}
+
+/// How does that grow?
+pub fn grows(results: &Results) -> Option<Answer> {
+    let large = fitted(results, "scale.time", "2 MiB entries");
+    let (mib, spread) = large.points.last()?;
+    let each = large.fit?.b * GIB;
+    Some(Answer {
+        question: "How does that grow?",
+        figure: format!("{} per GiB", time(each)),
+        words: format!(
+            "in the hypercall, {} for {}, on this processor",
+            time(spread.median),
+            size(*mib)
+        ),
+    })
+}
+
+/// Against what?
+pub fn against_copying(results: &Results) -> Option<Answer> {
+    let copy = pair(results, "contiguous, by copying")?.median;
+    let ours = pair(results, "contiguous")?.median;
+    Some(Answer {
+        question: "Against what?",
+        figure: format!("{} times", short(&(copy / ours))),
+        words: format!(
+            "as fast as exchanging the contents: {} for a pair of 4 KiB frames in 2 MiB entries, \
+             against {}, on this processor",
+            nanoseconds(ours),
+            nanoseconds(copy)
+        ),
+    })
 }
 
 #[cfg(test)]
@@ -274,48 +258,57 @@ mod tests {
                 part.add("lists.time", &series, mib, mib * 1e-5, "s");
             }
             part.add("lists.memory", "2 MiB runs, agent", mib, mib * 1e4, "bytes");
-            part.add("scale.time", "scattered", mib, 0.01 + mib / 10_000.0, "s");
+            let time = 0.01 + mib / 10_000.0;
+            part.add("scale.time", "2 MiB entries", mib, time, "s");
         }
         for (series, ns) in [
             ("contiguous", 10.0),
+            ("EPT, contiguous", 11.0),
             ("4 KiB entries", 50.0),
             ("scattered", 100.0),
             ("contiguous, by copying", 700.0),
         ] {
-            part.add("hypercall.pair", series, 1024.0, ns, "ns");
+            part.add(PAIR, series, 1024.0, ns, "ns");
         }
         Results::new(&[part])
     }
 
     fn sections(results: &Results) -> Vec<Section> {
-        ALL.iter()
-            .filter_map(|make| make(results).unwrap())
-            .collect()
+        ALL.iter().filter_map(|make| make(results)).collect()
     }
 
     #[test]
     fn all_are_drawn() {
-        assert_eq!(sections(&everything()).len(), ALL.len());
+        let all = sections(&everything());
+        assert_eq!(all.len(), ALL.len());
+        for section in &all {
+            assert!(section.figure.svg().unwrap().contains("<svg"));
+            assert!(section.figure.table().len() > 1);
+        }
         assert!(sections(&Results::default()).is_empty());
     }
 
     #[test]
     fn sentences_say_what_the_values_say() {
         let all = sections(&everything());
-        let says = |id, wanted: &[&str]| {
-            let section = all.iter().find(|s| s.id == id).unwrap();
-            for want in wanted {
-                assert!(section.sentence.contains(want), "{want}: {section:?}");
-            }
-        };
-        says("hypercall", &["10 ns", "70 times"]);
-        // 10.24 ms and 2.62 ms.
-        says("against", &["ratio 3.91"]);
+        let find = |id| all.iter().find(|s| s.id == id).unwrap();
+        assert!(find("hypercall").sentence.contains("70 times"));
         // 0.01 s and 0.1024 s; per page 1e-4 / 256.
-        says(
-            "scale",
-            &["112 ms for 1 GiB", "10 ms + 391 ns a page", "R² 1.0000"],
-        );
-        says("lists", &["2 MiB runs: 10.2 ms for 1 GiB"]);
+        for want in ["10 ms + 391 ns a page", "R² 1.0000"] {
+            assert!(find("scale").sentence.contains(want));
+        }
+        assert_eq!(find("scale").figure.table()[1][3], "0.112");
+        // 10.24 ms and 2.62 ms.
+        let rows = find("against").figure.table();
+        assert_eq!((&*rows[1][2], &*rows[2][2]), ("2.62 ms", "10.2 ms"));
+    }
+
+    #[test]
+    fn questions_are_answered() {
+        let answer = grows(&everything()).unwrap();
+        assert_eq!(answer.figure, "102 ms per GiB");
+        assert!(answer.words.contains("112 ms for 1 GiB"), "{answer:?}");
+        assert_eq!(against_copying(&everything()).unwrap().figure, "70 times");
+        assert_eq!(against_copying(&Results::default()), None);
     }
 }

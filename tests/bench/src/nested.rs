@@ -2,134 +2,305 @@
 
 //! Charts of what was measured in the whole nested topology.
 
-use std::collections::BTreeMap;
-
-use anyhow::Result;
-
-use crate::chart;
 use crate::chart::short;
-use crate::chart::Labels;
+use crate::chart::Axes;
+use crate::chart::Bar;
+use crate::chart::Group;
+use crate::chart::Method;
 use crate::chart::Series;
 use crate::report::Results;
 use crate::sections::by;
-use crate::sections::fits;
 use crate::sections::fitted;
 use crate::sections::law;
+use crate::sections::ours;
 use crate::sections::size;
 use crate::sections::time;
+use crate::sections::Answer;
+use crate::sections::Figure;
 use crate::sections::Maker;
 use crate::sections::Section;
 use crate::stats::Spread;
 
 /// All of them.
-pub const ALL: [Maker; 9] = [
-    swap, network, still, parts, total, bytes, cpu, superpages, neighbour,
+pub const ALL: [Maker; 10] = [
+    still, seen, parts, total, bytes, cpu, neighbour, swap, network, superpages,
 ];
 
+const MIB: f64 = (1 << 20) as f64;
 const COMMIT: &str = "commit";
 const WHOLE: &str = "all of vmbeam swap";
+/// The load that is closest to what guest VMs do.
+const BUSY: &str = "network and disk";
+const OURS: &str = "vmbeam migrate";
+const THEIRS: &str = "xl save and restore";
 
-fn swap(results: &Results) -> Result<Option<Section>> {
-    let series = [COMMIT, WHOLE].map(|name| fitted(results, "swap.time", name));
-    let Some((mib, commit)) = series[0].points.last().copied() else {
-        return Ok(None);
+/// `METHOD, LOAD`, as the series of migrations are called.
+fn method_and_load(series: &str) -> (&str, &str) {
+    series.split_once(", ").unwrap_or((series, ""))
+}
+
+/// The values of one thing, a group for each load, and the memory of the guest VM in MiB.
+fn by_load(results: &Results, what: &str, factor: f64) -> (Vec<Group>, f64) {
+    let mut groups: Vec<Group> = Vec::new();
+    let mut mib = 0.0;
+    for series in results.names(what) {
+        let (name, load) = method_and_load(series);
+        let method = match name.starts_with("xl ") {
+            true => Method::Other,
+            false => Method::Ours,
+        };
+        for value in results.series(what, series) {
+            mib = value.first.mib;
+            let bar = Bar {
+                name: name.into(),
+                method,
+                value: by(value.spread, factor),
+            };
+            match groups.iter_mut().find(|g| g.name == load) {
+                Some(group) => group.bars.push(bar),
+                None => groups.push(Group {
+                    name: load.into(),
+                    bars: vec![bar],
+                }),
+            }
+        }
+    }
+    (groups, mib)
+}
+
+/// How much more the second bar of each group is than the first: least and most.
+fn times(groups: &[Group]) -> Option<String> {
+    let ratio = |g: &Group| Some(g.bars.get(1)?.value.median / g.bars.first()?.value.median);
+    let all: Vec<f64> = groups.iter().filter_map(ratio).collect();
+    let least = all.iter().copied().reduce(f64::min)?;
+    let most = all.iter().copied().reduce(f64::max)?;
+    Some(match short(&least) == short(&most) {
+        true => format!("{} times", short(&least)),
+        false => format!("{} to {} times", short(&least), short(&most)),
+    })
+}
+
+/// Both ways beside each other, for each load.
+fn compared(
+    results: &Results,
+    (id, title): (&'static str, &'static str),
+    (what, factor, value): (&str, f64, fn(f64) -> String),
+    method: &'static str,
+) -> Option<Section> {
+    let (groups, mib) = by_load(results, what, factor);
+    let more = times(&groups).map_or_else(String::new, |t| format!(" {THEIRS}: {t} as much."));
+    Some(Section {
+        id,
+        title,
+        sentence: format!("A guest VM of {}, in the lab.{more}", size(mib)),
+        figure: bars(groups, value)?,
+        method,
+    })
+}
+
+/// None without a value that could be drawn.
+fn bars(groups: Vec<Group>, value: fn(f64) -> String) -> Option<Figure> {
+    let mut all = groups.iter().flat_map(|g| &g.bars);
+    all.any(|b| b.value.most > 0.0)
+        .then_some(Figure::Bars(groups, value))
+}
+
+fn still(results: &Results) -> Option<Section> {
+    compared(
+        results,
+        ("still", "How long the guest VM stands still"),
+        ("migrate.down", 1.0, time),
+        "From the request to suspend to the resumption, by the tools. Debian builds its guest \
+         hypervisors without the log-dirty mode that xl migrate needs for PV guest VMs; xl save \
+         into the network and xl restore from it is what is left of the toolstack's own.",
+    )
+}
+
+fn seen(results: &Results) -> Option<Section> {
+    let mut groups = Vec::new();
+    for (what, who) in [
+        ("migrate.gap", "by itself"),
+        ("migrate.silence", "by its peer"),
+    ] {
+        groups.extend(by_load(results, what, 1.0).0.into_iter().map(|g| Group {
+            name: format!("{}, {who}", g.name),
+            ..g
+        }));
+    }
+    Some(Section {
+        id: "seen",
+        title: "How long it was away, as seen",
+        sentence: "What the guest VM notices itself, and whoever talks to it.".into(),
+        figure: bars(groups, time)?,
+        method:
+            "The longest gap between two beats of the guest VM's heart, by its wall clock; the \
+                 longest silence of its TCP connection, by the peer in the host's management VM.",
+    })
+}
+
+/// What the guest VM stands still for.
+fn parts(results: &Results) -> Option<Section> {
+    let (groups, mib) = by_load(results, "migrate.part", 1.0);
+    Some(Section {
+        id: "parts",
+        title: "What it stands still for",
+        sentence: format!("A guest VM of {}, by vmbeam migrate, in the lab.", size(mib)),
+        figure: bars(groups, time)?,
+        method: "stream: its state, saved by the one toolstack and restored by the other; lists: both \
+                 frame lists and their join; probes: digests of pages by which a daemon that starts \
+                 again would see where the memory is; copy: pages that cannot be swapped.",
+    })
+}
+
+fn total(results: &Results) -> Option<Section> {
+    compared(
+        results,
+        ("total", "How long the whole migration takes"),
+        ("migrate.total", 1.0, time),
+        "",
+    )
+}
+
+fn bytes(results: &Results) -> Option<Section> {
+    compared(
+        results,
+        ("bytes", "What is sent"),
+        ("migrate.bytes", 1.0 / MIB, size),
+        "Everything through the agents' ports, or everything that xl save wrote.",
+    )
+}
+
+fn cpu(results: &Results) -> Option<Section> {
+    let mut groups = Vec::new();
+    for (what, whose) in [
+        ("migrate.cpu.host", "host"),
+        ("migrate.cpu.source", "source"),
+        ("migrate.cpu.destination", "destination"),
+    ] {
+        let all = by_load(results, what, 1.0).0;
+        let busy = all.iter().find(|g| g.name == BUSY).or(all.first());
+        groups.extend(busy.map(|g| Group {
+            name: format!("{whose}, {}", g.name),
+            bars: g.bars.clone(),
+        }));
+    }
+    Some(Section {
+        id: "cpu",
+        title: "CPU time of the management VMs",
+        sentence: "For one migration, in the lab.".into(),
+        figure: bars(groups, time)?,
+        method:
+            "User, system and interrupts, as each kernel counts them; the host's has the device \
+                 models of both host VMs in it.",
+    })
+}
+
+fn percent(share: f64) -> String {
+    format!("{} %", short(&share))
+}
+
+/// What another guest VM notices.
+fn neighbour(results: &Results) -> Option<Section> {
+    let value = |name: &&str| {
+        let all = results.series("neighbour.share", name);
+        Some(ours(name, by(all.first()?.spread, 100.0)))
     };
+    let group = Group {
+        name: "CPU time of a guest VM that computes".into(),
+        bars: results
+            .names("neighbour.share")
+            .iter()
+            .filter_map(value)
+            .collect(),
+    };
+    Some(Section {
+        id: "neighbour",
+        title: "What is left for another guest VM",
+        sentence: "While a guest VM moves into its host VM, and out of it, in the lab.".into(),
+        figure: bars(vec![group], percent)?,
+        method: "What xl list says of its CPU time, divided by the time on the wall; its management VM, \
+                 and all else of B, are on the same processor.",
+    })
+}
+
+fn swap(results: &Results) -> Option<Section> {
+    let series = [COMMIT, WHOLE].map(|name| fitted(results, "swap.time", name));
+    let (mib, commit) = series[0].points.last().copied()?;
     let count = |what| short(&results.median("swap.count", what, mib).unwrap_or_default());
     let laws: Vec<String> = series
         .iter()
         .filter_map(|s| Some(format!("{}: {}", s.name, law(s.fit?))))
         .collect();
-    let sentence = format!(
-        "The memory of a guest VM of {} changes places in {} (the commit, median of {}): {} pages in {} \
-         runs, with {} messages between agents and daemon, {} hypercalls, {} TLB flushes, {} P2M \
-         entries written, {} pairs of superpages exchanged whole, {} split and {} put together. {}.",
-        size(mib),
-        time(commit.median),
-        commit.n,
-        count("pages"),
-        count("runs"),
-        count("messages"),
-        count("hypercalls"),
-        count("TLB flushes"),
-        count("P2M writes"),
-        count("superpages exchanged"),
-        count("splits"),
-        count("merges"),
-        laws.join("; ")
-    );
-    let labels = Labels {
-        title: "Swap of a whole guest VM, in the lab",
-        x: "memory of the guest VM, MiB",
-        y: "s",
-    };
-    Ok(Some(Section {
+    Some(Section {
         id: "swap",
         title: "The published experiment: swapping a guest VM's memory",
-        sentence,
-        svg: chart::lines(labels, &series)?,
+        sentence: format!(
+            "{} change places in {} (the commit, median of {}), with {} hypercalls; {} superpages \
+             were split and {} put together. {}.",
+            size(mib),
+            time(commit.median),
+            commit.n,
+            count("hypercalls"),
+            count("splits"),
+            count("merges"),
+            laws.join("; ")
+        ),
+        figure: Figure::Lines(SECONDS, series.into()),
         method: "Guest VMs that were created and never ran, in both host VMs; vmbeam swap without \
                  --verify, there and back in turns.",
-        fits: fits(&series),
-    }))
+    })
 }
 
+const SECONDS: Axes<'static> = Axes {
+    x: "memory of the guest VM",
+    y: "s",
+};
+
 /// The same bytes over virtual networks.
-fn network(results: &Results) -> Result<Option<Section>> {
+fn network(results: &Results) -> Option<Section> {
     let [commit, whole] = [COMMIT, WHOLE].map(|name| Series {
         fit: None,
         ..fitted(results, "swap.time", name)
     });
-    let Some((mib, _)) = commit.points.last().copied() else {
-        return Ok(None);
-    };
-    let last = |s: &Series| s.points.last().map_or(f64::NAN, |p| p.1.median);
-    let mut series = Vec::new();
-    let mut sentence = String::from("Plain TCP ");
+    commit.points.last()?;
+    let mut sent = Vec::new();
     for name in results.names("network.rate") {
         for rate in results.series("network.rate", name) {
-            let rate = rate.spread;
-            let sent = Series {
-                name: format!("TCP {name}, by its rate"),
-                points: commit.points.iter().map(|p| (p.0, at(p.0, rate))).collect(),
+            sent.push(Series {
+                name: format!("TCP {name}"),
+                method: Method::Other,
+                points: commit
+                    .points
+                    .iter()
+                    .map(|p| (p.0, at(p.0, rate.spread)))
+                    .collect(),
                 fit: None,
-            };
-            sentence += &format!(
-                "{name} carries {} MiB/s (median of {}), so {} would take {}: {} times the commit, {} times all \
-                 of vmbeam swap; ",
-                short(&(rate.median / f64::from(1 << 20))),
-                rate.n,
-                size(mib),
-                time(last(&sent)),
-                short(&(last(&sent) / last(&commit))),
-                short(&(last(&sent) / last(&whole))),
-            );
-            series.push(sent);
+            });
         }
     }
-    if series.is_empty() {
-        return Ok(None);
-    }
-    sentence += "an emulator slows networks down far more than the swap: do not expect these ratios of hardware.";
-    series.extend([whole, commit]);
-    let labels = Labels {
-        title: "Swapping against sending, in the lab",
-        x: "memory of the guest VM, MiB",
-        y: "s",
-    };
-    Ok(Some(Section {
+    let last = |s: &Series| s.points.last().map_or(f64::NAN, |p| p.1.median);
+    let fastest = sent.iter().map(last).reduce(f64::min)?;
+    let sentence = format!(
+        "The faster network would take {} times as long as the commit, {} times as long as all of vmbeam \
+         swap. An emulator slows networks down far more than the swap: do not expect these ratios of \
+         hardware.",
+        short(&(fastest / last(&commit))),
+        short(&(fastest / last(&whole))),
+    );
+    sent.extend([whole, commit]);
+    Some(Section {
         id: "network",
-        title: "Against virtual networks",
+        title: "Swapping against sending",
         sentence,
-        svg: chart::lines(labels, &series)?,
+        figure: Figure::Lines(SECONDS, sent),
         method: "A fixed number of bytes is sent over one TCP connection; the time for a guest VM's memory \
                  is its size divided by that rate.",
-        fits: BTreeMap::new(),
-    }))
+    })
 }
 
 /// The time of so many MiB at a rate in bytes/s.
 fn at(mib: f64, rate: Spread) -> Spread {
-    let at = |rate: f64| mib * f64::from(1 << 20) / rate;
+    let at = |rate: f64| mib * MIB / rate;
     Spread {
         n: rate.n,
         median: at(rate.median),
@@ -139,233 +310,85 @@ fn at(mib: f64, rate: Spread) -> Spread {
     }
 }
 
-/// Bars of a chart, each with the name of its series.
-#[derive(Debug, Default)]
-struct Bars {
-    /// Memory of the guest VM in MiB: there is one size.
-    mib: f64,
-    values: Vec<(String, Spread)>,
-}
-
-fn bars(results: &Results, what: &[(&str, &str)], factor: f64) -> Bars {
-    let mut bars = Bars::default();
-    for (what, prefix) in what {
-        for name in results.names(what) {
-            for group in results.series(what, name) {
-                bars.mib = group.first.mib;
-                let value = by(group.spread, factor);
-                bars.values.push((format!("{prefix}{name}"), value));
-            }
+/// What becomes of the superpages of the host VMs.
+fn superpages(results: &Results) -> Option<Section> {
+    const COUNT: &str = "migrate.count";
+    let mut groups: Vec<Group> = Vec::new();
+    for series in results.names("superpages.of_2m") {
+        let (vm, when) = method_and_load(series);
+        let value = results.series("superpages.of_2m", series);
+        let bar = ours(when, value.first()?.spread);
+        match groups.iter_mut().find(|g| g.name == vm) {
+            Some(group) => group.bars.push(bar),
+            None => groups.push(Group {
+                name: vm.into(),
+                bars: vec![bar],
+            }),
         }
     }
-    bars
-}
-
-fn words(bars: &Bars, text: impl Fn(f64) -> String) -> String {
-    let all: Vec<String> = bars
-        .values
-        .iter()
-        .map(|(name, s)| format!("{name}: {} (n={})", text(s.median), s.n))
-        .collect();
-    format!(
-        "Medians, for a guest VM of {}: {}.",
-        size(bars.mib),
-        all.join("; ")
-    )
-}
-
-fn section(
-    bars: &Bars,
-    labels: Labels<'_>,
-    text: impl Fn(f64) -> String,
-) -> Result<Option<Section>> {
-    if bars.values.is_empty() {
-        return Ok(None);
-    }
-    Ok(Some(Section {
-        id: "",
-        title: "",
-        sentence: words(bars, text),
-        svg: chart::bars(labels, &bars.values)?,
-        method: "",
-        fits: BTreeMap::new(),
-    }))
-}
-
-fn still(results: &Results) -> Result<Option<Section>> {
-    let what = [
-        ("migrate.down", "stands still: "),
-        ("migrate.gap", "gap that it sees: "),
-        ("migrate.silence", "silence of its connection: "),
-    ];
-    let labels = Labels {
-        title: "How long a migrating guest VM is away, in the lab",
-        x: "s",
-        y: "",
-    };
-    let section = section(&bars(results, &what, 1.0), labels, time)?;
-    Ok(section.map(|s| Section {
-        id: "still",
-        title: "Migration: how long the guest VM is away",
-        method: "From the request to suspend to the resumption, by the tools; the longest gap between two \
-                 beats of the guest VM's heart, by its wall clock; and the longest silence of its TCP \
-                 connection, by the peer in the host's management VM. Debian builds its guest hypervisors \
-                 without the log-dirty mode that xl migrate needs for PV guest VMs; xl save into the network \
-                 and xl restore from it is what is left of the toolstack's own.",
-        ..s
-    }))
-}
-
-/// What the guest VM stands still for.
-fn parts(results: &Results) -> Result<Option<Section>> {
-    let labels = Labels {
-        title: "What a migrating guest VM stands still for, in the lab",
-        x: "s",
-        y: "",
-    };
-    let section = section(&bars(results, &[("migrate.part", "")], 1.0), labels, time)?;
-    Ok(section.map(|s| Section {
-        id: "parts",
-        title: "Migration: what the guest VM stands still for",
-        method: "stream: its state, saved by the one toolstack and restored by the other; lists: both frame \
-                 lists and their join; probes: digests of pages by which a daemon that starts again would see \
-                 where the memory is; copy: pages that cannot be swapped.",
-        ..s
-    }))
-}
-
-fn total(results: &Results) -> Result<Option<Section>> {
-    let labels = Labels {
-        title: "The whole migration, in the lab",
-        x: "s",
-        y: "",
-    };
-    let section = section(&bars(results, &[("migrate.total", "")], 1.0), labels, time)?;
-    Ok(section.map(|s| Section {
-        id: "total",
-        title: "Migration: all of it",
-        ..s
-    }))
-}
-
-fn bytes(results: &Results) -> Result<Option<Section>> {
-    let labels = Labels {
-        title: "Bytes that a migration sends",
-        x: "MiB",
-        y: "",
-    };
-    let values = bars(results, &[("migrate.bytes", "")], 1.0 / f64::from(1 << 20));
-    let section = section(&values, labels, size)?;
-    Ok(section.map(|s| Section {
-        id: "bytes",
-        title: "Migration: what is sent",
-        method: "Everything through the agents' ports, or everything that xl save wrote.",
-        ..s
-    }))
-}
-
-fn cpu(results: &Results) -> Result<Option<Section>> {
-    let what = [
-        ("migrate.cpu.host", "host: "),
-        ("migrate.cpu.source", "source: "),
-        ("migrate.cpu.destination", "destination: "),
-    ];
-    let labels = Labels {
-        title: "CPU time of the management VMs for a migration, in the lab",
-        x: "s",
-        y: "",
-    };
-    let section = section(&bars(results, &what, 1.0), labels, time)?;
-    Ok(section.map(|s| Section {
-        id: "cpu",
-        title: "Migration: CPU time of the management VMs",
-        method: "User, system and interrupts, as each kernel counts them; the host's has the device models \
-                 of both host VMs in it.",
-        ..s
-    }))
-}
-
-/// What becomes of the superpages of the host VMs.
-fn superpages(results: &Results) -> Result<Option<Section>> {
-    const COUNT: &str = "migrate.count";
-    let of_2m = bars(results, &[("superpages.of_2m", "")], 1.0);
-    let of_1g = bars(results, &[("superpages.of_1g", "")], 1.0);
-    if of_2m.values.is_empty() {
-        return Ok(None);
-    }
-    let all: Vec<String> = of_2m
-        .values
-        .iter()
-        .zip(&of_1g.values)
-        .map(|((name, of_2m), (_, of_1g))| {
-            format!(
-                "{name}: {} of 2 MiB, {} of 1 GiB",
-                short(&of_2m.median),
-                short(&of_1g.median)
-            )
-        })
-        .collect();
-    let counts = bars(results, &[(COUNT, "")], 1.0);
-    let moves: usize = counts
-        .values
-        .iter()
-        .filter(|(name, _)| name.starts_with("splits"))
-        .map(|(_, s)| s.n)
+    let moves: usize = results
+        .names(COUNT)
+        .into_iter()
+        .filter(|name| name.starts_with("splits"))
+        .flat_map(|name| results.series(COUNT, name))
+        .map(|g| g.spread.n)
         .sum();
     let [whole, splits, merges] =
         ["superpages exchanged", "splits", "merges"].map(|name| short(&results.sum(COUNT, name)));
-    let each: Vec<String> = ["messages", "hypercalls", "TLB flushes", "P2M writes"]
-        .iter()
-        .map(|name| {
-            format!(
-                "{} {name}",
-                short(&(results.sum(COUNT, name) / moves.max(1) as f64))
-            )
-        })
-        .collect();
-    let sentence = format!(
-        "Superpages of the host VMs, of {} each: {}. Between these lie {moves} migrations of a guest \
-         VM of {} by vmbeam migrate. In them, by the host hypervisor's own counts, {whole} pairs of \
-         superpages were exchanged whole, {splits} superpages were split and {merges} put together \
-         again. On the average one took {}.",
-        size(of_2m.mib),
-        all.join("; "),
-        size(counts.mib),
-        each.join(", ")
-    );
-    let labels = Labels {
-        title: "Superpages of both host VMs, before and after the migrations",
-        x: "entries of 2 MiB",
-        y: "",
-    };
-    Ok(Some(Section {
+    Some(Section {
         id: "superpages",
-        title: "Migration: superpages of the host VMs",
-        sentence,
-        svg: chart::bars(labels, &of_2m.values)?,
-        method: "Entries of their P2M tables, read from the memory of the machine from outside, when nothing \
-                 migrates. The counts are those of vmbeam migrate --json.",
-        fits: BTreeMap::new(),
-    }))
+        title: "What becomes of the host VMs' superpages",
+        sentence: format!(
+            "Entries of 2 MiB in the P2M tables of both, before and after {moves} migrations by vmbeam \
+             migrate. In them {whole} pairs of superpages were exchanged whole, {splits} superpages were \
+             split and {merges} put together again."
+        ),
+        figure: bars(groups, |n| short(&n))?,
+        method: "Read from the memory of the machine from outside, when nothing migrates. The counts are \
+                 those of vmbeam migrate --json.",
+    })
 }
 
-/// What another guest VM notices.
-fn neighbour(results: &Results) -> Result<Option<Section>> {
-    let values = bars(results, &[("neighbour.share", "")], 100.0);
-    let labels = Labels {
-        title: "CPU time of another guest VM in B, in the lab",
-        x: "% of a processor",
-        y: "",
+/// A median of migrations under the usual load.
+fn busy(results: &Results, what: &str, method: &str) -> Option<(f64, f64)> {
+    let all = results.series(what, &format!("{method}, {BUSY}"));
+    let group = all.first()?;
+    Some((group.spread.median, group.first.mib))
+}
+
+/// How long does my guest stand still?
+pub fn stands_still(results: &Results) -> Option<Answer> {
+    let (down, mib) = busy(results, "migrate.down", OURS)?;
+    let against = busy(results, "migrate.down", THEIRS).map_or_else(String::new, |(s, _)| {
+        format!(", against {} by {THEIRS}", time(s))
+    });
+    Some(Answer {
+        question: "How long does my guest stand still?",
+        figure: time(down),
+        words: format!(
+            "a guest VM of {} that uses its network and its disk{against}. In the lab, under emulation",
+            size(mib)
+        ),
+    })
+}
+
+/// What does it cost the others?
+pub fn costs_others(results: &Results) -> Option<Answer> {
+    let share = |name| {
+        let all = results.series("neighbour.share", name);
+        Some(all.first()?.spread.median * 100.0)
     };
-    let percent = |share: f64| format!("{} %", short(&share));
-    let section = section(&values, labels, percent)?;
-    Ok(section.map(|s| Section {
-        id: "neighbour",
-        title: "Migration: what is left for another guest VM",
-        method: "A guest VM in B that computes all the time, and what xl list says of its CPU time, divided by \
-                 the time on the wall; its management VM, and all else of B, are on the same processor.",
-        ..s
-    }))
+    let (before, meanwhile) = (share("nothing moves")?, share("a guest VM arrives")?);
+    Some(Answer {
+        question: "What does it cost the others?",
+        figure: format!("{} % of CPU", short(&(before - meanwhile))),
+        words: format!(
+            "a guest VM that computes gets {} while another one arrives, and {} else. In the lab, on one \
+             processor with its management VM",
+            percent(meanwhile),
+            percent(before)
+        ),
+    })
 }
 
 #[cfg(test)]
@@ -380,71 +403,71 @@ mod tests {
             part.add("swap.time", WHOLE, mib, mib / 128.0, "s");
             part.add("swap.count", "splits", mib, 3.0, "");
         }
-        let rate = 4.0 * f64::from(1 << 20);
-        part.add("network.rate", "here", 16.0, rate, "bytes/s");
-        part.add("migrate.part", "stream, idle", 256.0, 5.0, "s");
-        part.add("neighbour.share", "nothing moves", 256.0, 0.5, "");
+        part.add("network.rate", "here", 16.0, 4.0 * MIB, "bytes/s");
+        part.add("migrate.part", "stream, network and disk", 256.0, 5.0, "s");
+        for (when, share) in [("nothing moves", 0.5), ("a guest VM arrives", 0.4)] {
+            part.add("neighbour.share", when, 256.0, share, "");
+        }
         for (when, of_2m) in [("before", 480.0), ("after", 476.0)] {
             part.add("superpages.of_2m", &format!("A, {when}"), 1024.0, of_2m, "");
-            part.add("superpages.of_1g", &format!("A, {when}"), 1024.0, 1.0, "");
         }
-        for load in ["idle", "busy"] {
-            for (count, value) in [
-                ("splits", 7.0),
-                ("merges", 5.0),
-                ("hypercalls", 16.0),
-                ("messages", 90.0),
-            ] {
-                part.add(
-                    "migrate.count",
-                    &format!("{count}, {load}"),
-                    256.0,
-                    value,
-                    "",
-                );
+        for load in ["reading memory", BUSY] {
+            for (count, value) in [("splits", 7.0), ("merges", 5.0)] {
+                let series = format!("{count}, {load}");
+                part.add("migrate.count", &series, 256.0, value, "");
+            }
+            for what in ["down", "gap", "silence", "total", "cpu.host"] {
+                for (method, value) in [(OURS, 2.0), (OURS, 4.0), (THEIRS, 30.0)] {
+                    let series = format!("{method}, {load}");
+                    part.add(&format!("migrate.{what}"), &series, 256.0, value, "s");
+                }
             }
         }
-        for what in ["down", "gap", "silence", "total", "cpu.host"] {
-            for value in [2.0, 4.0] {
-                part.add(&format!("migrate.{what}"), "ours", 256.0, value, "s");
-            }
-        }
-        let mib = f64::from(1 << 20);
-        part.add("migrate.bytes", "ours", 256.0, 7.0 * mib, "bytes");
+        let series = format!("{OURS}, {BUSY}");
+        part.add("migrate.bytes", &series, 256.0, 7.0 * MIB, "bytes");
         Results::new(&[part])
     }
 
     #[test]
     fn all_are_drawn() {
         let drawn = |results: &Results| -> Vec<Section> {
-            ALL.iter()
-                .filter_map(|make| make(results).unwrap())
-                .collect()
+            ALL.iter().filter_map(|make| make(results)).collect()
         };
         let all = drawn(&everything());
         assert_eq!(all.len(), ALL.len());
         assert!(drawn(&Results::default()).is_empty());
         for (id, wanted) in [
-            ("swap", "1 GiB changes places in 1 s"),
-            ("swap", "3 split"),
+            ("swap", "1 GiB change places in 1 s"),
+            ("swap", "3 superpages were split"),
             // 1024 MiB at 4 MiB/s: 256 s, against 1 s and 8 s.
-            ("network", "256 s: 256 times the commit, 32 times all"),
-            ("still", "stands still: ours: 3 s (n=2)"),
-            ("total", "ours: 3 s"),
-            ("bytes", "ours: 7 MiB (n=1)"),
-            ("cpu", "host: ours: 3 s"),
-            ("superpages", "A, after: 476 of 2 MiB, 1 of 1 GiB."),
-            ("superpages", "2 migrations of a guest VM of 256 MiB"),
+            ("network", "256 times as long as the commit, 32 times"),
             (
-                "superpages",
-                "14 superpages were split and 10 put together again",
+                "still",
+                "256 MiB, in the lab. xl save and restore: 10 times",
             ),
-            ("superpages", "one took 90 messages, 16 hypercalls"),
-            ("neighbour", "nothing moves: 50 %"),
-            ("parts", "stream, idle: 5 s"),
+            ("superpages", "after 2 migrations"),
+            ("superpages", "14 superpages were split and 10 put together"),
         ] {
             let section = all.iter().find(|s| s.id == id).unwrap();
             assert!(section.sentence.contains(wanted), "{section:?}");
         }
+        let still = all.iter().find(|s| s.id == "still").unwrap();
+        let rows = still.figure.table();
+        assert_eq!(rows[1], ["reading memory", OURS, "3 s", "2 s", "4 s", "2"]);
+        assert_eq!(rows[2][..3], ["", THEIRS, "30 s"]);
+        let svg = still.figure.svg().unwrap();
+        assert!(svg.contains("network and disk") && svg.contains("30 s  xl save"));
+    }
+
+    #[test]
+    fn questions_are_answered() {
+        let answer = stands_still(&everything()).unwrap();
+        assert_eq!(answer.figure, "3 s");
+        assert!(
+            answer.words.contains("against 30 s by xl save"),
+            "{answer:?}"
+        );
+        assert_eq!(costs_others(&everything()).unwrap().figure, "10 % of CPU");
+        assert_eq!(stands_still(&Results::default()), None);
     }
 }

@@ -4,25 +4,22 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
 use anyhow::ensure;
 use anyhow::Context;
 use anyhow::Result;
-use maud::html;
-use maud::Markup;
-use maud::PreEscaped;
-use maud::DOCTYPE;
+use serde::Deserialize;
 use serde_json::json;
 use vmbeam_bench::directory;
 use vmbeam_bench::Part;
 use vmbeam_bench::Sample;
 
-use crate::chart::short;
 use crate::environment;
+use crate::page::page;
 use crate::sections;
-use crate::sections::Section;
 use crate::stats::Spread;
 
 /// Everything that was measured, by what, series and size.
@@ -142,7 +139,9 @@ pub fn run() -> Result<()> {
     ensure!(!parts.is_empty(), "nothing was measured yet");
     let mut results = Results::new(&parts);
     missing.append(&mut results.missing);
-    let not_now = missing.clone();
+    for what in &missing {
+        println!("not measured: {what}");
+    }
     missing.extend(sections::NEVER.map(str::to_owned));
     let mut environment = environment::here();
     for part in &parts {
@@ -150,41 +149,14 @@ pub fn run() -> Result<()> {
             environment.insert(format!("{} ({})", key, part.name), value.clone());
         }
     }
-    let sections = sections::all(&results)?;
-
     let dir = directory();
     fs::create_dir_all(&dir)?;
-    let mut csv = csv::Writer::from_path(dir.join("samples.csv"))?;
+    let mut csv = csv::Writer::from_path(dir.join(SAMPLES))?;
     for sample in &results.samples {
         csv.serialize(sample)?;
     }
     csv.flush()?;
-    for section in &sections {
-        fs::write(dir.join(format!("{}.svg", section.id)), &section.svg)?;
-    }
-    let summary = json!({
-        "environment": environment,
-        "figures": sections.iter().map(|s| (s.id, json!({
-            "title": s.title, "says": s.sentence, "fits": s.fits,
-        }))).collect::<BTreeMap<_, _>>(),
-        "values": results.groups().iter().map(|g| json!({
-            "what": g.first.what, "series": g.first.series, "mib": g.first.mib,
-            "unit": g.first.unit, "spread": g.spread,
-        })).collect::<Vec<_>>(),
-        "not_measured": missing,
-    });
-    fs::write(
-        dir.join("summary.json"),
-        serde_json::to_string_pretty(&summary)? + "\n",
-    )?;
-    let page = page(&sections, &results, &environment, &missing);
-    fs::write(dir.join("index.html"), page.into_string())?;
-    for section in &sections {
-        println!("{}: {}", section.id, section.sentence);
-    }
-    for what in &not_now {
-        println!("not measured: {what}");
-    }
+    write(&dir, &results, &environment, &missing)?;
     println!(
         "bench: {} samples{}; see {}",
         results.samples.len(),
@@ -194,73 +166,70 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
+/// Make the page of an earlier report anew, of its samples.
+pub fn again(dir: &Path) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Summary {
+        environment: BTreeMap<String, String>,
+        not_measured: Vec<String>,
+    }
+    let samples = csv::Reader::from_path(dir.join(SAMPLES))?.into_deserialize();
+    let part = Part {
+        samples: samples.collect::<Result<_, _>>()?,
+        ..Part::default()
+    };
+    let summary: Summary = serde_json::from_str(&fs::read_to_string(dir.join(SUMMARY))?)?;
+    write(
+        dir,
+        &Results::new(&[part]),
+        &summary.environment,
+        &summary.not_measured,
+    )
+}
+
+const SAMPLES: &str = "samples.csv";
+const SUMMARY: &str = "summary.json";
+
+/// Page, charts and summary.
+fn write(
+    dir: &Path,
+    results: &Results,
+    environment: &BTreeMap<String, String>,
+    missing: &[String],
+) -> Result<()> {
+    let sections = sections::all(results);
+    let answers = sections::answers(results);
+    for section in &sections {
+        let file = dir.join(format!("{}.svg", section.id));
+        fs::write(file, section.figure.svg()?)?;
+        println!("{}: {}", section.id, section.sentence);
+    }
+    let summary = json!({
+        "environment": environment,
+        "answers": answers.iter().map(|a| json!({
+            "question": a.question, "figure": a.figure, "of": a.words,
+        })).collect::<Vec<_>>(),
+        "figures": sections.iter().map(|s| (s.id, json!({
+            "title": s.title, "says": s.sentence, "fits": s.figure.fits(),
+        }))).collect::<BTreeMap<_, _>>(),
+        "values": results.groups().iter().map(|g| json!({
+            "what": g.first.what, "series": g.first.series, "mib": g.first.mib,
+            "unit": g.first.unit, "spread": g.spread,
+        })).collect::<Vec<_>>(),
+        "not_measured": missing,
+    });
+    let summary = serde_json::to_string_pretty(&summary)? + "\n";
+    fs::write(dir.join(SUMMARY), summary)?;
+    let page = page(&answers, &sections, results, environment, missing)?;
+    fs::write(dir.join("index.html"), page.into_string())?;
+    Ok(())
+}
+
 /// Seconds since make was started, if it was that.
 fn took() -> Option<u64> {
     let begun: u64 = std::env::var("VMBEAM_STARTED").ok()?.parse().ok()?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
     now.as_secs().checked_sub(begun)
-}
-
-const STYLE: &str = "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}\
-    table{border-collapse:collapse;font-size:13px}td,th{border:1px solid #ccc;padding:2px 8px;\
-    text-align:left}td.n{text-align:right;font-variant-numeric:tabular-nums}svg{max-width:100%;\
-    height:auto}h2{margin-top:2em}details{margin:1em 0}";
-
-fn page(
-    sections: &[Section],
-    results: &Results,
-    environment: &BTreeMap<String, String>,
-    missing: &[String],
-) -> Markup {
-    html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                title { "VMBeam: measurements" }
-                style { (PreEscaped(STYLE)) }
-            }
-            body {
-                h1 { "VMBeam: measurements" }
-                p {
-                    "Made by " code { "make bench" } ". Dots are medians, lines through them go from the \
-                     least to the most. All samples are in " code { "samples.csv" }
-                    ", this page's figures in " code { "summary.json" } "."
-                }
-                @for s in sections {
-                    h2 id=(s.id) { (s.title) }
-                    p { (s.sentence) }
-                    (PreEscaped(&s.svg))
-                    @if !s.method.is_empty() { p { small { (s.method) } } }
-                }
-                h2 { "What these figures can tell" }
-                @for text in sections::HONEST { p { (text) } }
-                h2 { "Not measured" }
-                ul { @for m in missing { li { (m) } } }
-                h2 { "Where it was measured" }
-                table { @for (key, value) in environment { tr { th { (key) } td { (value) } } } }
-                h2 { "All values" }
-                details {
-                    summary { "Medians with their spread" }
-                    table {
-                        tr {
-                            th { "what" } th { "series" } th { "MiB" } th { "median" } th { "least" }
-                            th { "most" } th { "middle half" } th { "n" } th { "unit" }
-                        }
-                        @for g in results.groups() {
-                            tr {
-                                td { (g.first.what) } td { (g.first.series) }
-                                td.n { (g.first.mib) }
-                                td.n { (short(&g.spread.median)) } td.n { (short(&g.spread.least)) }
-                                td.n { (short(&g.spread.most)) } td.n { (short(&g.spread.quartiles)) }
-                                td.n { (g.spread.n) } td { (g.first.unit) }
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -280,31 +249,5 @@ mod tests {
         assert_eq!(results.median("lists.time", "a", 1024.0), Some(2.0));
         assert_eq!(results.median("lists.time", "c", 1024.0), None);
         assert_eq!(results.names("lists.time"), ["a", "b"]);
-    }
-
-    #[test]
-    fn the_page_escapes_and_has_all() {
-        let mut part = Part::new("lists");
-        part.add("lists.time", "a < b", 1024.0, 1.0, "s");
-        let environment = BTreeMap::from([("CPU".into(), "fast & new".into())]);
-        let section = Section {
-            id: "x",
-            title: "A title",
-            sentence: "It says.".into(),
-            svg: "<svg></svg>".into(),
-            method: "",
-            fits: BTreeMap::new(),
-        };
-        let results = Results::new(&[part]);
-        let text = page(&[section], &results, &environment, &["this".into()]).into_string();
-        for want in [
-            "a &lt; b",
-            "fast &amp; new",
-            "It says.",
-            "<svg></svg>",
-            "<li>this</li>",
-        ] {
-            assert!(text.contains(want), "no {want}");
-        }
     }
 }

@@ -7,7 +7,12 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 
+use crate::chart;
 use crate::chart::short;
+use crate::chart::Axes;
+use crate::chart::Bar;
+use crate::chart::Group;
+use crate::chart::Method;
 use crate::chart::Series;
 use crate::native;
 use crate::nested;
@@ -25,15 +30,104 @@ pub struct Section {
     /// What it shows.
     pub sentence: String,
     /// The chart.
-    pub svg: String,
+    pub figure: Figure,
     /// How it was measured.
     pub method: &'static str,
+}
+
+/// What is drawn, and what stands in the table below.
+#[derive(Debug)]
+pub enum Figure {
+    /// Against the size of the guest VM.
+    Lines(Axes<'static>, Vec<Series>),
+    /// Side by side, with what says a value.
+    Bars(Vec<Group>, fn(f64) -> String),
+}
+
+impl Figure {
+    /// The picture.
+    pub fn svg(&self) -> Result<String> {
+        match self {
+            Self::Lines(axes, series) => chart::lines(*axes, series),
+            Self::Bars(groups, value) => chart::bars(groups, *value),
+        }
+    }
+
+    /// The same as a table, with its head.
+    pub fn table(&self) -> Vec<Vec<String>> {
+        match self {
+            Self::Lines(axes, series) => {
+                let mut sizes: Vec<f64> = Vec::new();
+                for (mib, _) in series.iter().flat_map(|s| &s.points) {
+                    if !sizes.contains(mib) {
+                        sizes.push(*mib);
+                    }
+                }
+                sizes.sort_by(f64::total_cmp);
+                let head = std::iter::once(axes.y.to_owned()).chain(sizes.iter().map(|m| size(*m)));
+                let row = |s: &Series| {
+                    let at = |mib: &f64| {
+                        let found = s.points.iter().find(|p| p.0 == *mib);
+                        found.map_or_else(String::new, |p| short(&p.1.median))
+                    };
+                    std::iter::once(s.name.clone())
+                        .chain(sizes.iter().map(at))
+                        .collect()
+                };
+                std::iter::once(head.collect())
+                    .chain(series.iter().map(row))
+                    .collect()
+            }
+            Self::Bars(groups, value) => {
+                let head = ["", "", "median", "least", "most", "of"].map(str::to_owned);
+                let rows = groups.iter().flat_map(|g| {
+                    g.bars.iter().enumerate().map(|(i, b)| {
+                        let group = if i == 0 {
+                            g.name.clone()
+                        } else {
+                            String::new()
+                        };
+                        let v = b.value;
+                        vec![
+                            group,
+                            b.name.clone(),
+                            value(v.median),
+                            value(v.least),
+                            value(v.most),
+                            v.n.to_string(),
+                        ]
+                    })
+                });
+                std::iter::once(head.to_vec()).chain(rows).collect()
+            }
+        }
+    }
+
     /// The lines in it, by series: seconds against MiB.
-    pub fits: BTreeMap<String, Fit>,
+    pub fn fits(&self) -> BTreeMap<&str, Fit> {
+        match self {
+            Self::Lines(_, series) => series
+                .iter()
+                .filter_map(|s| Some((s.name.as_str(), s.fit?)))
+                .collect(),
+            Self::Bars(..) => BTreeMap::new(),
+        }
+    }
 }
 
 /// Draws one chart, if its values are there.
-pub type Maker = fn(&Results) -> Result<Option<Section>>;
+pub type Maker = fn(&Results) -> Option<Section>;
+
+/// What a reader asks first, and the answer.
+#[derive(Debug, PartialEq)]
+pub struct Answer {
+    /// The question.
+    pub question: &'static str,
+    /// The figure.
+    pub figure: String,
+    /// What it is of, and what it is compared with.
+    pub words: String,
+}
 
 /// What no run of this measures so far.
 pub const NEVER: [&str; 2] = [
@@ -58,12 +152,20 @@ pub const HONEST: [&str; 4] = [
 ];
 
 /// Those whose values are there.
-pub fn all(results: &Results) -> Result<Vec<Section>> {
-    let mut sections = Vec::new();
-    for make in nested::ALL.into_iter().chain(native::ALL) {
-        sections.extend(make(results)?);
-    }
-    Ok(sections)
+pub fn all(results: &Results) -> Vec<Section> {
+    let makers = nested::ALL.into_iter().chain(native::ALL);
+    makers.filter_map(|make| make(results)).collect()
+}
+
+/// The first screen, as far as its values are there.
+pub fn answers(results: &Results) -> Vec<Answer> {
+    let all = [
+        nested::stands_still(results),
+        native::grows(results),
+        nested::costs_others(results),
+        native::against_copying(results),
+    ];
+    all.into_iter().flatten().collect()
 }
 
 /// Seconds in a unit that suits them.
@@ -96,10 +198,20 @@ pub fn by(s: Spread, factor: f64) -> Spread {
     }
 }
 
+/// A bar of ours.
+pub fn ours(name: &str, value: Spread) -> Bar {
+    Bar {
+        name: name.into(),
+        method: Method::Ours,
+        value,
+    }
+}
+
 /// Values of one series at all sizes, in another unit.
 pub fn points(results: &Results, what: &str, series: &str, factor: f64) -> Series {
     Series {
         name: series.into(),
+        method: Method::Ours,
         points: results
             .series(what, series)
             .iter()
@@ -129,12 +241,4 @@ pub fn law(fit: Fit) -> String {
         fit.r2,
         fit.off * 100.0
     )
-}
-
-/// The lines of some series by name.
-pub fn fits(series: &[Series]) -> BTreeMap<String, Fit> {
-    series
-        .iter()
-        .filter_map(|s| Some((s.name.clone(), s.fit?)))
-        .collect()
 }
