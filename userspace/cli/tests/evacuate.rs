@@ -369,6 +369,12 @@ fn a_guest_that_crashed_while_it_was_saved_stops_nothing_for_long() {
         "{stderr}"
     );
     assert_eq!(code, 5, "{stderr}");
+    let reason = json(&stdout)["guests"][0]["reasons"][0].to_string();
+    let words = "the guest has crashed or shut down, and is in A as it is";
+    assert!(
+        reason.contains(words) && !reason.contains("runs in A"),
+        "{reason}"
+    );
     assert_eq!(running(&w, "B"), ["second", "third"]);
     // It is where it was, as it is.
     let state = |w: &World| lock(&w.hosts["A"]).guests[&1].ended;

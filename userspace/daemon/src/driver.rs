@@ -16,6 +16,9 @@ pub trait Driver: Debug + Send + Sync {
     fn info(&self) -> Result<Info, Error>;
     /// Bind a new session to two host VMs.
     fn open(&self, domid_a: u32, domid_b: u32) -> Result<Box<dyn DriverSession>, Error>;
+    /// The same at the start of a job, when no other one uses these two: a domain that has died
+    /// is forgotten, and the one that has its domid now is the one that is meant from now on.
+    fn open_anew(&self, domid_a: u32, domid_b: u32) -> Result<Box<dyn DriverSession>, Error>;
     /// Whether the driver keeps the record of a half move between these two, in
     /// whichever order.
     fn has_record(&self, domid_a: u32, domid_b: u32) -> Result<bool, Error>;
@@ -33,12 +36,14 @@ pub trait Sessions: Debug + Send + Sync {
     fn has_record(&self, domid_a: u32, domid_b: u32) -> Result<bool, Error>;
 }
 
-/// A driver for which a domid is the domain that it was when it was first used, for as long
-/// as the daemon runs: one that has died, and whose domid another one has, is not taken for
-/// that.
+/// A driver for which a domid is the domain that it was at the start of the job: one that has
+/// died, and whose domid another one has, is not taken for that. Of a daemon that cannot ask the
+/// host's toolstack any more, for as long as it runs.
 #[derive(Debug)]
 pub struct Pinned {
     sessions: Arc<dyn Sessions>,
+    /// What has the domid of a domain that has died may become the one that is meant.
+    renews: bool,
     /// The hypervisor's ids of the domains with these domids.
     ids: Mutex<HashMap<u32, u64>>,
 }
@@ -48,8 +53,25 @@ impl Pinned {
     pub fn new(sessions: Arc<dyn Sessions>) -> Self {
         Self {
             sessions,
+            renews: true,
             ids: Mutex::default(),
         }
+    }
+
+    /// The same for a daemon that learns only once which host VM has which domid: no other
+    /// domain is ever taken for it.
+    pub fn for_ever(sessions: Arc<dyn Sessions>) -> Self {
+        Self {
+            renews: false,
+            ..Self::new(sessions)
+        }
+    }
+
+    fn open_with(&self, domids: [u32; 2], ids: [u64; 2]) -> Result<Box<dyn DriverSession>, Error> {
+        // Device models take their time, and other pairs do not wait for them.
+        let session = self.sessions.open(domids, ids)?;
+        self.known().extend(domids.into_iter().zip(session.ids()));
+        Ok(session)
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<u32, u64>> {
@@ -66,14 +88,15 @@ impl Driver for Pinned {
         let domids = [domid_a, domid_b];
         let known = self.known();
         let ids = domids.map(|d| known.get(&d).copied().unwrap_or(0));
-        // Device models take their time, and other pairs do not wait for them.
         drop(known);
-        let session = self.sessions.open(domids, ids)?;
-        let mut known = self.known();
-        for (domid, id) in domids.into_iter().zip(session.ids()) {
-            known.entry(domid).or_insert(id);
+        self.open_with(domids, ids)
+    }
+
+    fn open_anew(&self, domid_a: u32, domid_b: u32) -> Result<Box<dyn DriverSession>, Error> {
+        match self.renews {
+            true => self.open_with([domid_a, domid_b], [0; 2]),
+            false => self.open(domid_a, domid_b),
         }
-        Ok(session)
     }
 
     fn has_record(&self, domid_a: u32, domid_b: u32) -> Result<bool, Error> {

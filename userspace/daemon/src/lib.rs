@@ -36,6 +36,7 @@ mod side;
 pub mod swap;
 mod transfer;
 mod verify;
+mod whereabouts;
 
 pub use args::Args;
 pub use config::Config;

@@ -42,9 +42,13 @@ fn main() -> anyhow::Result<()> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     signals.thread_block().context("cannot block signals")?;
 
-    let driver = Pinned::new(Arc::new(DeviceDriver::new(config.device.clone())));
     // While the host's toolstack can still be asked.
     let unprivileged = args.user.is_some() || args.seccomp != Filter::Off;
+    let sessions = Arc::new(DeviceDriver::new(config.device.clone()));
+    let driver = match unprivileged {
+        true => Pinned::for_ever(sessions),
+        false => Pinned::new(sessions),
+    };
     let sources = Source::all(&config, &driver, unprivileged);
     let state = &*config.state_dir;
     match &args.user {

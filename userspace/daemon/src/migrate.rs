@@ -373,7 +373,7 @@ impl<'a> Job<'a> {
             (Command::End(Outcome::AtDestination), None) => (Ok(()), true),
             (Command::End(outcome), _) => {
                 let (failure, end) = match outcome {
-                    Outcome::AtSource => (Failure::RolledBack, format!("the guest runs in {from}")),
+                    Outcome::AtSource => (Failure::RolledBack, self.exec.at_source(&self.work)),
                     Outcome::AtDestination => {
                         (Failure::Failed, format!("but the guest runs in {to}"))
                     }

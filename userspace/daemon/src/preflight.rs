@@ -238,7 +238,7 @@ fn domids(
                 "{e}; `vmbeam migrate --mode copy` copies the memory instead"
             ))
         };
-        drop(driver.open(domids.0, domids.1).map_err(offer)?);
+        drop(driver.open_anew(domids.0, domids.1).map_err(offer)?);
     }
     Ok(domids)
 }

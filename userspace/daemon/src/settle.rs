@@ -133,10 +133,11 @@ impl Shared {
         loop {
             match work.machine.command() {
                 Command::End(outcome) => {
-                    let (a, b) = (executor.from.name(), executor.to.name());
                     return Ok(match outcome {
-                        Outcome::AtSource => format!("undone: the guest runs in {a}"),
-                        Outcome::AtDestination => format!("completed: the guest runs in {b}"),
+                        Outcome::AtSource => format!("undone: {}", executor.at_source(work)),
+                        Outcome::AtDestination => {
+                            format!("completed: the guest runs in {}", executor.to.name())
+                        }
                         Outcome::Lost => "the guest was lost with its host VM".into(),
                     });
                 }

@@ -286,7 +286,7 @@ pub fn swap(
         agent_from.domid().map_err(refused)?,
         agent_to.domid().map_err(refused)?,
     );
-    let session = driver.open(domids.0, domids.1).map_err(refused)?;
+    let session = driver.open_anew(domids.0, domids.1).map_err(refused)?;
 
     let (agent_from, guest_from) = Party::find(agent_from, &request.from.guest)?;
     let (agent_to, guest_to) = Party::find(agent_to, &request.to.guest)?;

@@ -7,16 +7,18 @@
 
 mod common;
 
-use common::peer::assert_says;
+use common::peer::{assert_says, proxy};
 use common::{agent, impostor, lock, request, uuid, World};
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use vmbeam_wire::encode_old;
 use vmbeam_wire::message::{
-    AgentReport, Failure, FromAgent, FromDaemon, Identity, MigrateRequest, Mode, ToDaemon,
+    AgentReport, Failure, FromAgent, FromDaemon, Identity, MigrateRequest, Mode, ToAgent, ToDaemon,
 };
+use vmbeamd::driver::{Driver, Pinned};
 
 /// With a guest each in A and B; A is where `domid-A` says.
 fn world() -> World {
@@ -149,19 +151,51 @@ fn swapped_domids() {
     assert_refused(&w, "host VM A is domain 2 with UUID");
 }
 
-/// Another domain has the number of one that has died, and even its UUID.
+/// Another domain has the number of one that has died, and even its UUID, as when a host VM with
+/// a fixed domid is made anew: no job takes it for the one that it began with, and the next one
+/// begins with it.
 #[test]
 fn a_reused_domid() {
     let mut w = World::new();
-    w.agents(&["A", "B"]);
+    w.agents(&["A"]);
+    let driver = w.driver.clone();
+    let meanwhile = std::sync::atomic::AtomicBool::new(true);
+    proxy(&w.socket("B"), w.hosts["B"].clone(), move |m, _, _| {
+        if matches!(m, ToAgent::Frames { .. }) && meanwhile.swap(false, Ordering::Relaxed) {
+            lock(&driver.faults).reused.insert(1);
+        }
+        false
+    });
+    lock(&w.hosts["B"]).guests.clear();
     start(&mut w);
-    assert_possible(&w);
-    lock(&w.driver.faults).reused.insert(1);
-    let FromDaemon::Error { failure, message } = w.swap("A", "B") else {
+    let mut migration = migration();
+    migration.mode = Mode::Swap;
+    let before = w.memory();
+    let FromDaemon::Error { failure, message } = w.ask(&ToDaemon::Migrate(migration.clone()))
+    else {
         panic!()
     };
-    assert_eq!(failure, Failure::Refused);
+    assert_eq!(failure, Failure::RolledBack);
     assert_says(&message, "was destroyed and another has its domid");
+    let now = w.memory();
+    assert!(before["A"] == now["A"] && !w.paused("A"));
+    let answer = w.ask(&ToDaemon::Migrate(migration));
+    assert!(matches!(answer, FromDaemon::Migrated(_)), "{answer:?}");
+}
+
+/// One that can ask only once which host VM has which domid takes no other domain for it.
+#[test]
+fn a_reused_domid_and_a_daemon_without_privileges() {
+    let w = World::new();
+    let driver = Pinned::for_ever(w.driver.clone());
+    assert!(driver.open(1, 2).is_ok() && driver.open_anew(1, 2).is_ok());
+    lock(&w.driver.faults).reused.insert(1);
+    assert!(driver.open_anew(1, 2).is_err() && driver.open(1, 2).is_err());
+    let driver = Pinned::new(w.driver.clone());
+    assert!(driver.open(1, 2).is_ok());
+    lock(&w.driver.faults).reused.clear();
+    assert!(driver.open(1, 2).is_err());
+    assert!(driver.open_anew(1, 2).is_ok() && driver.open(1, 2).is_ok());
 }
 
 #[test]

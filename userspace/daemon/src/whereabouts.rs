@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What is said of a guest that is back where it was. That it was let run does not mean that it
+//! does: it may have crashed before, or shut down.
+
+use crate::execute::{Executor, Work};
+use vmbeam_wire::message::GuestState;
+
+impl Executor<'_> {
+    /// What became of the guest, which is at the source.
+    pub(crate) fn at_source(&mut self, work: &Work) -> String {
+        let vm = self.from.name().to_owned();
+        let domid = work.record.from.guest;
+        let Ok(guests) = self.from.talk(|l| l.guests()) else {
+            return format!("the guest is in {vm}");
+        };
+        let state = guests.iter().find(|g| Some(g.domid) == domid);
+        match state.map(|g| g.state) {
+            Some(GuestState::Running) => format!("the guest runs in {vm}"),
+            Some(GuestState::Paused) => format!("the guest is in {vm}, and paused"),
+            Some(GuestState::Shutdown) => {
+                format!("the guest has crashed or shut down, and is in {vm} as it is")
+            }
+            Some(GuestState::Dying) | None => {
+                format!("the guest has ended, and is not in {vm} any more")
+            }
+        }
+    }
+}
