@@ -30,10 +30,11 @@ key=$({
 if [ "$(cat "$deb/programs.key" 2>/dev/null)" != "$key" ]; then
 	step "vmbeam, vmbeam-agent: $version"
 	rm -rf "$stage" "$deb"/vmbeam_* "$deb"/vmbeam-agent_* "$deb/contents"
-	mkdir -p "$stage/programs" "$deb/contents"
+	mkdir -p "$stage/programs" "$stage/xendomains" "$deb/contents"
 	cp -r packaging/vmbeam/debian packaging/examples "$stage/"
 	cp packaging/systemd/vmbeamd.service "$stage/debian/vmbeam.vmbeamd.service"
 	cp packaging/systemd/vmbeam-agent.service "$stage/debian/"
+	cp packaging/systemd/xendomains-vmbeam.conf "$stage/xendomains/vmbeam.conf"
 	cp "${programs[@]/#/$built/}" "$stage/programs/"
 	cp userspace/daemon/vmbeamd.toml "$stage/examples/"
 	# Of the packages' index that the sysroot has: a newer one could name another kernel.

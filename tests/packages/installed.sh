@@ -87,7 +87,9 @@ says() {
 # Debian's units are what orders the start of xenstored and of host VMs.
 order() {
 	says vmbeamd.service 'After=xen.service .*' 'Before=xendomains.service' 'Restart=always' \
-		'StartLimitIntervalSec=0' 'Type=notify' && says vmbeam-agent.service 'After=xen.service .*'
+		'StartLimitIntervalSec=0' 'Type=notify' && says vmbeam-agent.service 'After=xen.service .*' &&
+		says xendomains.service.d/vmbeam.conf 'After=vmbeam-agent.service' \
+			'ExecCondition=/usr/sbin/vmbeam-agent --may-start'
 }
 
 enabled() {

@@ -14,6 +14,7 @@ use crate::channel::Channel;
 use crate::channel::Output;
 use crate::coverage;
 use crate::crossed;
+use crate::definitions;
 use crate::demo;
 use crate::driver;
 use crate::driver_mutants;
@@ -363,6 +364,7 @@ fn nested(
         unprivileged::stop(tally, topology);
         if let Some(places) = places.filter(|_| extent.failures) {
             migrate::failures(tally, topology, places);
+            definitions::run(tally, topology, places);
         }
     }
     if wanted(Group::Faults) {

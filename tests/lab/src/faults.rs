@@ -510,7 +510,8 @@ fn full(topology: &Topology) -> Result<()> {
     let [_, free] = migrate::free_memory(topology)?;
     let hog = free.saturating_sub(u64::from(topology.sizes.guest_mib) / 2);
     b.sh(
-        &format!("xl create -p /etc/xen/{GUEST}.cfg 'name=\"{HOG}\"' memory={hog}"),
+        // What a guest was created from is put aside where it has left.
+        &format!("cfg=/etc/xen/{GUEST}.cfg; [ -e $cfg ] || cfg=$cfg.moved; xl create -p $cfg 'name=\"{HOG}\"' memory={hog}"),
         LIMIT,
     )?;
     let output = topology

@@ -230,6 +230,9 @@ fn management(name: &'static str, release: &Release) -> Result<()> {
     image.patched_toolstack(release)?;
     image.modules(BACKENDS)?;
     image.hotplug_scripts()?;
+    if release.version != OLD_XEN {
+        image.xendomains(release)?;
+    }
     for name in [
         "/usr/bin/dbclient",
         "/usr/bin/dropbearkey",
@@ -532,6 +535,19 @@ impl Image {
             self.executable(&path)?;
         }
         Ok(())
+    }
+
+    /// Xen's own script that starts guests at boot.
+    fn xendomains(&mut self, release: &Release) -> Result<()> {
+        self.xen(release, &format!("{}/xendomains", release.bin()))?;
+        self.same("/etc/xen/scripts/hotplugpath.sh")?;
+        self.write(
+            b"XENDOMAINS_AUTO=/etc/xen/auto\n",
+            "/etc/default/xendomains",
+        )?;
+        // It is where that file says.
+        symlink(format!("{}/xl", release.bin()), self.place("/usr/sbin/xl")?)?;
+        self.program(Path::new("/usr/bin/bash"), "/bin/bash")
     }
 
     fn device_model(&mut self) -> Result<()> {

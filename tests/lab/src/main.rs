@@ -8,6 +8,7 @@ mod channel;
 mod check;
 mod coverage;
 mod crossed;
+mod definitions;
 mod demo;
 mod driver;
 mod driver_mutants;

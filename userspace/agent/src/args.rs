@@ -23,6 +23,12 @@ pub struct Args {
     /// Listen on a UNIX socket instead, as QEMU does for a port
     #[arg(long, value_name = "PATH", conflicts_with_all = ["port", "port_name"])]
     pub listen: Option<PathBuf>,
+    /// Wait until vmbeamd on the host has said whether this host VM's guests may be
+    /// started, and fail if they may not
+    ///
+    /// For what starts them at boot, such as xendomains.service. Needs an agent that runs.
+    #[arg(long, conflicts_with_all = ["port", "port_name", "listen"])]
+    pub may_start: bool,
     /// Say more
     #[arg(short, long)]
     pub verbose: bool,

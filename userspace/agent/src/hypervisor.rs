@@ -2,6 +2,8 @@
 
 //! What the agent needs of its guest hypervisor.
 
+use crate::definitions::{is_writable, Files};
+use crate::gate::Gate;
 use crate::identity;
 use crate::preflight::{self, Size, Surroundings};
 use crate::toolstack::{self, xl, xl_within, Incoming, Outgoing, Restore, Save};
@@ -92,6 +94,10 @@ pub trait Hypervisor {
     fn resume(&self, guest: u32) -> Result<(), HvError>;
     /// Destroy a guest that does not run; not to be there is success.
     fn destroy(&self, guest: u32) -> Result<(), HvError>;
+    /// What is written down of guests.
+    fn files(&self) -> Files;
+    /// What starts them at boot.
+    fn gate(&self) -> Gate;
 }
 
 /// How long a guest may take to run after it was told to.
@@ -156,6 +162,10 @@ impl Surroundings for Xen {
 
     fn exists(&self, path: &Path) -> bool {
         path.exists()
+    }
+
+    fn can_write(&self, dir: &Path) -> bool {
+        is_writable(dir)
     }
 }
 
@@ -293,7 +303,12 @@ impl Hypervisor for Xen {
             pages: info.pages,
             runs,
         };
-        Ok(preflight::inspect(self, domid, size))
+        let mut inspection = preflight::inspect(self, domid, size);
+        if let Some(name) = self.name(domid) {
+            let path = self.files().path_of(&name)?;
+            preflight::definition(self, path.as_deref(), &mut inspection);
+        }
+        Ok(inspection)
     }
 
     fn lacking(&self, needs: &[Need]) -> Vec<Need> {
@@ -390,6 +405,14 @@ impl Hypervisor for Xen {
             std::thread::sleep(LOOK);
         }
         Ok(())
+    }
+
+    fn files(&self) -> Files {
+        Files::system()
+    }
+
+    fn gate(&self) -> Gate {
+        Gate::default()
     }
 }
 

@@ -4,12 +4,18 @@
 
 use anyhow::Context;
 use clap::Parser;
+use std::process::ExitCode;
+use vmbeam_agent::gate::Gate;
 use vmbeam_agent::port::{find, Channel};
 use vmbeam_agent::{Agent, Args};
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
     vmbeam_log::init(args.verbose);
+    if args.may_start {
+        let allowed = Gate::default().wait();
+        return Ok(ExitCode::from(u8::from(!allowed)));
+    }
     let xen = vmbeam_xen::Xen::open()?;
     let channel = match (&args.listen, &args.port) {
         (Some(path), _) => Channel::Listen(path.clone()),
@@ -24,5 +30,6 @@ fn main() -> anyhow::Result<()> {
     let mut agent = Agent::new(xen);
     channel
         .serve(&mut agent)
-        .with_context(|| format!("cannot serve {channel:?}"))
+        .with_context(|| format!("cannot serve {channel:?}"))?;
+    Ok(ExitCode::SUCCESS)
 }

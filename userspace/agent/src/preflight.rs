@@ -20,6 +20,8 @@ pub trait Surroundings {
     fn list(&self, path: &str) -> Vec<String>;
     /// Whether there is such a file, device or directory.
     fn exists(&self, path: &Path) -> bool;
+    /// Whether files can be made in a directory.
+    fn can_write(&self, dir: &Path) -> bool;
 }
 
 /// How much memory a guest has.
@@ -41,6 +43,10 @@ pub fn is_there(here: &impl Surroundings, need: &Need) -> bool {
         // No name of an interface has a slash.
         NeedKind::Bridge => !need.name.contains('/') && here.exists(Path::new(&bridge(&need.name))),
         NeedKind::Disk | NeedKind::Kernel => here.exists(Path::new(&need.name)),
+        NeedKind::Definition => {
+            let dir = Path::new(&need.name).parent();
+            dir.is_some_and(|dir| here.can_write(dir) || !here.exists(dir))
+        }
     }
 }
 
@@ -173,6 +179,23 @@ fn kernel(here: &impl Surroundings, domid: u32) -> Vec<Need> {
         .collect()
 }
 
+/// The file that a guest is created from goes with it.
+pub fn definition(here: &impl Surroundings, path: Option<&Path>, inspection: &mut Inspection) {
+    let Some((path, dir)) = path.and_then(|p| Some((p, p.parent()?))) else {
+        return;
+    };
+    if !here.can_write(dir) {
+        inspection.problems.push(format!(
+            "its file {} cannot be moved with it, since its directory cannot be written to",
+            path.display()
+        ));
+    }
+    inspection.needs.push(Need {
+        kind: NeedKind::Definition,
+        name: path.to_string_lossy().into_owned(),
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,6 +224,10 @@ mod tests {
 
         fn exists(&self, path: &Path) -> bool {
             self.files.contains(path.to_str().unwrap())
+        }
+
+        fn can_write(&self, dir: &Path) -> bool {
+            self.exists(dir)
         }
     }
 
@@ -278,6 +305,23 @@ mod tests {
             name: "../../../etc".into(),
         };
         assert!(!is_there(&there, &odd));
+    }
+
+    #[test]
+    fn a_file_that_must_go_with_its_guest() {
+        let path = Path::new("/etc/xen/g.cfg");
+        let look = |fake: &Fake| {
+            let mut inspection = Inspection::default();
+            definition(fake, Some(path), &mut inspection);
+            inspection
+        };
+        let mut fake = guest();
+        let problems = look(&fake).problems;
+        assert!(problems.len() == 1 && problems[0].contains("/etc/xen/g.cfg cannot be moved"));
+        fake.files.insert("/etc/xen".into());
+        let Inspection { problems, needs } = look(&fake);
+        assert!(problems.is_empty() && needs.len() == 1);
+        assert!(is_there(&fake, &needs[0]));
     }
 
     #[track_caller]

@@ -2,6 +2,7 @@
 
 //! Answering the daemon.
 
+use crate::definitions;
 use crate::hypervisor::{HvError, Hypervisor};
 use crate::transfer::Transfer;
 use std::collections::hash_map::Entry;
@@ -303,6 +304,14 @@ impl<H: Hypervisor> Agent<H> {
                 let lacking = self.hypervisor.lacking(needs);
                 answers.send(&FromAgent::Lacking(lacking)).map(Ok)
             }
+            ToAgent::Definition { .. }
+            | ToAgent::Define { .. }
+            | ToAgent::Undefine { .. }
+            | ToAgent::Autostart
+            | ToAgent::MayStart { .. } => match definitions::request(&self.hypervisor, &message) {
+                Ok(answer) => answers.send(&answer).map(Ok),
+                Err(e) => Ok(Err(e)),
+            },
             other => match self.transfer.request(&self.hypervisor, other) {
                 Ok(answer) => answers.send(&answer).map(Ok),
                 Err(e) => Ok(Err(e)),

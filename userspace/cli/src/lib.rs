@@ -14,6 +14,7 @@ mod evacuate;
 mod init;
 mod interrupt;
 mod list;
+mod maintenance;
 mod migrate;
 mod moves;
 mod records;
@@ -165,6 +166,12 @@ enum Command {
     /// from FILE, waits for its agent, and moves these guests back. Ctrl-C stops
     /// between two steps; the same command goes on from there.
     Rejuvenate(rejuvenate::Args),
+    /// Say that somebody works on a host VM, or has done so, or which are worked on
+    ///
+    /// In a host VM in maintenance nothing is started when it boots, and no guest
+    /// arrives; its guests can leave. That lasts until it is ended, whatever is
+    /// restarted.
+    Maintenance(maintenance::Args),
     /// Cancel a migration that has not passed the point of no return
     Abort {
         /// Number of the job, from `vmbeam status`
@@ -230,6 +237,13 @@ fn run(args: Args) -> Result<ExitCode, ClientError> {
         Command::Status { device, json } => {
             let code = list::status(Client::connect(&args.socket)?, json);
             if !json {
+                if let Some(line) = maintenance::ask(&args.socket)
+                    .ok()
+                    .as_deref()
+                    .and_then(maintenance::line)
+                {
+                    println!("{line}");
+                }
                 driver(records::list(&device, false));
             }
             code
@@ -269,6 +283,7 @@ fn run(args: Args) -> Result<ExitCode, ClientError> {
         }
         Command::Evacuate(evacuation) => evacuate::run(&args.socket, &evacuation),
         Command::Rejuvenate(rejuvenation) => rejuvenate::run(&args.socket, &rejuvenation),
+        Command::Maintenance(maintenance) => maintenance::run(&args.socket, &maintenance),
         Command::Abort { job } => migrate::abort(Client::connect(&args.socket)?, job),
         Command::Swap {
             from,

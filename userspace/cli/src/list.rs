@@ -49,6 +49,15 @@ pub(crate) fn list(client: Client, json: bool) -> Result<ExitCode, ClientError> 
     let mut problems = Vec::new();
     for vm in &host_vms {
         let domid = vm.domid.as_ref().map_or("-".into(), u32::to_string);
+        if vm.maintenance {
+            problems.push(format!("host VM {} is in maintenance", vm.name));
+        }
+        if let Some(why) = &vm.held {
+            problems.push(format!(
+                "host VM {} may not start guests yet: {why}",
+                vm.name
+            ));
+        }
         if let Err(e) = &vm.domid {
             problems.push(format!("{}: {e}", vm.name));
         }

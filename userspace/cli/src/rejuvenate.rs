@@ -12,6 +12,7 @@ mod state;
 use crate::client::{Client, ClientError};
 use crate::exit;
 use crate::interrupt::Interrupt;
+use crate::maintenance;
 use crate::moves::{Moved, Mover, Outcome, TOGETHER};
 use crate::output;
 use crate::restart::{check_config, Ending, Toolstack};
@@ -162,6 +163,11 @@ impl Rejuvenation<'_> {
         if agent.domid_fixed {
             return Err(refuse(format!(
                 "vmbeamd's configuration gives host VM {name} a fixed domid, which changes when it is restarted; remove `domid` there"
+            )));
+        }
+        if maintenance::ask(self.socket)?.contains(name) {
+            return Err(refuse(format!(
+                "host VM {name} is in maintenance, so its guests could not come back; `vmbeam maintenance {name} off` ends that"
             )));
         }
         let to = self.destination(&check).map_err(&refuse)?;

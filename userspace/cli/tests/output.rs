@@ -43,6 +43,8 @@ fn answer(request: &ToDaemon, names: &[&str]) -> Vec<FromDaemon> {
             name: "A".into(),
             domid: Ok(1),
             guests: Ok(names.iter().map(|n| guest(n)).collect()),
+            maintenance: false,
+            held: None,
         }])],
         ToDaemon::Status => vec![FromDaemon::Status(vec![])],
         ToDaemon::Swap(_) => vec![progress(Phase::Commit), FromDaemon::Swapped(Box::default())],
@@ -52,7 +54,10 @@ fn answer(request: &ToDaemon, names: &[&str]) -> Vec<FromDaemon> {
             FromDaemon::Migrated(Box::default()),
         ],
         ToDaemon::Plan { .. } => vec![FromDaemon::Plan(Default::default())],
-        ToDaemon::Abort { .. } | ToDaemon::Dismiss { .. } => vec![FromDaemon::Done],
+        ToDaemon::Maintenance => vec![FromDaemon::Maintenance(vec!["B".into()])],
+        ToDaemon::Abort { .. } | ToDaemon::Dismiss { .. } | ToDaemon::SetMaintenance { .. } => {
+            vec![FromDaemon::Done]
+        }
     }
 }
 

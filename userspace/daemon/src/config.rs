@@ -86,6 +86,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// How long an agent may be silent in the middle of a request.
     pub agent_timeout: Duration,
+    /// Whether host VMs are told whether they may start their guests when they boot.
+    pub autostart: bool,
     /// Prints the UUID of the domain whose domid is appended.
     pub uuid_command: Vec<String>,
     /// Where metrics can be read, if anywhere.
@@ -115,6 +117,7 @@ struct RawDaemon {
     device: Option<PathBuf>,
     state_dir: Option<PathBuf>,
     agent_timeout_seconds: Option<Spanned<u64>>,
+    autostart: Option<bool>,
     domid_command: Option<Spanned<Vec<String>>>,
     uuid_command: Option<Spanned<Vec<String>>>,
     list_command: Option<Spanned<Vec<String>>>,
@@ -310,6 +313,7 @@ impl Config {
                 .unwrap_or_else(|| vmbeam_uapi::DEVICE_PATH.into()),
             state_dir: raw.daemon.state_dir.unwrap_or_else(|| STATE_DIR.into()),
             agent_timeout,
+            autostart: raw.daemon.autostart.unwrap_or(true),
             uuid_command,
             metrics,
             host_vms,

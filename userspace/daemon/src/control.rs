@@ -2,6 +2,7 @@
 
 //! The daemon itself: its host VMs, its jobs, and the control socket.
 
+use crate::autostart::Held;
 use crate::client::{Client, ClientError, CLIENT_TIMEOUT};
 use crate::config::Config;
 use crate::driver::{Driver, Pinned, Sessions};
@@ -12,6 +13,7 @@ use crate::http::Server;
 use crate::identity::Source;
 use crate::jobs::{Begun, Jobs, What};
 use crate::journal::Journal;
+use crate::maintenance::Maintenance;
 use crate::metrics::Metrics;
 use crate::migrate::{migrate, Context as MigrateContext};
 use crate::preflight::plan;
@@ -34,6 +36,8 @@ use vmbeam_wire::Decoder;
 
 /// Most command-line clients at once.
 const MAX_CLIENTS: usize = 32;
+/// How long somebody who only wants to see the guests waits for an agent that is busy.
+const LISTING: Duration = Duration::from_secs(1);
 /// How long a stop waits for jobs to end.
 /// It is more than a job may take to end that is told to, and less than systemd waits
 /// for (packaging/systemd/vmbeamd.service).
@@ -44,7 +48,10 @@ const STOP_PATIENCE: Duration = Duration::from_secs(150);
 pub(crate) struct Shared {
     config: Config,
     pub(crate) driver: Arc<dyn Driver>,
-    host_vms: Vec<Arc<HostVm>>,
+    pub(crate) host_vms: Vec<Arc<HostVm>>,
+    pub(crate) maintenance: Arc<Maintenance>,
+    /// Why guests are not started yet.
+    pub(crate) held: Held,
     pub(crate) jobs: Jobs,
     metrics: Metrics,
     clients: AtomicUsize,
@@ -86,6 +93,7 @@ impl Daemon {
     ) -> anyhow::Result<Self> {
         let (journal, records, unreadable) = Journal::open(&config.state_dir)
             .with_context(|| format!("cannot use {}", config.state_dir.display()))?;
+        let maintenance = Arc::new(Maintenance::load(&config.state_dir)?);
         let listener = listen(&config.control_socket)?;
         for file in unreadable {
             warn!("a migration's record cannot be used: {file}");
@@ -95,7 +103,10 @@ impl Daemon {
             .host_vms
             .iter()
             .zip(sources)
-            .map(|(c, source)| HostVm::new(c.clone(), source, config.agent_timeout, stop.clone()))
+            .map(|(c, source)| {
+                let (stop, maintenance) = (stop.clone(), maintenance.clone());
+                HostVm::new(c.clone(), source, config.agent_timeout, stop, maintenance)
+            })
             .map(Arc::new)
             .collect();
         for vm in &host_vms {
@@ -108,6 +119,8 @@ impl Daemon {
             config,
             driver,
             host_vms,
+            maintenance,
+            held: Held::default(),
             jobs: Jobs::new(journal),
             metrics: Metrics::default(),
             clients: AtomicUsize::new(0),
@@ -131,6 +144,10 @@ impl Daemon {
             if let Err(e) = result {
                 warn!("no metrics: {e:#}");
             }
+        }
+        if shared.config.autostart {
+            let watching = shared.clone();
+            spawn("autostart", move || watching.watch_autostart())?;
         }
         let accepting = shared.clone();
         spawn("control", move || accept(&accepting, &listener))?;
@@ -308,6 +325,11 @@ fn serve(
         }
         ToDaemon::Abort { job } => done(shared.jobs.abort(job)),
         ToDaemon::Dismiss { job } => done(shared.jobs.dismiss(job)),
+        ToDaemon::Maintenance => FromDaemon::Maintenance(shared.maintenance.names()),
+        ToDaemon::SetMaintenance { host_vm, on } => match shared.maintain(&host_vm, on) {
+            Ok(()) => FromDaemon::Done,
+            Err(e) => failed(e.failure, &e.message),
+        },
     };
     answer.send(&last)
 }
@@ -366,9 +388,24 @@ impl Shared {
         let ask = |vm: &HostVm| HostVmReport {
             name: vm.config.name.clone(),
             domid: vm.domid(),
-            guests: vm.agent().and_then(|mut agent| agent.guests_soon()),
+            guests: vm
+                .agent_within(LISTING)
+                .and_then(|mut agent| agent.guests_soon()),
+            maintenance: vm.is_in_maintenance(),
+            held: self.held.get(&vm.config.name),
         };
         host_vm::side_by_side(&self.host_vms, ask)
+    }
+
+    /// Somebody begins to work on a host VM, or has done so.
+    fn maintain(&self, name: &str, on: bool) -> Result<(), SwapError> {
+        self.host_vm(name)?;
+        self.maintenance.set(name, on).map_err(|e| SwapError {
+            failure: Failure::Failed,
+            message: format!("cannot note the maintenance of host VM {name}: {e}"),
+        })?;
+        info!(host_vm = name, on, "maintenance");
+        Ok(())
     }
 
     pub(crate) fn host_vm(&self, name: &str) -> Result<&HostVm, SwapError> {

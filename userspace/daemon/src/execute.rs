@@ -4,6 +4,7 @@
 //! to find out what there is, and to bring the guest to an end in one place. Which command
 //! is given is for the machine to say ([`vmbeam_migration`]).
 
+use crate::definitions;
 use crate::driver::{Driver, DriverSession};
 use crate::exchange::{add, commit, roll_back};
 use crate::join::JoinedRun;
@@ -400,7 +401,23 @@ impl<'a> Executor<'a> {
             self.side(side)
                 .insist(deadline, |l| known(l.destroy(guest)))?;
         }
+        if side == Where::Source && work.machine.reached() == Step::Destroy {
+            self.follow(work)?;
+        }
         Ok(Event::Done)
+    }
+
+    /// What is written down of a guest that has moved goes after it, unless that is lost.
+    fn follow(&mut self, work: &Work) -> Result<(), String> {
+        let (guest, deadline) = (&work.record.guest, self.deadline);
+        let moved = definitions::follow(guest, &mut self.from, &mut self.to, deadline);
+        match moved {
+            Err(why) if self.presence(work, Where::Destination) == Presence::Gone => {
+                warn!(guest, "what is written down of the guest stays: {why}");
+                Ok(())
+            }
+            moved => moved,
+        }
     }
 
     /// A guest that was being restored when the daemon ended has no number in the journal.

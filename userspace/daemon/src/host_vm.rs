@@ -5,9 +5,10 @@
 use crate::config::{Domid, HostVmConfig};
 use crate::identity::Source;
 use crate::link::{Link, LinkError, Patience};
+use crate::maintenance::Maintenance;
 use crate::port;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
@@ -49,6 +50,9 @@ pub struct HostVm {
     stop: Arc<AtomicBool>,
     slot: Mutex<Slot>,
     agent: Mutex<Agent>,
+    /// How often an agent has answered at the beginning of a conversation.
+    conversations: AtomicU64,
+    maintenance: Arc<Maintenance>,
 }
 
 /// Where the connection is.
@@ -78,11 +82,12 @@ pub struct AgentGuard<'a> {
 
 impl HostVm {
     /// A host VM whose agent is not connected yet.
-    pub fn new(
+    pub(crate) fn new(
         config: HostVmConfig,
         source: Source,
         timeout: Duration,
         stop: Arc<AtomicBool>,
+        maintenance: Arc<Maintenance>,
     ) -> Self {
         let agent = Mutex::new(Agent::Missing("not tried yet".into()));
         Self {
@@ -92,6 +97,8 @@ impl HostVm {
             stop,
             slot: Mutex::new(Slot::Empty),
             agent,
+            conversations: AtomicU64::new(0),
+            maintenance,
         }
     }
 
@@ -215,6 +222,7 @@ impl HostVm {
                 let versions = link.versions().clone();
                 info!(host_vm = self.config.name, ?versions, "agent connected");
                 *lock(&self.agent) = Agent::Connected(versions);
+                self.conversations.fetch_add(1, Ordering::Relaxed);
                 *lock(&self.slot) = Slot::Idle(Box::new(link));
                 None
             }
@@ -259,7 +267,12 @@ impl HostVm {
 
     /// The same, but whoever only asks the agent something has a while to end.
     pub fn agent_soon(&self) -> Result<AgentGuard<'_>, String> {
-        let deadline = Instant::now() + ASKING;
+        self.agent_within(ASKING)
+    }
+
+    /// The same within less.
+    pub fn agent_within(&self, limit: Duration) -> Result<AgentGuard<'_>, String> {
+        let deadline = Instant::now() + limit;
         loop {
             let busy = matches!(*lock(&self.slot), Slot::Busy);
             if !busy || Instant::now() >= deadline {
@@ -272,6 +285,28 @@ impl HostVm {
     /// Whether its agent is connected.
     pub fn is_connected(&self) -> bool {
         matches!(*lock(&self.agent), Agent::Connected(_))
+    }
+
+    /// The number of the conversation with its agent, if there is one.
+    pub(crate) fn conversation(&self) -> Option<u64> {
+        let number = self.conversations.load(Ordering::Relaxed);
+        self.is_connected().then_some(number)
+    }
+
+    /// Whether somebody works on it.
+    pub(crate) fn is_in_maintenance(&self) -> bool {
+        self.maintenance.has(&self.config.name)
+    }
+
+    /// Whether it certainly does not run. Of one whose domid is given nobody knows.
+    pub(crate) fn is_down(&self) -> bool {
+        let (Domid::Command(_), Some((program, arguments))) =
+            (&self.config.domid, self.config.list.split_first())
+        else {
+            return false;
+        };
+        let domains = Domains::list(Command::new(program).args(arguments), ASK_XL);
+        domains.and_then(|d| d.named(&self.config.name)) == Ok(None)
     }
 
     /// For a person. Asks the host's toolstack.

@@ -12,9 +12,11 @@
 //! to the others.
 
 pub mod args;
+mod autostart;
 mod client;
 pub mod config;
 pub mod control;
+mod definitions;
 pub mod driver;
 pub mod exchange;
 mod execute;
@@ -25,6 +27,7 @@ mod jobs;
 pub mod join;
 pub mod journal;
 pub mod link;
+mod maintenance;
 pub mod metrics;
 mod migrate;
 mod port;

@@ -20,7 +20,7 @@ pub(crate) fn mib(pages: u64) -> u64 {
 }
 
 /// What is being torn down is no guest any more, whatever it was.
-fn is_alive(guest: &Guest) -> bool {
+pub(crate) fn is_alive(guest: &Guest) -> bool {
     guest.state != GuestState::Dying
 }
 
@@ -52,7 +52,7 @@ pub(crate) fn named<'a>(
 }
 
 /// What is made of an answer that an agent does not know how to give.
-fn or_nothing<T: Default>(result: Result<T, LinkError>) -> Result<T, LinkError> {
+pub(crate) fn or_nothing<T: Default>(result: Result<T, LinkError>) -> Result<T, LinkError> {
     match result {
         // One of an earlier version. What it does not look at fails later, as it did then.
         Err(LinkError::Agent {
@@ -90,6 +90,12 @@ fn missing(to: &str, guest: &str, need: &Need) -> String {
         NeedKind::Bridge => "network bridge",
         NeedKind::Disk => "disk",
         NeedKind::Kernel => "kernel file",
+        NeedKind::Definition => {
+            return format!(
+                "host VM {to} cannot keep {}, which guest {guest} is created from: its directory cannot be written to",
+                need.name
+            );
+        }
     };
     format!(
         "host VM {to} has no {what} {}, which guest {guest} needs; provide it there, or change the guest's configuration",
@@ -144,6 +150,7 @@ pub(crate) fn check<'a>(
     let name = &request.from.guest;
     let guest = named(&here.0, name, from.name()).map_err(refused)?.clone();
     let mut blockers = blockers_of(to.name(), &guest, &there);
+    blockers.extend(closed(to.vm));
     let facts = ((from.name(), &here.1), (to.name(), &there.1));
     blockers.extend(blockers_of_pair(request.mode, facts.0, facts.1));
     let needs = format!("guest {name} needs");
@@ -203,6 +210,14 @@ fn other_cpu(to: &str, guest: &Guest, there: &Facts) -> Option<String> {
     ))
 }
 
+/// Why nothing may arrive.
+fn closed(to: &HostVm) -> Option<String> {
+    let name = &to.config.name;
+    to.is_in_maintenance().then(|| {
+        format!("host VM {name} is in maintenance, and takes no guests; end that by `vmbeam maintenance {name} off`")
+    })
+}
+
 /// Why guests of two host VMs cannot migrate whatever they are.
 fn blockers_of_pair(mode: Mode, from: (&str, &Facts), to: (&str, &Facts)) -> Vec<String> {
     [from, to]
@@ -214,7 +229,9 @@ fn blockers_of_pair(mode: Mode, from: (&str, &Facts), to: (&str, &Facts)) -> Vec
 
 /// Both agents, in the order of the names: of two opposite migrations, one gets
 /// both.
-fn take<'a>((from, to): (&'a HostVm, &'a HostVm)) -> Result<(Side<'a>, Side<'a>), SwapError> {
+pub(crate) fn take<'a>(
+    (from, to): (&'a HostVm, &'a HostVm),
+) -> Result<(Side<'a>, Side<'a>), SwapError> {
     if from.config.name < to.config.name {
         let from = Side::take(from).map_err(refused)?;
         Ok((from, Side::take(to).map_err(refused)?))
@@ -276,6 +293,7 @@ pub(crate) fn plan(
     if let Err(e) = domids(driver, (&mut from, &mut to), mode) {
         report.blockers.push(e.message);
     }
+    report.blockers.extend(closed(to.vm));
     let Inventory { mut here, there } = Inventory::of(&mut from, &mut to)?;
     here.0.retain(is_alive);
     let (here, there) = (&here, &there);

@@ -277,8 +277,8 @@ pub fn swap(
     progress: Progress<'_>,
 ) -> Result<SwapReport, SwapError> {
     let started = Instant::now();
-    let mut agent_from = host_vms.0.agent().map_err(refused)?;
-    let mut agent_to = host_vms.1.agent().map_err(refused)?;
+    let mut agent_from = host_vms.0.agent_soon().map_err(refused)?;
+    let mut agent_to = host_vms.1.agent_soon().map_err(refused)?;
     let before = agent_from.traffic().and(agent_to.traffic());
 
     // What can be refused without the agents is.

@@ -39,6 +39,14 @@ const TABLES: &[Table] = &[
                  take nothing, as it does while it makes room for a large guest.",
             ),
             (
+                "autostart",
+                "BOOLEAN",
+                "true",
+                "Whether an agent that begins is told that its host VM may start guests, once \
+                 it is known that none of them lives in another host VM. What starts guests \
+                 there at boot waits for that.",
+            ),
+            (
                 "domid_command",
                 "ARRAY OF STRINGS",
                 "[\"xl\", \"domid\"]",

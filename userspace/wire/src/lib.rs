@@ -14,6 +14,7 @@
 mod compressed;
 pub mod cpu;
 pub mod decoder;
+pub mod definition;
 pub mod frame;
 pub mod list;
 pub mod message;
@@ -22,6 +23,7 @@ pub mod preflight;
 
 pub use cpu::CpuFeatures;
 pub use decoder::Decoder;
+pub use definition::{Definition, Entry, File};
 pub use frame::{encode, encode_old, Frame, FrameError, MAX_PAYLOAD, VERSION};
 pub use list::{
     Excluded, FrameList, FrameListBuilder, FrameRun, ListError, PfnRun, Reason, MAX_PAGES,

@@ -18,6 +18,8 @@ pub enum NeedKind {
     Disk,
     /// The file of its kernel or of what that starts with, to boot again.
     Kernel,
+    /// Room for the file that it is created from, by its path.
+    Definition,
 }
 
 /// Something that a guest has where it is, and needs where it goes.

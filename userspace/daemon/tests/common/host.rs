@@ -39,56 +39,8 @@ pub struct FakeHost {
     pub version: Option<PathBuf>,
     /// What its firmware shows.
     pub uuid: Uuid,
-}
-
-/// What a fake toolstack is to do wrong.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Trouble {
-    #[default]
-    None,
-    /// It is Debian's.
-    Stock,
-    /// A save stops half way.
-    SaveFails,
-    /// A save never says anything.
-    SaveHangs,
-    /// A save dies and leaves the guest as it is.
-    SaveDies,
-    /// The guest crashes while it is being saved.
-    SaveCrashes,
-    /// An event comes after all pages were read, unless it is pending by then; either
-    /// way it changes the memory of the guest that was saved.
-    LateEvent,
-    /// A restore takes nothing for 7 seconds, once, and its agent does nothing else.
-    RestoreSleeps,
-    /// A restore takes nothing, for as long as this lasts.
-    RestoreStalls,
-    /// A restore fails when it has everything.
-    RestoreFails,
-    /// The restored guest cannot be let run, so many times.
-    ResumeFails(u32),
-    /// The same once, and then it takes for as long as this lasts.
-    ResumeFailsAndHolds,
-    ResumeHolds,
-    /// What is left over cannot be destroyed, so many times.
-    DestroyFails(u32),
-}
-
-impl Trouble {
-    /// Whether it is this one now, counting down.
-    fn strikes(&mut self, make: fn(u32) -> Self) -> bool {
-        match *self {
-            Self::ResumeFails(n) if make(n) == *self => {
-                *self = if n > 1 { make(n - 1) } else { Self::None };
-                true
-            }
-            Self::DestroyFails(n) if make(n) == *self => {
-                *self = if n > 1 { make(n - 1) } else { Self::None };
-                true
-            }
-            _ => false,
-        }
-    }
+    /// Its /etc/xen, and where it notes whether it may start guests; nowhere if not given.
+    pub dir: Option<PathBuf>,
 }
 
 impl FakeHost {
@@ -583,6 +535,26 @@ impl Hypervisor for FakeHypervisor {
         }
         Ok(())
     }
+
+    fn files(&self) -> Files {
+        let config = lock(&self.0).dir.clone().unwrap_or("/none".into());
+        Files {
+            auto: Some(config.join("auto")),
+            config,
+            name_of: name_in,
+        }
+    }
+
+    fn gate(&self) -> Gate {
+        Gate(self.files().config.join("run/may-start"))
+    }
+}
+
+/// The name that a file of a fake host VM gives a guest, in its first line.
+pub fn name_in(path: &Path) -> std::io::Result<Option<String>> {
+    let text = std::fs::read_to_string(path)?;
+    let name = text.lines().next().and_then(|l| l.strip_prefix("name="));
+    Ok(name.map(str::to_owned))
 }
 
 /// Run a real agent on a socket, one conversation after the other.

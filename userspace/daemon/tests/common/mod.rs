@@ -8,9 +8,11 @@
 mod driver;
 mod host;
 pub mod peer;
+mod trouble;
 
 pub use driver::*;
 pub use host::*;
+pub use trouble::Trouble;
 
 use std::collections::{HashMap, HashSet};
 use std::io::{Read, Write};
@@ -18,6 +20,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+use vmbeam_agent::definitions::Files;
+use vmbeam_agent::gate::Gate;
 use vmbeam_agent::toolstack::{Incoming, Outgoing};
 use vmbeam_agent::{Agent, HvError, Hypervisor};
 use vmbeam_uapi::sys::FEATURE_SWAP;
@@ -52,6 +56,8 @@ pub struct World {
     pub domid_of_all: bool,
     /// Where to offer metrics.
     pub metrics: Option<String>,
+    /// Whether host VMs are told that they may start guests.
+    pub autostart: bool,
     /// The domids of host VMs that have a fixed one.
     pub domids: HashMap<String, u32>,
     daemon: Option<Daemon>,
@@ -100,6 +106,7 @@ impl World {
             domid_command: None,
             domid_of_all: false,
             metrics: None,
+            autostart: false,
             daemon: None,
         }
     }
@@ -128,8 +135,8 @@ impl World {
     pub fn start_on(&self, control: &str) -> Result<Daemon, String> {
         let dir = self.dir.path().display();
         let mut text = format!(
-            "[daemon]\ncontrol_socket = \"{dir}/{control}\"\nstate_dir = \"{dir}/state\"\nagent_timeout_seconds = {}\n",
-            self.timeout
+            "[daemon]\ncontrol_socket = \"{dir}/{control}\"\nstate_dir = \"{dir}/state\"\nagent_timeout_seconds = {}\nautostart = {}\n",
+            self.timeout, self.autostart
         );
         // The UUID in the line of the file that begins with the domid.
         let find = format!("sed -n \"s/^$0 //p\" '{dir}/uuids'");

@@ -7,6 +7,7 @@ use super::{
     MAX_PAGES_PER_CHUNK, MAX_PART, MAX_TEXT, PAGE,
 };
 use crate::cpu::CpuFeatures;
+use crate::definition::Definition;
 use crate::list::{Excluded, FrameRun, PfnRun, MAX_PAGES};
 use crate::preflight::{bounded, bounded_needs, Inspection, Need};
 use serde::{Deserialize, Serialize};
@@ -122,6 +123,32 @@ pub enum ToAgent {
         /// What a guest needs that is to come.
         needs: Vec<Need>,
     },
+    /// What is written down of a guest? Answer: [`FromAgent::Definition`].
+    Definition {
+        /// The guest's name.
+        name: String,
+    },
+    /// Write this down of a guest that has come, whatever there was. Answer:
+    /// [`FromAgent::Done`] when it is durable.
+    Define {
+        /// The guest's name.
+        name: String,
+        /// What its last host VM had.
+        definition: Definition,
+    },
+    /// A guest has left, and is written down elsewhere: put what is written down of it aside.
+    /// Answer: [`FromAgent::Done`] when nothing starts it here any more.
+    Undefine {
+        /// The guest's name.
+        name: String,
+    },
+    /// Which guests are started when this host VM boots? Answer: [`FromAgent::Autostart`].
+    Autostart,
+    /// Whether they may be. Answer: [`FromAgent::Done`].
+    MayStart {
+        /// All of them, or none.
+        allowed: bool,
+    },
 }
 
 /// Runs in ascending order, and not more pages than `most`.
@@ -189,6 +216,16 @@ impl Message for ToAgent {
             Self::Push { data } => part(data),
             Self::Receive { name: guest, .. } => name("a guest's name", guest),
             Self::Provide { needs } => bounded_needs(needs),
+            Self::Definition { name: guest } | Self::Undefine { name: guest } => {
+                name("a guest's name", guest)
+            }
+            Self::Define {
+                name: guest,
+                definition,
+            } => {
+                name("a guest's name", guest)?;
+                definition.check()
+            }
             _ => Ok(()),
         }
     }
@@ -361,6 +398,10 @@ pub enum FromAgent {
     Inspected(Inspection),
     /// Answer to [`ToAgent::Provide`]: those of them that are not there.
     Lacking(Vec<Need>),
+    /// Answer to [`ToAgent::Definition`].
+    Definition(Definition),
+    /// Answer to [`ToAgent::Autostart`]: their names.
+    Autostart(Vec<String>),
 }
 
 impl FromAgent {
@@ -388,6 +429,8 @@ impl FromAgent {
             Self::Pages { .. } => "Pages",
             Self::Inspected(_) => "Inspected",
             Self::Lacking(_) => "Lacking",
+            Self::Definition(_) => "Definition",
+            Self::Autostart(_) => "Autostart",
         }
     }
 }
@@ -447,6 +490,11 @@ impl Message for FromAgent {
                 bounded_needs(&inspection.needs)
             }
             Self::Lacking(needs) => bounded_needs(needs),
+            Self::Definition(definition) => definition.check(),
+            Self::Autostart(names) if names.len() > MAX_GUESTS => {
+                Err(format!("{} guests; the most is {MAX_GUESTS}", names.len()))
+            }
+            Self::Autostart(names) => names.iter().try_for_each(|n| name("a guest's name", n)),
             _ => Ok(()),
         }
     }

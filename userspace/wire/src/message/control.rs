@@ -119,6 +119,16 @@ pub enum ToDaemon {
         /// Number of the job.
         job: u64,
     },
+    /// Which host VMs are in maintenance? Answer: [`FromDaemon::Maintenance`].
+    Maintenance,
+    /// Begin or end the maintenance of a host VM. Answer: [`FromDaemon::Done`] when that is
+    /// durable.
+    SetMaintenance {
+        /// Its name.
+        host_vm: String,
+        /// Nothing is started there, and no guest arrives.
+        on: bool,
+    },
 }
 
 impl Message for ToDaemon {
@@ -139,6 +149,7 @@ impl Message for ToDaemon {
                 name("a host VM's name", from)?;
                 name("a host VM's name", to)
             }
+            Self::SetMaintenance { host_vm, .. } => name("a host VM's name", host_vm),
             _ => Ok(()),
         }
     }
@@ -193,6 +204,8 @@ pub enum FromDaemon {
     Plan(PlanReport),
     /// What was asked for has been noted.
     Done,
+    /// Host VMs that are in maintenance.
+    Maintenance(Vec<String>),
 }
 
 impl FromDaemon {

@@ -98,6 +98,10 @@ pub struct HostVmReport {
     pub domid: Result<u32, String>,
     /// Its guests, or why they are not known.
     pub guests: Result<Vec<Guest>, String>,
+    /// Nothing is started there, and no guest arrives.
+    pub maintenance: bool,
+    /// Why its guests are not started although it has booted, if they are held back.
+    pub held: Option<String>,
 }
 
 /// A job in [`FromDaemon::Status`](super::FromDaemon::Status).

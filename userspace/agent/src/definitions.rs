@@ -1,0 +1,538 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What an administrator has written down of guests: the files that they are created from,
+//! and which of them are created when the host VM boots. They go where a guest goes, so that
+//! no host VM starts a second one of a guest that lives elsewhere.
+//!
+//! Nothing is deleted that is not somewhere else: what is put aside has another name.
+
+use crate::hypervisor::{HvError, Hypervisor};
+use nix::unistd::{access, AccessFlags};
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{symlink, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+use tracing::{info, warn};
+use vmbeam_wire::definition::{Definition, Entry, File, MAX_FILE};
+use vmbeam_wire::message::{AgentErrorCode, FromAgent, ToAgent};
+use vmbeam_xen::command::run;
+
+/// Where `xl` and its files are expected.
+const CONFIG: &str = "/etc/xen";
+/// What says where the script looks for what it starts at boot, and where that is otherwise.
+const DEFAULTS: &str = "/etc/default/xendomains";
+const AUTO: &str = "/etc/xen/auto";
+/// How long `xl` may take to read a file.
+const READ: Duration = Duration::from_secs(30);
+/// A file of a guest that has left, or that was there before one came.
+const ASIDE: [&str; 2] = [".moved", ".replaced"];
+
+/// Where they are, and how to tell whose a file is.
+#[derive(Clone, Debug)]
+pub struct Files {
+    /// The directory of what is created by hand.
+    pub config: PathBuf,
+    /// That of what is created at boot, if there is one.
+    pub auto: Option<PathBuf>,
+    /// The name of the guest that a file makes, if it makes one.
+    pub name_of: fn(&Path) -> io::Result<Option<String>>,
+}
+
+fn failed(path: &Path, e: impl std::fmt::Display) -> HvError {
+    HvError {
+        code: AgentErrorCode::Toolstack,
+        message: format!("{}: {e}", path.display()),
+    }
+}
+
+/// The name that `xl` would give a guest that is created from this.
+fn name_by_xl(path: &Path) -> io::Result<Option<String>> {
+    let mut xl = Command::new("xl");
+    let xl = xl.args(["create", "--quiet", "--dryrun", "--defconfig"]);
+    let out = run(xl.arg(path), READ)?;
+    // What it cannot read it does not start either.
+    if !out.status.success() {
+        return Ok(None);
+    }
+    let told: serde_json::Value = serde_json::from_str(&out.out)?;
+    let name = told
+        .pointer("/c_info/name")
+        .or(told.pointer("/config/c_info/name"));
+    let Some(name) = name.and_then(|n| n.as_str()) else {
+        return Err(io::Error::other("xl does not tell the guest's name"));
+    };
+    Ok(Some(name.into()))
+}
+
+/// The value that a file of shell variables gives last.
+fn variable(text: &str, name: &str) -> Option<String> {
+    let value = |line: &str| {
+        let value = line.trim().strip_prefix(name)?.strip_prefix('=')?;
+        Some(value.trim_matches(['"', '\'']).to_owned())
+    };
+    text.lines().filter_map(value).next_back()
+}
+
+/// The names of what a shell finds in a directory that may not be there.
+fn names(dir: &Path) -> Result<Vec<OsString>, HvError> {
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(|e| failed(dir, e))?,
+    };
+    let names: io::Result<Vec<_>> = entries.map(|e| Ok(e?.file_name())).collect();
+    let mut names = names.map_err(|e| failed(dir, e))?;
+    names.retain(|n| !n.as_encoded_bytes().starts_with(b"."));
+    names.sort();
+    Ok(names)
+}
+
+fn sync(dir: &Path) -> Result<(), HvError> {
+    let synced = fs::File::open(dir).and_then(|d| d.sync_all());
+    synced.map_err(|e| failed(dir, e))
+}
+
+/// A file as it travels.
+fn file_at(path: &Path) -> Result<File, HvError> {
+    let text = fs::read(path).map_err(|e| failed(path, e))?;
+    if text.len() > MAX_FILE {
+        return Err(failed(path, "it is too large to move with its guest"));
+    }
+    let name = shown(path.file_name().unwrap_or_default());
+    Ok(File { name, text })
+}
+
+fn shown(name: &OsStr) -> String {
+    name.to_string_lossy().into_owned()
+}
+
+/// A file that is a link or not there is none.
+fn is_file(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|m| m.is_file())
+}
+
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(ending);
+    path.with_file_name(name)
+}
+
+impl Files {
+    /// Those of this management VM.
+    pub fn system() -> Self {
+        let text = fs::read_to_string(DEFAULTS).unwrap_or_default();
+        let auto = variable(&text, "XENDOMAINS_AUTO").unwrap_or_else(|| AUTO.into());
+        Self {
+            config: CONFIG.into(),
+            auto: Some(auto).filter(|a| !a.is_empty()).map(PathBuf::from),
+            name_of: name_by_xl,
+        }
+    }
+
+    fn name_of(&self, path: &Path) -> Result<Option<String>, HvError> {
+        (self.name_of)(path).map_err(|e| failed(path, e))
+    }
+
+    fn makes(&self, path: &Path, guest: &str) -> Result<bool, HvError> {
+        Ok(self.name_of(path)?.as_deref() == Some(guest))
+    }
+
+    /// What is created at boot, with the names of the guests.
+    fn started(&self) -> Result<Vec<(PathBuf, String)>, HvError> {
+        let Some(auto) = &self.auto else {
+            return Ok(Vec::new());
+        };
+        let mut started = Vec::new();
+        for name in names(auto)? {
+            let path = auto.join(name);
+            match self.name_of(&path)? {
+                Some(guest) => started.push((path, guest)),
+                None => warn!("{} makes no guest", path.display()),
+            }
+        }
+        Ok(started)
+    }
+
+    /// The guests that are created at boot.
+    pub fn autostart(&self) -> Result<Vec<String>, HvError> {
+        let mut guests: Vec<_> = self.started()?.into_iter().map(|s| s.1).collect();
+        guests.sort();
+        guests.dedup();
+        Ok(guests)
+    }
+
+    fn started_as(&self, guest: &str) -> Result<Vec<PathBuf>, HvError> {
+        let started = self.started()?.into_iter();
+        Ok(started.filter(|s| s.1 == guest).map(|s| s.0).collect())
+    }
+
+    /// The file that a guest is created from: what is started at boot, if that is a link to
+    /// it, or what is called like the guest, or the only one.
+    fn config_of(&self, guest: &str, started: &[PathBuf]) -> Result<Option<PathBuf>, HvError> {
+        let dir = self.config.canonicalize().unwrap_or_default();
+        let linked = started.iter().filter_map(|s| s.canonicalize().ok());
+        if let Some(path) = linked.into_iter().find(|p| p.parent() == Some(&dir)) {
+            return Ok(path.file_name().map(|n| self.config.join(n)));
+        }
+        let called = [format!("{guest}.cfg"), guest.to_owned()];
+        let mut found = Vec::new();
+        for name in names(&self.config)? {
+            let path = self.config.join(&name);
+            let is_called = called.iter().any(|c| name == c.as_str());
+            let likely = is_called || path.extension() == Some(OsStr::new("cfg"));
+            if !likely || !is_file(&path) || !self.makes(&path, guest)? {
+                continue;
+            }
+            if is_called {
+                return Ok(Some(path));
+            }
+            found.push(path);
+        }
+        if found.len() > 1 {
+            warn!(guest, "more than one file makes this guest; they stay");
+            return Ok(None);
+        }
+        Ok(found.pop())
+    }
+
+    /// What is written down of a guest.
+    pub fn definition(&self, guest: &str) -> Result<Definition, HvError> {
+        let started = self.started_as(guest)?;
+        let config = self.config_of(guest, &started)?;
+        let autostart = match started.first() {
+            None => None,
+            Some(path) => {
+                let to = config.as_ref().and_then(|c| c.canonicalize().ok());
+                Some(match to.is_some() && path.canonicalize().ok() == to {
+                    true => Entry::Link(shown(path.file_name().unwrap_or_default())),
+                    false => Entry::File(file_at(path)?),
+                })
+            }
+        };
+        Ok(Definition {
+            config: config.as_deref().map(file_at).transpose()?,
+            autostart,
+        })
+    }
+
+    /// The files that a guest's definition would be, and that must find room elsewhere.
+    pub fn path_of(&self, guest: &str) -> Result<Option<PathBuf>, HvError> {
+        let Definition { config, autostart } = self.definition(guest)?;
+        let config = config.map(|f| self.config.join(f.name));
+        let auto = autostart.map(|e| match e {
+            Entry::Link(name) | Entry::File(File { name, .. }) => {
+                self.auto.clone().unwrap_or_default().join(name)
+            }
+        });
+        Ok(config.or(auto))
+    }
+
+    /// Put a file where it is to be, whatever of the same guest was there.
+    fn put(&self, guest: &str, dir: &Path, file: &File) -> Result<PathBuf, HvError> {
+        let path = dir.join(&file.name);
+        let there = path.symlink_metadata().is_ok();
+        if is_file(&path) && fs::read(&path).is_ok_and(|text| text == file.text) {
+            return Ok(path);
+        }
+        if there && !self.makes(&path, guest)? {
+            return Err(failed(
+                &path,
+                format!("it is there already, and does not make guest {guest}; rename it"),
+            ));
+        }
+        // Not seen by what looks for guests.
+        let new = dir.join(format!(".{}.new", file.name));
+        let mut options = fs::OpenOptions::new();
+        let options = options.write(true).create(true).truncate(true).mode(0o600);
+        let written = options
+            .open(&new)
+            .and_then(|mut out| out.write_all(&file.text).and_then(|()| out.sync_all()));
+        written.map_err(|e| failed(&new, e))?;
+        if !self.makes(&new, guest)? {
+            let _ = fs::remove_file(&new);
+            return Err(failed(
+                &path,
+                format!("what came does not make guest {guest}"),
+            ));
+        }
+        if there {
+            self.aside(&path, ASIDE[1])?;
+        }
+        fs::rename(&new, &path).map_err(|e| failed(&path, e))?;
+        Ok(path)
+    }
+
+    /// A link has nothing that would be lost.
+    fn aside(&self, path: &Path, ending: &str) -> Result<(), HvError> {
+        let done = match is_file(path) {
+            false => fs::remove_file(path),
+            true => {
+                let name = path.file_name().unwrap_or_default();
+                // What is in the other directory is taken for guests whatever its name.
+                fs::rename(path, beside(&self.config.join(name), ending))
+            }
+        };
+        done.map_err(|e| failed(path, e))
+    }
+
+    /// Write down a guest that has come.
+    pub fn define(&self, guest: &str, definition: &Definition) -> Result<(), HvError> {
+        let mut config = None;
+        if let Some(file) = &definition.config {
+            let path = self.put(guest, &self.config, file)?;
+            let _ = fs::remove_file(beside(&path, ASIDE[0]));
+            sync(&self.config)?;
+            config = Some(path);
+        }
+        let (Some(entry), Some(auto)) = (&definition.autostart, &self.auto) else {
+            return Ok(());
+        };
+        fs::create_dir_all(auto).map_err(|e| failed(auto, e))?;
+        let path = match (entry, config) {
+            (Entry::File(file), _) => self.put(guest, auto, file)?,
+            (Entry::Link(name), Some(config)) => self.link(guest, &auto.join(name), &config)?,
+            (Entry::Link(_), None) => return Ok(()),
+        };
+        for other in self.started_as(guest)? {
+            if other != path {
+                self.aside(&other, ASIDE[1])?;
+            }
+        }
+        sync(auto)?;
+        info!(guest, "wrote down the guest");
+        Ok(())
+    }
+
+    fn link(&self, guest: &str, path: &Path, config: &Path) -> Result<PathBuf, HvError> {
+        let leads = |p: &Path| p.canonicalize().ok();
+        if path.symlink_metadata().is_ok() {
+            if leads(path) == leads(config) {
+                return Ok(path.into());
+            }
+            // One that leads nowhere makes nothing, and is of no use to anybody.
+            if path.exists() && !self.makes(path, guest)? {
+                return Err(failed(
+                    path,
+                    format!("it is there already, and does not make guest {guest}; rename it"),
+                ));
+            }
+            self.aside(path, ASIDE[1])?;
+        }
+        let within = path.parent().and_then(Path::parent) == config.parent();
+        let target = match (within, config.file_name()) {
+            (true, Some(name)) => Path::new("..").join(name),
+            _ => config.into(),
+        };
+        symlink(target, path).map_err(|e| failed(path, e))?;
+        Ok(path.into())
+    }
+
+    /// A guest has left, and is written down elsewhere.
+    pub fn undefine(&self, guest: &str) -> Result<(), HvError> {
+        let started = self.started_as(guest)?;
+        let config = self.config_of(guest, &started)?;
+        for path in &started {
+            self.aside(path, ASIDE[0])?;
+        }
+        // Without a file there is no directory, perhaps.
+        if let Some(auto) = self.auto.as_ref().filter(|_| !started.is_empty()) {
+            sync(auto)?;
+        }
+        if let Some(path) = &config {
+            self.aside(path, ASIDE[0])?;
+        }
+        if config.is_some() || !started.is_empty() {
+            sync(&self.config)?;
+            info!(guest, "put aside what was written down of the guest");
+        }
+        Ok(())
+    }
+}
+
+/// Carry out a request and give its answer.
+pub(crate) fn request<H: Hypervisor>(
+    hypervisor: &H,
+    request: &ToAgent,
+) -> Result<FromAgent, HvError> {
+    let files = hypervisor.files();
+    match request {
+        ToAgent::Definition { name } => return Ok(FromAgent::Definition(files.definition(name)?)),
+        ToAgent::Autostart => return Ok(FromAgent::Autostart(files.autostart()?)),
+        ToAgent::Define { name, definition } => files.define(name, definition)?,
+        ToAgent::Undefine { name } => files.undefine(name)?,
+        ToAgent::MayStart { allowed } => {
+            let gate = hypervisor.gate();
+            gate.answer(*allowed).map_err(|e| failed(&gate.0, e))?;
+            info!(allowed, "told whether guests may be started");
+        }
+        _ => {}
+    }
+    Ok(FromAgent::Done)
+}
+
+/// Whether a directory can be written to, root or not.
+pub fn is_writable(dir: &Path) -> bool {
+    access(dir, AccessFlags::W_OK).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The name in a file's first line.
+    fn first_line(path: &Path) -> io::Result<Option<String>> {
+        let text = fs::read_to_string(path)?;
+        let name = text.lines().next().and_then(|l| l.strip_prefix("name="));
+        Ok(name.map(str::to_owned))
+    }
+
+    struct Vm {
+        dir: tempfile::TempDir,
+        files: Files,
+    }
+
+    fn vm(files: &[(&str, &str)]) -> Vm {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("xen");
+        fs::create_dir_all(config.join("auto")).unwrap();
+        for (name, text) in files {
+            match text.strip_prefix("-> ") {
+                Some(to) => symlink(to, config.join(name)).unwrap(),
+                None => fs::write(config.join(name), text).unwrap(),
+            }
+        }
+        let files = Files {
+            auto: Some(config.join("auto")),
+            config,
+            name_of: first_line,
+        };
+        Vm { dir, files }
+    }
+
+    impl Vm {
+        /// All that is there.
+        fn all(&self) -> Vec<String> {
+            let config = &self.files.config;
+            let mut all = Vec::new();
+            for dir in ["", "auto/"] {
+                for entry in fs::read_dir(config.join(dir)).unwrap() {
+                    let name = format!("{dir}{}", shown(&entry.unwrap().file_name()));
+                    let path = config.join(&name);
+                    match fs::read_link(&path) {
+                        Ok(to) => all.push(format!("{name} -> {}", to.display())),
+                        Err(_) if path.is_file() => all.push(name),
+                        Err(_) => {}
+                    }
+                }
+            }
+            all.sort();
+            all
+        }
+    }
+
+    #[track_caller]
+    fn moves(from: &Vm, to: &Vm) {
+        let definition = from.files.definition("g").unwrap();
+        // Each of these may be repeated, whoever died in between.
+        for _ in 0..2 {
+            to.files.define("g", &definition).unwrap();
+        }
+        for _ in 0..2 {
+            from.files.undefine("g").unwrap();
+        }
+        assert!(from.files.definition("g").unwrap().is_empty());
+        assert_eq!(to.files.definition("g").unwrap(), definition);
+    }
+
+    #[test]
+    fn what_starts_a_guest_goes_with_it_and_comes_back() {
+        let others = [("xl.conf", "# none"), ("h.cfg", "name=h\n")];
+        let mine = [("g.cfg", "name=g\n1"), ("auto/g", "-> ../g.cfg")];
+        let a = vm(&[&others[..], &mine].concat());
+        let b = vm(&others);
+        let before = a.all();
+        moves(&a, &b);
+        assert_eq!(a.all(), ["g.cfg.moved", "h.cfg", "xl.conf"]);
+        assert_eq!(b.all(), before);
+        assert_eq!(a.files.autostart().unwrap(), Vec::<String>::new());
+        assert_eq!(b.files.autostart().unwrap(), ["g"]);
+        moves(&b, &a);
+        assert_eq!(a.all(), before);
+        assert_eq!(b.all(), ["g.cfg.moved", "h.cfg", "xl.conf"]);
+    }
+
+    #[test]
+    fn whatever_an_administrator_calls_it() {
+        // Not in the directory that a guest can be created from: its text travels.
+        let elsewhere = tempfile::tempdir().unwrap();
+        let file = elsewhere.path().join("any");
+        fs::write(&file, "name=g\n").unwrap();
+        let link = format!("-> {}", file.display());
+        let a = vm(&[("auto/10-g", &link)]);
+        let b = vm(&[]);
+        moves(&a, &b);
+        assert_eq!((a.all(), b.all()), (vec![], vec!["auto/10-g".to_owned()]));
+        assert!(file.exists());
+        // A file of its own, and more of them than one.
+        let a = vm(&[("auto/g", "name=g\n2"), ("auto/g2", "name=g\n3")]);
+        let b = vm(&[]);
+        moves(&a, &b);
+        assert_eq!(a.all(), ["g.moved", "g2.moved"]);
+        assert_eq!(b.all(), ["auto/g"]);
+        // Without anything that starts it, and by the name of the file or the only one.
+        for name in ["g", "g.cfg", "web.cfg"] {
+            let a = vm(&[(name, "name=g\n"), ("g.cfg.replaced", "name=g\n")]);
+            let b = vm(&[]);
+            moves(&a, &b);
+            assert_eq!(b.all(), [name]);
+        }
+        // Which of these it is nobody knows.
+        let a = vm(&[("old.cfg", "name=g\n"), ("new.cfg", "name=g\n")]);
+        assert!(a.files.definition("g").unwrap().is_empty());
+        a.files.undefine("g").unwrap();
+        assert_eq!(a.all(), ["new.cfg", "old.cfg"]);
+        // There need be no directories.
+        let none = vm(&[]);
+        fs::remove_dir_all(&none.files.config).unwrap();
+        assert!(none.files.definition("g").unwrap().is_empty());
+        none.files.undefine("g").unwrap();
+        drop(none.dir);
+    }
+
+    #[test]
+    fn what_was_there_is_not_lost() {
+        let a = vm(&[("g.cfg", "name=g\nnew"), ("auto/g", "-> ../g.cfg")]);
+        let old = [("g.cfg", "name=g\nold"), ("auto/first", "-> ../g.cfg")];
+        let b = vm(&old);
+        moves(&a, &b);
+        assert_eq!(b.all(), ["auto/g -> ../g.cfg", "g.cfg", "g.cfg.replaced"]);
+        let text = |name: &str| fs::read_to_string(b.files.config.join(name)).unwrap();
+        assert_eq!(text("g.cfg"), "name=g\nnew");
+        assert_eq!(text("g.cfg.replaced"), "name=g\nold");
+        // What is not the guest's stays, and nothing is written.
+        for (there, came) in [("g.cfg", "name=g\n"), ("h.cfg", "name=h\n")] {
+            let b = vm(&[("g.cfg", "name=h\n")]);
+            let name = there.to_owned();
+            let text = came.into();
+            let definition = Definition {
+                config: Some(File { name, text }),
+                autostart: None,
+            };
+            let e = b.files.define("g", &definition).unwrap_err();
+            assert!(e.message.contains("not make guest g"), "{e}");
+            assert_eq!(b.all(), ["g.cfg"]);
+        }
+    }
+
+    #[test]
+    fn where_the_script_looks() {
+        let text =
+            "# XENDOMAINS_AUTO=/no\nXENDOMAINS_AUTO=\"/first\"\n XENDOMAINS_AUTO='/srv/auto'\n";
+        let auto = |text| variable(text, "XENDOMAINS_AUTO");
+        assert_eq!(auto(text).as_deref(), Some("/srv/auto"));
+        assert_eq!(auto("XENDOMAINS_AUTO=\n").as_deref(), Some(""));
+        assert_eq!(auto("XENDOMAINS_AUTO_ONLY=false\n"), None);
+    }
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What starts guests at boot asks before it does: `vmbeam-agent --may-start`, a condition of
+//! xendomains.service. Only the daemon on the host knows which guests live elsewhere by now,
+//! so without an answer nothing is started, however long that takes.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the agent notes the daemon's answer: gone with the next boot.
+const ANSWER: &str = "/run/vmbeam-agent/may-start";
+/// How often to look.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// The answer of the daemon.
+#[derive(Clone, Debug)]
+pub struct Gate(pub PathBuf);
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self(ANSWER.into())
+    }
+}
+
+impl Gate {
+    /// Note it.
+    pub fn answer(&self, allowed: bool) -> io::Result<()> {
+        let dir = self.0.parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(dir)?;
+        let new = self.0.with_extension("new");
+        fs::write(&new, if allowed { "yes\n" } else { "no\n" })?;
+        fs::rename(new, &self.0)
+    }
+
+    fn read(&self) -> Option<bool> {
+        match fs::read_to_string(&self.0).ok()?.trim() {
+            "yes" => Some(true),
+            "no" => Some(false),
+            _ => None,
+        }
+    }
+
+    /// Wait for the answer.
+    pub fn wait(&self) -> bool {
+        if self.read().is_none() {
+            eprintln!("vmbeam-agent: no guest is started before vmbeamd on the host has said that they may be");
+        }
+        loop {
+            match self.read() {
+                Some(true) => return true,
+                Some(false) => {
+                    eprintln!("vmbeam-agent: this host VM is in maintenance, and starts no guests; after `vmbeam maintenance HOST_VM off` on the host, `systemctl start xendomains` does");
+                    return false;
+                }
+                None => std::thread::sleep(LOOK),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_started_before_there_is_an_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let gate = Gate(dir.path().join("run/may-start"));
+        let waiting = gate.clone();
+        let waits = std::thread::spawn(move || waiting.wait());
+        std::thread::sleep(3 * LOOK);
+        assert!(!waits.is_finished());
+        gate.answer(true).unwrap();
+        assert!(waits.join().unwrap());
+        gate.answer(false).unwrap();
+        assert!(!gate.wait());
+    }
+}

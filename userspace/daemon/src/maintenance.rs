@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Host VMs that somebody works on: nothing is started in them when they boot, and no guest
+//! arrives. That outlives the daemon.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The file, in the directory of the journal.
+const FILE: &str = "maintenance.json";
+
+/// Their names.
+#[derive(Debug)]
+pub(crate) struct Maintenance {
+    file: PathBuf,
+    names: Mutex<BTreeSet<String>>,
+}
+
+impl Maintenance {
+    /// What the last daemon knew. To know nothing would be to start guests.
+    pub(crate) fn load(dir: &Path) -> io::Result<Self> {
+        let file = dir.join(FILE);
+        let names = match fs::read(&file) {
+            Ok(text) => serde_json::from_slice(&text).map_err(io::Error::from),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(BTreeSet::new()),
+            Err(e) => Err(e),
+        };
+        let names = names.map_err(|e| {
+            let why = format!(
+                "{}: {e}; mend it, or remove it if no host VM is in maintenance",
+                file.display()
+            );
+            io::Error::other(why)
+        })?;
+        let names = Mutex::new(names);
+        Ok(Self { file, names })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn has(&self, host_vm: &str) -> bool {
+        self.lock().contains(host_vm)
+    }
+
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.lock().iter().cloned().collect()
+    }
+
+    /// It is so when it is durable.
+    pub(crate) fn set(&self, host_vm: &str, on: bool) -> io::Result<()> {
+        let mut names = self.lock();
+        let mut changed = names.clone();
+        match on {
+            true => changed.insert(host_vm.into()),
+            false => changed.remove(host_vm),
+        };
+        let new = self.file.with_extension("new");
+        let mut out = fs::File::create(&new)?;
+        out.write_all(&serde_json::to_vec(&changed)?)?;
+        out.sync_all()?;
+        fs::rename(&new, &self.file)?;
+        if let Some(dir) = self.file.parent() {
+            fs::File::open(dir)?.sync_all()?;
+        }
+        *names = changed;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maintenance_is_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let load = || Maintenance::load(dir.path());
+        let first = load().unwrap();
+        assert!(first.names().is_empty());
+        for name in ["B", "A", "A"] {
+            first.set(name, true).unwrap();
+        }
+        assert_eq!(load().unwrap().names(), ["A", "B"]);
+        first.set("B", false).unwrap();
+        let next = load().unwrap();
+        assert!(next.has("A") && !next.has("B"));
+        // What cannot be read is not nothing.
+        fs::write(dir.path().join(FILE), "[\"A\"").unwrap();
+        let e = load().unwrap_err().to_string();
+        assert!(
+            e.contains("maintenance.json") && e.contains("mend it"),
+            "{e}"
+        );
+        // What could not be written is not so.
+        fs::remove_dir_all(dir.path()).unwrap();
+        assert!(next.set("A", false).is_err());
+        assert!(next.has("A"));
+    }
+}

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What can go wrong in a fake host VM.
+
+/// What a fake toolstack is to do wrong.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Trouble {
+    #[default]
+    None,
+    /// It is Debian's.
+    Stock,
+    /// A save stops half way.
+    SaveFails,
+    /// A save never says anything.
+    SaveHangs,
+    /// A save dies and leaves the guest as it is.
+    SaveDies,
+    /// The guest crashes while it is being saved.
+    SaveCrashes,
+    /// An event comes after all pages were read, unless it is pending by then; either
+    /// way it changes the memory of the guest that was saved.
+    LateEvent,
+    /// A restore takes nothing for 7 seconds, once, and its agent does nothing else.
+    RestoreSleeps,
+    /// A restore takes nothing, for as long as this lasts.
+    RestoreStalls,
+    /// A restore fails when it has everything.
+    RestoreFails,
+    /// The restored guest cannot be let run, so many times.
+    ResumeFails(u32),
+    /// The same once, and then it takes for as long as this lasts.
+    ResumeFailsAndHolds,
+    ResumeHolds,
+    /// What is left over cannot be destroyed, so many times.
+    DestroyFails(u32),
+}
+
+impl Trouble {
+    /// Whether it is this one now, counting down.
+    pub fn strikes(&mut self, make: fn(u32) -> Self) -> bool {
+        match *self {
+            Self::ResumeFails(n) if make(n) == *self => {
+                *self = if n > 1 { make(n - 1) } else { Self::None };
+                true
+            }
+            Self::DestroyFails(n) if make(n) == *self => {
+                *self = if n > 1 { make(n - 1) } else { Self::None };
+                true
+            }
+            _ => false,
+        }
+    }
+}
