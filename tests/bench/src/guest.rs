@@ -4,6 +4,8 @@
 
 use std::cell::Cell;
 
+use vmbeam_agent::definitions::Files;
+use vmbeam_agent::gate::Gate;
 use vmbeam_agent::toolstack::Incoming;
 use vmbeam_agent::toolstack::Outgoing;
 use vmbeam_agent::HvError;
@@ -157,6 +159,10 @@ impl Hypervisor for &Hv {
         unsupported()
     }
 
+    fn drain(&self, _: u32) -> Result<(), HvError> {
+        unsupported()
+    }
+
     fn restore(&self, _: &str, _: bool) -> Result<Box<dyn Incoming>, HvError> {
         unsupported()
     }
@@ -167,6 +173,14 @@ impl Hypervisor for &Hv {
 
     fn destroy(&self, _: u32) -> Result<(), HvError> {
         unsupported()
+    }
+
+    fn files(&self) -> Files {
+        Files::system()
+    }
+
+    fn gate(&self) -> Gate {
+        Gate::default()
     }
 }
 

@@ -71,7 +71,9 @@ fn one(
     ensure!(m.pages_swapped > m.pages_sent, "{m:?}");
     // Those of its console, its store, its disk and its network, after it was suspended.
     topology.machine.vm(from).sh(
-        "tail -n 50 /var/log/vmbeam-agent.log | grep 'events pending.*events=[4-9]$'",
+        "tail -n 50 /var/log/vmbeam-agent.log >/run/lab/tail && \
+         grep 'events pending.*events=[4-9]$' /run/lab/tail && \
+         grep 'its disks are quiet.*rings=1 ' /run/lab/tail",
         SHORT,
     )?;
     let line = migrate::runs_only_in(topology, to)?;

@@ -3,6 +3,7 @@
 //! What the agent needs of its guest hypervisor.
 
 use crate::definitions::{is_writable, Files};
+use crate::disks;
 use crate::gate::Gate;
 use crate::identity;
 use crate::preflight::{self, Size, Surroundings};
@@ -87,6 +88,8 @@ pub trait Hypervisor {
     /// comes later changes the guest's memory then, and none that came while its memory
     /// was elsewhere is missed.
     fn raise_events(&self, guest: u32) -> Result<(), HvError>;
+    /// Wait until nothing that a suspended guest has written is on its way to a disk.
+    fn drain(&self, guest: u32) -> Result<(), HvError>;
     /// Begin to restore a guest of this name, paused.
     fn restore(&self, name: &str, external: bool) -> Result<Box<dyn Incoming>, HvError>;
     /// Let a guest run, in whatever state a save has left it. One that has crashed or shut
@@ -166,6 +169,11 @@ impl Surroundings for Xen {
 
     fn can_write(&self, dir: &Path) -> bool {
         is_writable(dir)
+    }
+
+    fn text(&self, path: &Path) -> Option<String> {
+        let text = std::fs::read_to_string(path).ok()?;
+        Some(text.trim_end().to_owned())
     }
 }
 
@@ -304,6 +312,8 @@ impl Hypervisor for Xen {
             runs,
         };
         let mut inspection = preflight::inspect(self, domid, size);
+        let unseen = disks::unseen(self, domid, || self.can_see_rings());
+        inspection.problems.extend(unseen);
         if let Some(name) = self.name(domid) {
             let path = self.files().path_of(&name)?;
             preflight::definition(self, path.as_deref(), &mut inspection);
@@ -334,6 +344,13 @@ impl Hypervisor for Xen {
         let events = Xen::raise_events(self, domid)?;
         info!(domid, events, "made its events pending");
         Ok(())
+    }
+
+    fn drain(&self, domid: u32) -> Result<(), HvError> {
+        find(self, domid)?;
+        disks::drain(self, domid, disks::DRAIN, |reference| {
+            Ok(self.ring(domid, reference)?)
+        })
     }
 
     fn restore(&self, _: &str, external: bool) -> Result<Box<dyn Incoming>, HvError> {

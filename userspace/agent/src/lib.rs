@@ -14,6 +14,7 @@
 
 pub mod args;
 pub mod definitions;
+mod disks;
 pub mod gate;
 pub mod hypervisor;
 mod identity;

@@ -3,6 +3,7 @@
 //! What would be found out only once a guest is suspended, from what the toolstack keeps of
 //! it in xenstore: asked before anything is done to it.
 
+use crate::disks;
 use std::path::Path;
 use vmbeam_wire::{Inspection, Need, NeedKind, MAX_PAGES, MAX_RUNS};
 
@@ -22,6 +23,8 @@ pub trait Surroundings {
     fn exists(&self, path: &Path) -> bool;
     /// Whether files can be made in a directory.
     fn can_write(&self, dir: &Path) -> bool;
+    /// What a small file has, without the end of its line.
+    fn text(&self, path: &Path) -> Option<String>;
 }
 
 /// How much memory a guest has.
@@ -56,6 +59,7 @@ pub fn inspect(here: &impl Surroundings, domid: u32, size: Size) -> Inspection {
         limits(size),
         serves_others(here, domid),
         cannot_come_along(here, domid),
+        disks::cached(here, domid),
         cannot_suspend(here, domid),
         above_target(here, domid, size.pages),
     ];
@@ -229,6 +233,10 @@ mod tests {
         fn can_write(&self, dir: &Path) -> bool {
             self.exists(dir)
         }
+
+        fn text(&self, _: &Path) -> Option<String> {
+            None
+        }
     }
 
     const SIZE: Size = Size {
@@ -254,7 +262,8 @@ mod tests {
             ("/libxl/7/device/vbd/51712/backend", "/b/vbd"),
             ("/b/vbd/params", "/dev/vg/disk"),
             ("/libxl/7/device/vbd/51728/backend", "/b/qdisk"),
-            ("/b/qdisk/params", "qcow2:/srv/a:b.qcow2"),
+            ("/b/qdisk/params", "aio:/srv/a:b.img"),
+            ("/b/qdisk/direct-io-safe", "1"),
             ("/libxl/7/device/vbd/51744/backend", "/b/nbd"),
             ("/b/nbd/params", "nbd:elsewhere"),
         ] {
@@ -263,7 +272,7 @@ mod tests {
         for file in [
             "/sys/class/net/br0",
             "/dev/vg/disk",
-            "/srv/a:b.qcow2",
+            "/srv/a:b.img",
             "/boot/vmlinux",
         ] {
             fake.files.insert(file.into());
@@ -285,7 +294,7 @@ mod tests {
             [
                 (NeedKind::Bridge, "br0"),
                 (NeedKind::Disk, "/dev/vg/disk"),
-                (NeedKind::Disk, "/srv/a:b.qcow2"),
+                (NeedKind::Disk, "/srv/a:b.img"),
                 (NeedKind::Kernel, "/boot/vmlinux"),
             ]
         );

@@ -101,6 +101,7 @@ impl Transfer {
         };
         let (data, end) = save.pull()?;
         if end {
+            hypervisor.drain(*guest)?;
             // It has come this far without: nothing to give up for.
             if let Err(e) = hypervisor.raise_events(*guest) {
                 warn!("cannot make the events of guest {guest} pending: {e}");

@@ -127,6 +127,7 @@ fn a_copy_is_only_made_on_request() {
 fn whatever_fails_before_the_point_of_no_return_is_undone() {
     for (vm, trouble) in [
         ("A", Trouble::SaveFails),
+        ("A", Trouble::DiskBusy),
         ("A", Trouble::SaveDies),
         ("B", Trouble::RestoreFails),
     ] {

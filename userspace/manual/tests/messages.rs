@@ -106,6 +106,8 @@ const NO_MESSAGES: &[&str] = &[
     "driver, for vmbeamd",
     "half moves",
     "job ...",
+    "In maintenance: ...",
+    "No host VM is in maintenance.",
     "guest ...: ...",
     "network bridge",
     "kernel file",

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The only unsafe code of this crate, in three files: opening and calling the libraries.
+//! The only unsafe code of this crate, in four files: opening and calling the libraries.
 
 mod handles;
 mod memory;
@@ -63,6 +63,8 @@ macro_rules! functions {
         }
     };
 }
+
+mod grants;
 
 functions!(Ctrl {
     xc_interface_open: fn(*mut c_void, *mut c_void, c_uint) -> *mut c_void,

@@ -491,6 +491,13 @@ impl Hypervisor for FakeHypervisor {
         Ok(())
     }
 
+    fn drain(&self, _: u32) -> Result<(), HvError> {
+        match lock(&self.0).trouble {
+            Trouble::DiskBusy => Err(toolstack("disk 51712 has not done 1 of its requests")),
+            _ => Ok(()),
+        }
+    }
+
     fn restore(&self, name: &str, _: bool) -> Result<Box<dyn Incoming>, HvError> {
         Ok(Box::new(FakeRestore {
             host: self.0.clone(),

@@ -15,6 +15,8 @@ pub enum Trouble {
     SaveHangs,
     /// A save dies and leaves the guest as it is.
     SaveDies,
+    /// A disk does not answer what the guest asked it for.
+    DiskBusy,
     /// The guest crashes while it is being saved.
     SaveCrashes,
     /// An event comes after all pages were read, unless it is pending by then; either
