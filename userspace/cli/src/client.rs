@@ -71,8 +71,22 @@ impl Client {
 
     /// Ask; `part` sees every answer but the last, which is returned.
     pub(crate) fn ask(
+        self,
+        request: &ToDaemon,
+        part: impl FnMut(&FromDaemon),
+    ) -> Result<FromDaemon, ClientError> {
+        self.ask_until(request, FromDaemon::is_last, part)
+    }
+
+    /// Ask for no more than the first answer.
+    pub(crate) fn first(self, request: &ToDaemon) -> Result<FromDaemon, ClientError> {
+        self.ask_until(request, |_| true, |_| {})
+    }
+
+    fn ask_until(
         mut self,
         request: &ToDaemon,
+        is_last: impl Fn(&FromDaemon) -> bool,
         mut part: impl FnMut(&FromDaemon),
     ) -> Result<FromDaemon, ClientError> {
         self.stream
@@ -84,7 +98,7 @@ impl Client {
                     FromDaemon::Error { failure, message } => {
                         return Err(ClientError::Daemon { failure, message });
                     }
-                    last if last.is_last() => return Ok(last),
+                    last if is_last(&last) => return Ok(last),
                     other => part(&other),
                 }
             }

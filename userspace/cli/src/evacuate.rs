@@ -1,17 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! `vmbeam evacuate`
+//! `vmbeam evacuate` and `vmbeam watch`
 
-use crate::client::ClientError;
+use crate::client::{Client, ClientError};
 use crate::interrupt::Interrupt;
-use crate::moves::{Moved, Mover, Outcome, AT_A_TIME, TOGETHER};
+use crate::moves;
 use crate::output;
 use crate::{exit, MemoryMode};
 use serde::Serialize;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
-use vmbeam_wire::message::no_room;
+use std::time::Duration;
+use vmbeam_wire::message::{
+    EvacuateReport, EvacuateRequest, EvacuateSeconds, FromDaemon, GuestMove, MoveOutcome, ToDaemon,
+};
+
+/// How long to wait for other jobs, and for a daemon that is started again.
+const WAIT: u32 = 600;
 
 /// Options of `vmbeam evacuate`.
 #[derive(Debug, clap::Args)]
@@ -23,7 +28,7 @@ pub(crate) struct Args {
     to: String,
     /// Guests that may move at once; of one host VM it is one so far, whatever is
     /// asked for
-    #[arg(long, value_name = "N", default_value_t = AT_A_TIME,
+    #[arg(long, value_name = "N", default_value_t = 1,
         value_parser = clap::value_parser!(u32).range(1..=64))]
     parallel: u32,
     /// Begin only if nothing is in the way of any guest, and stop at the first that
@@ -42,91 +47,113 @@ pub(crate) struct Args {
     /// Give up a guest's move, and let it go on where it was, after so many seconds
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u32>,
-    /// How long to wait for jobs of vmbeamd that are not at an end yet
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    /// How long to wait for jobs of vmbeamd that are not at an end yet, and for vmbeamd
+    /// if it is being restarted
+    #[arg(long, value_name = "SECONDS", default_value_t = WAIT)]
+    wait: u32,
+    /// Print the number of the job, and leave it to vmbeamd: `vmbeam watch` follows it
+    #[arg(long, conflicts_with = "dry_run")]
+    detach: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Options of `vmbeam watch`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Watch {
+    /// Number of the job, from `vmbeam status`
+    job: u64,
+    /// How long to wait for vmbeamd if it is being restarted
+    #[arg(long, value_name = "SECONDS", default_value_t = WAIT)]
     wait: u32,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Seconds that an evacuation took.
-#[derive(Debug, Default, Serialize)]
-struct Seconds {
-    preflight: f64,
-    total: f64,
-}
-
-/// The one report at the end.
-#[derive(Debug, Serialize)]
-struct Report<'a> {
+/// The one report at the end, as JSON.
+#[derive(Serialize)]
+struct Json<'a> {
     from: &'a str,
     to: &'a str,
     dry_run: bool,
-    /// Guests that moved at once.
     parallel: u32,
-    /// Why no guest can move.
-    blockers: Vec<String>,
+    blockers: &'a [String],
     needed_mib: u64,
     free_mib: u64,
-    guests: Vec<Moved>,
+    #[serde(serialize_with = "moves::json")]
+    guests: &'a [GuestMove],
     interrupted: bool,
-    seconds: Seconds,
+    seconds: EvacuateSeconds,
 }
 
-impl Report<'_> {
-    fn count(&self, outcome: Outcome) -> usize {
-        self.guests.iter().filter(|g| g.outcome == outcome).count()
+impl<'a> From<&'a EvacuateReport> for Json<'a> {
+    fn from(r: &'a EvacuateReport) -> Self {
+        Self {
+            from: &r.from,
+            to: &r.to,
+            dry_run: r.dry_run,
+            parallel: r.parallel,
+            blockers: &r.blockers,
+            needed_mib: r.needed_mib,
+            free_mib: r.free_mib,
+            guests: &r.guests,
+            interrupted: r.interrupted,
+            seconds: r.seconds,
+        }
     }
+}
 
-    fn exit_code(&self) -> u8 {
-        let moved = self.count(Outcome::Moved);
-        if moved == self.guests.len() {
-            0
-        } else if self.count(Outcome::Failed) > 0 {
-            exit::FAILED
-        } else if moved > 0 || self.interrupted {
-            exit::INCOMPLETE
-        } else if self.count(Outcome::PutBack) > 0 {
-            exit::ROLLED_BACK
-        } else {
-            exit::REFUSED
+fn exit_code(report: &EvacuateReport) -> u8 {
+    let moved = report.count(MoveOutcome::Moved);
+    if report.dry_run {
+        match report.is_blocked() {
+            true => exit::REFUSED,
+            false => 0,
         }
+    } else if moved == report.guests.len() {
+        0
+    } else if report.count(MoveOutcome::Failed) > 0 {
+        exit::FAILED
+    } else if moved > 0 || report.interrupted {
+        exit::INCOMPLETE
+    } else if report.count(MoveOutcome::PutBack) > 0 {
+        exit::ROLLED_BACK
+    } else {
+        exit::REFUSED
     }
+}
 
-    fn print(&self) {
-        let Self { from, to, .. } = self;
-        let all = self.guests.len();
-        if self.dry_run {
-            println!("{from} -> {to}: dry run, nothing was changed");
-        } else {
-            let moved = self.count(Outcome::Moved);
-            println!("{from} -> {to}: {moved} of {all} guests moved");
-        }
-        println!(
-            "  memory           {} MiB needed, {} MiB free in {to}",
-            self.needed_mib, self.free_mib
-        );
-        for blocker in &self.blockers {
-            println!("  in the way       {blocker}");
-        }
-        for guest in &self.guests {
-            guest.print();
-        }
-        println!("  checks           {:.3} s", self.seconds.preflight);
-        println!("  total            {:.3} s", self.seconds.total);
+fn print(report: &EvacuateReport) {
+    let EvacuateReport { from, to, .. } = report;
+    let all = report.guests.len();
+    if report.dry_run {
+        println!("{from} -> {to}: dry run, nothing was changed");
+    } else {
+        let moved = report.count(MoveOutcome::Moved);
+        println!("{from} -> {to}: {moved} of {all} guests moved");
     }
+    println!(
+        "  memory           {} MiB needed, {} MiB free in {to}",
+        report.needed_mib, report.free_mib
+    );
+    for blocker in &report.blockers {
+        println!("  in the way       {blocker}");
+    }
+    report.guests.iter().for_each(moves::print);
+    println!("  checks           {:.3} s", report.seconds.preflight);
+    println!("  total            {:.3} s", report.seconds.total);
 }
 
 /// Tell a person on standard error what to do next.
-fn advise(report: &Report<'_>, code: u8) {
-    let blocked = !report.blockers.is_empty() || report.count(Outcome::Refused) > 0;
+fn advise(report: &EvacuateReport, code: u8) {
     if report.dry_run || code == 0 {
         return;
     }
     if report.interrupted {
         eprintln!("vmbeam: stopped; the same command goes on with the guests that are left");
-    } else if blocked && report.count(Outcome::Moved) == 0 {
+    } else if report.is_blocked() && report.count(MoveOutcome::Moved) == 0 {
         eprintln!(
             "vmbeam: nothing was changed; remove what is in the way, or use --keep-going to move the others"
         );
@@ -137,79 +164,55 @@ fn advise(report: &Report<'_>, code: u8) {
     }
 }
 
+fn end(report: &EvacuateReport, json: bool) -> Result<ExitCode, ClientError> {
+    let code = exit_code(report);
+    if json {
+        output::json(&Json::from(report))?;
+    } else {
+        print(report);
+    }
+    advise(report, code);
+    Ok(ExitCode::from(code))
+}
+
 pub(crate) fn run(socket: &Path, args: &Args) -> Result<ExitCode, ClientError> {
-    let started = Instant::now();
-    let (from, to) = (&*args.host_vm, &*args.to);
-    let mover = Mover {
-        socket,
-        mode: args.mode.into(),
-        timeout_seconds: args.timeout,
-        patience: Duration::from_secs(args.wait.into()),
-        interrupt: Interrupt::catch(socket)?,
-    };
-    if args.parallel > AT_A_TIME {
+    if args.parallel > 1 {
         eprintln!("vmbeam: guests of one host VM move one at a time, not {} at once: an agent has one move at a time", args.parallel);
     }
-    mover.wait_until_idle([from, to])?;
-    let mut plan = mover.plan(from, to)?;
-    let together = no_room(to, TOGETHER, plan.needed_mib, plan.free_mib);
-    plan.blockers.extend(together);
-    let mut report = Report {
-        from,
-        to,
+    let request = ToDaemon::Evacuate(EvacuateRequest {
+        from: args.host_vm.clone(),
+        to: args.to.clone(),
+        only: None,
+        mode: args.mode.into(),
+        keep_going: args.keep_going,
         dry_run: args.dry_run,
-        parallel: AT_A_TIME,
-        blockers: plan.blockers,
-        needed_mib: plan.needed_mib,
-        free_mib: plan.free_mib,
-        guests: Vec::new(),
-        interrupted: false,
-        seconds: Seconds {
-            preflight: started.elapsed().as_secs_f64(),
-            total: 0.0,
-        },
+        timeout_seconds: args.timeout,
+        wait_seconds: args.wait,
+    });
+    if args.detach {
+        return detach(socket, &request, args.json);
+    }
+    let interrupt = Interrupt::catch(socket)?;
+    let wait = Duration::from_secs(args.wait.into());
+    let report = moves::follow(socket, request, wait, Some(&interrupt))?;
+    end(&report, args.json)
+}
+
+/// Only begin it.
+fn detach(socket: &Path, request: &ToDaemon, json: bool) -> Result<ExitCode, ClientError> {
+    let FromDaemon::Job { id } = Client::connect(socket)?.first(request)? else {
+        return Err(ClientError::Unexpected);
     };
-    for p in plan.guests {
-        let mut moved = Moved::of(&p.guest);
-        if !p.blockers.is_empty() {
-            moved.outcome = Outcome::Refused;
-            moved.reasons = p.blockers;
-        }
-        report.guests.push(moved);
-    }
-    let blocked = !report.blockers.is_empty() || report.count(Outcome::Refused) > 0;
-    let go = !args.dry_run && (args.keep_going || !blocked);
-    let all = report.guests.len();
-    for (i, guest) in report.guests.iter_mut().enumerate().filter(|_| go) {
-        if guest.outcome != Outcome::Waiting {
-            continue;
-        }
-        if mover.interrupt.is_wanted() {
-            break;
-        }
-        eprintln!("{from}/{} -> {to} ({} of {all})", guest.guest, i + 1);
-        mover.go(guest, from, to);
-        if guest.outcome != Outcome::Moved && !args.keep_going {
-            break;
-        }
-    }
-    // Without guests that are left, a late Ctrl-C has not stopped anything.
-    report.interrupted = mover.interrupt.is_wanted() && report.count(Outcome::Moved) < all;
-    report.seconds.total = started.elapsed().as_secs_f64();
-    let code = if args.dry_run {
-        if blocked {
-            exit::REFUSED
-        } else {
-            0
-        }
+    if json {
+        output::json(&serde_json::json!({ "job": id }))?;
     } else {
-        report.exit_code()
-    };
-    if args.json {
-        output::json(&report)?;
-    } else {
-        report.print();
+        println!("job {id}");
     }
-    advise(&report, code);
-    Ok(ExitCode::from(code))
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn watch(socket: &Path, args: &Watch) -> Result<ExitCode, ClientError> {
+    let wait = Duration::from_secs(args.wait.into());
+    let request = ToDaemon::Watch { job: args.job };
+    end(&moves::follow(socket, request, wait, None)?, args.json)
 }

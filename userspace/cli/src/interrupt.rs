@@ -77,8 +77,8 @@ pub(crate) struct Interrupt {
 }
 
 impl Interrupt {
-    /// From now on the first Ctrl-C stops between two steps, the second cancels the
-    /// move that is going on, and the third only leaves.
+    /// From now on the first Ctrl-C stops between two steps, or an evacuation after the guest
+    /// that moves; the second cancels this one's move; and the third only leaves.
     pub(crate) fn catch(socket: &Path) -> Result<Self, ClientError> {
         let signals = signals()?;
         let interrupt = Self {
@@ -89,6 +89,8 @@ impl Interrupt {
         std::thread::spawn(move || {
             let _ = signals.wait();
             seen.stop.store(true, Ordering::Relaxed);
+            // An evacuation that is told once stops, and one that is told twice cancels.
+            seen.going.cancel();
             eprintln!("vmbeam: stopping after this step; once more to cancel it");
             let _ = signals.wait();
             eprintln!("vmbeam: cancelling; once more to leave");

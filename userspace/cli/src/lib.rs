@@ -113,8 +113,8 @@ enum Command {
         /// Number of the record
         #[arg(required_unless_present = "job")]
         id: Option<u64>,
-        /// Instead, have vmbeamd do nothing more about what this job settles; says first
-        /// what that means
+        /// Instead, have vmbeamd do nothing more about what this job settles, and say first
+        /// what that means; or forget how an evacuation ended
         #[arg(long, conflicts_with = "id")]
         job: Option<u64>,
         /// With --job: do it
@@ -156,10 +156,18 @@ enum Command {
     /// Move all guests of a host VM to another one
     ///
     /// First lists all that is in the way of any guest, then migrates one after the
-    /// other. Ctrl-C stops after the guest that is moving, a second one cancels its
-    /// move. Each guest runs in one place all the time; the same command goes on with
-    /// those that are left.
+    /// other. This is a job of vmbeamd, which the command only watches: it goes on if the
+    /// command is killed or its terminal is closed, and when vmbeamd is started again. Ctrl-C
+    /// stops it after the guest that is moving, a second one cancels this guest's move, a
+    /// third one only leaves. Each guest runs in one place all the time; the same command
+    /// goes on with those that are left.
     Evacuate(evacuate::Args),
+    /// Follow an evacuation, and print its report at the end
+    ///
+    /// Any number of commands can do so, at any time. Ctrl-C ends this command, and not
+    /// the evacuation; `vmbeam abort` does that. The exit status is that of `vmbeam
+    /// evacuate`.
+    Watch(evacuate::Watch),
     /// Restart a host VM, with another guest hypervisor, under its running guests
     ///
     /// Moves its guests to another host VM, shuts the host VM down, creates it again
@@ -172,7 +180,10 @@ enum Command {
     /// arrives; its guests can leave. That lasts until it is ended, whatever is
     /// restarted.
     Maintenance(maintenance::Args),
-    /// Cancel a migration that has not passed the point of no return
+    /// Cancel a migration that has not passed the point of no return, or stop an evacuation
+    ///
+    /// An evacuation stops after the guest that is moving; when it has been told so, once
+    /// more cancels this guest's move.
     Abort {
         /// Number of the job, from `vmbeam status`
         job: u64,
@@ -284,6 +295,7 @@ fn run(args: Args) -> Result<ExitCode, ClientError> {
         Command::Evacuate(evacuation) => evacuate::run(&args.socket, &evacuation),
         Command::Rejuvenate(rejuvenation) => rejuvenate::run(&args.socket, &rejuvenation),
         Command::Maintenance(maintenance) => maintenance::run(&args.socket, &maintenance),
+        Command::Watch(watch) => evacuate::watch(&args.socket, &watch),
         Command::Abort { job } => migrate::abort(Client::connect(&args.socket)?, job),
         Command::Swap {
             from,

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 use vmbeam_wire::message::{
-    FromDaemon, MigrateReport, MigrateRequest, MigrateSeconds, Mode, SwapCounts, ToDaemon,
+    FromDaemon, JobKind, MigrateReport, MigrateRequest, MigrateSeconds, Mode, SwapCounts, ToDaemon,
 };
 
 /// The report as JSON: names as people write them.
@@ -174,8 +174,11 @@ pub(crate) fn dismiss(socket: &Path, job: u64, yes: bool) -> Result<ExitCode, Cl
     let FromDaemon::Status(jobs) = Client::connect(socket)?.ask(&ToDaemon::Status, |_| {})? else {
         return Err(ClientError::Unexpected);
     };
-    let running = jobs.into_iter().find(|j| j.id == job && j.running);
-    let Some(j) = running else {
+    let known = jobs.into_iter().find(|j| j.id == job);
+    if known.as_ref().is_some_and(|j| j.kind == JobKind::Evacuate) {
+        return ask_to_forget(socket, job);
+    }
+    let Some(j) = known.filter(|j| j.running) else {
         return Err(ClientError::Refused(format!(
             "no job {job} is running; see `vmbeam status`"
         )));
@@ -193,6 +196,10 @@ pub(crate) fn dismiss(socket: &Path, job: u64, yes: bool) -> Result<ExitCode, Cl
             "nothing was changed; to forget job {job} all the same, add --yes"
         )));
     }
+    ask_to_forget(socket, job)
+}
+
+fn ask_to_forget(socket: &Path, job: u64) -> Result<ExitCode, ClientError> {
     match Client::connect(socket)?.ask(&ToDaemon::Dismiss { job }, |_| {})? {
         FromDaemon::Done => Ok(ExitCode::SUCCESS),
         _ => Err(ClientError::Unexpected),

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Moving one guest after the other, whatever happens to each: for `vmbeam
-//! evacuate` and `vmbeam rejuvenate`.
+//! Jobs of the daemon that move all guests of a host VM, or some: begun, and followed to their
+//! end even if the daemon is started again meanwhile. For `vmbeam evacuate`, `vmbeam watch` and
+//! `vmbeam rejuvenate`.
 
 use crate::client::{Client, ClientError};
 use crate::display::Display;
@@ -12,107 +13,62 @@ use serde::{Serialize, Serializer};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use vmbeam_wire::message::{
-    Failure, FromDaemon, Guest, GuestRef, HostVmReport, JobReport, MigrateReport, MigrateRequest,
-    Mode, PlanReport, ToDaemon,
+    EvacuateReport, EvacuateRequest, FromDaemon, GuestMove, HostVmReport, JobReport, Mode,
+    MoveOutcome, PlanReport, ToDaemon,
 };
 
-/// How often to look whether the daemon has ended what it does.
+/// How often to look whether the daemon has ended what it does, or is back.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// Guests that move at a time. An agent has one port, one conversation, and one
-/// move in it; a second one would only make both guests stand still for longer.
-pub(crate) const AT_A_TIME: u32 = 1;
 
 /// Who needs memory, when several guests move: while they do, the destination has
 /// memory of its own for each.
 pub(crate) const TOGETHER: &str = "all guests together need";
 
-/// What became of a guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Outcome {
-    /// Nothing yet; it is where it was.
-    Waiting,
-    /// It runs at the destination.
-    Moved,
-    /// It never left.
-    Refused,
-    /// Its move failed, and it runs where it was.
-    PutBack,
-    /// Its move failed, and is not at an end.
-    Failed,
-    /// It is in neither host VM any more.
-    Gone,
-}
-
-impl Outcome {
-    /// For a person.
-    pub(crate) fn text(self) -> &'static str {
-        match self {
-            Self::Waiting => "not begun",
-            Self::Moved => "moved",
-            Self::Refused => "refused",
-            Self::PutBack => "put back",
-            Self::Failed => "FAILED",
-            Self::Gone => "not there any more",
-        }
+/// What became of a guest, for a person.
+pub(crate) fn text(outcome: MoveOutcome) -> &'static str {
+    match outcome {
+        MoveOutcome::Waiting => "not begun",
+        MoveOutcome::Moved => "moved",
+        MoveOutcome::Refused => "refused",
+        MoveOutcome::PutBack => "put back",
+        MoveOutcome::Failed => "FAILED",
+        MoveOutcome::Gone => "not there any more",
     }
 }
 
-/// A guest, and what became of it.
-#[derive(Debug, Serialize)]
-pub(crate) struct Moved {
-    pub(crate) guest: String,
-    pub(crate) mib: u64,
-    pub(crate) outcome: Outcome,
-    /// Why, if it did not move.
-    pub(crate) reasons: Vec<String>,
-    #[serde(serialize_with = "as_migrate_prints_it")]
-    pub(crate) migration: Option<Box<MigrateReport>>,
+/// One line for a person.
+pub(crate) fn print(moved: &GuestMove) {
+    let times = moved.migration.as_ref().map_or(String::new(), |m| {
+        format!(
+            "  {:>9.3} s, down for {:.3} s, {} pages swapped, {} copied, {} sent",
+            m.seconds.total, m.seconds.downtime, m.pages_swapped, m.pages_copied, m.pages_sent
+        )
+    });
+    let (name, mib) = (output::name(&moved.guest), moved.mib);
+    let outcome = text(moved.outcome);
+    println!("  {name:<16} {mib:>6} MiB  {outcome}{times}");
+    for reason in &moved.reasons {
+        println!("    {reason}");
+    }
 }
 
-fn as_migrate_prints_it<S: Serializer>(
-    report: &Option<Box<MigrateReport>>,
-    to: S,
-) -> Result<S::Ok, S::Error> {
-    report.as_deref().map(Json::from).serialize(to)
-}
-
-impl Moved {
-    pub(crate) fn new(guest: &str, mib: u64) -> Self {
-        Self {
-            guest: guest.into(),
-            mib,
-            outcome: Outcome::Waiting,
-            reasons: Vec::new(),
-            migration: None,
-        }
+/// The same as JSON, with migrations as `vmbeam migrate` prints them.
+pub(crate) fn json<S: Serializer>(guests: &[GuestMove], to: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Moved<'a> {
+        guest: &'a str,
+        mib: u64,
+        outcome: MoveOutcome,
+        reasons: &'a [String],
+        migration: Option<Json<'a>>,
     }
-
-    pub(crate) fn of(guest: &Guest) -> Self {
-        Self::new(&guest.name, guest.pages.div_ceil(256))
-    }
-
-    fn ended(&mut self, outcome: Outcome, reason: &impl ToString) {
-        self.outcome = outcome;
-        self.reasons.push(reason.to_string());
-    }
-
-    /// One line for a person.
-    pub(crate) fn print(&self) {
-        let times = self.migration.as_ref().map_or(String::new(), |m| {
-            format!(
-                "  {:>9.3} s, down for {:.3} s, {} pages swapped, {} copied, {} sent",
-                m.seconds.total, m.seconds.downtime, m.pages_swapped, m.pages_copied, m.pages_sent
-            )
-        });
-        let (name, mib) = (output::name(&self.guest), self.mib);
-        let outcome = self.outcome.text();
-        println!("  {name:<16} {mib:>6} MiB  {outcome}{times}");
-        for reason in &self.reasons {
-            println!("    {reason}");
-        }
-    }
+    to.collect_seq(guests.iter().map(|g| Moved {
+        guest: &g.guest,
+        mib: g.mib,
+        outcome: g.outcome,
+        reasons: &g.reasons,
+        migration: g.migration.as_deref().map(Json::from),
+    }))
 }
 
 /// How to move guests between two host VMs.
@@ -122,8 +78,8 @@ pub(crate) struct Mover<'a> {
     pub(crate) mode: Mode,
     /// Limit of one guest's move.
     pub(crate) timeout_seconds: Option<u32>,
-    /// How long to wait for what the daemon is still doing.
-    pub(crate) patience: Duration,
+    /// How long to wait for what the daemon is still doing, or for the daemon.
+    pub(crate) wait_seconds: u32,
     pub(crate) interrupt: Interrupt,
 }
 
@@ -131,16 +87,102 @@ fn touches(job: &JobReport, host_vm: &str) -> bool {
     job.from.host_vm == host_vm || job.to.host_vm == host_vm
 }
 
+/// The daemon is not there, or not there any more.
+fn is_away(error: &ClientError) -> bool {
+    matches!(
+        error,
+        ClientError::Connect { .. } | ClientError::Io(_) | ClientError::Closed
+    )
+}
+
+/// Follow a job to its end. A daemon that is away is being started again, and goes on with the
+/// job; one that was not reached yet is asked for it.
+pub(crate) fn follow(
+    socket: &Path,
+    request: ToDaemon,
+    wait: Duration,
+    interrupt: Option<&Interrupt>,
+) -> Result<EvacuateReport, ClientError> {
+    let mut request = request;
+    let mut away_since: Option<Instant> = None;
+    loop {
+        let mut display = Display::new();
+        let mut begun = None;
+        let last = Client::connect(socket).and_then(|client| {
+            client.ask(&request, |part| {
+                away_since = None;
+                match part {
+                    FromDaemon::Job { id } => {
+                        begun = Some(*id);
+                        if let Some(interrupt) = interrupt {
+                            interrupt.begun(*id);
+                        }
+                    }
+                    FromDaemon::Moving {
+                        guest,
+                        to,
+                        number,
+                        of,
+                    } => {
+                        display.clear();
+                        display = Display::new();
+                        eprintln!("{guest} -> {to} ({number} of {of})");
+                    }
+                    FromDaemon::Waiting { what } => eprintln!("vmbeam: waiting for {what}"),
+                    FromDaemon::Progress { phase, done, total } => {
+                        display.show(*phase, *done, *total);
+                    }
+                    _ => {}
+                }
+            })
+        });
+        display.clear();
+        if let Some(job) = begun {
+            request = ToDaemon::Watch { job };
+        }
+        let error = match last {
+            Ok(FromDaemon::Evacuated(report)) => return Ok(*report),
+            Ok(_) => return Err(ClientError::Unexpected),
+            Err(e) => e,
+        };
+        // Whether it was begun is not known without its number.
+        let known = matches!(request, ToDaemon::Watch { .. })
+            || matches!(error, ClientError::Connect { .. });
+        if !is_away(&error) || !known {
+            return Err(error);
+        }
+        if away_since.is_none() {
+            match request {
+                ToDaemon::Watch { job } => {
+                    eprintln!(
+                        "vmbeam: {error}; job {job} goes on when it is back, and is waited for"
+                    )
+                }
+                _ => eprintln!("vmbeam: waiting for {error}"),
+            }
+        }
+        let since = *away_since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= wait || interrupt.is_some_and(Interrupt::is_wanted) {
+            return Err(error);
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
 impl Mover<'_> {
     fn ask(&self, request: &ToDaemon) -> Result<FromDaemon, ClientError> {
         Client::connect(self.socket)?.ask(request, |_| {})
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::from_secs(self.wait_seconds.into())
     }
 
     /// Wait until no job has anything to do with these host VMs: another one, one
     /// that this program's predecessor began, or one that is being settled. A daemon
     /// that is away may be being restarted.
     pub(crate) fn wait_until_idle(&self, host_vms: [&str; 2]) -> Result<(), ClientError> {
-        let deadline = Instant::now() + self.patience;
+        let deadline = Instant::now() + self.patience();
         let mut told = false;
         loop {
             let (problem, says) = match self.ask(&ToDaemon::Status) {
@@ -189,88 +231,26 @@ impl Mover<'_> {
         }
     }
 
-    fn has(&self, host_vm: &str, guest: &str) -> Result<bool, ClientError> {
-        let guests = self
-            .list()?
-            .into_iter()
-            .find(|vm| vm.name == host_vm)
-            .map_or(Ok(Vec::new()), |vm| vm.guests);
-        match guests {
-            Ok(guests) => Ok(guests.iter().any(|g| g.name == guest)),
-            Err(message) => Err(ClientError::Daemon {
-                failure: Failure::Failed,
-                message,
-            }),
-        }
-    }
-
-    fn migrate(&self, guest: &str, from: &str, to: &str) -> Result<FromDaemon, ClientError> {
-        let request = MigrateRequest {
-            from: GuestRef {
-                host_vm: from.into(),
-                guest: guest.into(),
-            },
+    /// Have these guests moved, until one does not get there.
+    pub(crate) fn go(
+        &self,
+        guests: &[GuestMove],
+        from: &str,
+        to: &str,
+    ) -> Result<EvacuateReport, ClientError> {
+        let request = EvacuateRequest {
+            from: from.into(),
             to: to.into(),
+            only: Some(guests.iter().map(|g| g.guest.clone()).collect()),
             mode: self.mode,
+            keep_going: false,
             dry_run: false,
-            verify: false,
             timeout_seconds: self.timeout_seconds,
-            max_downtime_ms: None,
+            wait_seconds: self.wait_seconds,
         };
-        let mut display = Display::new();
-        let last =
-            Client::connect(self.socket)?.ask(&ToDaemon::Migrate(request), |part| match part {
-                FromDaemon::Progress { phase, done, total } => display.show(*phase, *done, *total),
-                FromDaemon::Job { id } => self.interrupt.begun(*id),
-                _ => {}
-            });
-        display.clear();
+        let request = ToDaemon::Evacuate(request);
+        let result = follow(self.socket, request, self.patience(), Some(&self.interrupt));
         self.interrupt.ended();
-        last
-    }
-
-    /// Move a guest, and find out what became of it whatever happens.
-    pub(crate) fn go(&self, moved: &mut Moved, from: &str, to: &str) {
-        if let Err(e) = self.wait_until_idle([from, to]) {
-            return moved.ended(Outcome::Refused, &e);
-        }
-        let error = match self.migrate(&moved.guest, from, to) {
-            Ok(FromDaemon::Migrated(report)) => {
-                moved.outcome = Outcome::Moved;
-                moved.reasons.extend(report.pending.clone());
-                moved.migration = Some(report);
-                return;
-            }
-            Ok(_) => ClientError::Unexpected,
-            Err(e) => e,
-        };
-        match error {
-            ClientError::Daemon {
-                failure: Failure::Refused,
-                message,
-            } => moved.ended(Outcome::Refused, &message),
-            ClientError::Daemon {
-                failure: Failure::RolledBack,
-                message,
-            } => moved.ended(Outcome::PutBack, &message),
-            // The daemon goes on with it, or the next daemon does.
-            e => {
-                moved.ended(Outcome::Failed, &e);
-                moved.outcome = self.where_is(&moved.guest, from, to).unwrap_or_else(|e| {
-                    moved.reasons.push(e.to_string());
-                    Outcome::Failed
-                });
-            }
-        }
-    }
-
-    /// What became of a guest whose move did not end before our eyes.
-    fn where_is(&self, guest: &str, from: &str, to: &str) -> Result<Outcome, ClientError> {
-        self.wait_until_idle([from, to])?;
-        Ok(match (self.has(from, guest)?, self.has(to, guest)?) {
-            (true, false) => Outcome::PutBack,
-            (false, true) => Outcome::Moved,
-            _ => Outcome::Failed,
-        })
+        result
     }
 }

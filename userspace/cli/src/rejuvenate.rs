@@ -13,7 +13,7 @@ use crate::client::{Client, ClientError};
 use crate::exit;
 use crate::interrupt::Interrupt;
 use crate::maintenance;
-use crate::moves::{Moved, Mover, Outcome, TOGETHER};
+use crate::moves::{Mover, TOGETHER};
 use crate::output;
 use crate::restart::{check_config, Ending, Toolstack};
 use crate::MemoryMode;
@@ -23,7 +23,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use vmbeam_wire::message::{no_room, CheckReport, FromDaemon, Guest, GuestState, ToDaemon};
+use vmbeam_wire::message::{
+    no_room, CheckReport, FromDaemon, Guest, GuestMove, GuestState, MoveOutcome, ToDaemon,
+};
 
 /// How often to look whether the agent is there.
 const LOOK: Duration = Duration::from_secs(2);
@@ -102,6 +104,10 @@ struct Rejuvenation<'a> {
     toolstack: Toolstack,
     file: PathBuf,
     report: Report,
+}
+
+fn waiting(guest: &Guest) -> GuestMove {
+    GuestMove::new(&guest.name, guest.pages.div_ceil(256))
 }
 
 fn seconds(since: Instant) -> f64 {
@@ -202,7 +208,7 @@ impl Rejuvenation<'_> {
         let mut guests = Vec::new();
         for p in plan.guests {
             self.report.blockers.extend(p.blockers);
-            self.report.evacuated.push(Moved::of(&p.guest));
+            self.report.evacuated.push(waiting(&p.guest));
             guests.push(p.guest.name);
         }
         let versions = self.check()?.agents.into_iter();
@@ -219,25 +225,36 @@ impl Rejuvenation<'_> {
         Ok(())
     }
 
-    /// Move guests, and stop at the first that does not get there.
-    fn move_all(&self, guests: &mut [Moved], from: &str, to: &str) -> Result<(), Stop> {
-        let all = guests.len();
-        for (i, guest) in guests.iter_mut().enumerate() {
-            self.must_go_on()?;
-            eprintln!("{from}/{} -> {to} ({} of {all})", guest.guest, i + 1);
-            self.mover.go(guest, from, to);
-            let code = match guest.outcome {
-                Outcome::Moved => continue,
-                Outcome::Failed => exit::FAILED,
-                _ => exit::INCOMPLETE,
-            };
-            return Err(stop(code)(format!(
-                "guest {} did not get to {to}: {}",
-                guest.guest,
-                guest.reasons.join("; ")
-            )));
+    /// Move guests, until one does not get there. It is a job of the daemon, which does not
+    /// need this program; the next run of it waits for that.
+    fn move_all(&self, guests: &mut Vec<GuestMove>, from: &str, to: &str) -> Result<(), Stop> {
+        self.must_go_on()?;
+        if guests.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let done = self.mover.go(guests, from, to)?;
+        *guests = done.guests;
+        if !done.blockers.is_empty() {
+            return Err(stop(exit::INCOMPLETE)(done.blockers.join("; ")));
+        }
+        let left_out =
+            |g: &&GuestMove| !matches!(g.outcome, MoveOutcome::Moved | MoveOutcome::Waiting);
+        let Some(guest) = guests.iter().find(left_out) else {
+            // Nor does it go on with guests that were left behind.
+            return match guests.iter().all(|g| g.outcome == MoveOutcome::Moved) {
+                true => Ok(()),
+                false => Err(stop(exit::INCOMPLETE)("it was interrupted".into())),
+            };
+        };
+        let code = match guest.outcome {
+            MoveOutcome::Failed => exit::FAILED,
+            _ => exit::INCOMPLETE,
+        };
+        Err(stop(code)(format!(
+            "guest {} did not get to {to}: {}",
+            guest.guest,
+            guest.reasons.join("; ")
+        )))
     }
 
     /// All guests leave, those as well that were started since the first run.
@@ -251,7 +268,7 @@ impl Rejuvenation<'_> {
         let mut guests = Vec::new();
         for p in plan.guests {
             blockers.extend(p.blockers);
-            guests.push(Moved::of(&p.guest));
+            guests.push(waiting(&p.guest));
             if !state.guests.contains(&p.guest.name) {
                 state.guests.push(p.guest.name);
             }
@@ -367,7 +384,7 @@ impl Rejuvenation<'_> {
     }
 
     /// The new host VM can take the guests back.
-    fn verify(&mut self, state: &State) -> Result<Vec<Moved>, Stop> {
+    fn verify(&mut self, state: &State) -> Result<Vec<GuestMove>, Stop> {
         self.report.step = "check";
         let (name, to) = (&state.host_vm, &state.to);
         let started = Instant::now();
@@ -384,15 +401,15 @@ impl Rejuvenation<'_> {
         let mut guests = Vec::new();
         for guest in &state.guests {
             let here = plan.guests.iter().find(|p| p.guest.name == *guest);
-            let mut moved = Moved::new(guest, 0);
+            let mut moved = GuestMove::new(guest, 0);
             match here {
                 Some(p) => {
                     blockers.extend(p.blockers.iter().cloned());
-                    moved = Moved::of(&p.guest);
+                    moved = waiting(&p.guest);
                     needed += moved.mib;
                 }
                 None if there.iter().any(|g| g.name == *guest) => continue,
-                None => moved.outcome = Outcome::Gone,
+                None => moved.outcome = MoveOutcome::Gone,
             }
             guests.push(moved);
         }
@@ -410,11 +427,12 @@ impl Rejuvenation<'_> {
     }
 
     /// The guests that left come back, and no others.
-    fn come_back(&mut self, state: &State, guests: Vec<Moved>) -> Result<(), Stop> {
+    fn come_back(&mut self, state: &State, guests: Vec<GuestMove>) -> Result<(), Stop> {
         self.report.step = "return";
         let started = Instant::now();
-        let (mut guests, gone): (Vec<_>, Vec<_>) =
-            guests.into_iter().partition(|g| g.outcome != Outcome::Gone);
+        let (mut guests, gone): (Vec<_>, Vec<_>) = guests
+            .into_iter()
+            .partition(|g| g.outcome != MoveOutcome::Gone);
         let result = self.move_all(&mut guests, &state.to, &state.host_vm);
         self.report.returned = guests;
         self.report.returned.extend(gone);
@@ -472,7 +490,7 @@ pub(crate) fn run(socket: &Path, args: &Args) -> Result<ExitCode, ClientError> {
             socket,
             mode: args.mode.into(),
             timeout_seconds: args.timeout,
-            patience: Duration::from_secs(args.wait.into()),
+            wait_seconds: args.wait,
             interrupt: Interrupt::catch(socket)?,
         },
         toolstack: Toolstack {

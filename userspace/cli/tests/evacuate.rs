@@ -283,6 +283,77 @@ fn it_goes_on_when_nobody_reads_what_it_says() {
     }
 }
 
+/// Neither a kill nor a terminal that is closed ends it, and it can be come back to.
+#[test]
+fn it_goes_on_without_its_command() {
+    let w = world();
+    let held = |args: &[&str]| {
+        lock(&w.hosts["A"]).trouble = Trouble::SaveHangs;
+        let left = running(&w, "A").len();
+        let going = Going::start(&w, args);
+        wait_for("a guest is being saved", || running(&w, "A").len() < left);
+        going
+    };
+    let mut going = held(&EVACUATE);
+    let pid = nix::unistd::Pid::from_raw(going.child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP).unwrap();
+    going.child.wait().unwrap();
+    let (_, stdout, _) = vmbeam(&w, &["status"]);
+    let row = stdout.lines().find(|l| l.contains("guest guest (1 of 3)"));
+    let columns: Vec<_> = row.unwrap().split_whitespace().collect();
+    assert_eq!(columns[1..4], ["A", "B", "running:"]);
+    let job = columns[0];
+    // Ctrl-C ends only the one that watches.
+    let watch = ["watch", job, "--json"];
+    let mut first = Going::start(&w, &watch);
+    let mut second = Going::start(&w, &watch);
+    first.until("A/guest -> B (1 of 3)");
+    second.until("A/guest -> B (1 of 3)");
+    first.interrupt();
+    first.child.wait().unwrap();
+    lock(&w.hosts["A"]).trouble = Trouble::None;
+    let (code, report) = second.end();
+    assert_eq!(code, 0, "{report}");
+    assert_eq!(running(&w, "B"), ALL);
+    assert_eq!(vmbeam(&w, &watch).0, 0);
+    let (code, stdout, _) = vmbeam(&w, &["forget", "--job", job]);
+    assert_eq!((code, &*stdout), (0, ""));
+    let (code, _, stderr) = vmbeam(&w, &watch);
+    assert_eq!(code, 3);
+    assert!(stderr.contains("there is no evacuation"), "{stderr}");
+}
+
+#[test]
+fn it_can_be_left_to_the_daemon_from_the_beginning() {
+    let w = world();
+    let (code, stdout, _) = vmbeam(&w, &["evacuate", "A", "--to", "B", "--detach"]);
+    let job = stdout.strip_prefix("job ").unwrap().trim();
+    assert_eq!(code, 0);
+    let (code, stdout, _) = vmbeam(&w, &["watch", job]);
+    assert_eq!(code, 0);
+    assert!(stdout.contains("A -> B: 3 of 3 guests moved"), "{stdout}");
+    let args = ["evacuate", "A", "--to", "B", "--detach", "--json"];
+    let (code, stdout, _) = vmbeam(&w, &args);
+    assert_eq!(code, 0);
+    assert!(json(&stdout)["job"].is_u64(), "{stdout}");
+}
+
+/// The daemon is started again in the middle: the command comes back to its job.
+#[test]
+fn it_outlives_its_daemon() {
+    let mut w = world();
+    lock(&w.hosts["A"]).trouble = Trouble::SaveHangs;
+    let mut going = Going::start(&w, &EVACUATE);
+    wait_for("a guest is being saved", || running(&w, "A").len() < 3);
+    w.stop();
+    going.until("goes on when it is back");
+    lock(&w.hosts["A"]).trouble = Trouble::None;
+    w.start();
+    let (code, report) = going.end();
+    assert_eq!(code, 0, "{report}");
+    assert_eq!(running(&w, "B"), ALL);
+}
+
 #[test]
 fn ctrl_c_stops_between_guests_and_then_cancels() {
     let w = world();

@@ -58,6 +58,11 @@ fn answer(request: &ToDaemon, names: &[&str]) -> Vec<FromDaemon> {
         ToDaemon::Abort { .. } | ToDaemon::Dismiss { .. } | ToDaemon::SetMaintenance { .. } => {
             vec![FromDaemon::Done]
         }
+        ToDaemon::Evacuate(_) | ToDaemon::Watch { .. } => vec![
+            FromDaemon::Job { id: 1 },
+            progress(Phase::Stream),
+            FromDaemon::Evacuated(Box::default()),
+        ],
     }
 }
 
@@ -129,6 +134,9 @@ const COMMANDS: &[(&[&str], i32)] = &[
     ),
     (&["evacuate", "A", "--to", "B"], 0),
     (&["evacuate", "A", "--to", "B", "--json"], 0),
+    (&["evacuate", "A", "--to", "B", "--detach"], 0),
+    (&["watch", "1"], 0),
+    (&["watch", "1", "--json"], 0),
     (&["rejuvenate", "A", "--config", "/nonexistent"], 3),
     (
         &["rejuvenate", "A", "--config", "/nonexistent", "--json"],

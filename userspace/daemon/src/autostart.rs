@@ -28,13 +28,13 @@ pub(crate) struct Held(Mutex<HashMap<String, String>>);
 
 impl Held {
     /// Notes it; says whether it is news.
-    fn set(&self, host_vm: &str, why: Option<String>) -> bool {
+    fn set(&self, host_vm: &str, why: Option<&str>) -> bool {
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = match &why {
-            Some(why) => held.insert(host_vm.into(), why.clone()),
+        let last = match why {
+            Some(why) => held.insert(host_vm.into(), why.into()),
             None => held.remove(host_vm),
         };
-        last != why
+        last.as_deref() != why
     }
 
     pub(crate) fn get(&self, host_vm: &str) -> Option<String> {
@@ -96,7 +96,7 @@ impl Shared {
             Err(why) => {
                 known.pause = PAUSE.min(2 * known.pause.max(LOOK));
                 known.again = Some(Instant::now() + known.pause);
-                if self.held.set(name, Some(why.clone())) {
+                if self.held.set(name, Some(&why)) {
                     warn!(host_vm = name, "it may not start guests yet: {why}");
                 }
             }

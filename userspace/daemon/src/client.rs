@@ -3,7 +3,7 @@
 //! A client's end of the control socket, for answers from several threads.
 
 use nix::errno::Errno;
-use nix::sys::socket::{send, MsgFlags};
+use nix::sys::socket::{recv, send, MsgFlags};
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -109,6 +109,16 @@ impl Client {
             *slot = None;
         }
     }
+
+    /// Whether it has hung up: it has nothing more to say, so an end is all that can come.
+    pub(crate) fn is_gone(&self) -> bool {
+        let slot = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Outgoing { socket, .. }) = &*slot else {
+            return true;
+        };
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        matches!(recv(socket.as_raw_fd(), &mut [0], flags), Ok(0))
+    }
 }
 
 #[cfg(test)]
@@ -156,8 +166,10 @@ mod tests {
     #[test]
     fn a_client_that_has_gone_is_not_written_to() {
         let (here, there) = UnixStream::pair().unwrap();
-        drop(there);
         let client = Client::new(here.try_clone().unwrap());
+        assert!(!client.is_gone());
+        drop(there);
+        assert!(client.is_gone());
         client.show(&progress(1));
         assert!(matches!(
             client.send(&FromDaemon::Done),

@@ -6,12 +6,13 @@ use crate::autostart::Held;
 use crate::client::{Client, ClientError, CLIENT_TIMEOUT};
 use crate::config::Config;
 use crate::driver::{Driver, Pinned, Sessions};
+use crate::evacuate::Evacuations;
 use crate::exchange::{refused, SwapError};
 use crate::execute::Work;
 use crate::host_vm::{self, HostVm};
 use crate::http::Server;
 use crate::identity::Source;
-use crate::jobs::{Begun, Jobs, What};
+use crate::jobs::{Begun, Jobs};
 use crate::journal::Journal;
 use crate::maintenance::Maintenance;
 use crate::metrics::Metrics;
@@ -29,7 +30,7 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 use vmbeam_uapi::sys::FEATURE_SWAP;
 use vmbeam_wire::message::{
-    CheckReport, DriverReport, Failure, FromDaemon, GuestRef, HostVmReport, MigrateReport,
+    CheckReport, DriverReport, Failure, FromDaemon, GuestRef, HostVmReport, JobKind, MigrateReport,
     MigrateRequest, Phase, SwapReport, SwapRequest, ToDaemon,
 };
 use vmbeam_wire::Decoder;
@@ -53,6 +54,7 @@ pub(crate) struct Shared {
     /// Why guests are not started yet.
     pub(crate) held: Held,
     pub(crate) jobs: Jobs,
+    pub(crate) evacuations: Evacuations,
     metrics: Metrics,
     clients: AtomicUsize,
     /// Clients that have asked for something, and have not got all of the answer.
@@ -68,7 +70,7 @@ pub struct Daemon {
     shared: Arc<Shared>,
 }
 
-fn failed(failure: Failure, message: &impl ToString) -> FromDaemon {
+pub(crate) fn failed(failure: Failure, message: &impl ToString) -> FromDaemon {
     FromDaemon::Error {
         failure,
         message: message.to_string(),
@@ -122,6 +124,7 @@ impl Daemon {
             maintenance,
             held: Held::default(),
             jobs: Jobs::new(journal),
+            evacuations: Evacuations::default(),
             metrics: Metrics::default(),
             clients: AtomicUsize::new(0),
             answering: AtomicUsize::new(0),
@@ -131,11 +134,13 @@ impl Daemon {
         // Before anybody can ask for something else.
         for record in records {
             let (from, to) = ends(&record);
-            let job = shared.jobs.begin(What::Settle, from, to)?;
+            let job = shared.jobs.begin(JobKind::Settle, from, to)?;
             let settling = shared.clone();
             let what = Unsettled::Known(Box::new(Work::recovered(record)));
             spawn("settle", move || settling.settle(&job, what))?;
         }
+        // They wait for those.
+        shared.resume_evacuations()?;
         if let Some(at) = shared.config.metrics.clone() {
             let (server, scraped, stop) = (Server::new(at), shared.clone(), shared.stop.clone());
             let result = spawn("metrics", move || {
@@ -178,7 +183,7 @@ impl Daemon {
     }
 }
 
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
+pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
     std::thread::Builder::new()
         .name(name.into())
         .spawn(run)
@@ -252,7 +257,7 @@ impl Drop for Counted<'_> {
 }
 
 /// What a job has left, and the job that is to settle it.
-type Left = Option<(Begun, Unsettled)>;
+pub(crate) type Left = Option<(Begun, Unsettled)>;
 
 /// One request, its answers, and good-bye.
 fn serve(
@@ -298,6 +303,20 @@ fn serve(
     shared.answering.fetch_add(1, Ordering::Relaxed);
     let _answering = Counted(&shared.answering);
     let last = match request {
+        ToDaemon::Evacuate(request) => match shared.evacuate(request) {
+            Ok(job) => {
+                let _ = answer.send(&FromDaemon::Job { id: job });
+                match shared.watch(job, &answer) {
+                    Some(end) => end,
+                    None => return Ok(()),
+                }
+            }
+            Err(e) => failed(e.failure, &e.message),
+        },
+        ToDaemon::Watch { job } => match shared.watch(job, &answer) {
+            Some(end) => end,
+            None => return Ok(()),
+        },
         ToDaemon::Check => FromDaemon::Check(shared.check()),
         ToDaemon::List => FromDaemon::List(shared.list()),
         ToDaemon::Status => FromDaemon::Status(shared.jobs.reports()),
@@ -306,7 +325,10 @@ fn serve(
             Err(e) => failed(e.failure, &e.message),
         },
         ToDaemon::Migrate(request) => {
-            let (result, left) = shared.migrate(&request, &answer);
+            let begun = |job: &Begun| {
+                let _ = answer.send(&FromDaemon::Job { id: job.id });
+            };
+            let (result, left) = shared.migrate(&request, begun, |m| answer.show(m));
             *unsettled = left;
             match result {
                 Ok(report) => FromDaemon::Migrated(Box::new(report)),
@@ -323,8 +345,8 @@ fn serve(
                 Err(e) => failed(e.failure, &e.message),
             }
         }
-        ToDaemon::Abort { job } => done(shared.jobs.abort(job)),
-        ToDaemon::Dismiss { job } => done(shared.jobs.dismiss(job)),
+        ToDaemon::Abort { job } => done(shared.abort(job)),
+        ToDaemon::Dismiss { job } => done(shared.forget(job)),
         ToDaemon::Maintenance => FromDaemon::Maintenance(shared.maintenance.names()),
         ToDaemon::SetMaintenance { host_vm, on } => match shared.maintain(&host_vm, on) {
             Ok(()) => FromDaemon::Done,
@@ -420,7 +442,7 @@ impl Shared {
     }
 
     /// Two host VMs that may exchange memory.
-    fn pair(&self, a: &str, b: &str) -> Result<(&HostVm, &HostVm), SwapError> {
+    pub(crate) fn pair(&self, a: &str, b: &str) -> Result<(&HostVm, &HostVm), SwapError> {
         let refuse = |message: String| Err(refused(message));
         let host_vms = (self.host_vm(a)?, self.host_vm(b)?);
         if a == b {
@@ -439,11 +461,15 @@ impl Shared {
         Ok(host_vms)
     }
 
-    /// Shows progress in the list of jobs, and to a client.
-    fn progress<'a>(&'a self, id: u64, client: &'a Client) -> impl Fn(Phase, u64, u64) + Sync + 'a {
+    /// Shows progress in the list of jobs, and to whoever watches.
+    fn progress<'a>(
+        &'a self,
+        id: u64,
+        show: impl Fn(&FromDaemon) + Sync + 'a,
+    ) -> impl Fn(Phase, u64, u64) + Sync + 'a {
         move |phase, done, total| {
             self.jobs.phase(id, phase.text().into());
-            client.show(&FromDaemon::Progress { phase, done, total });
+            show(&FromDaemon::Progress { phase, done, total });
         }
     }
 
@@ -451,9 +477,9 @@ impl Shared {
         let host_vms = self.pair(&request.from.host_vm, &request.to.host_vm)?;
         let job = self
             .jobs
-            .begin(What::Swap, request.from.clone(), request.to.clone())?;
+            .begin(JobKind::Swap, request.from.clone(), request.to.clone())?;
         let id = job.id;
-        let progress = self.progress(id, client);
+        let progress = self.progress(id, |m| client.show(m));
         let result = caught(|| swap(&*self.driver, host_vms, request, &progress));
         let outcome = match &result {
             Ok(r) if r.dry_run => format!("dry run: {} pages can be swapped", r.pages_swapped),
@@ -466,10 +492,11 @@ impl Shared {
     }
 
     /// Migrate a guest; also gives what is left to be settled, and the job that is to do that.
-    fn migrate(
+    pub(crate) fn migrate(
         &self,
         request: &MigrateRequest,
-        client: &Client,
+        told: impl FnOnce(&Begun),
+        show: impl Fn(&FromDaemon) + Sync,
     ) -> (Result<MigrateReport, SwapError>, Left) {
         let from = request.from.clone();
         let to = GuestRef {
@@ -477,7 +504,9 @@ impl Shared {
             guest: from.guest.clone(),
         };
         let begun = self.pair(&from.host_vm, &to.host_vm).and_then(|host_vms| {
-            let job = self.jobs.begin(What::Migrate, from.clone(), to.clone())?;
+            let job = self
+                .jobs
+                .begin(JobKind::Migrate, from.clone(), to.clone())?;
             Ok((host_vms, job))
         });
         let (host_vms, job) = match begun {
@@ -485,8 +514,8 @@ impl Shared {
             Err(e) => return (Err(e), None),
         };
         let id = job.id;
-        let _ = client.send(&FromDaemon::Job { id });
-        let progress = self.progress(id, client);
+        told(&job);
+        let progress = self.progress(id, show);
         let context = MigrateContext {
             driver: &*self.driver,
             journal: &self.jobs.journal,

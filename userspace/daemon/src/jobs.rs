@@ -5,11 +5,12 @@
 
 use crate::exchange::{refused, SwapError};
 use crate::journal::Journal;
+use crate::numbers::Numbers;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::info;
-use vmbeam_wire::message::{GuestRef, JobReport};
+use vmbeam_wire::message::{GuestRef, JobKind, JobReport};
 
 /// Jobs that are remembered.
 const MAX_JOBS: usize = 32;
@@ -18,21 +19,10 @@ const DISMISSED: Duration = Duration::from_secs(45);
 /// How often to look.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What a job does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum What {
-    Swap,
-    Migrate,
-    /// It brings to an end what another job, or another daemon, has begun. Nobody
-    /// else touches guests of these host VMs.
-    Settle,
-}
-
 /// A job, going on or over.
 #[derive(Debug)]
 struct Job {
     report: JobReport,
-    what: What,
     /// Set to cancel it, or to dismiss one that settles.
     cancel: Arc<AtomicBool>,
 }
@@ -48,16 +38,21 @@ pub(crate) struct Begun {
 #[derive(Debug)]
 pub(crate) struct Jobs {
     table: Mutex<Vec<Job>>,
+    numbers: Numbers,
     pub(crate) journal: Journal,
+}
+
+impl Job {
+    fn touches(&self, host_vms: [&str; 2]) -> bool {
+        let vms = [&*self.report.from.host_vm, &*self.report.to.host_vm];
+        self.report.running && vms.iter().any(|vm| host_vms.contains(vm))
+    }
 }
 
 /// No job settles anything in these host VMs.
 fn free(table: &[Job], host_vms: [&str; 2]) -> Result<(), SwapError> {
-    let touched = |j: &&Job| {
-        let vms = [&*j.report.from.host_vm, &*j.report.to.host_vm];
-        j.what == What::Settle && j.report.running && vms.iter().any(|vm| host_vms.contains(vm))
-    };
-    match table.iter().find(touched) {
+    let settles = |j: &&Job| j.report.kind == JobKind::Settle && j.touches(host_vms);
+    match table.iter().find(settles) {
         None => Ok(()),
         Some(job) => Err(refused(format!(
             "an earlier migration of {} to {} is still being brought to an end: {}",
@@ -66,27 +61,16 @@ fn free(table: &[Job], host_vms: [&str; 2]) -> Result<(), SwapError> {
     }
 }
 
-fn enter(table: &mut Vec<Job>, what: What, from: GuestRef, to: GuestRef) -> Begun {
-    let id = table.last().map_or(1, |j| j.report.id + 1);
-    info!(job = id, %from, %to, ?what, "a job begins");
-    if table.len() >= MAX_JOBS {
-        // The oldest that has ended; with few host VMs few can be running.
-        let at = table.iter().position(|j| !j.report.running).unwrap_or(0);
-        table.remove(at);
+/// No evacuation has to do with these host VMs: two would move guests to and fro.
+fn alone(table: &[Job], host_vms: [&str; 2]) -> Result<(), SwapError> {
+    let evacuates = |j: &&Job| j.report.kind == JobKind::Evacuate && j.touches(host_vms);
+    match table.iter().find(evacuates) {
+        None => Ok(()),
+        Some(Job { report, .. }) => Err(refused(format!(
+            "job {0} moves the guests of host VM {1} to {2} already; `vmbeam watch {0}` follows it, `vmbeam abort {0}` stops it",
+            report.id, report.from, report.to
+        ))),
     }
-    let cancel = Arc::<AtomicBool>::default();
-    table.push(Job {
-        report: JobReport {
-            id,
-            from,
-            to,
-            phase: "starting".into(),
-            running: true,
-        },
-        what,
-        cancel: cancel.clone(),
-    });
-    Begun { id, cancel }
 }
 
 fn say(table: &mut [Job], id: u64, phase: String, running: bool) {
@@ -102,7 +86,54 @@ fn say(table: &mut [Job], id: u64, phase: String, running: bool) {
 impl Jobs {
     pub(crate) fn new(journal: Journal) -> Self {
         let table = Mutex::default();
-        Self { table, journal }
+        let numbers = Numbers::open(journal.dir());
+        Self {
+            table,
+            numbers,
+            journal,
+        }
+    }
+
+    fn enter(&self, table: &mut Vec<Job>, kind: JobKind, from: GuestRef, to: GuestRef) -> Begun {
+        let id = self.numbers.next();
+        info!(job = id, %from, %to, ?kind, "a job begins");
+        if table.len() >= MAX_JOBS {
+            // The oldest that has ended; with few host VMs few can be running.
+            let at = table.iter().position(|j| !j.report.running).unwrap_or(0);
+            table.remove(at);
+        }
+        let report = JobReport {
+            id,
+            from,
+            to,
+            phase: "starting".into(),
+            running: true,
+            kind,
+        };
+        let cancel = Arc::<AtomicBool>::default();
+        table.push(Job {
+            report,
+            cancel: cancel.clone(),
+        });
+        Begun { id, cancel }
+    }
+
+    /// Enter a job that an earlier daemon had.
+    pub(crate) fn known(&self, report: JobReport) {
+        self.numbers.at_least(report.id);
+        let cancel = Arc::default();
+        self.table().push(Job { report, cancel });
+    }
+
+    /// It is not spoken of any more.
+    pub(crate) fn forget(&self, id: u64) {
+        self.table().retain(|j| j.report.id != id);
+    }
+
+    /// What goes on in these host VMs, but for evacuations: those wait for it.
+    pub(crate) fn busy(&self, host_vms: [&str; 2]) -> Option<JobReport> {
+        let moves = |j: &&Job| j.report.kind != JobKind::Evacuate && j.touches(host_vms);
+        self.table().iter().find(moves).map(|j| j.report.clone())
     }
 
     fn table(&self) -> MutexGuard<'_, Vec<Job>> {
@@ -116,7 +147,7 @@ impl Jobs {
     /// Whether a stop has to wait. What is being settled waits for agents, and goes on in the
     /// next daemon.
     pub(crate) fn are_running(&self) -> bool {
-        let running = |j: &Job| j.report.running && j.what != What::Settle;
+        let running = |j: &Job| j.report.running && j.report.kind != JobKind::Settle;
         self.table().iter().any(running)
     }
 
@@ -128,15 +159,18 @@ impl Jobs {
     /// Enter a job, unless an earlier one is in its way.
     pub(crate) fn begin(
         &self,
-        what: What,
+        kind: JobKind,
         from: GuestRef,
         to: GuestRef,
     ) -> Result<Begun, SwapError> {
         let mut table = self.table();
-        if what != What::Settle {
-            free(&table, [&from.host_vm, &to.host_vm])?;
+        let host_vms = [&*from.host_vm, &*to.host_vm];
+        match kind {
+            JobKind::Settle => {}
+            JobKind::Evacuate => alone(&table, host_vms)?,
+            JobKind::Swap | JobKind::Migrate => free(&table, host_vms)?,
         }
-        Ok(enter(&mut table, what, from, to))
+        Ok(self.enter(&mut table, kind, from, to))
     }
 
     /// A job ends, and another one settles what it leaves: nobody comes in between.
@@ -149,7 +183,7 @@ impl Jobs {
     ) -> Begun {
         let mut table = self.table();
         say(&mut table, id, outcome, false);
-        enter(&mut table, What::Settle, from, to)
+        self.enter(&mut table, JobKind::Settle, from, to)
     }
 
     pub(crate) fn phase(&self, id: u64, phase: String) {
@@ -163,8 +197,8 @@ impl Jobs {
     pub(crate) fn abort(&self, id: u64) -> Result<(), String> {
         let table = self.table();
         let job = find(&table, id)?;
-        match job.what {
-            What::Migrate => {
+        match job.report.kind {
+            JobKind::Migrate => {
                 info!(job = id, "to be cancelled");
                 job.cancel.store(true, Ordering::Relaxed);
                 Ok(())
@@ -178,7 +212,7 @@ impl Jobs {
         {
             let table = self.table();
             let job = find(&table, id)?;
-            if job.what != What::Settle {
+            if job.report.kind != JobKind::Settle {
                 return Err(format!(
                     "job {id} does not settle anything; `vmbeam abort` cancels a migration"
                 ));

@@ -229,6 +229,11 @@ impl Journal {
         }
     }
 
+    /// The directory, for files that are no records of migrations.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     fn file(&self, id: u64) -> PathBuf {
         self.dir.join(format!("{}{id}{}", NAME.0, NAME.1))
     }

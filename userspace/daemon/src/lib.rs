@@ -13,11 +13,13 @@
 
 pub mod args;
 mod autostart;
+pub mod boot;
 mod client;
 pub mod config;
 pub mod control;
 mod definitions;
 pub mod driver;
+mod evacuate;
 pub mod exchange;
 mod execute;
 pub mod host_vm;
@@ -30,6 +32,7 @@ pub mod link;
 mod maintenance;
 pub mod metrics;
 mod migrate;
+mod numbers;
 mod port;
 mod preflight;
 pub mod privilege;

@@ -299,7 +299,7 @@ fn a_stop_undoes_what_has_not_passed_the_point_of_no_return() {
     assert_eq!(failure, Failure::RolledBack);
     assert!(message.contains("stopping"), "{message}");
     assert_eq!(lock(&w.hosts["A"]).running(), ["guest"]);
-    assert_eq!(std::fs::read_dir(w.journal()).unwrap().count(), 0);
+    assert_eq!(w.records(), 0);
 }
 
 /// The daemon, with this as its standard error, and a control socket.

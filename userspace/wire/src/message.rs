@@ -8,6 +8,7 @@
 
 mod agent;
 mod control;
+mod evacuation;
 mod report;
 
 use crate::compressed;
@@ -19,6 +20,7 @@ pub use agent::{
     AgentErrorCode, Facts, FromAgent, Guest, GuestKind, GuestState, ToAgent, Toolstack,
 };
 pub use control::{Failure, FromDaemon, GuestRef, MigrateRequest, Mode, SwapRequest, ToDaemon};
+pub use evacuation::*;
 pub use report::*;
 
 /// Most bytes of a name or a version.

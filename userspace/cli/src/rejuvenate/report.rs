@@ -3,8 +3,9 @@
 //! What `vmbeam rejuvenate` prints at its end.
 
 use super::Args;
-use crate::moves::Moved;
+use crate::moves;
 use serde::Serialize;
+use vmbeam_wire::message::GuestMove;
 
 /// Seconds of each step of this run.
 #[derive(Debug, Default, Serialize)]
@@ -39,8 +40,10 @@ pub(super) struct Report {
     pub(super) domid_after: Option<u32>,
     /// The host VM did not shut down in time and was destroyed.
     pub(super) forced: bool,
-    pub(super) evacuated: Vec<Moved>,
-    pub(super) returned: Vec<Moved>,
+    #[serde(serialize_with = "moves::json")]
+    pub(super) evacuated: Vec<GuestMove>,
+    #[serde(serialize_with = "moves::json")]
+    pub(super) returned: Vec<GuestMove>,
     pub(super) interrupted: bool,
     pub(super) seconds: Seconds,
 }
@@ -65,7 +68,7 @@ impl Report {
         ] {
             if !guests.is_empty() {
                 println!("{title}");
-                guests.iter().for_each(Moved::print);
+                guests.iter().for_each(moves::print);
             }
         }
         if self.dry_run {

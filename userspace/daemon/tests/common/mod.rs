@@ -166,6 +166,13 @@ impl World {
         self.dir.path().join("state")
     }
 
+    /// How many migrations it has a record of.
+    pub fn records(&self) -> usize {
+        let files = std::fs::read_dir(self.journal()).unwrap();
+        let names = files.map(|f| f.unwrap().file_name().into_string().unwrap());
+        names.filter(|n| n.starts_with("migration-")).count()
+    }
+
     pub fn stop(&mut self) {
         self.take().stop();
     }

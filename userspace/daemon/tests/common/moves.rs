@@ -88,7 +88,7 @@ pub fn assert_runs_only_in(w: &World, name: &str, pages: &HashMap<u64, u64>) {
             }
         }
     }
-    let left = std::fs::read_dir(w.journal()).unwrap().count();
+    let left = w.records();
     assert_eq!(left, 0, "records in the journal");
 }
 
@@ -97,7 +97,7 @@ pub fn wait_until_runs_only_in(w: &World, name: &str, pages: &HashMap<u64, u64>)
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         let here = contents(w, name).is_some_and(|c| c.0);
-        let settled = std::fs::read_dir(w.journal()).unwrap().count() == 0;
+        let settled = w.records() == 0;
         if here && settled || Instant::now() > deadline {
             return assert_runs_only_in(w, name, pages);
         }

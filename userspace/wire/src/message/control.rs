@@ -2,6 +2,7 @@
 
 //! Between the command line and the daemon.
 
+use super::evacuation::{EvacuateReport, EvacuateRequest};
 use super::report::{
     CheckReport, HostVmReport, JobReport, MigrateReport, Phase, PlanReport, SwapReport,
 };
@@ -19,7 +20,11 @@ pub struct GuestRef {
 
 impl std::fmt::Display for GuestRef {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.host_vm, self.guest)
+        match &*self.guest {
+            // All that the host VM has.
+            "" => f.write_str(&self.host_vm),
+            guest => write!(f, "{}/{guest}", self.host_vm),
+        }
     }
 }
 
@@ -108,13 +113,15 @@ pub enum ToDaemon {
         /// How their memory gets there.
         mode: Mode,
     },
-    /// Cancel a migration. Answer: [`FromDaemon::Done`]; the job's own answer
-    /// tells whether it was in time.
+    /// Cancel a migration; have an evacuation stop after the guest that moves, and, when it
+    /// has been told that, cancel this one's move. Answer: [`FromDaemon::Done`]; the job's own
+    /// answer tells whether it was in time.
     Abort {
         /// Number of the job.
         job: u64,
     },
-    /// Do nothing more about what a job settles. Answer: [`FromDaemon::Done`].
+    /// Do nothing more about what a job settles, or forget what became of an evacuation.
+    /// Answer: [`FromDaemon::Done`].
     Dismiss {
         /// Number of the job.
         job: u64,
@@ -128,6 +135,15 @@ pub enum ToDaemon {
         host_vm: String,
         /// Nothing is started there, and no guest arrives.
         on: bool,
+    },
+    /// Move all guests of a host VM. Answer: [`FromDaemon::Job`], then as [`Self::Watch`]. The
+    /// job does not need the client.
+    Evacuate(EvacuateRequest),
+    /// How is an evacuation getting on? Answer: any number of [`FromDaemon::Moving`],
+    /// [`FromDaemon::Waiting`] and [`FromDaemon::Progress`], then [`FromDaemon::Evacuated`].
+    Watch {
+        /// Number of the job.
+        job: u64,
     },
 }
 
@@ -150,6 +166,7 @@ impl Message for ToDaemon {
                 name("a host VM's name", to)
             }
             Self::SetMaintenance { host_vm, .. } => name("a host VM's name", host_vm),
+            Self::Evacuate(r) => r.check(),
             _ => Ok(()),
         }
     }
@@ -206,12 +223,33 @@ pub enum FromDaemon {
     Done,
     /// Host VMs that are in maintenance.
     Maintenance(Vec<String>),
+    /// An evacuation begins to move this guest.
+    Moving {
+        /// The guest, and where it is.
+        guest: GuestRef,
+        /// Where it goes.
+        to: String,
+        /// The how manieth it is.
+        number: u32,
+        /// Of how many.
+        of: u32,
+    },
+    /// An evacuation waits for something else.
+    Waiting {
+        /// For what.
+        what: String,
+    },
+    /// An evacuation has come to its end.
+    Evacuated(Box<EvacuateReport>),
 }
 
 impl FromDaemon {
     /// Whether nothing follows this answer.
     pub fn is_last(&self) -> bool {
-        !matches!(self, Self::Progress { .. } | Self::Job { .. })
+        !matches!(
+            self,
+            Self::Progress { .. } | Self::Job { .. } | Self::Moving { .. } | Self::Waiting { .. }
+        )
     }
 }
 

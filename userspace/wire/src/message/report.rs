@@ -117,6 +117,23 @@ pub struct JobReport {
     pub phase: String,
     /// Still going on.
     pub running: bool,
+    /// What sort of job.
+    pub kind: JobKind,
+}
+
+/// What a job does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JobKind {
+    /// It swaps the memory of two guests.
+    Swap,
+    /// It migrates a guest.
+    Migrate,
+    /// It brings to an end what another job, or another daemon, has begun. Nobody
+    /// else touches guests of these host VMs.
+    Settle,
+    /// It moves all guests of a host VM, each by a job of its own.
+    Evacuate,
 }
 
 /// What a swap is doing.

@@ -1,0 +1,495 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! All guests of a host VM move, one after the other, by a job that needs nobody who waits for
+//! it: clients only watch. It has a file ([`record`]), and a daemon that is started again goes
+//! on with it.
+
+mod record;
+mod watch;
+
+use crate::boot;
+use crate::control::{failed, spawn, Shared};
+use crate::exchange::{refused, SwapError};
+use crate::host_vm::HostVm;
+use crate::jobs::Begun;
+use crate::preflight::{is_alive, mib, plan};
+use record::{Ended, Record};
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tracing::{info, warn};
+use vmbeam_wire::message::{
+    no_room, EvacuateReport, EvacuateRequest, Failure, FromDaemon, Guest, GuestMove, GuestRef,
+    JobKind, JobReport, MigrateRequest, MoveOutcome,
+};
+use watch::Evacuation;
+pub(crate) use watch::Evacuations;
+
+/// How often to look whether what is waited for has ended.
+const LOOK: Duration = Duration::from_millis(50);
+/// Guests that move at a time. An agent has one port, one conversation, and one
+/// move in it; a second one would only make both guests stand still for longer.
+const AT_A_TIME: u32 = 1;
+/// Who needs memory, when several guests move: while they do, the destination has
+/// memory of its own for each.
+const TOGETHER: &str = "all guests together need";
+
+/// Why it does not come to an end by itself.
+enum Halt {
+    /// It has failed as a whole.
+    Failed(SwapError),
+    /// The daemon is to stop: the next one goes on.
+    Stopping,
+}
+
+impl From<SwapError> for Halt {
+    fn from(e: SwapError) -> Self {
+        Self::Failed(e)
+    }
+}
+
+fn all_of(host_vm: &str) -> GuestRef {
+    GuestRef {
+        host_vm: host_vm.into(),
+        guest: String::new(),
+    }
+}
+
+/// How it ended, for the list of jobs.
+fn outcome(record: &Record) -> String {
+    let report = &record.report;
+    match &record.ended {
+        Some(Ended::Failed { message, .. }) => message.clone(),
+        _ if report.dry_run => "dry run".into(),
+        _ => format!(
+            "{} of {} guests moved",
+            report.count(MoveOutcome::Moved),
+            report.guests.len()
+        ),
+    }
+}
+
+/// What whoever watches is told at the end.
+fn end(record: &Record) -> Option<FromDaemon> {
+    Some(match record.ended.as_ref()? {
+        Ended::Done => FromDaemon::Evacuated(Box::new(record.report.clone())),
+        Ended::Failed { failure, message } => failed(*failure, message),
+    })
+}
+
+impl Shared {
+    /// Begin an evacuation; gives the number of the job.
+    pub(crate) fn evacuate(self: &Arc<Self>, request: EvacuateRequest) -> Result<u64, SwapError> {
+        self.pair(&request.from, &request.to)?;
+        let (from, to) = (all_of(&request.from), all_of(&request.to));
+        let Begun { id, .. } = self.jobs.begin(JobKind::Evacuate, from, to)?;
+        let record = Record::new(id, request);
+        let begun = record
+            .write(&self.jobs.journal)
+            .map_err(|e| format!("cannot write the journal: {e}"))
+            .and_then(|()| self.conduct(record, false).map_err(|e| format!("{e:#}")));
+        begun.map(|()| id).map_err(|why| {
+            self.jobs.end(id, why.clone());
+            refused(why)
+        })
+    }
+
+    /// Go on with what an earlier daemon has begun, and know what it has ended.
+    pub(crate) fn resume_evacuations(self: &Arc<Self>) -> anyhow::Result<()> {
+        for mut record in Record::all(&self.jobs.journal) {
+            if record.ended.is_none() && boot::is_another(&record.boot) {
+                let EvacuateRequest { from, to, .. } = &record.request;
+                let message = format!(
+                    "the host was restarted while the guests of host VM {from} moved to {to}; see `vmbeam list` for where they are"
+                );
+                warn!(job = record.id, "{message}");
+                let failure = Failure::Failed;
+                record.ended = Some(Ended::Failed { failure, message });
+                self.note(&record);
+            }
+            let running = record.ended.is_none();
+            self.jobs.known(JobReport {
+                id: record.id,
+                from: all_of(&record.request.from),
+                to: all_of(&record.request.to),
+                phase: match running {
+                    true => "starting".into(),
+                    false => outcome(&record),
+                },
+                running,
+                kind: JobKind::Evacuate,
+            });
+            match end(&record) {
+                Some(end) => self.evacuations.enter(record).end(Some(end)),
+                None => self.conduct(record, true)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Make what is known of it durable. Without that it is found out again by whoever goes on.
+    fn note(&self, record: &Record) {
+        if let Err(e) = record.write(&self.jobs.journal) {
+            warn!(job = record.id, "cannot note how far an evacuation is: {e}");
+        }
+    }
+
+    /// In a thread of its own.
+    fn conduct(self: &Arc<Self>, record: Record, again: bool) -> anyhow::Result<()> {
+        let (shared, evacuation) = (self.clone(), self.evacuations.enter(record));
+        spawn("evacuation", move || {
+            let evacuate = || Evacuating::new(&shared, &evacuation).run(again);
+            let result = catch_unwind(AssertUnwindSafe(evacuate))
+                .unwrap_or_else(|_| Err(Halt::Failed(crate::control::internal())));
+            let mut record = evacuation.record();
+            record.ended = match result {
+                Ok(()) => Some(Ended::Done),
+                Err(Halt::Failed(SwapError { failure, message })) => {
+                    Some(Ended::Failed { failure, message })
+                }
+                Err(Halt::Stopping) => None,
+            };
+            let end = end(&record);
+            if end.is_some() {
+                shared.note(&record);
+                shared.jobs.end(record.id, outcome(&record));
+            } else {
+                let goes_on = "vmbeamd goes on with it when it is started again";
+                shared.jobs.end(record.id, goes_on.into());
+            }
+            drop(record);
+            evacuation.end(end);
+            for old in shared.evacuations.prune() {
+                Record::remove(&shared.jobs.journal, old);
+            }
+        })
+    }
+
+    /// Have a job end.
+    pub(crate) fn abort(&self, id: u64) -> Result<(), String> {
+        let Some(evacuation) = self.evacuations.find(id) else {
+            return self.jobs.abort(id);
+        };
+        info!(job = id, "to be stopped");
+        if evacuation.stop()? {
+            let mut record = evacuation.record();
+            record.stopping = true;
+            self.note(&record);
+        }
+        Ok(())
+    }
+
+    /// Nothing more is done about what a job settles, or said about an evacuation.
+    pub(crate) fn forget(&self, id: u64) -> Result<(), String> {
+        match self.evacuations.find(id) {
+            None => self.jobs.dismiss(id),
+            Some(evacuation) if evacuation.has_ended() => {
+                self.evacuations.forget(id);
+                self.jobs.forget(id);
+                Record::remove(&self.jobs.journal, id);
+                Ok(())
+            }
+            Some(_) => Err(format!(
+                "job {id} still moves guests; `vmbeam abort` stops it"
+            )),
+        }
+    }
+}
+
+/// One that goes on.
+struct Evacuating<'a> {
+    shared: &'a Arc<Shared>,
+    job: &'a Evacuation,
+    request: EvacuateRequest,
+    patience: Duration,
+}
+
+impl<'a> Evacuating<'a> {
+    fn new(shared: &'a Arc<Shared>, job: &'a Evacuation) -> Self {
+        let request = job.record().request.clone();
+        let patience = Duration::from_secs(request.wait_seconds.into());
+        Self {
+            shared,
+            job,
+            request,
+            patience,
+        }
+    }
+
+    fn ends(&self) -> [&str; 2] {
+        [&self.request.from, &self.request.to]
+    }
+
+    /// `again`: another daemon has begun it.
+    fn run(&self, again: bool) -> Result<(), Halt> {
+        let started = Instant::now();
+        let host_vms = self.shared.pair(&self.request.from, &self.request.to)?;
+        if again {
+            self.wait_until(
+                || match (host_vms.0.is_connected(), host_vms.1.is_connected()) {
+                    (true, true) => None,
+                    (here, _) => Some(format!(
+                        "the agent of host VM {}",
+                        self.ends()[usize::from(here)]
+                    )),
+                },
+            )?;
+        }
+        self.wait_until_idle()?;
+        let planned = self.job.record().planned;
+        match planned {
+            false => self.plan(host_vms, started)?,
+            true => self.find_out(host_vms)?,
+        }
+        let (all, go) = {
+            let record = self.job.record();
+            let guests = &record.report.guests;
+            let fine =
+                |g: &GuestMove| matches!(g.outcome, MoveOutcome::Waiting | MoveOutcome::Moved);
+            let none = record.report.blockers.is_empty() && guests.iter().all(fine);
+            let go = !self.request.dry_run && (self.request.keep_going || none);
+            (guests.len(), go)
+        };
+        for at in (0..all).filter(|_| go) {
+            let mut guest = self.job.record().report.guests[at].clone();
+            if guest.outcome != MoveOutcome::Waiting {
+                continue;
+            }
+            if self.job.is_stopped() {
+                break;
+            }
+            self.tell(&guest.guest, at, all);
+            self.move_one(host_vms, &mut guest)?;
+            let outcome = guest.outcome;
+            let mut record = self.job.record();
+            record.report.guests[at] = guest;
+            self.shared.note(&record);
+            if outcome != MoveOutcome::Moved && !self.request.keep_going {
+                break;
+            }
+        }
+        let mut record = self.job.record();
+        let begun = record.begun_ago();
+        let report = &mut record.report;
+        // Without guests that are left, a late wish to stop has not stopped anything.
+        report.interrupted = self.job.is_stopped() && report.count(MoveOutcome::Moved) < all;
+        report.seconds.total = match again {
+            true => begun,
+            false => started.elapsed().as_secs_f64(),
+        };
+        Ok(())
+    }
+
+    fn tell(&self, guest: &str, at: usize, all: usize) {
+        let (from, to) = (&self.request.from, &self.request.to);
+        let phase = format!("guest {guest} ({} of {all})", at + 1);
+        self.shared.jobs.phase(self.job.id, phase);
+        self.job.step(FromDaemon::Moving {
+            guest: GuestRef {
+                host_vm: from.clone(),
+                guest: guest.into(),
+            },
+            to: to.clone(),
+            // At most MAX_GUESTS.
+            number: at as u32 + 1,
+            of: all as u32,
+        });
+    }
+
+    /// Wait until nothing is named any more that is waited for.
+    fn wait_until(&self, mut what: impl FnMut() -> Option<String>) -> Result<(), Halt> {
+        let deadline = Instant::now() + self.patience;
+        // Where its guests are has to be found out even of one that was to stop before.
+        let stopped = self.job.is_stopped();
+        let mut told = false;
+        while let Some(what) = what() {
+            if self.shared.is_stopping() {
+                return Err(Halt::Stopping);
+            }
+            if Instant::now() >= deadline || self.job.is_stopped() && !stopped {
+                return Err(Halt::Failed(SwapError {
+                    failure: Failure::Failed,
+                    message: format!(
+                        "vmbeamd is not done yet: {what}; wait for it, or see its log (`vmbeam status` shows what it does)"
+                    ),
+                }));
+            }
+            if !told {
+                let phase = format!("waiting for {what}");
+                self.shared.jobs.phase(self.job.id, phase);
+                self.job.step(FromDaemon::Waiting { what });
+                told = true;
+            }
+            std::thread::sleep(LOOK);
+        }
+        Ok(())
+    }
+
+    /// Wait until no other job has anything to do with these host VMs.
+    fn wait_until_idle(&self) -> Result<(), Halt> {
+        self.wait_until(|| {
+            let JobReport {
+                id,
+                from,
+                to,
+                phase,
+                ..
+            } = self.shared.jobs.busy(self.ends())?;
+            Some(format!("job {id}, {from} -> {}: {phase}", to.host_vm))
+        })
+    }
+
+    /// Find out what is in the way.
+    fn plan(&self, host_vms: (&HostVm, &HostVm), started: Instant) -> Result<(), Halt> {
+        let mut plan = plan(&*self.shared.driver, host_vms, self.request.mode)?;
+        let all = std::mem::take(&mut plan.guests);
+        let mut needed_mib = plan.needed_mib;
+        let wanted: Vec<_> = match &self.request.only {
+            None => all.iter().map(|p| (&*p.guest.name, Some(p))).collect(),
+            Some(only) => {
+                let find = |name: &String| all.iter().find(|p| p.guest.name == *name);
+                let wanted: Vec<_> = only.iter().map(|name| (&**name, find(name))).collect();
+                let found = wanted.iter().filter_map(|(_, p)| *p);
+                needed_mib = found.map(|p| mib(p.guest.pages)).sum();
+                wanted
+            }
+        };
+        let guests = wanted.into_iter().map(|(name, planned)| {
+            let mut guest = GuestMove::new(name, planned.map_or(0, |p| mib(p.guest.pages)));
+            match planned {
+                None => guest.outcome = MoveOutcome::Gone,
+                Some(p) if !p.blockers.is_empty() => {
+                    guest.outcome = MoveOutcome::Refused;
+                    guest.reasons.clone_from(&p.blockers);
+                }
+                Some(_) => {}
+            }
+            guest
+        });
+        let to = &self.request.to;
+        let together = no_room(to, TOGETHER, needed_mib, plan.free_mib);
+        plan.blockers.extend(together);
+        let mut record = self.job.record();
+        record.report = EvacuateReport {
+            from: self.request.from.clone(),
+            to: to.clone(),
+            dry_run: self.request.dry_run,
+            parallel: AT_A_TIME,
+            blockers: plan.blockers,
+            needed_mib,
+            free_mib: plan.free_mib,
+            guests: guests.collect(),
+            ..EvacuateReport::default()
+        };
+        record.report.seconds.preflight = started.elapsed().as_secs_f64();
+        record.planned = true;
+        self.shared.note(&record);
+        Ok(())
+    }
+
+    /// Where the guests are that are in neither host VM's list of another daemon.
+    fn find_out(&self, host_vms: (&HostVm, &HostVm)) -> Result<(), Halt> {
+        let there = |e: String| {
+            Halt::Failed(SwapError {
+                failure: Failure::Failed,
+                message: e,
+            })
+        };
+        let lists = self.lists(host_vms).map_err(there)?;
+        let mut record = self.job.record();
+        let waiting = record.report.guests.iter_mut();
+        for guest in waiting.filter(|g| g.outcome == MoveOutcome::Waiting) {
+            let moved = "it had moved when vmbeamd was started again";
+            match in_which(&lists, &guest.guest) {
+                // In both: for the next move to find out.
+                (true, _) => {}
+                (false, true) => guest.ended(MoveOutcome::Moved, moved.into()),
+                (false, false) => guest.outcome = MoveOutcome::Gone,
+            }
+        }
+        self.shared.note(&record);
+        Ok(())
+    }
+
+    fn lists(&self, (from, to): (&HostVm, &HostVm)) -> Result<[Vec<Guest>; 2], String> {
+        let ask = |vm: &HostVm| vm.agent_soon()?.guests_soon();
+        Ok([ask(from)?, ask(to)?])
+    }
+
+    /// Move a guest, and find out what became of it whatever happens.
+    fn move_one(&self, host_vms: (&HostVm, &HostVm), guest: &mut GuestMove) -> Result<(), Halt> {
+        match self.wait_until_idle() {
+            Err(Halt::Failed(e)) => {
+                guest.ended(MoveOutcome::Refused, e.message);
+                return Ok(());
+            }
+            other => other?,
+        }
+        let request = MigrateRequest {
+            from: GuestRef {
+                host_vm: self.request.from.clone(),
+                guest: guest.guest.clone(),
+            },
+            to: self.request.to.clone(),
+            mode: self.request.mode,
+            dry_run: false,
+            verify: false,
+            timeout_seconds: self.request.timeout_seconds,
+            max_downtime_ms: None,
+        };
+        let shared = self.shared;
+        let begun = |begun: &Begun| self.job.begun(&begun.cancel);
+        let (result, left) = shared.migrate(&request, begun, |m| self.job.progress(m));
+        self.job.over();
+        if let Some((settling, what)) = left {
+            let shared = shared.clone();
+            let settled = spawn("settle", move || shared.settle(&settling, what));
+            if let Err(e) = settled {
+                warn!("{e:#}");
+            }
+        }
+        let error = match result {
+            Ok(report) => {
+                guest.outcome = MoveOutcome::Moved;
+                guest.reasons.extend(report.pending.clone());
+                guest.migration = Some(Box::new(report));
+                return Ok(());
+            }
+            // It moves again, by the next daemon, which looks first where it is.
+            Err(_) if shared.is_stopping() => return Err(Halt::Stopping),
+            Err(e) => e,
+        };
+        let outcome = match error.failure {
+            Failure::Refused => MoveOutcome::Refused,
+            Failure::RolledBack => MoveOutcome::PutBack,
+            // Another job goes on with it.
+            Failure::Failed => MoveOutcome::Failed,
+        };
+        guest.ended(outcome, error.message);
+        if outcome != MoveOutcome::Failed {
+            return Ok(());
+        }
+        let found = self.wait_until_idle().and_then(|()| {
+            self.lists(host_vms).map_err(|message| {
+                let failure = Failure::Failed;
+                Halt::Failed(SwapError { failure, message })
+            })
+        });
+        match found {
+            Ok(lists) => match in_which(&lists, &guest.guest) {
+                (true, false) => guest.outcome = MoveOutcome::PutBack,
+                (false, true) => guest.outcome = MoveOutcome::Moved,
+                _ => {}
+            },
+            Err(Halt::Failed(e)) => guest.reasons.push(e.message),
+            Err(Halt::Stopping) => return Err(Halt::Stopping),
+        }
+        Ok(())
+    }
+}
+
+/// Whether a guest is at the source, and at the destination.
+fn in_which([here, there]: &[Vec<Guest>; 2], name: &str) -> (bool, bool) {
+    let has = |guests: &[Guest]| guests.iter().any(|g| g.name == name && is_alive(g));
+    (has(here), has(there))
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What the next daemon has to know of an evacuation, beside the records of migrations.
+
+use crate::boot;
+use crate::journal::Journal;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+use tracing::warn;
+use vmbeam_wire::message::{EvacuateReport, EvacuateRequest, Failure};
+
+/// Version of the files' format.
+const VERSION: u32 = 1;
+/// How the files are called, around their number.
+const NAME: (&str, &str) = ("evacuation-", ".json");
+
+/// How an evacuation came to its end.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Ended {
+    /// The report says it.
+    Done,
+    /// As a whole, without a report.
+    Failed { failure: Failure, message: String },
+}
+
+/// An evacuation.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Record {
+    version: u32,
+    /// Number of the job.
+    pub(super) id: u64,
+    /// The host's boot id.
+    pub(super) boot: String,
+    /// When it began, in seconds since 1970.
+    begun: u64,
+    pub(super) request: EvacuateRequest,
+    /// The report has the guests.
+    pub(super) planned: bool,
+    /// Somebody wants it to stop.
+    pub(super) stopping: bool,
+    /// What has been done.
+    pub(super) report: EvacuateReport,
+    /// It is only kept to be asked for.
+    pub(super) ended: Option<Ended>,
+}
+
+fn file(journal: &Journal, id: u64) -> PathBuf {
+    journal.dir().join(format!("{}{id}{}", NAME.0, NAME.1))
+}
+
+fn read(file: &Path) -> Result<Record, String> {
+    let text = fs::read(file).map_err(|e| e.to_string())?;
+    let record: Record = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
+    match record.version {
+        VERSION => Ok(record),
+        other => Err(format!(
+            "version {other} of the format; this vmbeamd knows version {VERSION}"
+        )),
+    }
+}
+
+impl Record {
+    pub(super) fn new(id: u64, request: EvacuateRequest) -> Self {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        Self {
+            version: VERSION,
+            id,
+            boot: boot::id(),
+            begun: now.map_or(0, |n| n.as_secs()),
+            request,
+            planned: false,
+            stopping: false,
+            report: EvacuateReport::default(),
+            ended: None,
+        }
+    }
+
+    /// Seconds since it began, as far as the clock tells.
+    pub(super) fn begun_ago(&self) -> f64 {
+        let begun = SystemTime::UNIX_EPOCH + Duration::from_secs(self.begun);
+        begun.elapsed().unwrap_or_default().as_secs_f64()
+    }
+
+    /// Those that there are, the oldest first.
+    pub(super) fn all(journal: &Journal) -> Vec<Self> {
+        let entries = fs::read_dir(journal.dir()).into_iter().flatten().flatten();
+        let is_one = |file: &PathBuf| {
+            let name = file.file_name().and_then(|n| n.to_str());
+            name.is_some_and(|n| n.starts_with(NAME.0) && n.ends_with(NAME.1))
+        };
+        let files = entries.map(|e| e.path()).filter(is_one);
+        let mut records: Vec<_> = files
+            .filter_map(|file| {
+                read(&file)
+                    .map_err(|e| {
+                        warn!(
+                            "an evacuation's record cannot be used: {}: {e}",
+                            file.display()
+                        )
+                    })
+                    .ok()
+            })
+            .collect();
+        records.sort_by_key(|r| r.id);
+        records
+    }
+
+    /// A dry run leaves nothing.
+    pub(super) fn write(&self, journal: &Journal) -> io::Result<()> {
+        if self.request.dry_run {
+            return Ok(());
+        }
+        let file = file(journal, self.id);
+        let new = file.with_extension("new");
+        let mut out = File::create(&new)?;
+        out.write_all(&serde_json::to_vec(self)?)?;
+        out.sync_all()?;
+        fs::rename(&new, &file)?;
+        File::open(journal.dir())?.sync_all()
+    }
+
+    pub(super) fn remove(journal: &Journal, id: u64) {
+        match fs::remove_file(file(journal, id)) {
+            // That of a dry run.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => warn!("cannot remove the record of an evacuation that has ended: {e}"),
+            Ok(()) => {}
+        }
+    }
+}
