@@ -4,6 +4,7 @@
 //! hypervisor: what `xl save --external-memory` writes and who restores it.
 
 mod refused;
+mod staged;
 mod stream;
 
 use std::fs;
@@ -77,6 +78,12 @@ pub fn run(tally: &mut Tally, topology: &Topology) {
             checked(host, "home")
         });
     }
+    destroy(host);
+    staged::run(tally, host);
+    destroy(host);
+}
+
+fn destroy(host: &Channel) {
     let _ = host.run(
         "xl destroy home; xl destroy away; rm -f /run/lab/saved",
         LIMIT,
@@ -160,6 +167,11 @@ fn arrives(host: &Channel) -> Result<()> {
         ),
         LIMIT,
     )?;
+    arrived(host)
+}
+
+/// Give the guest that was restored the memory of the one that was saved, and see it run.
+fn arrived(host: &Channel) -> Result<()> {
     let text = host.sh(
         &format!(
             "labtool provide-memory --saved {SAVED} --from $(xl domid home) --to $(xl domid away)"
