@@ -151,7 +151,7 @@ impl Hypervisor for &Hv {
         unsupported()
     }
 
-    fn save(&self, _: u32, _: bool) -> Result<Box<dyn Outgoing>, HvError> {
+    fn save(&self, _: u32, _: bool, _: bool) -> Result<Box<dyn Outgoing>, HvError> {
         unsupported()
     }
 
@@ -163,7 +163,7 @@ impl Hypervisor for &Hv {
         unsupported()
     }
 
-    fn restore(&self, _: &str, _: bool) -> Result<Box<dyn Incoming>, HvError> {
+    fn restore(&self, _: &str, _: bool, _: bool) -> Result<Box<dyn Incoming>, HvError> {
         unsupported()
     }
 

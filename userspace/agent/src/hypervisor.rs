@@ -82,16 +82,22 @@ pub trait Hypervisor {
     /// What can be moved to or from here.
     fn facts(&self) -> Result<Facts, HvError>;
     /// Begin to save a guest, without the contents of ordinary pages if
-    /// `external`. It stays, paused.
-    fn save(&self, guest: u32, external: bool) -> Result<Box<dyn Outgoing>, HvError>;
+    /// `external`. It stays, paused. With `staged`, it runs on until [`Outgoing::go`].
+    fn save(&self, guest: u32, external: bool, staged: bool) -> Result<Box<dyn Outgoing>, HvError>;
     /// Make every event of a guest pending that its management VM can raise: none that
     /// comes later changes the guest's memory then, and none that came while its memory
     /// was elsewhere is missed.
     fn raise_events(&self, guest: u32) -> Result<(), HvError>;
     /// Wait until nothing that a suspended guest has written is on its way to a disk.
     fn drain(&self, guest: u32) -> Result<(), HvError>;
-    /// Begin to restore a guest of this name, paused.
-    fn restore(&self, name: &str, external: bool) -> Result<Box<dyn Incoming>, HvError>;
+    /// Begin to restore a guest of this name, paused. With `staged`, most of it is made before
+    /// its state comes.
+    fn restore(
+        &self,
+        name: &str,
+        external: bool,
+        staged: bool,
+    ) -> Result<Box<dyn Incoming>, HvError>;
     /// Let a guest run, in whatever state a save has left it. One that has crashed or shut
     /// itself down meanwhile has nothing to be let do, and is left to the toolstack.
     fn resume(&self, guest: u32) -> Result<(), HvError>;
@@ -236,7 +242,7 @@ impl Hypervisor for Xen {
     fn toolstack(&self) -> Toolstack {
         Toolstack {
             version: Xen::libraries(self).into(),
-            problem: toolstack::problem(),
+            problem: toolstack::abilities().problem,
         }
     }
 
@@ -327,16 +333,18 @@ impl Hypervisor for Xen {
     }
 
     fn facts(&self) -> Result<Facts, HvError> {
+        let abilities = toolstack::abilities();
         Ok(Facts {
-            problem: toolstack::problem(),
+            problem: abilities.problem,
+            stages: abilities.stages,
             free_mib: toolstack::free_mib()?,
             cpu: features(self, None)?,
         })
     }
 
-    fn save(&self, domid: u32, external: bool) -> Result<Box<dyn Outgoing>, HvError> {
+    fn save(&self, domid: u32, external: bool, staged: bool) -> Result<Box<dyn Outgoing>, HvError> {
         find(self, domid)?;
-        Ok(Box::new(Save::start(domid, external)?))
+        Ok(Box::new(Save::start(domid, external, staged)?))
     }
 
     fn raise_events(&self, domid: u32) -> Result<(), HvError> {
@@ -353,14 +361,19 @@ impl Hypervisor for Xen {
         })
     }
 
-    fn restore(&self, _: &str, external: bool) -> Result<Box<dyn Incoming>, HvError> {
-        Ok(Box::new(Restore::start(external)?))
+    fn restore(&self, _: &str, external: bool, staged: bool) -> Result<Box<dyn Incoming>, HvError> {
+        Ok(Box::new(Restore::start(external, staged)?))
     }
 
     fn resume(&self, domid: u32) -> Result<(), HvError> {
         let deadline = Instant::now() + RESUME;
+        let mut last = None;
         loop {
             let next = next(&find(self, domid)?);
+            // What was done has had no effect yet.
+            if last.replace(next) == Some(next) {
+                std::thread::sleep(LOOK);
+            }
             match next {
                 Next::None => {
                     return Err(HvError {
@@ -393,7 +406,6 @@ impl Hypervisor for Xen {
                     ),
                 });
             }
-            std::thread::sleep(LOOK);
         }
     }
 

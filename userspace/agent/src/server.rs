@@ -278,6 +278,7 @@ impl<H: Hypervisor> Agent<H> {
             }
             ToAgent::ListGuests => self.list(answers),
             ToAgent::Frames { guest } => self.frames(*guest, answers),
+            ToAgent::Kept { guest } => self.kept(*guest, answers),
             ToAgent::Digest { guest, runs } => self.digest(*guest, runs, answers),
             ToAgent::Pause { guest } => match self.hypervisor.pause(*guest) {
                 Ok(was_paused) => answers.send(&FromAgent::Paused { was_paused }).map(Ok),
@@ -386,12 +387,42 @@ impl<H: Hypervisor> Agent<H> {
         Ok(Ok(()))
     }
 
-    /// The frames behind some pages, from the list of this session.
-    fn resolve(&mut self, guest: u32, runs: &[PfnRun]) -> Result<Vec<(u64, u64)>, HvError> {
-        let pages = match self.pages.entry(guest) {
+    /// The frames behind the pages that may not move, in the list of this session.
+    fn kept<S: Write>(
+        &mut self,
+        guest: u32,
+        answers: &mut Answers<'_, S>,
+    ) -> Result<Result<(), HvError>, ServeError> {
+        let pages = match self.list_of(guest) {
+            Ok(pages) => pages,
+            Err(e) => return Ok(Err(e)),
+        };
+        let kept: Vec<PageRun> = pages
+            .iter()
+            .filter(|p| !matches!(p.kind, PageKind::Ordinary | PageKind::Broken))
+            .map(|p| PageRun {
+                kind: PageKind::Ordinary,
+                ..*p
+            })
+            .collect();
+        match frame_list(&kept) {
+            Ok(mut messages) => messages.try_for_each(|message| answers.send(&message))?,
+            Err(e) => return Ok(Err(e.into())),
+        }
+        Ok(Ok(()))
+    }
+
+    /// The list of this session, which is made if there is none.
+    fn list_of(&mut self, guest: u32) -> Result<&mut Vec<PageRun>, HvError> {
+        Ok(match self.pages.entry(guest) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(unknown) => unknown.insert(self.hypervisor.pages(guest)?),
-        };
+        })
+    }
+
+    /// The frames behind some pages, from the list of this session.
+    fn resolve(&mut self, guest: u32, runs: &[PfnRun]) -> Result<Vec<(u64, u64)>, HvError> {
+        let pages = self.list_of(guest)?;
         let mut found = Vec::new();
         for run in runs {
             let mut pfn = run.pfn;

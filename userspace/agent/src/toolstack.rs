@@ -30,6 +30,8 @@ const GIVE_UP: Duration = Duration::from_secs(60);
 
 /// A guest that is being saved.
 pub trait Outgoing: Debug {
+    /// Let the guest be suspended, if that was waited for.
+    fn go(&mut self) -> Result<(), HvError>;
     /// The next part, if it comes soon; `end` with the last one.
     fn pull(&mut self) -> Result<(Vec<u8>, bool), HvError>;
     /// Give up, if it is not saved already, and wait for the program's end.
@@ -40,6 +42,8 @@ pub trait Outgoing: Debug {
 pub trait Incoming: Debug {
     /// Take some of a part, if that is possible soon.
     fn push(&mut self, data: &[u8]) -> Result<usize, HvError>;
+    /// The guest's number, once it is made but for its state.
+    fn staged(&mut self) -> Result<Option<u32>, HvError>;
     /// Whether the guest is complete. No more can be pushed.
     fn finish(&mut self) -> Result<bool, HvError>;
     /// Give up, if it is not restored already, and wait for the program's end.
@@ -91,13 +95,20 @@ struct Program {
 }
 
 impl Program {
-    /// Start `xl`. It ignores SIGPIPE: when the other end is lost it has to put
-    /// things right, not to die.
-    fn start(xl: &str, arguments: &[&str], stdin: Stdio, stdout: Stdio) -> Result<Self, HvError> {
+    /// Start `xl`, with this redirection of descriptors. It ignores SIGPIPE: when the other
+    /// end is lost it has to put things right, not to die.
+    fn start(
+        xl: &str,
+        arguments: &[&str],
+        redirection: &str,
+        stdin: Stdio,
+        stdout: Stdio,
+    ) -> Result<Self, HvError> {
         let what = format!("`xl {}`", arguments.join(" "));
         debug!("{what}");
+        let script = format!("trap '' PIPE; exec {redirection}; exec \"$@\"");
         let mut child = Command::new("sh")
-            .args(["-c", "trap '' PIPE; exec \"$@\"", "sh", xl])
+            .args(["-c", &script, "sh", xl])
             .args(arguments)
             .stdin(stdin)
             .stdout(stdout)
@@ -151,42 +162,73 @@ fn prepare_pipe(pipe: &impl AsFd) -> Result<(), HvError> {
 }
 
 /// Wait until a pipe can be used, but only until `deadline`.
-fn ready(pipe: &impl AsFd, events: PollFlags, deadline: Instant) -> bool {
+fn ready_by(pipe: &impl AsFd, events: PollFlags, deadline: Instant) -> bool {
     let left = deadline.saturating_duration_since(Instant::now());
     let mut fds = [PollFd::new(pipe.as_fd(), events)];
     let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
     !left.is_zero() && poll(&mut fds, timeout).is_ok_and(|n| n > 0)
 }
 
+/// The descriptor of `--staged`: none of the first three, which are open anyway.
+const GATE: &str = "3";
+/// Lets `xl save --staged` go on.
+const GO: &[u8] = b"g";
+
 /// `xl save`.
 #[derive(Debug)]
 pub struct Save {
     program: Program,
     pipe: Option<ChildStdout>,
+    /// What it reads [`GO`] from. If that is closed before, the guest is not suspended.
+    gate: Option<ChildStdin>,
 }
 
 impl Save {
     /// Begin to save a guest, which stays, paused.
-    pub fn start(guest: u32, external: bool) -> Result<Self, HvError> {
-        Self::with(XL, guest, external)
+    pub fn start(guest: u32, external: bool, staged: bool) -> Result<Self, HvError> {
+        Self::with(XL, guest, external, staged)
     }
 
-    fn with(xl: &str, guest: u32, external: bool) -> Result<Self, HvError> {
+    fn with(xl: &str, guest: u32, external: bool, staged: bool) -> Result<Self, HvError> {
         let guest = guest.to_string();
-        let mut arguments = vec!["save", "-p", &guest, "/proc/self/fd/1"];
+        let mut arguments = vec!["save"];
         if external {
-            arguments.insert(1, "--external-memory");
+            arguments.push("--external-memory");
         }
-        let mut program = Program::start(xl, &arguments, Stdio::null(), Stdio::piped())?;
+        let (mut gate, mut redirection) = (Stdio::null(), "");
+        if staged {
+            arguments.extend(["--staged", GATE]);
+            (gate, redirection) = (Stdio::piped(), "3<&0 </dev/null");
+        }
+        arguments.extend(["-p", &guest, "/proc/self/fd/1"]);
+        let mut program = Program::start(xl, &arguments, redirection, gate, Stdio::piped())?;
+        let gate = program.child.stdin.take();
         let pipe = program.child.stdout.take();
         if let Some(pipe) = &pipe {
             prepare_pipe(pipe)?;
         }
-        Ok(Self { program, pipe })
+        Ok(Self {
+            program,
+            pipe,
+            gate,
+        })
     }
 }
 
 impl Outgoing for Save {
+    fn go(&mut self) -> Result<(), HvError> {
+        let Some(mut gate) = self.gate.take() else {
+            return Err(failed("the guest was not to wait before it is suspended"));
+        };
+        // That it has ended is told by what it said.
+        match gate.write_all(GO) {
+            Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+                Err(failed(format!("{}: {e}", self.program.what)))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn pull(&mut self) -> Result<(Vec<u8>, bool), HvError> {
         let deadline = Instant::now() + PAUSE;
         let mut data = Vec::new();
@@ -205,7 +247,7 @@ impl Outgoing for Save {
                     return Ok((data, false));
                 }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                    if !ready(pipe, PollFlags::POLLIN, deadline) {
+                    if !ready_by(pipe, PollFlags::POLLIN, deadline) {
                         return Ok((data, false));
                     }
                 }
@@ -219,6 +261,7 @@ impl Outgoing for Save {
     }
 
     fn abort(&mut self) -> Result<(), HvError> {
+        self.gate = None;
         self.pipe = None;
         self.program.give_up()
     }
@@ -229,25 +272,44 @@ impl Outgoing for Save {
 pub struct Restore {
     program: Program,
     pipe: Option<ChildStdin>,
+    /// Where it says which guest it has made.
+    ready: Option<ChildStdout>,
+    /// What it has said there.
+    said: Vec<u8>,
 }
 
 impl Restore {
     /// Begin to restore a guest, which will be paused.
-    pub fn start(external: bool) -> Result<Self, HvError> {
-        Self::with(XL, external)
+    pub fn start(external: bool, staged: bool) -> Result<Self, HvError> {
+        Self::with(XL, external, staged)
     }
 
-    fn with(xl: &str, external: bool) -> Result<Self, HvError> {
-        let mut arguments = vec!["restore", "-p", "/proc/self/fd/0"];
+    fn with(xl: &str, external: bool, staged: bool) -> Result<Self, HvError> {
+        let mut arguments = vec!["restore"];
         if external {
-            arguments.insert(1, "--external-memory");
+            arguments.push("--external-memory");
         }
-        let mut program = Program::start(xl, &arguments, Stdio::piped(), Stdio::null())?;
+        let (mut ready, mut redirection) = (Stdio::null(), "");
+        if staged {
+            arguments.extend(["--staged", GATE]);
+            (ready, redirection) = (Stdio::piped(), "3>&1 >/dev/null");
+        }
+        arguments.extend(["-p", "/proc/self/fd/0"]);
+        let mut program = Program::start(xl, &arguments, redirection, Stdio::piped(), ready)?;
         let pipe = program.child.stdin.take();
+        let ready = program.child.stdout.take();
         if let Some(pipe) = &pipe {
             prepare_pipe(pipe)?;
         }
-        Ok(Self { program, pipe })
+        if let Some(ready) = &ready {
+            prepare_pipe(ready)?;
+        }
+        Ok(Self {
+            program,
+            pipe,
+            ready,
+            said: Vec::new(),
+        })
     }
 }
 
@@ -263,7 +325,7 @@ impl Incoming for Restore {
                 Ok(n) => done += n,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                    if !ready(pipe, PollFlags::POLLOUT, deadline) {
+                    if !ready_by(pipe, PollFlags::POLLOUT, deadline) {
                         break;
                     }
                 }
@@ -271,6 +333,40 @@ impl Incoming for Restore {
             }
         }
         Ok(done)
+    }
+
+    fn staged(&mut self) -> Result<Option<u32>, HvError> {
+        let deadline = Instant::now() + PAUSE;
+        loop {
+            if let Some(line) = self.said.strip_suffix(b"\n") {
+                let text = String::from_utf8_lossy(line);
+                return text
+                    .parse()
+                    .map(Some)
+                    .map_err(|_| failed(format!("{} has made guest {text:?}", self.program.what)));
+            }
+            let Some(ready) = &mut self.ready else {
+                return match self.program.ended(PAUSE)? {
+                    true => Err(failed(format!(
+                        "{} has ended before it was given the guest",
+                        self.program.what
+                    ))),
+                    false => Ok(None),
+                };
+            };
+            let mut part = [0; 32];
+            match ready.read(&mut part) {
+                Ok(0) => self.ready = None,
+                Ok(n) => self.said.extend(&part[..n]),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    if !ready_by(ready, PollFlags::POLLIN, deadline) {
+                        return Ok(None);
+                    }
+                }
+                Err(e) => return Err(failed(format!("{}: {e}", self.program.what))),
+            }
+        }
     }
 
     fn finish(&mut self) -> Result<bool, HvError> {
@@ -295,16 +391,31 @@ impl Restore {
     }
 }
 
-/// Why guests cannot be moved by this toolstack, if so.
-pub fn problem() -> Option<String> {
-    ["save", "restore"].into_iter().find_map(|what| {
-        let knows = xl(&["help", what]).is_ok_and(|text| text.contains("--external-memory"));
-        (!knows).then(|| {
+/// What a toolstack can do.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Abilities {
+    /// Why it cannot move guests, if so.
+    pub problem: Option<String>,
+    /// It can make a guest before that is suspended where it comes from.
+    pub stages: bool,
+}
+
+/// What this toolstack can do, by its own words.
+pub fn abilities() -> Abilities {
+    abilities_of(|what| xl(&["help", what]).unwrap_or_default())
+}
+
+fn abilities_of(help: impl Fn(&str) -> String) -> Abilities {
+    let all = ["save", "restore"].map(|what| (what, help(what)));
+    let lacks = |option: &str| all.iter().find(|(_, text)| !text.contains(option));
+    Abilities {
+        problem: lacks("--external-memory").map(|(what, _)| {
             format!(
                 "its toolstack lacks `xl {what} --external-memory`; install one with the patches of hypervisor-patches/toolstack"
             )
-        })
-    })
+        }),
+        stages: lacks("--staged").is_none(),
+    }
 }
 
 /// How much memory a new guest may have, in MiB.
@@ -346,12 +457,12 @@ mod tests {
     #[test]
     fn a_save_is_complete_when_its_program_says_so() {
         let (dir, xl) = play("echo \"$*\" >arguments; head -c 2000000 /dev/zero >$5; exit 0");
-        let mut save = Save::with(&xl, 7, true).unwrap();
+        let mut save = Save::with(&xl, 7, true, false).unwrap();
         assert_eq!(pull_all(&mut save).unwrap(), vec![0; 2_000_000]);
         let arguments = std::fs::read_to_string(dir.path().join("arguments")).unwrap();
         assert_eq!(arguments, "save --external-memory -p 7 /proc/self/fd/1\n");
         let (_dir, xl) = play("echo state; echo first >&2; echo no room >&2; exit 1");
-        let mut save = Save::with(&xl, 7, false).unwrap();
+        let mut save = Save::with(&xl, 7, false, false).unwrap();
         let e = pull_all(&mut save).unwrap_err();
         assert!(e.message.contains("first; no room"), "{e}");
     }
@@ -361,7 +472,7 @@ mod tests {
         // Writes until that fails, and says so: SIGPIPE would kill it before.
         let (dir, xl) =
             play("while echo state; do :; done 2>/dev/null; echo done >resumed; exit 1");
-        let mut save = Save::with(&xl, 7, true).unwrap();
+        let mut save = Save::with(&xl, 7, true, false).unwrap();
         assert!(!save.pull().unwrap().1);
         save.abort().unwrap();
         assert!(dir.path().join("resumed").exists());
@@ -370,7 +481,7 @@ mod tests {
     #[test]
     fn nobody_waits_for_long_for_a_save_that_hangs() {
         let (_dir, xl) = play("exec sleep 100");
-        let mut save = Save::with(&xl, 7, true).unwrap();
+        let mut save = Save::with(&xl, 7, true, false).unwrap();
         let started = Instant::now();
         assert_eq!(save.pull().unwrap(), (Vec::new(), false));
         assert!(started.elapsed() < 10 * PAUSE);
@@ -380,7 +491,7 @@ mod tests {
     #[test]
     fn a_restore_takes_what_it_is_given() {
         let (dir, xl) = play("cat \"$4\" >state");
-        let mut restore = Restore::with(&xl, true).unwrap();
+        let mut restore = Restore::with(&xl, true, false).unwrap();
         let state: Vec<u8> = (0..3_000_000u32).map(|i| (i * 7) as u8).collect();
         let mut at = 0;
         while at < state.len() {
@@ -395,7 +506,7 @@ mod tests {
     #[test]
     fn a_restore_that_fails_says_why() {
         let (_dir, xl) = play("head -c 10 >/dev/null; echo not enough memory >&2; exit 3");
-        let mut restore = Restore::with(&xl, false).unwrap();
+        let mut restore = Restore::with(&xl, false, false).unwrap();
         let mut result = Ok(0);
         for _ in 0..100 {
             result = restore.push(&[1; 100_000]);
@@ -406,6 +517,75 @@ mod tests {
         let e = result.unwrap_err();
         assert!(e.message.contains("not enough memory"), "{e}");
         assert!(e.message.contains("exit status: 3"), "{e}");
+    }
+
+    #[test]
+    fn a_staged_save_waits_at_its_gate() {
+        let script = "echo \"$*\" >arguments; echo pages
+            if [ \"$(head -c 1 <&$4)\" = g ]; then echo state; else echo runs >said; exit 1; fi";
+        let (dir, xl) = play(script);
+        let said = |name| std::fs::read_to_string(dir.path().join(name));
+        let mut save = Save::with(&xl, 7, true, true).unwrap();
+        let mut before = Vec::new();
+        while before != b"pages\n" {
+            before.extend(save.pull().unwrap().0);
+        }
+        save.go().unwrap();
+        assert_eq!(pull_all(&mut save).unwrap(), b"state\n");
+        assert!(save.go().is_err());
+        assert_eq!(
+            said("arguments").unwrap(),
+            "save --external-memory --staged 3 -p 7 /proc/self/fd/1\n"
+        );
+        // Given up before that, it has done nothing to the guest.
+        let mut save = Save::with(&xl, 7, true, true).unwrap();
+        save.abort().unwrap();
+        assert_eq!(said("said").unwrap(), "runs\n");
+    }
+
+    #[test]
+    fn a_staged_restore_says_which_guest_it_has_made() {
+        let script = "echo \"$*\" >arguments; echo Parsing 3 things; head -c 5 >/dev/null
+            printf 4 >&$4; sleep 0.1; echo 2 >&$4; cat >state; exit 0";
+        let (dir, xl) = play(script);
+        let mut restore = Restore::with(&xl, true, true).unwrap();
+        assert_eq!(restore.staged().unwrap(), None);
+        assert_eq!(restore.push(b"pages").unwrap(), 5);
+        assert_eq!(restore.staged().unwrap(), Some(42));
+        assert_eq!(restore.staged().unwrap(), Some(42));
+        assert_eq!(restore.push(b"rest").unwrap(), 4);
+        while !restore.finish().unwrap() {}
+        let read = |name| std::fs::read_to_string(dir.path().join(name)).unwrap();
+        assert_eq!(read("state"), "rest");
+        let expected = "restore --external-memory --staged 3 -p /proc/self/fd/0\n";
+        assert_eq!(read("arguments"), expected);
+        // What it lacks it says instead.
+        let (_dir, xl) = play("echo no bridge br7 >&2; exit 3");
+        let mut restore = Restore::with(&xl, true, true).unwrap();
+        let e = restore.staged().unwrap_err();
+        assert!(e.message.contains("no bridge br7"), "{e}");
+    }
+
+    #[test]
+    fn what_a_toolstack_can_do() {
+        let with = |save: &'static str, restore: &'static str| {
+            abilities_of(|what| match what {
+                "save" => save.into(),
+                _ => restore.into(),
+            })
+        };
+        let both = "--external-memory --staged";
+        assert_eq!(
+            with(both, both),
+            Abilities {
+                problem: None,
+                stages: true
+            }
+        );
+        let old = with(both, "--external-memory");
+        assert!(old.problem.is_none() && !old.stages);
+        let problem = with("", both).problem.unwrap();
+        assert!(problem.contains("lacks `xl save --external-memory`"));
     }
 
     #[test]

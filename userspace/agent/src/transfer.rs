@@ -15,8 +15,8 @@ pub enum Transfer {
     None,
     /// A guest with this number is being saved.
     Out(u32, Box<dyn Outgoing>),
-    /// A guest of this name is being restored.
-    In(String, Box<dyn Incoming>),
+    /// A guest of this name is being restored, with this number if that is known.
+    In(String, Option<u32>, Box<dyn Incoming>),
 }
 
 fn out_of_turn(what: &str) -> HvError {
@@ -33,7 +33,7 @@ impl Transfer {
         let result = match self {
             Self::None => return,
             Self::Out(_, save) => save.abort(),
-            Self::In(_, restore) => restore.abort(),
+            Self::In(_, _, restore) => restore.abort(),
         };
         match result {
             Ok(()) => info!("gave up a guest's move"),
@@ -52,19 +52,44 @@ impl Transfer {
             ToAgent::Facts => {
                 return Ok(FromAgent::Facts(hypervisor.facts()?));
             }
-            ToAgent::Send { guest, external } => {
+            ToAgent::Send {
+                guest,
+                external,
+                staged,
+            } => {
                 self.must_be_idle()?;
-                info!(guest, external, "saving a guest");
-                *self = Self::Out(*guest, hypervisor.save(*guest, *external)?);
+                info!(guest, external, staged, "saving a guest");
+                *self = Self::Out(*guest, hypervisor.save(*guest, *external, *staged)?);
+            }
+            ToAgent::Go => {
+                let Self::Out(guest, save) = self else {
+                    return Err(out_of_turn("no guest is being saved"));
+                };
+                info!(guest, "suspending a guest");
+                save.go()?;
+                return self.pull(hypervisor);
             }
             ToAgent::Pull => return self.pull(hypervisor),
-            ToAgent::Receive { name, external } => {
+            ToAgent::Receive {
+                name,
+                external,
+                staged,
+            } => {
                 self.must_be_idle()?;
-                info!(name, external, "restoring a guest");
-                *self = Self::In(name.clone(), hypervisor.restore(name, *external)?);
+                info!(name, external, staged, "restoring a guest");
+                let restore = hypervisor.restore(name, *external, *staged)?;
+                *self = Self::In(name.clone(), None, restore);
+            }
+            ToAgent::Staged => {
+                let Self::In(_, made, restore) = self else {
+                    return Err(out_of_turn("no guest is being restored"));
+                };
+                let guest = restore.staged()?;
+                *made = guest;
+                return Ok(FromAgent::Staged { guest });
             }
             ToAgent::Push { data } => {
-                let Self::In(_, restore) = self else {
+                let Self::In(_, _, restore) = self else {
                     return Err(out_of_turn("no guest is being restored"));
                 };
                 let taken = restore.push(data)?;
@@ -112,11 +137,15 @@ impl Transfer {
     }
 
     fn finish<H: Hypervisor>(&mut self, hypervisor: &H) -> Result<FromAgent, HvError> {
-        let Self::In(name, restore) = self else {
+        let Self::In(name, made, restore) = self else {
             return Err(out_of_turn("no guest is being restored"));
         };
         if !restore.finish()? {
             return Ok(FromAgent::Restored { guest: None });
+        }
+        if let guest @ Some(_) = *made {
+            *self = Self::None;
+            return Ok(FromAgent::Restored { guest });
         }
         let found = hypervisor
             .guests()?

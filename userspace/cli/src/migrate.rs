@@ -36,6 +36,10 @@ pub(crate) struct Json<'a> {
     #[serde(flatten)]
     counts: SwapCounts,
     pending: Option<&'a str>,
+    /// Why the guest's copy was not made before the guest was suspended.
+    unstaged: Option<&'a str>,
+    /// Seconds of the downtime, by what they went into.
+    pause: BTreeMap<&'a str, f64>,
     seconds: &'a MigrateSeconds,
 }
 
@@ -59,9 +63,15 @@ impl<'a> From<&'a MigrateReport> for Json<'a> {
             wire_bytes: r.traffic.bytes,
             counts: r.counts,
             pending: r.pending.as_deref(),
+            unstaged: r.unstaged.as_deref(),
+            pause: r.pause.iter().map(|(p, ns)| (&**p, in_s(*ns))).collect(),
             seconds: &r.seconds,
         }
     }
+}
+
+fn in_s(nanoseconds: u64) -> f64 {
+    nanoseconds as f64 / 1e9
 }
 
 fn print_dry_run(r: &MigrateReport) {
@@ -69,6 +79,9 @@ fn print_dry_run(r: &MigrateReport) {
     println!("  memory          {} MiB", r.guest_mib);
     println!("  would swap      {} pages", r.pages_swapped);
     println!("  would send      at least {} pages", r.pages_sent);
+    if let (Mode::Swap, Some(why)) = (r.mode, &r.unstaged) {
+        println!("  not staged      {why}");
+    }
     if r.blockers.is_empty() {
         println!("  in the way      nothing");
     }
@@ -97,6 +110,7 @@ fn print(r: &MigrateReport, verify: bool) {
     }
     for (name, seconds) in [
         ("checks", s.preflight),
+        ("staging", s.stage),
         ("save, restore", s.stream),
         ("lists", s.lists),
         ("probes", s.probes),
@@ -110,6 +124,14 @@ fn print(r: &MigrateReport, verify: bool) {
         ("total", s.total),
     ] {
         println!("  {name:<14} {seconds:>10.3} s");
+        if name == "downtime" {
+            for (part, ns) in &r.pause {
+                println!("    {part:<12} {:>10.3} s", in_s(*ns));
+            }
+        }
+    }
+    if let (Mode::Swap, Some(why)) = (r.mode, &r.unstaged) {
+        println!("  not staged      {why}");
     }
     if let Some(pending) = &r.pending {
         println!("  still to do     {pending}");

@@ -41,11 +41,8 @@ pub(crate) fn refused(message: impl ToString) -> SwapError {
 /// Progress of a swap: phase, pages done, pages to do.
 pub type Progress<'a> = &'a (dyn Fn(Phase, u64, u64) + Sync);
 
-/// Run two things at once and wait for both.
-pub(crate) fn both<A: Send, B: Send>(
-    a: impl FnOnce() -> A + Send,
-    b: impl FnOnce() -> B + Send,
-) -> (A, B) {
+/// Run two things at once, the first of them here, and wait for both.
+pub(crate) fn both<A, B: Send>(a: impl FnOnce() -> A, b: impl FnOnce() -> B + Send) -> (A, B) {
     std::thread::scope(|s| {
         let other = s.spawn(b);
         let a = a();

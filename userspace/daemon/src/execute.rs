@@ -7,8 +7,7 @@
 use crate::definitions;
 use crate::driver::{Driver, DriverSession};
 use crate::exchange::{add, commit, roll_back};
-use crate::join::JoinedRun;
-use crate::journal::{Journal, Place, Probe, Record, State, WriteError};
+use crate::journal::{Journal, Pairs, Place, Probe, Record, State, WriteError};
 use crate::link::LinkError;
 use crate::probe::{count, vote};
 use crate::side::Side;
@@ -18,14 +17,14 @@ use vmbeam_migration::{
     Command, Event, Memory, Presence, Seen, Side as Where, State as Machine, Step, Why,
 };
 use vmbeam_uapi::NOT_ATTEMPTED;
-use vmbeam_wire::message::{AgentErrorCode, Failure, Guest, GuestState, SwapRun};
+use vmbeam_wire::message::{AgentErrorCode, Failure, Guest, GuestState};
 use vmbeam_wire::PfnRun;
 
 /// What is or was to be swapped. Not in the record of every state, but never forgotten.
 #[derive(Clone, Debug)]
 pub(crate) struct Moved {
     /// What is swapped, all of it or nothing.
-    pub(crate) pairs: Vec<SwapRun>,
+    pub(crate) pairs: Pairs,
     /// Where to look. Empty if there is no difference.
     pub(crate) probes: Vec<Probe>,
 }
@@ -65,6 +64,7 @@ impl Work {
     /// What the journal is to say of this step.
     fn state(&self, step: Step) -> Option<State> {
         Some(match step {
+            Step::Stage => State::Stage,
             Step::Stream => State::Stream,
             Step::Swap { copies, torn } => {
                 let Moved { pairs, probes } = self.moved.clone()?;
@@ -100,6 +100,8 @@ pub(crate) struct Executor<'a> {
     pub(crate) from: Side<'a>,
     pub(crate) to: Side<'a>,
     pub(crate) swapped: Swapped,
+    /// Neither agent does anything for the guest any more, as far as they said.
+    pub(crate) idle: bool,
     /// How long agents may be away.
     pub(crate) deadline: Instant,
     /// Why the last command was not done.
@@ -137,9 +139,11 @@ impl<'a> Executor<'a> {
             Command::Look => self.look(work),
             Command::Resume(side) => self.resume(work, side),
             Command::Destroy(side) => self.destroy(work, side),
-            Command::Stream | Command::Prepare | Command::Commit | Command::Copy => {
-                Err("a migration cannot be gone on with by another job".into())
-            }
+            Command::Stage
+            | Command::Stream
+            | Command::Prepare
+            | Command::Commit
+            | Command::Copy => Err("a migration cannot be gone on with by another job".into()),
             Command::Wait(_) | Command::End(_) => Ok(Event::Done),
         };
         done.unwrap_or_else(|why| {
@@ -343,8 +347,10 @@ impl<'a> Executor<'a> {
                 return Err(self.waits_for(work, Why::Memory));
             }
         }
-        let pairs = work.moved.iter().flat_map(|m| &m.pairs);
-        let runs: Vec<JoinedRun> = pairs.map(JoinedRun::from).collect();
+        let Some(Moved { pairs, .. }) = &work.moved else {
+            return Err("the journal does not say what was swapped".into());
+        };
+        let runs = self.journal.pairs(work.record.id, pairs)?;
         let pages: u64 = runs.iter().map(|r| u64::from(r.nr)).sum();
         let (a, b) = (work.record.from.host_domid, work.record.to.host_domid);
         let mut session = self.driver.open(a, b).map_err(|e| e.to_string())?;
@@ -376,9 +382,12 @@ impl<'a> Executor<'a> {
             return Err("the guest's number is not known".into());
         };
         let deadline = self.deadline;
-        let agent = self.side(side);
         // Whoever still works on it is to stop that.
-        agent.insist(deadline, |l| l.abort())?;
+        let idle = std::mem::take(&mut self.idle);
+        let agent = self.side(side);
+        if !idle {
+            agent.insist(deadline, |l| l.abort())?;
+        }
         match agent.insist(deadline, |l| known(l.resume(guest)))? {
             true => Ok(Event::Done),
             false => {

@@ -54,6 +54,15 @@ impl From<&JoinedRun> for SwapRun {
     }
 }
 
+impl From<&JoinedRun> for PfnRun {
+    fn from(r: &JoinedRun) -> Self {
+        Self {
+            pfn: r.pfn,
+            nr: r.nr,
+        }
+    }
+}
+
 /// Two lists joined.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Joined {
@@ -211,6 +220,65 @@ pub fn select(runs: &[JoinedRun], wanted: &[Range<u64>]) -> (Vec<JoinedRun>, Vec
         }
     }
     (selected, missing)
+}
+
+/// The parts of `runs` whose pages are in none of `others`. Both are in ascending order.
+pub fn beyond(runs: &[JoinedRun], others: &[JoinedRun]) -> Vec<JoinedRun> {
+    let mut rest = Vec::new();
+    let mut others = others;
+    for run in runs {
+        let end = run.pfn + u64::from(run.nr);
+        let mut pfn = run.pfn;
+        let mut push = |from: u64, to: u64| {
+            if from < to {
+                let skip = from - run.pfn;
+                rest.push(JoinedRun {
+                    pfn: from,
+                    gfn_a: run.gfn_a + skip,
+                    gfn_b: run.gfn_b + skip,
+                    // At most run.nr.
+                    nr: (to - from) as u32,
+                });
+            }
+        };
+        while let [other, after @ ..] = others {
+            let other_end = other.pfn + u64::from(other.nr);
+            if other.pfn >= end {
+                break;
+            }
+            push(pfn, other.pfn);
+            pfn = pfn.max(other_end);
+            if other_end > end {
+                break;
+            }
+            others = after;
+        }
+        push(pfn, end);
+    }
+    rest
+}
+
+/// A page of each of so many spots, spread evenly over all pages, the first and the last among
+/// them.
+pub fn sample(runs: &[JoinedRun], most: u64) -> Vec<u64> {
+    let pages: u64 = runs.iter().map(|r| u64::from(r.nr)).sum();
+    let nr = pages.min(most);
+    let mut runs = runs.iter();
+    let mut run = runs.next();
+    let mut before = 0;
+    let mut found = Vec::with_capacity(nr as usize);
+    for i in 0..nr {
+        let at = i * (pages - 1) / (nr - 1).max(1);
+        while let Some(r) = run {
+            if at < before + u64::from(r.nr) {
+                found.push(r.pfn + (at - before));
+                break;
+            }
+            before += u64::from(r.nr);
+            run = runs.next();
+        }
+    }
+    found
 }
 
 /// Append pages, in runs as long as their type allows.
@@ -428,6 +496,29 @@ mod tests {
                 .filter(|pfn| want(*pfn) && !movable.contains_key(pfn))
                 .collect();
             prop_assert_eq!(pfns_of(&missing), rest);
+        }
+
+        /// What is left of runs without others, and samples of them, page by page.
+        #[test]
+        fn is_beyond_others_and_is_sampled(
+            kinds in proptest::collection::vec(0u8..3, 0..200),
+            others in proptest::collection::vec(0u8..3, 0..200),
+            most in 0u64..300,
+        ) {
+            let (list, other) = (random(&kinds, 1000), random(&others, 1));
+            let (runs, others) = (join(&list, &list).runs, join(&other, &other).runs);
+            let gone: HashSet<u64> = pages_of(&others).iter().map(|p| p.0).collect();
+            let all = pages_of(&runs);
+            let expected: Vec<_> = all.iter().filter(|p| !gone.contains(&p.0)).copied().collect();
+            prop_assert_eq!(pages_of(&beyond(&runs, &others)), expected);
+            let some = sample(&runs, most);
+            let all: Vec<u64> = all.iter().map(|p| p.0).collect();
+            prop_assert_eq!(some.len() as u64, most.min(all.len() as u64));
+            prop_assert!(some.windows(2).all(|w| w[0] < w[1]));
+            prop_assert!(some.iter().all(|pfn| all.binary_search(pfn).is_ok()));
+            if some.len() > 1 {
+                prop_assert_eq!((some.first(), some.last()), (all.first(), all.last()));
+            }
         }
 
         /// Every page is on the side that its status says.

@@ -1,27 +1,39 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What must be known about a migration after a crash: a small file for each,
-//! written before every step that the next daemon has to know of.
+//! What must be known about a migration after a crash: a small file for each, with a line for
+//! every step that the next daemon has to know of, the last of which counts. A line is added
+//! with one `fsync()`, since guests stand still for some of them.
 //!
 //! The directory is locked as long as it is open: two daemons would settle each other's
 //! migrations.
 
-use fail::fail_point;
+mod lines;
+mod pairs;
+
+use crate::join::JoinedRun;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use vmbeam_migration::Step;
-use vmbeam_wire::message::{Digest, SwapRun};
+use vmbeam_wire::message::Digest;
+
+use lines::{append, before, behind, file_pairs, line, prepare, read, remove, rename, sync};
+
+pub use lines::WriteError;
+pub use pairs::{Filed, Pairs};
 
 /// Version of the files' format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// How the files are called, around their number.
 const NAME: (&str, &str) = ("migration-", ".json");
+/// The same of those with pairs.
+const PAIRS: &str = ".pairs";
 
 /// A guest in a host VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,12 +64,14 @@ pub struct Probe {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum State {
+    /// The guest runs at the source, and has not been suspended.
+    Stage,
     /// The guest is being saved and restored; its memory is at the source.
     Stream,
     /// Its memory is at the source or at the destination.
     Swap {
         /// What is swapped, all of it or nothing.
-        pairs: Vec<SwapRun>,
+        pairs: Pairs,
         /// Where to look. Empty if there is no difference.
         probes: Vec<Probe>,
         /// Pages that are to be copied besides.
@@ -76,6 +90,7 @@ impl State {
     /// The same without what goes with it.
     pub fn step(&self) -> Step {
         match self {
+            Self::Stage => Step::Stage,
             Self::Stream => Step::Stream,
             Self::Swap { copies, torn, .. } => Step::Swap {
                 copies: *copies,
@@ -108,9 +123,17 @@ pub struct Record {
 #[derive(Debug)]
 pub struct Journal {
     dir: PathBuf,
-    /// Open and locked until it is closed, so that nothing has to be opened to make it durable.
-    lock: Mutex<Option<Flock<File>>>,
+    open: Mutex<Option<Open>>,
     next: AtomicU64,
+}
+
+/// A directory that may be changed.
+#[derive(Debug)]
+struct Open {
+    /// Open and locked until it is closed, so that nothing has to be opened to make it durable.
+    dir: Flock<File>,
+    /// Where the lines end that count, in the files of records.
+    ends: HashMap<u64, u64>,
 }
 
 /// A file of the journal that is of no use.
@@ -123,62 +146,14 @@ pub struct Unreadable {
     pub why: String,
 }
 
-/// Why the journal could not be changed.
-#[derive(Debug, thiserror::Error)]
-#[error("{error}")]
-pub struct WriteError {
-    /// The next daemon may find the new record, or the old one. Otherwise it finds the old one.
-    pub perhaps: bool,
-    /// What happened.
-    error: io::Error,
-}
-
-fn before(error: io::Error) -> WriteError {
-    WriteError {
-        perhaps: false,
-        error,
-    }
-}
-
-fn behind(error: io::Error) -> WriteError {
-    WriteError {
-        perhaps: true,
-        error,
-    }
-}
-
-/// What a fail point is told: the number of an error. Only tests have fail points.
-#[allow(
-    dead_code,
-    reason = "fail_point!() is nothing in a daemon that is not tested"
-)]
-fn injected(errno: Option<String>) -> io::Error {
-    let number = errno.and_then(|e| e.parse().ok());
-    io::Error::from_raw_os_error(number.unwrap_or(nix::libc::EIO))
-}
-
-fn number(file: &Path) -> Option<u64> {
+/// The number of a file with this at its end.
+fn number(file: &Path, end: &str) -> Option<u64> {
     file.file_name()?
         .to_str()?
         .strip_prefix(NAME.0)?
-        .strip_suffix(NAME.1)?
+        .strip_suffix(end)?
         .parse()
         .ok()
-}
-
-fn read(file: &Path) -> Result<Record, String> {
-    let text = fs::read(file).map_err(|e| e.to_string())?;
-    let record: Record = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
-    if record.version != VERSION {
-        return Err(format!(
-            "version {} of the format; this vmbeamd knows version {VERSION}",
-            record.version
-        ));
-    }
-    if Some(record.id) != number(file) {
-        return Err(format!("it holds the record of migration {}", record.id));
-    }
-    Ok(record)
 }
 
 impl Journal {
@@ -194,24 +169,35 @@ impl Journal {
                 e => e.into(),
             },
         )?;
-        let mut records = Vec::new();
+        let mut records: Vec<Record> = Vec::new();
         let mut unreadable = Vec::new();
+        let mut ends = HashMap::new();
         let mut last = 0;
         for entry in fs::read_dir(dir)? {
             let file = entry?.path();
-            let Some(id) = number(&file) else {
+            if let Some(id) = number(&file, PAIRS) {
+                // Of a migration that has ended.
+                if !file.with_extension("json").exists() {
+                    let _ = fs::remove_file(&file);
+                }
+                last = last.max(id);
+            }
+            let Some(id) = number(&file, NAME.1) else {
                 continue;
             };
             last = last.max(id);
             match read(&file) {
-                Ok(record) => records.push(record),
+                Ok((record, end)) => {
+                    records.push(record);
+                    ends.insert(id, end);
+                }
                 Err(why) => unreadable.push(Unreadable { file, why }),
             }
         }
         records.sort_by_key(|r| r.id);
         let journal = Self {
             dir: dir.into(),
-            lock: Mutex::new(Some(lock)),
+            open: Mutex::new(Some(Open { dir: lock, ends })),
             next: AtomicU64::new(last.saturating_add(1)),
         };
         Ok((journal, records, unreadable))
@@ -238,25 +224,35 @@ impl Journal {
         self.dir.join(format!("{}{id}{}", NAME.0, NAME.1))
     }
 
+    fn pairs_file(&self, id: u64) -> PathBuf {
+        self.dir.join(format!("{}{id}{PAIRS}", NAME.0))
+    }
+
     /// Change it, if it is still open.
-    fn change(
+    fn change<T>(
         &self,
-        change: impl FnOnce(&File) -> Result<(), WriteError>,
-    ) -> Result<(), WriteError> {
-        let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*lock {
-            Some(dir) => change(dir),
+        change: impl FnOnce(&mut Open) -> Result<T, WriteError>,
+    ) -> Result<T, WriteError> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *open {
+            Some(open) => change(open),
             None => Err(before(io::Error::other("vmbeamd is stopping"))),
         }
     }
 
-    /// Make what is known durable. The file is the old one or the new one
-    /// whenever the machine stops.
+    /// Make what is known durable. What counts is the old record or the new one whenever the
+    /// machine stops.
     pub fn write(&self, record: &Record) -> Result<(), WriteError> {
-        self.change(|dir| {
+        self.change(|open| {
             let file = self.file(record.id);
+            let line = line(record).map_err(before)?;
+            if let Some(end) = open.ends.get_mut(&record.id) {
+                append(&file, *end, &line)?;
+                *end += line.len() as u64;
+                return Ok(());
+            }
             let new = file.with_extension("new");
-            let written = prepare(&new, record)
+            let written = prepare(&new, &line)
                 .map_err(before)
                 // One that says that it failed may have been done.
                 .and_then(|()| rename(&new, &file).map_err(behind));
@@ -264,59 +260,62 @@ impl Journal {
                 let _ = fs::remove_file(&new);
             }
             written?;
-            sync(dir).map_err(behind)
+            sync(&open.dir).map_err(behind)?;
+            open.ends.insert(record.id, line.len() as u64);
+            Ok(())
         })
+    }
+
+    /// Make the pairs of a migration durable that is going to be written; gives the digest by
+    /// which its record names them.
+    pub fn file_pairs(&self, id: u64, runs: &[JoinedRun]) -> Result<Digest, WriteError> {
+        self.change(|open| {
+            let file = || {
+                let digest = file_pairs(&self.pairs_file(id), runs)?;
+                sync(&open.dir)?;
+                Ok(digest)
+            };
+            file().map_err(before)
+        })
+    }
+
+    /// All that is swapped by a migration.
+    pub fn pairs(&self, id: u64, pairs: &Pairs) -> Result<Vec<JoinedRun>, String> {
+        let file = self.pairs_file(id);
+        let content = match pairs.filed {
+            Some(_) => fs::read(&file).map_err(|e| e.to_string()),
+            None => Ok(Vec::new()),
+        };
+        content
+            .and_then(|content| pairs.resolve(&content))
+            .map_err(|why| format!("cannot use {}: {why}", file.display()))
     }
 
     /// A migration has ended.
     pub fn remove(&self, id: u64) -> Result<(), WriteError> {
-        self.change(|dir| {
+        self.change(|open| {
             remove(&self.file(id)).map_err(before)?;
-            sync(dir).map_err(behind)
+            open.ends.remove(&id);
+            sync(&open.dir).map_err(behind)?;
+            // The next daemon does that as well.
+            let _ = fs::remove_file(self.pairs_file(id));
+            Ok(())
         })
     }
 
     /// Nothing is changed any more by this daemon: the next one may have it.
     pub fn close(&self) {
-        *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.open.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// What the next daemon would find of a migration.
     pub fn read(&self, id: u64) -> Result<Option<Record>, String> {
         let file = self.file(id);
         match file.exists() {
-            true => read(&file).map(Some),
+            true => read(&file).map(|(record, _)| Some(record)),
             false => Ok(None),
         }
     }
-}
-
-fn rename(new: &Path, file: &Path) -> io::Result<()> {
-    fail_point!("journal-rename", |e| Err(injected(e)));
-    fs::rename(new, file)
-}
-
-/// That it is not there is as good.
-fn remove(file: &Path) -> io::Result<()> {
-    fail_point!("journal-remove", |e| Err(injected(e)));
-    match fs::remove_file(file) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
-}
-
-fn sync(dir: &File) -> io::Result<()> {
-    fail_point!("journal-sync", |e| Err(injected(e)));
-    dir.sync_all()
-}
-
-/// Write a file, without being in anybody's way yet.
-fn prepare(new: &Path, record: &Record) -> io::Result<()> {
-    fail_point!("journal-create", |e| Err(injected(e)));
-    let mut out = File::create(new)?;
-    out.write_all(&serde_json::to_vec(record)?)?;
-    fail_point!("journal-data", |e| Err(injected(e)));
-    out.sync_all()
 }
 
 #[cfg(test)]
@@ -324,6 +323,7 @@ mod tests {
     use super::*;
     use proptest::collection::vec;
     use proptest::prelude::*;
+    use vmbeam_wire::message::SwapRun;
 
     fn place(host_vm: &str) -> Place {
         Place {
@@ -335,12 +335,15 @@ mod tests {
 
     fn swap() -> State {
         State::Swap {
-            pairs: vec![SwapRun {
-                pfn: 1,
-                gfn_a: 2,
-                gfn_b: 3,
-                nr: 4,
-            }],
+            pairs: Pairs {
+                pairs: vec![SwapRun {
+                    pfn: 1,
+                    gfn_a: 2,
+                    gfn_b: 3,
+                    nr: 4,
+                }],
+                filed: None,
+            },
             probes: vec![Probe {
                 pfn: 1,
                 source: [1; 16],
@@ -384,9 +387,61 @@ mod tests {
         let record = journal.begin("guest", place("A"), place("B"));
         journal.write(&record).unwrap();
         fs::write(journal.file(record.id).with_extension("new"), b"{\"ver").unwrap();
+        // Nor does a part of a line count, whichever.
+        let next = Record {
+            state: State::Resume,
+            ..record.clone()
+        };
+        let line = line(&next).unwrap();
+        let whole = fs::read(journal.file(record.id)).unwrap();
+        let mut journal = Some(journal);
+        for part in 0..=line.len() {
+            let text = [&whole, &line[..part]].concat();
+            drop(journal.take());
+            fs::write(dir.path().join("migration-1.json"), text).unwrap();
+            let (again, records, unreadable) = Journal::open(dir.path()).unwrap();
+            assert!(unreadable.is_empty(), "{unreadable:?}");
+            let expected = if part < line.len() { &record } else { &next };
+            assert_eq!(records, [expected.clone()]);
+            // What is added follows what counts.
+            again.write(&next).unwrap();
+            assert_eq!(again.read(record.id), Ok(Some(next.clone())));
+            journal = Some(again);
+        }
+    }
+
+    #[test]
+    fn pairs_go_with_their_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, ..) = Journal::open(dir.path()).unwrap();
+        let record = journal.begin("guest", place("A"), place("B"));
+        let run = JoinedRun {
+            pfn: 1,
+            gfn_a: 2,
+            gfn_b: 3,
+            nr: 4,
+        };
+        let digest = journal.file_pairs(record.id, &[run]).unwrap();
+        journal.write(&record).unwrap();
+        let mut pairs = Pairs {
+            pairs: Vec::new(),
+            filed: Some(Filed {
+                digest,
+                without: Vec::new(),
+            }),
+        };
+        assert_eq!(journal.pairs(record.id, &pairs), Ok(vec![run]));
+        pairs.filed.as_mut().unwrap().digest[0] ^= 1;
+        let e = journal.pairs(record.id, &pairs).unwrap_err();
+        assert!(e.contains("migration-1.pairs: it is damaged"), "{e}");
+        journal.remove(record.id).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        // Or the next daemon removes them; their number is not given again.
+        journal.file_pairs(7, &[run]).unwrap();
         drop(journal);
-        let (_, records, unreadable) = Journal::open(dir.path()).unwrap();
-        assert_eq!((records.len(), unreadable.len()), (1, 0));
+        let (journal, ..) = Journal::open(dir.path()).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert!(journal.begin("guest", place("A"), place("B")).id > 7);
     }
 
     proptest! {

@@ -12,16 +12,18 @@ use crate::exchange::{refused, Progress, SwapError};
 use crate::execute::{Executor, Swapped, Work};
 use crate::host_vm::HostVm;
 use crate::join::JoinedRun;
-use crate::journal::{Journal, Place};
+use crate::journal::{Journal, Place, State};
+use crate::ledger::Ledger;
 use crate::link::Patience;
 use crate::preflight::{check, mib, Checked};
 use crate::settle::Unsettled;
 use crate::side::Side;
+use crate::stage::Staged;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tracing::warn;
+use tracing::{info, warn};
 use vmbeam_migration::{Command, Event, Outcome, Side as Where, State as Machine, Step};
 use vmbeam_wire::message::{
     Digest, Failure, Guest, GuestKind, MigrateReport, MigrateRequest, Mode, Phase,
@@ -77,8 +79,10 @@ pub(crate) struct Job<'a> {
     pub(crate) domids: (u32, u32),
     started: Instant,
     pub(crate) guest: Guest,
-    /// From when on the guest may be suspended.
-    pub(crate) suspended: Option<Instant>,
+    /// What it has been suspended for, if it may have been.
+    pub(crate) pause: Option<Ledger>,
+    /// What was made and found out before.
+    pub(crate) staged: Option<Staged>,
     /// There is a record, or may be one.
     begun: bool,
     /// Why it is not gone on with.
@@ -90,6 +94,8 @@ pub(crate) struct Job<'a> {
     pub(crate) loaded: Option<(Box<dyn DriverSession>, Vec<JoinedRun>)>,
     /// Pages that cannot be swapped.
     pub(crate) copies: Vec<PfnRun>,
+    /// Those of them that were read already, and what they have.
+    pub(crate) ahead: (Vec<PfnRun>, Vec<u8>),
     /// Digests to compare with.
     pub(crate) before: Vec<(u64, Digest)>,
     pub(crate) report: MigrateReport,
@@ -108,6 +114,17 @@ pub(crate) fn migrate<'a>(
     if request.dry_run {
         return job.dry_run().into();
     }
+    if let Some(why) = job
+        .report
+        .unstaged
+        .as_ref()
+        .filter(|_| request.mode == Mode::Swap)
+    {
+        info!(
+            guest = job.guest.name,
+            "suspended from the beginning: {why}"
+        );
+    }
     match catch_unwind(AssertUnwindSafe(|| job.run())) {
         Ok(()) => job.finish(),
         Err(_) => job.panicked(),
@@ -116,6 +133,47 @@ pub(crate) fn migrate<'a>(
 
 pub(crate) fn seconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64()
+}
+
+/// When a migration is not to be gone on with.
+#[derive(Clone, Copy)]
+pub(crate) struct Limits<'a> {
+    context: Context<'a>,
+    request: &'a MigrateRequest,
+    started: Instant,
+    suspended: Option<Instant>,
+}
+
+impl Limits<'_> {
+    /// Whether to go on.
+    pub(crate) fn go_on(&self) -> Result<(), SwapError> {
+        let stop = |message: String| {
+            Err(SwapError {
+                failure: Failure::RolledBack,
+                message,
+            })
+        };
+        if self.context.cancel.load(Ordering::Relaxed) {
+            return stop("it was cancelled".into());
+        }
+        if self.context.stop.load(Ordering::Relaxed) {
+            return stop("vmbeamd is stopping".into());
+        }
+        let elapsed = self.started.elapsed();
+        match self.request.timeout_seconds {
+            Some(limit) if elapsed > Duration::from_secs(limit.into()) => {
+                return stop(format!("it was not done after {limit} s, the --timeout"));
+            }
+            _ => {}
+        }
+        let down = self.suspended.map_or(Duration::ZERO, |s| s.elapsed());
+        match self.request.max_downtime_ms {
+            Some(limit) if down > Duration::from_millis(limit.into()) => stop(format!(
+                "the guest was suspended for {limit} ms, the --max-downtime"
+            )),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl<'a> Job<'a> {
@@ -133,6 +191,7 @@ impl<'a> Job<'a> {
             domids,
             guest,
             blockers,
+            unstaged,
         } = check(context.driver, host_vms, request)?;
         if !request.dry_run && !blockers.is_empty() {
             return Err(refused(blockers.join("; ")));
@@ -144,6 +203,7 @@ impl<'a> Job<'a> {
             dry_run: request.dry_run,
             blockers,
             guest_mib: mib(guest.pages),
+            unstaged,
             ..MigrateReport::default()
         };
         report.seconds.preflight = seconds(started);
@@ -156,17 +216,22 @@ impl<'a> Job<'a> {
             place(&from, domids.0, Some(guest.domid)),
             place(&to, domids.1, None),
         );
-        let work = Work {
-            machine: Machine::new(request.mode == Mode::Swap),
+        let stages = report.unstaged.is_none();
+        let mut work = Work {
+            machine: Machine::new(request.mode == Mode::Swap, stages),
             record: context.journal.begin(&guest.name, ends.0, ends.1),
             moved: None,
         };
+        if stages {
+            work.record.state = State::Stage;
+        }
         let exec = Executor {
             driver: context.driver,
             journal: context.journal,
             from,
             to,
             swapped: Swapped::Back,
+            idle: false,
             deadline: started,
             trouble: String::new(),
         };
@@ -178,12 +243,14 @@ impl<'a> Job<'a> {
             domids,
             started,
             guest,
-            suspended: None,
+            pause: None,
+            staged: None,
             begun: false,
             error: None,
             contents: Contents::default(),
             loaded: None,
             copies: Vec::new(),
+            ahead: (Vec::new(), Vec::new()),
             before: Vec::new(),
             report,
         })
@@ -213,31 +280,23 @@ impl<'a> Job<'a> {
 
     /// Whether to go on. Asked again and again before the point of no return.
     pub(crate) fn go_on(&self) -> Result<(), SwapError> {
-        let stop = |message: String| {
-            Err(SwapError {
-                failure: Failure::RolledBack,
-                message,
-            })
-        };
-        if self.context.cancel.load(Ordering::Relaxed) {
-            return stop("it was cancelled".into());
+        self.limits().go_on()
+    }
+
+    /// What decides that.
+    pub(crate) fn limits(&self) -> Limits<'a> {
+        Limits {
+            context: self.context,
+            request: self.request,
+            started: self.started,
+            suspended: self.pause.as_ref().map(Ledger::began),
         }
-        if self.context.stop.load(Ordering::Relaxed) {
-            return stop("vmbeamd is stopping".into());
-        }
-        let elapsed = self.started.elapsed();
-        match self.request.timeout_seconds {
-            Some(limit) if elapsed > Duration::from_secs(limit.into()) => {
-                return stop(format!("it was not done after {limit} s, the --timeout"));
-            }
-            _ => {}
-        }
-        let down = self.suspended.map_or(Duration::ZERO, |s| s.elapsed());
-        match self.request.max_downtime_ms {
-            Some(limit) if down > Duration::from_millis(limit.into()) => stop(format!(
-                "the guest was suspended for {limit} ms, the --max-downtime"
-            )),
-            _ => Ok(()),
+    }
+
+    /// A part of the pause has ended, if there is one.
+    pub(crate) fn part(&mut self, part: &'static str) {
+        if let Some(pause) = &mut self.pause {
+            pause.end(part);
         }
     }
 
@@ -249,7 +308,7 @@ impl<'a> Job<'a> {
                 .map(|s| self.started + Duration::from_secs(s.into())),
             self.request
                 .max_downtime_ms
-                .zip(self.suspended)
+                .zip(self.pause.as_ref().map(Ledger::began))
                 .map(|(ms, suspended)| suspended + Duration::from_millis(ms.into())),
         ];
         let until = limits.into_iter().flatten().min();
@@ -279,13 +338,18 @@ impl<'a> Job<'a> {
     /// Execute a command of the machine; what leads forward must still be wanted.
     fn execute(&mut self, command: Command) -> Event {
         let machine = self.work.machine;
-        let undoable = matches!(machine.reached(), Step::Stream | Step::Swap { .. });
+        let undoable = matches!(
+            machine.reached(),
+            Step::Stage | Step::Stream | Step::Swap { .. }
+        );
         let wanted = match machine.is_forward() && undoable && command != Command::Remove {
             true => self.go_on(),
             false => Ok(()),
         };
         let done = wanted.and_then(|()| match command {
+            Command::Stage => self.stage(),
             Command::Stream => self.stream(),
+            Command::Prepare if self.staged.is_some() => self.confirm(),
             Command::Prepare => self.prepare(),
             Command::Commit => self.commit(),
             Command::Copy => self.copy_and_verify(),
@@ -312,11 +376,18 @@ impl<'a> Job<'a> {
         }
         let started = Instant::now();
         let event = self.exec.execute(&mut self.work);
+        if let Command::Write(_) = command {
+            self.part("journal");
+        }
         self.begun |= event != Event::Failed;
         match phase {
             Some(Phase::Resume) => {
                 self.report.seconds.resume = seconds(started);
-                self.report.seconds.downtime = self.suspended.map_or(0.0, seconds);
+                if let Some(mut pause) = self.pause.take() {
+                    pause.end("resume");
+                    self.report.seconds.downtime = pause.seconds();
+                    self.report.pause = pause.parts();
+                }
             }
             Some(Phase::Destroy) => self.report.seconds.destroy = seconds(started),
             _ => {}

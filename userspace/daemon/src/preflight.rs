@@ -136,6 +136,8 @@ pub(crate) struct Checked<'a> {
     pub(crate) domids: (u32, u32),
     pub(crate) guest: Guest,
     pub(crate) blockers: Vec<String>,
+    /// Why its copy cannot be made while it runs, if so.
+    pub(crate) unstaged: Option<String>,
 }
 
 /// Everything that can be found out without touching the guest.
@@ -153,6 +155,7 @@ pub(crate) fn check<'a>(
     blockers.extend(closed(to.vm));
     let facts = ((from.name(), &here.1), (to.name(), &there.1));
     blockers.extend(blockers_of_pair(request.mode, facts.0, facts.1));
+    let unstaged = unstaged(request.mode, facts.0, facts.1);
     let needs = format!("guest {name} needs");
     let room = no_room(to.name(), &needs, mib(guest.pages), there.1.free_mib);
     blockers.extend(room);
@@ -163,7 +166,19 @@ pub(crate) fn check<'a>(
         domids,
         guest,
         blockers,
+        unstaged,
     })
+}
+
+/// Why guests of two host VMs are suspended before their copy is made.
+fn unstaged(mode: Mode, from: (&str, &Facts), to: (&str, &Facts)) -> Option<String> {
+    if mode == Mode::Copy {
+        return Some("a copy is made of a guest that is suspended".into());
+    }
+    let old = [from, to].into_iter().find(|(_, facts)| !facts.stages)?.0;
+    Some(format!(
+        "the toolstack of host VM {old} lacks `xl save --staged` and `xl restore --staged`; install one with the patches of hypervisor-patches/toolstack to have the guest stand still for less time"
+    ))
 }
 
 /// Why a guest cannot migrate whatever the destination has room for.
@@ -385,6 +400,17 @@ mod tests {
             problem: Some("old tools".into()),
             ..Facts::default()
         };
+        let stages = Facts {
+            stages: true,
+            ..Facts::default()
+        };
+        let unstaged = |mode| unstaged(mode, ("A", &stages), ("B", &fine)).unwrap();
+        assert!(unstaged(Mode::Swap).contains("toolstack of host VM B lacks `xl save --staged`"));
+        assert!(unstaged(Mode::Copy).contains("a copy is made"));
+        assert_eq!(
+            super::unstaged(Mode::Swap, ("A", &stages), ("B", &stages)),
+            None
+        );
         let pair = |mode| blockers_of_pair(mode, ("A", &fine), ("B", &old));
         assert_eq!(pair(Mode::Swap), ["host VM B: old tools"]);
         // A copy needs nothing of the toolstack.

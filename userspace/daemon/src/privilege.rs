@@ -53,6 +53,7 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_rename,
     libc::SYS_flock,
     libc::SYS_fsync,
+    libc::SYS_ftruncate,
     libc::SYS_getdents64,
     libc::SYS_chmod,
     libc::SYS_socket,

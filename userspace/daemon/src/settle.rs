@@ -123,6 +123,7 @@ impl Shared {
             from: side(a, from.host_domid),
             to: side(b, to.host_domid),
             swapped: Swapped::Unknown,
+            idle: false,
             deadline: Instant::now() + ATTEMPT,
             trouble: String::new(),
         };

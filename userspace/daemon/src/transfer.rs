@@ -5,10 +5,12 @@
 use crate::driver::{counts, DriverSession};
 use crate::exchange::{add, both, commit, prepare, refused, Refusals, Sum, SwapError};
 use crate::execute::{Moved, Swapped};
-use crate::join::{join, select, split, JoinedRun};
-use crate::journal::Probe;
-use crate::link::parts;
-use crate::migrate::{seconds, Job};
+use crate::join::{join, sample, select, split, JoinedRun};
+use crate::journal::{Pairs, Probe};
+use crate::ledger::Ledger;
+use crate::link::{parts, Link, LinkError};
+use crate::migrate::{seconds, Context, Job, Limits};
+use crate::side::Side;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 use tracing::info;
@@ -25,48 +27,59 @@ const MAX_COPIES: u64 = 16 << 10;
 const PUSH: usize = 128 << 10;
 /// Pages that are looked at in search of a difference, spread over the guest: most
 /// pages of a guest that ran differ from those of one that did not.
-const PROBE_SAMPLE: usize = 256;
+const PROBE_SAMPLE: u64 = 256;
 /// The same when none of these differs, and all pages are looked at.
-const PROBE_BATCH: usize = 4096;
+const PROBE_BATCH: u64 = 4096;
 
-fn count(runs: &[PfnRun]) -> u64 {
+pub(crate) fn count(runs: &[PfnRun]) -> u64 {
     runs.iter().map(|r| u64::from(r.nr)).sum()
 }
 
 impl Job<'_> {
-    /// Save the guest, carry it over, restore it.
-    pub(crate) fn stream(&mut self) -> Result<Event, SwapError> {
-        let started = Instant::now();
+    /// Have both toolstacks begin. With `staged`, the guest runs on.
+    pub(crate) fn begin_stream(&mut self, staged: bool) -> Result<(), SwapError> {
         let external = self.request.mode == Mode::Swap;
         let name = self.guest.name.clone();
         let here = self.guest.domid;
-        (self.context.progress)(Phase::Stream, 0, 0);
         self.limit();
         self.exec
             .to
-            .talk(|l| l.restore(&name, external))
+            .talk(|l| l.restore(&name, external, staged))
             .map_err(refused)?;
-        self.suspended = Some(Instant::now());
-        self.limit();
+        if !staged {
+            self.pause = Some(Ledger::new());
+            self.limit();
+        }
         self.exec
             .from
-            .talk(|l| l.save(here, external))
-            .map_err(refused)?;
+            .talk(|l| l.save(here, external, staged))
+            .map_err(refused)
+    }
 
-        let mut scanner = Scanner::default();
+    /// Carry over what there is of the guest's state until that is enough.
+    pub(crate) fn relay(
+        &mut self,
+        relay: &mut Relay,
+        phase: Phase,
+        enough: impl Fn(&Relay) -> bool,
+    ) -> Result<(), SwapError> {
         let mut moved = Instant::now();
-        let mut waiting = Vec::new();
-        let mut end = false;
         // A part is pushed while the next one is pulled.
-        while !end || !waiting.is_empty() {
+        while !enough(relay) {
             self.go_on()?;
             let (from, to) = (&mut self.exec.from, &mut self.exec.to);
+            let Relay {
+                waiting, end, gate, ..
+            } = &*relay;
             let (pulled, pushed) = both(
                 || {
-                    if end || waiting.len() >= MAX_PART {
-                        return Ok((Vec::new(), end));
+                    if *end || waiting.len() >= MAX_PART || gate.is_shut(&relay.scanner) {
+                        return Ok((Vec::new(), *end));
                     }
-                    from.talk(|l| l.pull())
+                    from.talk(|l| match gate {
+                        Gate::Opens => l.go(),
+                        _ => l.pull(),
+                    })
                 },
                 || {
                     if waiting.is_empty() {
@@ -78,54 +91,77 @@ impl Job<'_> {
             // Of two failures the source's is the one that made the other.
             let (data, ended) = pulled.map_err(refused)?;
             let taken = pushed.map_err(refused)?;
-            if taken > 0 || !data.is_empty() || ended && !end {
+            if taken > 0 || !data.is_empty() || ended && !relay.end {
                 moved = Instant::now();
             } else if moved.elapsed() > self.stalled_after() {
-                return Err(refused(self.stalled(waiting.is_empty())));
+                return Err(refused(self.stalled(relay.waiting.is_empty())));
             }
-            scanner.feed(&data).map_err(refused)?;
-            waiting.drain(..taken);
-            waiting.extend(data);
-            end = ended;
-            (self.context.progress)(Phase::Stream, scanner.contents().bytes, 0);
+            if relay.gate == Gate::Opens {
+                relay.gate = Gate::Open;
+            }
+            if relay.gate == Gate::Open && !relay.answered && !data.is_empty() {
+                relay.answered = true;
+                self.part("suspend");
+            }
+            relay.scanner.feed(&data).map_err(refused)?;
+            relay.waiting.drain(..taken);
+            relay.waiting.extend(data);
+            relay.end = ended;
+            (self.context.progress)(phase, relay.scanner.contents().bytes, 0);
         }
-        let contents = scanner.contents().clone();
+        Ok(())
+    }
+
+    /// Save the guest, carry it over, restore it; or what staging has left of that.
+    pub(crate) fn stream(&mut self) -> Result<Event, SwapError> {
+        let started = Instant::now();
+        (self.context.progress)(Phase::Stream, 0, 0);
+        let mut relay = match &mut self.staged {
+            Some(staged) => {
+                self.pause = Some(Ledger::new());
+                std::mem::take(&mut staged.relay)
+            }
+            None => {
+                self.begin_stream(false)?;
+                Relay::open()
+            }
+        };
+        if self.staged.is_some() {
+            relay.gate = Gate::Opens;
+            self.limit();
+        }
+        self.relay(&mut relay, Phase::Stream, Relay::is_over)?;
+        self.part("state");
+        let contents = relay.scanner.contents().clone();
         if !contents.complete {
             return Err(refused("the saved state of the guest is cut off"));
         }
-        let deadline = Instant::now() + self.stalled_after();
-        let there = loop {
-            self.go_on()?;
-            match self.exec.to.talk(|l| l.finish()).map_err(refused)? {
-                Some(guest) => break guest,
-                None if Instant::now() > deadline => {
-                    return Err(refused(format!(
-                        "host VM {} has not completed the guest within {} s; see its agent's log, and agent_timeout_seconds if the guest is large",
-                        self.exec.to.name(),
-                        self.stalled_after().as_secs()
-                    )));
-                }
-                None => {}
-            }
-        };
-        self.report.seconds.stream = seconds(started);
-        info!(
-            bytes = contents.bytes,
-            external = contents.external_pages(),
-            data_pages = contents.data_pages,
-            "the guest exists twice"
-        );
         self.report.stream_bytes = contents.bytes;
         self.report.pages_sent = contents.data_pages;
         self.contents = contents;
-        self.work.record.to.guest = Some(there);
+        if self.staged.is_some() {
+            self.complete()?;
+        } else {
+            let limits = self.limits();
+            let there = finish(&mut self.exec.to, limits)?;
+            self.work.record.to.guest = Some(there);
+        }
+        self.exec.idle = true;
+        self.part("restore");
+        self.report.seconds.stream = seconds(started);
+        info!(
+            bytes = self.contents.bytes,
+            external = self.contents.external_pages(),
+            data_pages = self.contents.data_pages,
+            "the guest exists twice"
+        );
         Ok(Event::Done)
     }
 
     /// How long the toolstacks may make no progress. One that restores a large guest makes
     /// room for all of it before it takes more.
     fn stalled_after(&self) -> Duration {
-        self.exec.to.vm.timeout()
+        stalled_after(&self.exec.to)
     }
 
     fn stalled(&self, source: bool) -> String {
@@ -148,36 +184,58 @@ impl Job<'_> {
     pub(crate) fn prepare(&mut self) -> Result<Event, SwapError> {
         let there = self.there()?;
         let (runs, mut copies) = self.lists(there)?;
+        self.part("lists");
         self.go_on()?;
-        let (session, runs, refused_pages) = self.load(&runs)?;
-        copies.extend(refused_pages);
+        let loaded = load(self.context, self.domids, &runs)?;
+        self.refused(&loaded);
+        self.part("dry run");
+        copies.extend(&loaded.bad);
         copies.sort_by_key(|r| r.pfn);
-        let to_copy = count(&copies);
+        self.bounded(&copies, &loaded.good)?;
+        let started = Instant::now();
+        let probes = self.probes(&loaded.good, there)?;
+        self.report.seconds.probes = seconds(started);
+        self.part("probes");
+        let pairs = Pairs {
+            pairs: loaded.good.iter().map(SwapRun::from).collect(),
+            filed: None,
+        };
+        self.prepared(loaded, Moved { pairs, probes }, copies)
+    }
+
+    /// Refuse to copy what is too much.
+    pub(crate) fn bounded(&self, copies: &[PfnRun], runs: &[JoinedRun]) -> Result<(), SwapError> {
+        let to_copy = count(copies);
         if to_copy > MAX_COPIES || runs.is_empty() {
             return Err(refused(format!(
                 "{to_copy} pages cannot be swapped ({:?}); `vmbeam migrate --mode copy` copies the memory instead",
                 self.report.pages_refused
             )));
         }
-        let started = Instant::now();
-        let probes = self.probes(&runs, there)?;
-        self.report.seconds.probes = seconds(started);
+        Ok(())
+    }
+
+    /// All is known that has to be before the swap.
+    pub(crate) fn prepared(
+        &mut self,
+        loaded: Loaded,
+        moved: Moved,
+        copies: Vec<PfnRun>,
+    ) -> Result<Event, SwapError> {
         if self.request.verify {
             let (here, external) = (self.guest.domid, self.external());
             self.before = self.digests(Phase::DigestsBefore, true, here, &external)?;
+            self.part("digests");
         }
-        self.work.moved = Some(Moved {
-            pairs: runs.iter().map(SwapRun::from).collect(),
-            probes,
-        });
-        self.loaded = Some((session, runs));
+        self.work.moved = Some(moved);
+        self.loaded = Some((loaded.session, loaded.good));
         self.copies = copies;
-        let copies = to_copy > 0;
+        let copies = !self.copies.is_empty();
         Ok(Event::Prepared { copies })
     }
 
     /// The guest's number at the destination.
-    fn there(&self) -> Result<u32, SwapError> {
+    pub(crate) fn there(&self) -> Result<u32, SwapError> {
         let there = self.work.record.to.guest;
         there.ok_or_else(|| refused("the guest's number is not known"))
     }
@@ -212,6 +270,7 @@ impl Job<'_> {
             }
         }
         self.report.counts = counts(session.spent());
+        self.part("swap");
         self.exec.swapped = Swapped::By(session);
         let late = Refusals::collect(&runs, &status);
         if !late.counts.is_empty() {
@@ -228,11 +287,13 @@ impl Job<'_> {
         let there = self.there()?;
         let copies = std::mem::take(&mut self.copies);
         self.copy(&copies, there)?;
+        self.part("copy");
         if self.request.verify {
             let external = self.external();
             let after = self.digests(Phase::DigestsAfter, false, there, &external)?;
             let before = std::mem::take(&mut self.before);
             self.compare(&before, &after)?;
+            self.part("digests");
         }
         Ok(Event::Done)
     }
@@ -254,78 +315,48 @@ impl Job<'_> {
         Ok(selected)
     }
 
-    /// A session with those runs that will not be refused, and the pages of the
-    /// others.
-    #[allow(clippy::type_complexity, reason = "three things, used once")]
-    fn load(
-        &mut self,
-        runs: &[JoinedRun],
-    ) -> Result<(Box<dyn DriverSession>, Vec<JoinedRun>, Vec<PfnRun>), SwapError> {
-        let progress = self.context.progress;
-        let open = || {
-            self.context
-                .driver
-                .open(self.domids.0, self.domids.1)
-                .map_err(refused)
-        };
-        let started = Instant::now();
-        let mut session = open()?;
-        add(&mut *session, runs, progress)?;
-        let pages: u64 = runs.iter().map(|r| u64::from(r.nr)).sum();
-        let mut status = vec![NOT_ATTEMPTED; pages as usize];
-        prepare(&*session, &mut status, progress)?;
-        let refusals = Refusals::collect(runs, &status);
-        let (good, bad) = split(runs, &status);
-        if !bad.is_empty() && !good.is_empty() {
-            info!("not to be swapped: {refusals}");
-            // What is swapped is to be all or nothing, so without these.
-            session = open()?;
-            add(&mut *session, &good, progress)?;
+    /// Note how many pages cannot be swapped.
+    pub(crate) fn refused(&mut self, loaded: &Loaded) {
+        for (reason, nr) in &loaded.refusals.counts {
+            let known = &mut self.report.pages_refused;
+            *known.entry((*reason).into()).or_default() += nr;
         }
-        for (reason, nr) in refusals.counts {
-            self.report.pages_refused.insert(reason.into(), nr);
-        }
-        self.report.seconds.prepare = seconds(started);
-        Ok((session, good, bad))
+        self.report.seconds.prepare += loaded.seconds;
     }
 
     /// Pages that differ, of which two are kept: they tell where the memory is.
     fn probes(&mut self, runs: &[JoinedRun], there: u32) -> Result<Vec<Probe>, SwapError> {
-        let pfns: Vec<u64> = runs
-            .iter()
-            .flat_map(|r| (0..u64::from(r.nr)).map(|i| r.pfn + i))
-            .collect();
-        let mut found = self.differences(&sample(&pfns, PROBE_SAMPLE), there)?;
-        for batch in pfns.chunks(PROBE_BATCH) {
-            if !found.is_empty() {
-                break;
-            }
-            found = self.differences(batch, there)?;
+        match self.differences(&samples(runs), there)? {
+            found if found.is_empty() => self.search(runs, there),
+            found => Ok(two_of(&found)),
         }
-        if let [first, .., last] = found[..] {
-            found = vec![first, last];
-        }
-        Ok(found)
     }
 
-    fn differences(&mut self, pfns: &[u64], there: u32) -> Result<Vec<Probe>, SwapError> {
+    /// The same among all pages.
+    pub(crate) fn search(
+        &mut self,
+        runs: &[JoinedRun],
+        there: u32,
+    ) -> Result<Vec<Probe>, SwapError> {
+        let all: Vec<PfnRun> = runs.iter().map(PfnRun::from).collect();
+        for batch in parts(&all, PROBE_BATCH) {
+            let found = self.differences(&batch, there)?;
+            if !found.is_empty() {
+                return Ok(two_of(&found));
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    fn differences(&mut self, runs: &[PfnRun], there: u32) -> Result<Vec<Probe>, SwapError> {
         self.go_on()?;
-        let runs: Vec<PfnRun> = pfns.iter().map(|p| PfnRun { pfn: *p, nr: 1 }).collect();
         let here = self.guest.domid;
         let (from, to) = (&mut self.exec.from, &mut self.exec.to);
         let (a, b) = both(
-            || from.talk(|l| l.digests(here, &runs, |_| {})),
-            || to.talk(|l| l.digests(there, &runs, |_| {})),
+            || from.talk(|l| l.digests(here, runs, |_| {})),
+            || to.talk(|l| l.digests(there, runs, |_| {})),
         );
-        let pairs = a.map_err(refused)?.into_iter().zip(b.map_err(refused)?);
-        Ok(pairs
-            .filter(|(a, b)| a.1 != b.1)
-            .map(|(a, b)| Probe {
-                pfn: a.0,
-                source: a.1,
-                destination: b.1,
-            })
-            .collect())
+        Ok(different([a.map_err(refused)?, b.map_err(refused)?]))
     }
 
     fn copy(&mut self, copies: &[PfnRun], there: u32) -> Result<(), SwapError> {
@@ -334,7 +365,12 @@ impl Job<'_> {
         let total = count(copies);
         let mut done = 0;
         let mut read: Option<(Vec<PfnRun>, Vec<u8>)> = None;
-        let parts = parts(copies, MAX_PAGES_PER_CHUNK as u64);
+        let mut parts = parts(copies, MAX_PAGES_PER_CHUNK as u64);
+        let ahead = std::mem::take(&mut self.ahead);
+        if parts == [&*ahead.0] && !ahead.1.is_empty() {
+            parts.clear();
+            read = Some(ahead);
+        }
         // One part is written while the next one is read.
         for part in parts.into_iter().map(Some).chain([None]) {
             self.go_on()?;
@@ -407,26 +443,155 @@ impl Job<'_> {
     }
 }
 
-/// Some of these, spread evenly, the first and the last among them.
-fn sample(pfns: &[u64], most: usize) -> Vec<u64> {
-    let Some(last) = pfns.len().checked_sub(1) else {
-        return Vec::new();
-    };
-    let nr = pfns.len().min(most);
-    (0..nr).map(|i| pfns[i * last / (nr - 1).max(1)]).collect()
+/// A session with those runs that will not be refused, and the others.
+pub(crate) struct Loaded {
+    pub(crate) session: Box<dyn DriverSession>,
+    pub(crate) good: Vec<JoinedRun>,
+    pub(crate) bad: Vec<PfnRun>,
+    refusals: Refusals,
+    seconds: f64,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Hand runs to the driver, and try which would be refused.
+pub(crate) fn load(
+    context: Context<'_>,
+    domids: (u32, u32),
+    runs: &[JoinedRun],
+) -> Result<Loaded, SwapError> {
+    let progress = context.progress;
+    let open = || context.driver.open(domids.0, domids.1).map_err(refused);
+    let started = Instant::now();
+    let mut session = open()?;
+    add(&mut *session, runs, progress)?;
+    let pages: u64 = runs.iter().map(|r| u64::from(r.nr)).sum();
+    let mut status = vec![NOT_ATTEMPTED; pages as usize];
+    prepare(&*session, &mut status, progress)?;
+    let refusals = Refusals::collect(runs, &status);
+    let (good, bad) = split(runs, &status);
+    if !bad.is_empty() && !good.is_empty() {
+        info!("not to be swapped: {refusals}");
+        // What is swapped is to be all or nothing, so without these.
+        session = open()?;
+        add(&mut *session, &good, progress)?;
+    }
+    Ok(Loaded {
+        session,
+        good,
+        bad,
+        refusals,
+        seconds: seconds(started),
+    })
+}
 
-    #[test]
-    fn samples_are_spread() {
-        let pfns: Vec<u64> = (10..1010).collect();
-        let some = sample(&pfns, 4);
-        assert_eq!(some, [10, 343, 676, 1009]);
-        assert_eq!(sample(&pfns, 1), [10]);
-        assert_eq!(sample(&pfns[..3], 256), [10, 11, 12]);
-        assert!(sample(&[], 256).is_empty());
+/// How long the toolstacks may make no progress. One that restores a large guest makes
+/// room for all of it before it takes more.
+fn stalled_after(to: &Side<'_>) -> Duration {
+    to.vm.timeout()
+}
+
+/// Ask the destination until it has a guest, but not for ever.
+pub(crate) fn until_made(
+    to: &mut Side<'_>,
+    limits: Limits<'_>,
+    ask: impl Fn(&mut Link) -> Result<Option<u32>, LinkError>,
+) -> Result<u32, SwapError> {
+    let deadline = Instant::now() + stalled_after(to);
+    loop {
+        limits.go_on()?;
+        match to.talk(&ask).map_err(refused)? {
+            Some(guest) => return Ok(guest),
+            None if Instant::now() > deadline => {
+                return Err(refused(format!(
+                    "host VM {} has not completed the guest within {} s; see its agent's log, and agent_timeout_seconds if the guest is large",
+                    to.name(),
+                    stalled_after(to).as_secs()
+                )));
+            }
+            None => {}
+        }
+    }
+}
+
+/// The guest, once it is restored.
+pub(crate) fn finish(to: &mut Side<'_>, limits: Limits<'_>) -> Result<u32, SwapError> {
+    until_made(to, limits, Link::finish)
+}
+
+/// Pages spread over all of these.
+pub(crate) fn samples(runs: &[JoinedRun]) -> Vec<PfnRun> {
+    let page = |pfn| PfnRun { pfn, nr: 1 };
+    sample(runs, PROBE_SAMPLE).into_iter().map(page).collect()
+}
+
+/// Pages whose digests at the source and at the destination differ.
+pub(crate) fn different([a, b]: [Vec<(u64, Digest)>; 2]) -> Vec<Probe> {
+    a.into_iter()
+        .zip(b)
+        .filter(|(a, b)| a.1 != b.1)
+        .map(|(a, b)| Probe {
+            pfn: a.0,
+            source: a.1,
+            destination: b.1,
+        })
+        .collect()
+}
+
+/// The first and the last.
+pub(crate) fn two_of(probes: &[Probe]) -> Vec<Probe> {
+    match probes {
+        [first, .., last] => vec![*first, *last],
+        few => few.to_vec(),
+    }
+}
+
+/// What is on its way of a guest's state.
+#[derive(Debug, Default)]
+pub(crate) struct Relay {
+    pub(crate) scanner: Scanner,
+    /// Pulled, and not pushed yet.
+    waiting: Vec<u8>,
+    /// All was pulled.
+    end: bool,
+    gate: Gate,
+    /// Something came through since that was opened.
+    answered: bool,
+}
+
+/// What keeps the source from suspending the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Gate {
+    /// Nothing comes that would follow.
+    #[default]
+    Shut,
+    /// It is to be opened by the next question.
+    Opens,
+    /// Nothing.
+    Open,
+}
+
+impl Gate {
+    /// Whether there is nothing to be pulled now.
+    fn is_shut(self, scanner: &Scanner) -> bool {
+        self == Self::Shut && scanner.contents().staged
+    }
+}
+
+impl Relay {
+    /// One that nothing keeps from coming.
+    fn open() -> Self {
+        Self {
+            gate: Gate::Open,
+            answered: true,
+            ..Self::default()
+        }
+    }
+
+    /// All that can be before the guest is suspended has been pushed.
+    pub(crate) fn is_staged(&self) -> bool {
+        self.waiting.is_empty() && (self.scanner.contents().staged || self.end)
+    }
+
+    fn is_over(&self) -> bool {
+        self.waiting.is_empty() && self.end
     }
 }

@@ -87,7 +87,7 @@ fn a_half_move_that_the_driver_keeps_is_put_back_before_the_guest_goes_on() {
         let mut half = state.clone();
         if let State::Swap { pairs, .. } = &mut half {
             // Neither of the two pages that are looked at.
-            *pairs = pairs[4..8].into();
+            pairs.pairs = pairs.pairs[4..8].into();
         }
         exchange(w, &half);
         middle = Some(half);

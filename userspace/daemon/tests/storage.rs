@@ -11,8 +11,10 @@ mod moves;
 
 use common::{lock, World};
 use fail::FailScenario;
-use moves::{contents, error, migrate, wait_until_runs_only_in, world};
+use moves::{contents, error, migrate, report, wait_until_runs_only_in, world};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmbeam_wire::message::{Failure, FromDaemon, ToDaemon};
 
@@ -53,11 +55,13 @@ fn whichever_write_fails_the_guest_runs_in_one_place() {
         ("journal-data", EIO),
         ("journal-rename", EROFS),
         ("journal-sync", EIO),
+        ("journal-pairs", ENOSPC),
         ("journal-remove", EROFS),
     ];
     for (point, errno) in points {
-        // A migration writes five times, and removes.
-        for nr in 0..7 {
+        // A migration writes five times and its pairs, and removes: no point is passed more
+        // often than that makes durable.
+        for nr in 0..10 {
             fail::cfg(point, &format!("{nr}*off->1*return({errno})->off")).unwrap();
             let to = if at == "A" { "B" } else { "A" };
             let answer = migrate(&w, at, to);
@@ -75,7 +79,8 @@ fn nothing_runs_while_the_journal_may_say_something_else() {
     let _scenario = FailScenario::setup();
     let w = world();
     let (_, pages) = contents(&w, "A").unwrap();
-    fail::cfg("journal-sync", &format!("3*off->return({EIO})")).unwrap();
+    // Behind the file and the directory of the first line and of the pairs, and two lines.
+    fail::cfg("journal-sync", &format!("6*off->return({EIO})")).unwrap();
     let (failure, message) = error(migrate(&w, "A", "B"));
     assert_eq!(failure, Failure::Failed);
     assert!(message.contains("cannot write the journal"), "{message}");
@@ -92,4 +97,23 @@ fn nothing_runs_while_the_journal_may_say_something_else() {
     assert_eq!(w.records(), 1);
     fail::remove("journal-remove");
     wait_until_runs_only_in(&w, "B", &pages);
+}
+
+#[test]
+fn few_writes_are_waited_for_in_the_pause() {
+    let _scenario = FailScenario::setup();
+    let w = world();
+    let (a, b) = (w.hosts["A"].clone(), w.hosts["B"].clone());
+    let syncs = Arc::new([AtomicU32::new(0), AtomicU32::new(0)]);
+    let counted = syncs.clone();
+    fail::cfg_callback("journal-sync", move || {
+        let stopped = lock(&a).suspended > 0 && lock(&b).running().is_empty();
+        counted[usize::from(stopped)].fetch_add(1, Ordering::Relaxed);
+    })
+    .unwrap();
+    report(migrate(&w, "A", "B"));
+    let [outside, pause] = [0, 1].map(|i| syncs[i].load(Ordering::Relaxed));
+    // What is swapped, and that there is no return.
+    assert_eq!(pause, 2);
+    assert!(outside > 3, "{outside}");
 }

@@ -66,11 +66,12 @@ pub fn decide(step: Step, seen: Seen) -> Plan {
     use Presence::{Gone, Unknown, Up};
     let wait = |side| Plan::Wait(Why::Presence(side));
     match (step, seen.source, seen.destination) {
-        // What the destination has is an empty copy, and no hurry.
-        (Step::Stream, Up, _) => Plan::Undo,
-        (Step::Stream, Gone, Unknown) => wait(Side::Destination),
-        (Step::Stream, Gone, _) => Plan::Lost,
-        (Step::Stream, Unknown, _) => wait(Side::Source),
+        // What the destination has is an empty copy, and no hurry. To let run what was only
+        // staged changes nothing, unless somebody has suspended it all the same.
+        (Step::Stage | Step::Stream, Up, _) => Plan::Undo,
+        (Step::Stage | Step::Stream, Gone, Unknown) => wait(Side::Destination),
+        (Step::Stage | Step::Stream, Gone, _) => Plan::Lost,
+        (Step::Stage | Step::Stream, Unknown, _) => wait(Side::Source),
 
         (Step::Swap { .. }, Gone, Gone) => Plan::Lost,
         (Step::Swap { copies, torn }, source, destination) => {

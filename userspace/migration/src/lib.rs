@@ -29,6 +29,9 @@ pub enum Side {
 /// How far a migration is: what the journal says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
+    /// The guest runs at the source, and has not been suspended; a copy of it that never ran is
+    /// being made at the destination.
+    Stage,
     /// The guest is being saved and restored; its memory is at the source.
     Stream,
     /// Its memory is at the source or at the destination.
@@ -49,8 +52,11 @@ pub enum Step {
 pub enum Command {
     /// Make this what the journal says.
     Write(Step),
-    /// Save the guest at the source and restore it at the destination; it is paused on both
-    /// sides then, and its memory still at the source.
+    /// Make all of the guest's copy at the destination that can be made while the guest runs,
+    /// and find out all that can be found out then.
+    Stage,
+    /// Save the guest at the source and restore it at the destination, or what staging has left
+    /// of that; it is paused on both sides then, and its memory still at the source.
     Stream,
     /// Find the pairs to be swapped, and pages that tell where the memory is.
     Prepare,
@@ -126,9 +132,10 @@ pub enum Event {
 enum Doing {
     // Going on.
     Beginning,
+    Staging,
+    /// Noting that the guest is going to be suspended, and the number of its copy.
+    Suspending,
     Streaming,
-    /// Noting the number of the guest at the destination.
-    Naming,
     Preparing,
     /// Noting what is going to be swapped.
     Announcing {
@@ -187,17 +194,23 @@ enum Next {
 pub struct State {
     /// Its memory is swapped, and not in the stream.
     swaps: bool,
+    /// Its copy is made before it is suspended.
+    stages: bool,
     step: Step,
     doing: Doing,
 }
 
 impl State {
     /// A migration of a guest that runs at the source. With `swaps`, its memory is swapped;
-    /// otherwise it is in the stream.
-    pub fn new(swaps: bool) -> Self {
+    /// otherwise it is in the stream. With `stages`, its copy is made before it is suspended.
+    pub fn new(swaps: bool, stages: bool) -> Self {
         Self {
             swaps,
-            step: Step::Stream,
+            stages,
+            step: match stages {
+                true => Step::Stage,
+                false => Step::Stream,
+            },
             doing: Doing::Beginning,
         }
     }
@@ -206,6 +219,7 @@ impl State {
     pub fn recovered(step: Step) -> Self {
         Self {
             swaps: matches!(step, Step::Swap { .. }),
+            stages: step == Step::Stage,
             step,
             doing: Doing::Looking { settled: None },
         }
@@ -222,8 +236,9 @@ impl State {
         matches!(
             self.doing,
             Beginning
+                | Staging
+                | Suspending
                 | Streaming
-                | Naming
                 | Preparing
                 | Announcing { .. }
                 | Swapping
@@ -248,7 +263,9 @@ impl State {
     /// What is to be done now.
     pub fn command(&self) -> Command {
         match self.doing {
-            Doing::Beginning | Doing::Naming | Doing::Returned => Command::Write(Step::Stream),
+            Doing::Beginning if self.stages => Command::Write(Step::Stage),
+            Doing::Beginning | Doing::Suspending | Doing::Returned => Command::Write(Step::Stream),
+            Doing::Staging => Command::Stage,
             Doing::Streaming => Command::Stream,
             Doing::Preparing => Command::Prepare,
             Doing::Announcing { copies } => Command::Write(Step::Swap {
@@ -278,21 +295,24 @@ impl State {
     #[must_use]
     pub fn step(self, event: Event) -> Self {
         match (self.doing, event) {
+            (Doing::Beginning, Event::Done) if self.stages => self.to(Doing::Staging),
             (Doing::Beginning, Event::Done) => self.to(Doing::Streaming),
             // Nothing was done that the record would have to tell of.
             (Doing::Beginning, Event::Perhaps) => self.to(Doing::Removing(Outcome::AtSource)),
             (Doing::Beginning, _) => self.to(Doing::Ended(Outcome::AtSource)),
 
-            (Doing::Streaming, Event::Done) => self.to(Doing::Naming),
-            (Doing::Naming, Event::Done) if self.swaps => self.to(Doing::Preparing),
-            (Doing::Naming, Event::Done) => self.to(Doing::Deciding),
+            (Doing::Staging, Event::Done) => self.to(Doing::Suspending),
+            // Not before the journal says so.
+            (Doing::Suspending, Event::Done) => self.reach(Step::Stream, Doing::Streaming),
+            (Doing::Streaming, Event::Done) if self.swaps => self.to(Doing::Preparing),
+            (Doing::Streaming, Event::Done) => self.to(Doing::Deciding),
             (Doing::Preparing, Event::Prepared { copies }) => self.to(Doing::Announcing { copies }),
             (Doing::Announcing { copies }, Event::Done) => {
                 let torn = false;
                 self.reach(Step::Swap { copies, torn }, Doing::Swapping)
             }
             // The memory is where it was, whatever the journal says.
-            (Doing::Streaming | Doing::Naming | Doing::Preparing, _)
+            (Doing::Staging | Doing::Suspending | Doing::Streaming | Doing::Preparing, _)
             | (Doing::Announcing { .. }, _) => self.look(),
 
             (Doing::Swapping, Event::Done) => self.to(Doing::Copying),
@@ -399,7 +419,7 @@ impl State {
                 Step::Destroy if seen.source == Presence::Up => self.to(Doing::Cleaning),
                 Step::Destroy => self.to(Doing::Removing(Outcome::AtDestination)),
                 Step::Resume => self.to(Doing::Resuming),
-                Step::Stream | Step::Swap { .. } => self.to(Doing::Completing),
+                Step::Stage | Step::Stream | Step::Swap { .. } => self.to(Doing::Completing),
             },
             Plan::Lost => {
                 let destination = seen.destination == Presence::Up;

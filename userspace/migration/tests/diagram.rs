@@ -16,6 +16,7 @@ const END: &str = ".. machine: end\n";
 
 fn step(step: Step) -> &'static str {
     match step {
+        Step::Stage => "STAGE",
         Step::Stream => "STREAM",
         Step::Swap { torn: false, .. } => "SWAP",
         Step::Swap { torn: true, .. } => "SWAP, torn",
@@ -31,6 +32,7 @@ fn name(command: Command) -> String {
     };
     match command {
         Command::Write(s) => format!("write {}", step(s)),
+        Command::Stage => "stage".into(),
         Command::Stream => "save and restore".into(),
         Command::Prepare => "find the pairs".into(),
         Command::Commit => "swap".into(),
@@ -100,13 +102,18 @@ fn answers(command: Command) -> Vec<(&'static str, Vec<Event>)> {
 fn draw() -> String {
     let swap = |torn| Step::Swap { copies: true, torn };
     let steps = [
+        Step::Stage,
         Step::Stream,
         swap(false),
         swap(true),
         Step::Resume,
         Step::Destroy,
     ];
-    let mut states = vec![State::new(true), State::new(false)];
+    let mut states = vec![
+        State::new(true, true),
+        State::new(true, false),
+        State::new(false, false),
+    ];
     states.extend(steps.map(State::recovered));
     let mut known: HashSet<State> = states.iter().copied().collect();
     let mut rows: Vec<(bool, String, &str)> = Vec::new();

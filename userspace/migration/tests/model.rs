@@ -100,10 +100,10 @@ impl Model for Machine {
 
     fn init_states(&self) -> Vec<World> {
         // The defects are shown by a migration that swaps.
-        [true, false]
+        [(true, true), (true, false), (false, false)]
             .into_iter()
-            .filter(|swaps| *swaps || self.defect == Defect::None)
-            .map(|swaps| World::new(swaps, self.faults))
+            .filter(|(swaps, _)| *swaps || self.defect == Defect::None)
+            .map(|(swaps, stages)| World::new(swaps, stages, self.faults))
             .collect()
     }
 
@@ -209,6 +209,10 @@ impl Model for Machine {
                 "it comes to run in one place, or is named as stuck",
                 |m: &Machine, w: &World| m.ends(w).is_ok(),
             ),
+            // Of what was staged nothing is left, and the guest has never noticed.
+            Property::always("what is only staged runs on", |_, w: &World| {
+                w.journal != Some(Step::Stage) || w.source.guest != Guest::Paused
+            }),
             // That the model gets anywhere.
             Property::sometimes("it runs at the destination", |_, w: &World| {
                 w.runs(Side::Destination) && w.journal.is_none()
@@ -274,6 +278,7 @@ fn every_defect_is_found() {
         Defect::PanicOrphans,
         Defect::TwoDaemons,
         Defect::NotEnded,
+        Defect::Impatient,
     ] {
         let (violations, states) = check(defect, DEFECT_FAULTS);
         let nr = violations.len();

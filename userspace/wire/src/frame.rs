@@ -25,7 +25,7 @@ use crate::message::Message;
 /// First bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"VMBm";
 /// Version of the protocol that this code speaks.
-pub const VERSION: u16 = 7;
+pub const VERSION: u16 = 8;
 /// The last version without a checksum of the header.
 pub const OLD_VERSION: u16 = 6;
 /// What all versions have in front, and what the length does not count.

@@ -34,6 +34,13 @@ pub struct PfnRun {
     pub nr: u32,
 }
 
+impl PfnRun {
+    /// Whether this page is among them.
+    pub fn has(&self, pfn: u64) -> bool {
+        pfn >= self.pfn && pfn - self.pfn < u64::from(self.nr)
+    }
+}
+
 /// Why a page of a guest may not move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Reason {

@@ -132,6 +132,7 @@ mod tests {
         let name = |n| ToAgent::Receive {
             name: "x".repeat(n),
             external: true,
+            staged: true,
         };
         assert!(pass(&name(MAX_NAME)).is_ok());
         assert!(pass(&name(MAX_NAME + 1)).is_err());

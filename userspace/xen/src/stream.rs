@@ -24,6 +24,8 @@ const LIBXC_HEADERS: usize = 24 + 16;
 const LIBXC_END: u32 = 0;
 const LIBXC_PAGE_DATA: u32 = 1;
 const LIBXC_EXTERNAL_PAGES: u32 = 0x13;
+const LIBXC_POPULATE_PAGES: u32 = 0x14;
+const LIBXC_STAGED: u32 = 0x15;
 const RECORD_HEADER: usize = 8;
 /// libxc's own limit.
 const MAX_RECORD: u32 = 128 << 20;
@@ -52,8 +54,8 @@ pub enum StreamError {
     /// External pages are in more pieces than a frame list may have.
     #[error("more than {MAX_RANGES} ranges of external pages")]
     Ranges,
-    /// External pages are empty, out of order, or beyond all bounds.
-    #[error("external pages {first:#x} + {nr:#x} are not acceptable here")]
+    /// Pages are empty, out of order, or beyond all bounds.
+    #[error("pages {first:#x} + {nr:#x} are not acceptable here")]
     Range {
         /// First page.
         first: u64,
@@ -65,6 +67,10 @@ pub enum StreamError {
 /// What is known after some of the stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Contents {
+    /// Pages that the guest had before it was suspended, if that was said.
+    pub populated: u64,
+    /// All was said that can be before the guest is suspended.
+    pub staged: bool,
     /// Pages whose contents are not in the stream, in ascending order.
     pub external: Vec<Range<u64>>,
     /// Pages whose contents are in the stream.
@@ -91,6 +97,7 @@ enum Part {
     LibxcHeaders,
     LibxcRecord,
     PageData { length: u32 },
+    PopulatePages,
     ExternalPages,
     Nothing,
 }
@@ -106,6 +113,8 @@ pub struct Scanner {
     skip: u64,
     /// Pages of all external ranges.
     external: u64,
+    /// Where the ranges of populated pages end.
+    populated_end: u64,
     contents: Contents,
 }
 
@@ -117,6 +126,7 @@ impl Default for Scanner {
             collected: Vec::new(),
             skip: 0,
             external: 0,
+            populated_end: 0,
             contents: Contents::default(),
         }
     }
@@ -219,6 +229,10 @@ impl Scanner {
                 self.skip = padded(length) - 8;
                 self.next(Part::LibxcRecord, RECORD_HEADER);
             }
+            Part::PopulatePages => {
+                self.populate_pages(bytes)?;
+                self.next(Part::LibxcRecord, RECORD_HEADER);
+            }
             Part::ExternalPages => {
                 self.external_pages(bytes)?;
                 self.next(Part::LibxcRecord, RECORD_HEADER);
@@ -235,29 +249,44 @@ impl Scanner {
                 let length = checked(kind, length, 8)?;
                 self.next(Part::PageData { length }, 8);
             }
-            LIBXC_EXTERNAL_PAGES => {
+            LIBXC_EXTERNAL_PAGES | LIBXC_POPULATE_PAGES => {
                 let length = checked(kind, length, 24)?;
                 if length > 8 + 16 * MAX_RANGES {
                     return Err(StreamError::Length { kind, length });
                 }
-                self.next(Part::ExternalPages, length as usize);
+                let part = match kind {
+                    LIBXC_EXTERNAL_PAGES => Part::ExternalPages,
+                    _ => Part::PopulatePages,
+                };
+                self.next(part, length as usize);
             }
+            LIBXC_STAGED if length != 0 || self.contents.staged => {
+                return Err(StreamError::Length { kind, length });
+            }
+            LIBXC_STAGED => self.contents.staged = true,
             _ => self.skip = padded(checked(kind, length, 0)?),
         }
         Ok(())
     }
 
-    fn external_pages(&mut self, bytes: &[u8]) -> Result<(), StreamError> {
-        let ranges = bytes[8..].chunks_exact(16);
-        if !ranges.remainder().is_empty() || ranges.len() != u32_at(bytes, 0) as usize {
-            return Err(StreamError::Length {
-                kind: LIBXC_EXTERNAL_PAGES,
-                // From a 32-bit field.
-                length: bytes.len() as u32,
-            });
+    /// They are counted, and otherwise for those who populate.
+    fn populate_pages(&mut self, bytes: &[u8]) -> Result<(), StreamError> {
+        for (first, nr) in ranges(LIBXC_POPULATE_PAGES, bytes)? {
+            let end = first.checked_add(nr).filter(|end| *end <= END_OF_PFNS);
+            let pages = self.contents.populated.saturating_add(nr);
+            match end {
+                Some(end) if nr > 0 && first >= self.populated_end && pages <= MAX_EXTERNAL => {
+                    self.populated_end = end;
+                    self.contents.populated = pages;
+                }
+                _ => return Err(StreamError::Range { first, nr }),
+            }
         }
-        for range in ranges {
-            let (first, nr) = (u64_at(range, 0), u64_at(range, 8));
+        Ok(())
+    }
+
+    fn external_pages(&mut self, bytes: &[u8]) -> Result<(), StreamError> {
+        for (first, nr) in ranges(LIBXC_EXTERNAL_PAGES, bytes)? {
             let from = self.contents.external.last().map_or(0, |r| r.end);
             let end = first.checked_add(nr).filter(|end| *end <= END_OF_PFNS);
             self.external = self.external.saturating_add(nr);
@@ -276,6 +305,22 @@ impl Scanner {
         }
         Ok(())
     }
+}
+
+/// First page and number of pages of each range of a record.
+fn ranges(
+    kind: u32,
+    bytes: &[u8],
+) -> Result<impl Iterator<Item = (u64, u64)> + use<'_>, StreamError> {
+    let ranges = bytes[8..].chunks_exact(16);
+    if !ranges.remainder().is_empty() || ranges.len() != u32_at(bytes, 0) as usize {
+        return Err(StreamError::Length {
+            kind,
+            // From a 32-bit field.
+            length: bytes.len() as u32,
+        });
+    }
+    Ok(ranges.map(|range| (u64_at(range, 0), u64_at(range, 8))))
 }
 
 fn checked(kind: u32, length: u32, least: u32) -> Result<u32, StreamError> {
@@ -302,12 +347,16 @@ mod tests {
     }
 
     fn external(ranges: &[(u64, u64)]) -> Vec<u8> {
+        pages(LIBXC_EXTERNAL_PAGES, ranges)
+    }
+
+    fn pages(kind: u32, ranges: &[(u64, u64)]) -> Vec<u8> {
         let mut body = (ranges.len() as u64).to_le_bytes().to_vec();
         for (first, nr) in ranges {
             body.extend(first.to_le_bytes());
             body.extend(nr.to_le_bytes());
         }
-        record(LIBXC_EXTERNAL_PAGES, &body)
+        record(kind, &body)
     }
 
     /// Two data pages and a pfn without data.
@@ -361,6 +410,35 @@ mod tests {
             assert_eq!(contents.data_pages, 4);
             assert_eq!(contents.bytes, stream.len() as u64);
             assert!(contents.complete);
+        }
+    }
+
+    #[test]
+    fn what_is_staged_is_known_before_the_rest() {
+        let staged = |ranges: &[(u64, u64)], marks: &[usize]| {
+            let mut records = vec![pages(LIBXC_POPULATE_PAGES, ranges)];
+            records.extend(marks.iter().map(|nr| record(LIBXC_STAGED, &vec![0; *nr])));
+            records.extend([external(&[(1, 2)]), page_data()]);
+            saved(&records)
+        };
+        let stream = staged(&[(0, 3), (512, 1024)], &[0]);
+        let end = saved(&[]).len() - 8 - 16 - 8 + 8 + 8 + 32 + 8;
+        for piece in [1, 4096] {
+            let contents = scan(&stream, piece).unwrap();
+            assert!(contents.complete && contents.staged);
+            assert_eq!((contents.populated, contents.external_pages()), (1027, 2));
+            assert!(!scan(&stream[..end - 1], piece).unwrap().staged);
+            let half = scan(&stream[..end], piece).unwrap();
+            assert!(half.staged && half.external.is_empty());
+        }
+        for (ranges, marks) in [
+            (&[(0, 0)][..], &[0][..]),
+            (&[(5, 2), (6, 1)], &[0]),
+            (&[(0, MAX_EXTERNAL + 1)], &[0]),
+            (&[(0, 1)], &[8]),
+            (&[(0, 1)], &[0, 0]),
+        ] {
+            assert!(scan(&staged(ranges, marks), 4096).is_err(), "{ranges:?}");
         }
     }
 

@@ -56,23 +56,48 @@ impl Link {
         }
     }
 
-    /// Begin to save a guest.
-    pub fn save(&mut self, guest: u32, external: bool) -> Result<(), LinkError> {
-        self.demand(&ToAgent::Send { guest, external })
+    /// Begin to save a guest. With `staged`, it runs on until [`Link::go`].
+    pub fn save(&mut self, guest: u32, external: bool, staged: bool) -> Result<(), LinkError> {
+        self.demand(&ToAgent::Send {
+            guest,
+            external,
+            staged,
+        })
     }
 
     /// What there is of the guest that is being saved; true with the end.
     pub fn pull(&mut self) -> Result<(Vec<u8>, bool), LinkError> {
-        match self.ask_within(&ToAgent::Pull, PROMPT)? {
+        self.part(&ToAgent::Pull)
+    }
+
+    /// The guest may be suspended now; and the same.
+    pub fn go(&mut self) -> Result<(Vec<u8>, bool), LinkError> {
+        self.part(&ToAgent::Go)
+    }
+
+    fn part(&mut self, question: &ToAgent) -> Result<(Vec<u8>, bool), LinkError> {
+        match self.ask_within(question, PROMPT)? {
             FromAgent::Part { data, end } => Ok((data, end)),
             other => Err(unexpected(&other)),
         }
     }
 
     /// Begin to restore a guest.
-    pub fn restore(&mut self, name: &str, external: bool) -> Result<(), LinkError> {
+    pub fn restore(&mut self, name: &str, external: bool, staged: bool) -> Result<(), LinkError> {
         let name = name.to_owned();
-        self.demand(&ToAgent::Receive { name, external })
+        self.demand(&ToAgent::Receive {
+            name,
+            external,
+            staged,
+        })
+    }
+
+    /// The guest that is being restored, once it is made and only lacks its state.
+    pub fn staged(&mut self) -> Result<Option<u32>, LinkError> {
+        match self.ask_within(&ToAgent::Staged, PROMPT)? {
+            FromAgent::Staged { guest } => Ok(guest),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Hand over the next bytes of it; says how many were taken.
@@ -136,10 +161,23 @@ impl Link {
     pub fn frames(
         &mut self,
         guest: u32,
+        progress: impl FnMut(u64),
+    ) -> Result<FrameList, LinkError> {
+        self.list(&ToAgent::Frames { guest }, progress)
+    }
+
+    /// The same of the pages that may not move by that list, which all seem to here.
+    pub fn kept(&mut self, guest: u32) -> Result<FrameList, LinkError> {
+        self.list(&ToAgent::Kept { guest }, |_| {})
+    }
+
+    fn list(
+        &mut self,
+        question: &ToAgent,
         mut progress: impl FnMut(u64),
     ) -> Result<FrameList, LinkError> {
         let mut list = FrameListBuilder::within(self.versions.memory_end);
-        let last = self.ask(&ToAgent::Frames { guest }, |answer| match answer {
+        let last = self.ask(question, |answer| match answer {
             FromAgent::FramesChunk {
                 runs,
                 excluded,

@@ -2,6 +2,7 @@
 
 //! Host VMs made of nothing, and agents in them.
 
+use super::toolstack::{toolstack, FakeRestore, FakeSave};
 use super::*;
 
 /// Frames that each fake host VM has.
@@ -33,6 +34,10 @@ pub struct FakeHost {
     pub lacks: Vec<String>,
     /// Its agent does not know questions about these.
     pub is_old: bool,
+    /// Its toolstack suspends a guest before its copy is made.
+    pub unstaged: bool,
+    /// How often a guest was suspended.
+    pub suspended: u32,
     /// The names of its guests cannot be read.
     pub nameless: bool,
     /// The file that says which guest hypervisor it has.
@@ -45,13 +50,13 @@ pub struct FakeHost {
 
 impl FakeHost {
     /// The guest hypervisor notes an event in a frame of a guest.
-    fn event(&mut self, gfn: u64) {
+    pub(super) fn event(&mut self, gfn: u64) {
         self.memory.entry(gfn).and_modify(|word| *word ^= 1);
         self.trouble = Trouble::None;
     }
 
     /// Frames that no guest has, from 1024 on.
-    fn unused(&self, nr: u64) -> Vec<u64> {
+    pub(super) fn unused(&self, nr: u64) -> Vec<u64> {
         let used: HashSet<u64> = self
             .guests
             .values()
@@ -95,6 +100,9 @@ impl FakeHost {
     }
 }
 
+/// First domid of restored guests.
+pub const RESTORED: u32 = 100;
+
 pub type Host = Arc<Mutex<FakeHost>>;
 
 pub fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -135,189 +143,10 @@ pub fn host(seed: u64, pages: u64, tables: u64) -> Host {
     Arc::new(Mutex::new(host))
 }
 
-/// What `xl save --external-memory` would write for these pages.
-fn saved(pages: &[PageRun], external: bool) -> Vec<u8> {
-    let record = |kind: u32, body: &[u8]| {
-        let mut r = kind.to_le_bytes().to_vec();
-        r.extend((body.len() as u32).to_le_bytes());
-        r.extend(body);
-        r.resize(r.len().next_multiple_of(8), 0);
-        r
-    };
-    let ordinary = |p: &&PageRun| external && p.kind == PageKind::Ordinary;
-    let outside: Vec<u64> = pages.iter().filter(ordinary).map(|p| p.pfn).collect();
-    let inside: Vec<u64> = pages
-        .iter()
-        .filter(|p| !ordinary(p))
-        .map(|p| p.pfn)
-        .collect();
-    let mut s = b"Xen saved domain, xl format\n \0 \r".to_vec();
-    for word in [0x0102_0304u32, 3, 0, 0] {
-        s.extend(word.to_le_bytes());
-    }
-    s.extend(b"LibxlFmt");
-    s.extend([0; 8]);
-    s.extend(record(1, &[]));
-    s.extend(u64::MAX.to_le_bytes());
-    s.extend([0; 32]);
-    if !outside.is_empty() {
-        let mut body = (outside.len() as u64).to_le_bytes().to_vec();
-        for pfn in outside {
-            body.extend(pfn.to_le_bytes());
-            body.extend(1u64.to_le_bytes());
-        }
-        s.extend(record(0x13, &body));
-    }
-    for part in inside.chunks(64) {
-        let mut body = (part.len() as u64).to_le_bytes().to_vec();
-        body.extend(part.iter().flat_map(|pfn| pfn.to_le_bytes()));
-        body.resize(body.len() + part.len() * 4096, 7);
-        s.extend(record(1, &body));
-    }
-    s.extend(record(0, &[]));
-    s.extend(record(0, &[]));
-    s
-}
-
-fn toolstack(message: &str) -> HvError {
-    HvError {
-        code: AgentErrorCode::Toolstack,
-        message: message.into(),
-    }
-}
-
-/// A guest that is being saved: it is paused at once, and runs again if that
-/// is given up.
-#[derive(Debug)]
-struct FakeSave {
-    host: Host,
-    guest: u32,
-    stream: Vec<u8>,
-    at: usize,
-}
-
-impl Outgoing for FakeSave {
-    fn pull(&mut self) -> Result<(Vec<u8>, bool), HvError> {
-        let trouble = lock(&self.host).trouble;
-        match trouble {
-            Trouble::SaveHangs => {
-                std::thread::sleep(Duration::from_millis(20));
-                return Ok((Vec::new(), false));
-            }
-            Trouble::SaveFails if self.at > 0 => {
-                self.resume();
-                return Err(toolstack("the save has failed"));
-            }
-            Trouble::SaveCrashes if self.at > 0 => {
-                lock(&self.host).trouble = Trouble::None;
-                if let Some(g) = lock(&self.host).guests.get_mut(&self.guest) {
-                    g.ended = Some(GuestState::Shutdown);
-                    g.paused = false;
-                }
-                return Err(toolstack("the guest did not suspend"));
-            }
-            Trouble::SaveDies if self.at > 0 => return Err(toolstack("the save was killed")),
-            _ => {}
-        }
-        let end = (self.at + 60_000).min(self.stream.len());
-        let data = self.stream[self.at..end].to_vec();
-        self.at = end;
-        Ok((data, end == self.stream.len()))
-    }
-
-    fn abort(&mut self) -> Result<(), HvError> {
-        if lock(&self.host).trouble != Trouble::SaveDies {
-            self.resume();
-        }
-        Ok(())
-    }
-}
-
-impl FakeSave {
-    fn resume(&self) {
-        if let Some(g) = lock(&self.host).guests.get_mut(&self.guest) {
-            g.paused = false;
-        }
-    }
-}
-
-/// A guest that is being restored.
-#[derive(Debug)]
-struct FakeRestore {
-    host: Host,
-    name: String,
-    stream: Vec<u8>,
-}
-
-/// First domid of restored guests.
-pub const RESTORED: u32 = 100;
-
-impl Incoming for FakeRestore {
-    fn push(&mut self, data: &[u8]) -> Result<usize, HvError> {
-        if lock(&self.host).trouble == Trouble::RestoreSleeps {
-            lock(&self.host).trouble = Trouble::None;
-            std::thread::sleep(Duration::from_secs(7));
-        }
-        if lock(&self.host).trouble == Trouble::RestoreStalls {
-            std::thread::sleep(Duration::from_millis(20));
-            return Ok(0);
-        }
-        // A part of it, to be asked again.
-        let taken = data.len().min(50_000);
-        self.stream.extend(&data[..taken]);
-        Ok(taken)
-    }
-
-    fn finish(&mut self) -> Result<bool, HvError> {
-        let mut scanner = vmbeam_xen::stream::Scanner::default();
-        let fed = scanner.feed(&self.stream);
-        if fed.is_err() || !scanner.contents().complete {
-            return Err(toolstack("the stream is cut off"));
-        }
-        let mut host = lock(&self.host);
-        if host.trouble == Trouble::RestoreFails {
-            return Err(toolstack("the restore has failed"));
-        }
-        // In frames that no other guest has, with contents of no meaning.
-        let pages = scanner.contents().external_pages() + scanner.contents().data_pages;
-        let gfns = host.unused(pages);
-        let page = |(pfn, gfn): (u64, &u64)| PageRun {
-            pfn,
-            gfn: *gfn,
-            nr: 1,
-            kind: match pfn {
-                8 => PageKind::XenstoreRing,
-                9 => PageKind::ConsoleRing,
-                _ if pfn % 16 == 3 => PageKind::PageTable,
-                _ => PageKind::Ordinary,
-            },
-        };
-        for (pfn, gfn) in (0..).zip(&gfns) {
-            host.memory.insert(*gfn, 0xdead_0000_0000 + pfn % 3);
-        }
-        let domid = host.guests.keys().max().map_or(RESTORED, |m| RESTORED + m);
-        host.guests.insert(
-            domid,
-            FakeGuest {
-                name: self.name.clone(),
-                pages: (0..).zip(&gfns).map(page).collect(),
-                paused: true,
-                ended: None,
-                inspection: Inspection::default(),
-            },
-        );
-        Ok(true)
-    }
-
-    fn abort(&mut self) -> Result<(), HvError> {
-        Ok(())
-    }
-}
-
 #[derive(Debug)]
 pub struct FakeHypervisor(pub Host);
 
-fn no_guest(guest: u32) -> HvError {
+pub(super) fn no_guest(guest: u32) -> HvError {
     HvError {
         code: AgentErrorCode::NoGuest,
         message: format!("no guest {guest}"),
@@ -465,19 +294,12 @@ impl Hypervisor for FakeHypervisor {
             problem,
             free_mib: host.free_mib,
             cpu: CpuFeatures::default(),
+            stages: !host.unstaged,
         })
     }
 
-    fn save(&self, guest: u32, external: bool) -> Result<Box<dyn Outgoing>, HvError> {
-        let mut host = lock(&self.0);
-        let g = host.guests.get_mut(&guest).ok_or_else(|| no_guest(guest))?;
-        g.paused = true;
-        Ok(Box::new(FakeSave {
-            host: self.0.clone(),
-            guest,
-            stream: saved(&g.pages, external),
-            at: 0,
-        }))
+    fn save(&self, guest: u32, external: bool, staged: bool) -> Result<Box<dyn Outgoing>, HvError> {
+        Ok(Box::new(FakeSave::start(&self.0, guest, external, staged)?))
     }
 
     fn raise_events(&self, guest: u32) -> Result<(), HvError> {
@@ -498,12 +320,8 @@ impl Hypervisor for FakeHypervisor {
         }
     }
 
-    fn restore(&self, name: &str, _: bool) -> Result<Box<dyn Incoming>, HvError> {
-        Ok(Box::new(FakeRestore {
-            host: self.0.clone(),
-            name: name.into(),
-            stream: Vec::new(),
-        }))
+    fn restore(&self, name: &str, _: bool, staged: bool) -> Result<Box<dyn Incoming>, HvError> {
+        Ok(Box::new(FakeRestore::start(&self.0, name, staged)))
     }
 
     fn resume(&self, guest: u32) -> Result<(), HvError> {

@@ -8,6 +8,7 @@
 mod driver;
 mod host;
 pub mod peer;
+mod toolstack;
 mod trouble;
 
 pub use driver::*;
@@ -170,7 +171,9 @@ impl World {
     pub fn records(&self) -> usize {
         let files = std::fs::read_dir(self.journal()).unwrap();
         let names = files.map(|f| f.unwrap().file_name().into_string().unwrap());
-        names.filter(|n| n.starts_with("migration-")).count()
+        names
+            .filter(|n| n.starts_with("migration-") && n.ends_with(".json"))
+            .count()
     }
 
     pub fn stop(&mut self) {

@@ -11,7 +11,7 @@ use vmbeam_wire::message::{
     Failure, FromDaemon, GuestRef, MigrateReport, MigrateRequest, Mode, SwapRun, ToDaemon,
 };
 use vmbeam_xen::PageKind;
-use vmbeamd::journal::{Journal, Place, Probe, State};
+use vmbeamd::journal::{Journal, Pairs, Place, Probe, State};
 
 /// Two host VMs; B has no guest.
 pub fn world() -> World {
@@ -115,6 +115,11 @@ pub fn left_behind(state: impl FnOnce(&World) -> State) -> (World, HashMap<u64, 
 /// The world as a daemon leaves it that was killed: agents run, a guest exists
 /// twice, and there is a record.
 pub fn left(state: impl FnOnce(&World) -> State) -> (World, HashMap<u64, u64>) {
+    left_with(|w, _| state(w))
+}
+
+/// The same with what else is in the journal. The record's number is 1.
+pub fn left_with(state: impl FnOnce(&World, &Journal) -> State) -> (World, HashMap<u64, u64>) {
     let w = World::new();
     lock(&w.hosts["B"]).guests.clear();
     w.agents(&["A", "B"]);
@@ -134,7 +139,7 @@ pub fn left(state: impl FnOnce(&World) -> State) -> (World, HashMap<u64, u64>) {
         guest: Some(guest),
     };
     let mut record = journal.begin("guest", place("A", 1, 1), place("B", 2, RESTORED));
-    record.state = state(&w);
+    record.state = state(&w, &journal);
     journal.write(&record).unwrap();
     (w, pages)
 }
@@ -163,7 +168,7 @@ pub fn swap_of(w: &World) -> State {
         destination: digest("B", p.gfn_b),
     });
     State::Swap {
-        pairs,
+        pairs: Pairs { pairs, filed: None },
         probes: probes.into(),
         copies: false,
         torn: false,
@@ -175,7 +180,7 @@ pub fn exchange(w: &World, state: &State) {
         panic!()
     };
     let (mut a, mut b) = (lock(&w.hosts["A"]), lock(&w.hosts["B"]));
-    for p in pairs {
+    for p in &pairs.pairs {
         let (old_a, old_b) = (a.memory[&p.gfn_a], b.memory[&p.gfn_b]);
         a.memory.insert(p.gfn_a, old_b);
         b.memory.insert(p.gfn_b, old_a);

@@ -11,6 +11,17 @@ pub enum Trouble {
     Stock,
     /// A save stops half way.
     SaveFails,
+    /// The same before the guest is suspended.
+    StageFails,
+    /// A save says nothing before the guest is suspended.
+    StageHangs,
+    /// A restore has no place for the guest's devices.
+    NoBridge,
+    /// The guest's memory changes after its pages were listed.
+    Balloons,
+    /// A page table becomes an ordinary page, and the other way round, when a guest is
+    /// suspended.
+    TablesMove,
     /// A save never says anything.
     SaveHangs,
     /// A save dies and leaves the guest as it is.

@@ -22,6 +22,8 @@ pub enum Defect {
     TwoDaemons,
     /// What is destroyed, or let run, is not ended before: a restore may still make it.
     NotEnded,
+    /// A guest that is only to be staged is suspended at once.
+    Impatient,
 }
 
 /// A guest in a host VM.
@@ -96,6 +98,8 @@ pub enum Happens {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct World {
     pub swaps: bool,
+    /// The destination has a copy before the guest is suspended.
+    pub stages: bool,
     pub copies: bool,
     pub source: Host,
     pub destination: Host,
@@ -121,10 +125,11 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(swaps: bool, faults: u8) -> Self {
+    pub fn new(swaps: bool, stages: bool, faults: u8) -> Self {
         let host = |guest| Host { up: true, guest };
         Self {
             swaps,
+            stages,
             copies: false,
             source: host(Guest::Runs),
             destination: host(Guest::Absent),
@@ -134,7 +139,7 @@ impl World {
             written: false,
             ended: false,
             journal: None,
-            daemons: [Daemon::Runs(State::new(swaps)), Daemon::Down],
+            daemons: [Daemon::Runs(State::new(swaps, stages)), Daemon::Down],
             late: None,
             faults,
             crime: None,
@@ -162,7 +167,11 @@ impl World {
             Side::Source => self.memory == Memory::Source,
             // Of pages that were copied only the point of no return tells.
             Side::Destination => {
-                let decided = !matches!(self.journal, Some(Step::Stream | Step::Swap { .. }));
+                let before = matches!(
+                    self.journal,
+                    Some(Step::Stage | Step::Stream | Step::Swap { .. })
+                );
+                let decided = !before;
                 self.memory == Memory::Destination && (!self.copies || self.copied && decided)
             }
         }
@@ -221,8 +230,15 @@ impl World {
                 }
             }
             Command::Remove => self.journal = None,
-            Command::Stream => {
+            Command::Stage => {
                 if !self.runs(Side::Source) || !self.destination.up {
+                    return Event::Failed;
+                }
+                self.destination.guest = Guest::Paused;
+            }
+            Command::Stream => {
+                let empty = self.stages && self.destination.guest == Guest::Absent;
+                if !self.runs(Side::Source) || !self.destination.up || empty {
                     return Event::Failed;
                 }
                 self.source.guest = Guest::Paused;
@@ -306,7 +322,7 @@ impl World {
             _ if self.faults == 0 => &[],
             Command::Write(_) | Command::Remove => &[Way::Fails, Way::Unheard, Way::Unclear],
             Command::Commit | Command::SwapBack => &[Way::Fails, Way::Tears],
-            Command::Stream => &[Way::Fails, Way::Unheard, Way::Late],
+            Command::Stage | Command::Stream => &[Way::Fails, Way::Unheard, Way::Late],
             Command::Resume(_) | Command::Destroy(_) => &[Way::Fails, Way::Unheard, Way::Late],
             Command::Prepare | Command::Copy => &[Way::Fails],
             Command::Look => &[
@@ -321,6 +337,9 @@ impl World {
 
     /// A command is executed in this way; gives what the machine is told.
     pub fn execute(&mut self, step: Step, command: Command, way: Way, defect: Defect) -> Event {
+        if defect == Defect::Impatient && command == Command::Stage && self.runs(Side::Source) {
+            self.source.guest = Guest::Paused;
+        }
         if !matches!(way, Way::Well | Way::WithCopies) {
             self.faults -= 1;
         }
@@ -358,7 +377,9 @@ impl World {
                 if command == Command::Stream && self.runs(Side::Source) {
                     self.source.guest = Guest::Paused;
                 }
-                self.late = Some((side, command));
+                // What is staged already can only be late to be complete.
+                let made = command == Command::Stream && self.stages;
+                self.late = Some((side, command)).filter(|_| !made);
                 Event::Failed
             }
             (Way::Tears, _) => {
@@ -381,7 +402,7 @@ impl World {
     /// What was late is done now.
     pub fn late(&mut self) {
         match self.late.take() {
-            Some((_, Command::Stream)) => {
+            Some((_, Command::Stage | Command::Stream)) => {
                 if self.destination.up && self.destination.guest == Guest::Absent {
                     self.destination.guest = Guest::Paused;
                 }

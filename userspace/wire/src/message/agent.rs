@@ -56,6 +56,8 @@ pub enum ToAgent {
         guest: u32,
         /// Leave the contents of ordinary pages out.
         external: bool,
+        /// Before the guest is suspended say which pages it has, and wait for [`ToAgent::Go`].
+        staged: bool,
     },
     /// The next part of the guest that is being saved. Answer:
     /// [`FromAgent::Part`], after a short while even if there is nothing.
@@ -67,6 +69,8 @@ pub enum ToAgent {
         name: String,
         /// Expect a state without the contents of ordinary pages.
         external: bool,
+        /// Make the guest, with its devices, from what is known of it before it is suspended.
+        staged: bool,
     },
     /// The next part of the guest that is being restored. Answer:
     /// [`FromAgent::Taken`], after a short while even if nothing was taken.
@@ -148,6 +152,18 @@ pub enum ToAgent {
     MayStart {
         /// All of them, or none.
         allowed: bool,
+    },
+    /// How far is the guest that is being restored? Answer: [`FromAgent::Staged`], after a
+    /// short while even if it is not made yet; ask again then.
+    Staged,
+    /// Suspend the guest that is being saved, which waits for that, and go on. Answer: as that
+    /// to [`ToAgent::Pull`].
+    Go,
+    /// The frames behind the pages that may not move, of the list that was sent last. Answer:
+    /// as that to [`ToAgent::Frames`], with none that may not.
+    Kept {
+        /// The guest's domid in its host VM.
+        guest: u32,
     },
 }
 
@@ -281,6 +297,8 @@ pub struct Facts {
     pub free_mib: u64,
     /// CPU features that a PV guest can have there.
     pub cpu: CpuFeatures,
+    /// The toolstack can make a guest before it is suspended where it comes from.
+    pub stages: bool,
 }
 
 /// Why an agent cannot do what it was asked for.
@@ -402,6 +420,11 @@ pub enum FromAgent {
     Definition(Definition),
     /// Answer to [`ToAgent::Autostart`]: their names.
     Autostart(Vec<String>),
+    /// Answer to [`ToAgent::Staged`].
+    Staged {
+        /// The guest, once it has all its pages and devices, and waits for its state.
+        guest: Option<u32>,
+    },
 }
 
 impl FromAgent {
@@ -431,6 +454,7 @@ impl FromAgent {
             Self::Lacking(_) => "Lacking",
             Self::Definition(_) => "Definition",
             Self::Autostart(_) => "Autostart",
+            Self::Staged { .. } => "Staged",
         }
     }
 }

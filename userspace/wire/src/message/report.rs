@@ -155,6 +155,8 @@ pub enum Phase {
     Rollback,
     /// Whether a migration is possible.
     Preflight,
+    /// The guest's copy is made at the destination while the guest runs.
+    Stage,
     /// The guest is suspended and saved, and restored at the destination.
     Stream,
     /// Contents of pages that could not be swapped.
@@ -179,6 +181,7 @@ impl Phase {
             Self::DigestsAfter => "digests after",
             Self::Rollback => "swapping back",
             Self::Preflight => "checking",
+            Self::Stage => "staging",
             Self::Stream => "saving",
             Self::Copy => "copying",
             Self::Resume => "resuming",
@@ -190,7 +193,7 @@ impl Phase {
     /// What progress is counted in.
     pub fn unit(self) -> &'static str {
         match self {
-            Self::Stream => "bytes",
+            Self::Stage | Self::Stream => "bytes",
             _ => "pages",
         }
     }
@@ -307,7 +310,9 @@ pub struct SwapCounts {
 pub struct MigrateSeconds {
     /// Finding out whether it is possible.
     pub preflight: f64,
-    /// From the request to save until the guest exists twice.
+    /// Making the guest's copy while the guest runs: all before it is suspended.
+    pub stage: f64,
+    /// From the request to suspend the guest until it exists twice, complete.
     pub stream: f64,
     /// Frame lists of both guests, and joining them.
     pub lists: f64,
@@ -325,8 +330,8 @@ pub struct MigrateSeconds {
     pub resume: f64,
     /// Destroying what was left at the source.
     pub destroy: f64,
-    /// From the request to save until the guest ran again. The guest itself
-    /// stood still for a little less.
+    /// From the request to suspend the guest until it ran again: the sum of
+    /// [`MigrateReport::pause`]. The guest itself stood still for a little less.
     pub downtime: f64,
     /// The whole job.
     pub total: f64,
@@ -365,6 +370,11 @@ pub struct MigrateReport {
     pub counts: SwapCounts,
     /// What could not be done after the guest ran, and is being tried again.
     pub pending: Option<String>,
+    /// Why the copy was not made before the guest was suspended, if it was not.
+    pub unstaged: Option<String>,
+    /// What the guest was suspended for, in the order in which it began: parts of the pause,
+    /// and their nanoseconds.
+    pub pause: Vec<(String, u64)>,
     /// Times.
     pub seconds: MigrateSeconds,
 }

@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Migrations whose guest runs while its copy is made: what fails then, it never notices; and
+//! what is left for the pause.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+#[path = "common/moves.rs"]
+mod moves;
+
+use common::peer::proxy;
+use common::{lock, Trouble, World};
+use moves::{
+    assert_runs_only_in, contents, error, exchange, left_with, migrate, report, request, swap_of,
+    wait_until_runs_only_in, world,
+};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use vmbeam_uapi::Errno;
+use vmbeam_wire::message::{Failure, FromDaemon, ToDaemon};
+use vmbeam_xen::PageKind;
+use vmbeamd::join::JoinedRun;
+use vmbeamd::journal::{Filed, Pairs, State};
+
+#[test]
+fn the_pause_is_the_sum_of_its_parts() {
+    let w = world();
+    let (_, pages) = contents(&w, "A").unwrap();
+    let r = report(migrate(&w, "A", "B"));
+    assert_eq!(r.unstaged, None);
+    assert_eq!(r.pages_swapped, 1024 - 64 - 2);
+    assert_runs_only_in(&w, "B", &pages);
+    assert_eq!(lock(&w.hosts["A"]).suspended, 1);
+    let names: Vec<&str> = r.pause.iter().map(|p| p.0.as_str()).collect();
+    let expected = [
+        "suspend", "state", "restore", "confirm", "digests", "journal", "swap", "copy", "resume",
+    ];
+    assert_eq!(names, expected);
+    let sum: u64 = r.pause.iter().map(|p| p.1).sum();
+    assert!((sum as f64 / 1e9 - r.seconds.downtime).abs() < 1e-9);
+    let all = r.seconds.preflight + r.seconds.stage + r.seconds.downtime;
+    assert!(r.seconds.stage > 0.0 && all <= r.seconds.total, "{r:?}");
+    // A toolstack that cannot stage is used as it was before.
+    lock(&w.hosts["A"]).unstaged = true;
+    let r = report(migrate(&w, "B", "A"));
+    let why = r.unstaged.unwrap();
+    assert!(why.contains("host VM A lacks `xl save --staged`"), "{why}");
+    assert_eq!(r.seconds.stage, 0.0);
+    assert!(r.pause.iter().any(|p| p.0 == "lists"), "{:?}", r.pause);
+    let sum: u64 = r.pause.iter().map(|p| p.1).sum();
+    assert!((sum as f64 / 1e9 - r.seconds.downtime).abs() < 1e-9);
+    assert_runs_only_in(&w, "A", &pages);
+}
+
+/// It runs in A, has never been suspended, and B has nothing of it.
+#[track_caller]
+fn has_not_noticed(w: &World, pages: &std::collections::HashMap<u64, u64>) {
+    assert_runs_only_in(w, "A", pages);
+    assert_eq!(lock(&w.hosts["A"]).suspended, 0);
+}
+
+#[test]
+fn what_fails_while_it_is_staged_the_guest_does_not_notice() {
+    let w = world();
+    let (_, pages) = contents(&w, "A").unwrap();
+    for (vm, trouble, words) in [
+        ("A", Trouble::StageFails, "the save has failed"),
+        ("B", Trouble::NoBridge, "no such bridge"),
+    ] {
+        lock(&w.hosts[vm]).trouble = trouble;
+        let (failure, message) = error(migrate(&w, "A", "B"));
+        assert_eq!(failure, Failure::RolledBack, "{message}");
+        assert!(message.contains(words), "{message}");
+        lock(&w.hosts[vm]).trouble = Trouble::None;
+        has_not_noticed(&w, &pages);
+    }
+    // What the driver refuses is known before, too.
+    let all: Vec<u64> = lock(&w.hosts["A"]).guests[&1]
+        .pages
+        .iter()
+        .map(|p| p.gfn)
+        .collect();
+    lock(&w.driver.faults).refuse = all.iter().map(|g| (*g, -(Errno::EBUSY as i32))).collect();
+    let (_, message) = error(migrate(&w, "A", "B"));
+    assert!(message.contains("pages cannot be swapped"), "{message}");
+    lock(&w.driver.faults).refuse.clear();
+    has_not_noticed(&w, &pages);
+    // A save that says nothing ends with the limit of time, or when nobody wants it.
+    lock(&w.hosts["A"]).trouble = Trouble::StageHangs;
+    let mut r = request("A", "B");
+    r.timeout_seconds = Some(1);
+    let (_, message) = error(w.ask(&ToDaemon::Migrate(r)));
+    assert!(message.contains("--timeout"), "{message}");
+    has_not_noticed(&w, &pages);
+    std::thread::scope(|s| {
+        let answer = s.spawn(|| migrate(&w, "A", "B"));
+        std::thread::sleep(Duration::from_millis(500));
+        assert_eq!(w.ask(&ToDaemon::Abort { job: 5 }), FromDaemon::Done);
+        let (_, message) = error(answer.join().unwrap());
+        assert!(message.contains("it was cancelled"), "{message}");
+    });
+    has_not_noticed(&w, &pages);
+    lock(&w.hosts["A"]).trouble = Trouble::None;
+    report(migrate(&w, "A", "B"));
+    assert_runs_only_in(&w, "B", &pages);
+}
+
+/// Either agent goes away once B has the guest, or at the gate.
+#[test]
+fn agents_that_go_away_at_the_gate() {
+    for (vm, at) in [("A", "Kept"), ("B", "Kept"), ("A", "Go"), ("B", "Staged")] {
+        let mut w = World::new();
+        lock(&w.hosts["B"]).guests.clear();
+        let other = if vm == "A" { "B" } else { "A" };
+        w.agents(&[other]);
+        let once = Mutex::new(true);
+        proxy(
+            &w.socket(vm),
+            w.hosts[vm].clone(),
+            move |message, daemon, _| {
+                let name = format!("{message:?}");
+                let hit = name.starts_with(at) && std::mem::take(&mut *once.lock().unwrap());
+                if hit {
+                    let _ = daemon.shutdown(std::net::Shutdown::Both);
+                }
+                hit
+            },
+        );
+        w.start();
+        for name in ["A", "B"] {
+            w.wait_agent(name, None);
+        }
+        let (_, pages) = contents(&w, "A").unwrap();
+        let (failure, message) = error(migrate(&w, "A", "B"));
+        assert_eq!(failure, Failure::RolledBack, "{vm} {at}: {message}");
+        has_not_noticed(&w, &pages);
+    }
+}
+
+#[test]
+fn a_daemon_that_dies_while_it_is_staged() {
+    let (mut w, pages) = left_with(|w, _| {
+        lock(&w.hosts["A"]).guests.get_mut(&1).unwrap().paused = false;
+        State::Stage
+    });
+    w.start();
+    wait_until_runs_only_in(&w, "A", &pages);
+    assert_eq!(lock(&w.hosts["A"]).suspended, 0);
+}
+
+/// What the file says is swapped back, but for what the record says.
+#[test]
+fn a_daemon_that_dies_behind_the_swap_finds_the_pairs_in_their_file() {
+    let (mut w, pages) = left_with(|w, journal| {
+        let mut state = swap_of(w);
+        exchange(w, &state);
+        let State::Swap { pairs, .. } = &mut state else {
+            panic!()
+        };
+        let mut filed: Vec<JoinedRun> = pairs.pairs[10..].iter().map(JoinedRun::from).collect();
+        // A pair that was not swapped after all.
+        let stays = JoinedRun {
+            pfn: filed.last().unwrap().pfn + 1,
+            gfn_a: 7,
+            gfn_b: 7,
+            nr: 3,
+        };
+        filed.push(stays);
+        *pairs = Pairs {
+            pairs: pairs.pairs[..10].into(),
+            filed: Some(Filed {
+                digest: journal.file_pairs(1, &filed).unwrap(),
+                without: vec![(&stays).into()],
+            }),
+        };
+        state
+    });
+    let stays = lock(&w.hosts["A"]).memory[&8];
+    w.start();
+    wait_until_runs_only_in(&w, "A", &pages);
+    assert_eq!(lock(&w.hosts["A"]).memory[&8], stays);
+}
+
+/// Pages that are page tables no more, and pages that have become some, since the guest's
+/// copy was made.
+#[test]
+fn what_has_changed_since_is_found() {
+    let w = world();
+    let word = |pfn: usize| {
+        let host = lock(&w.hosts["A"]);
+        host.memory[&host.guests[&1].pages[pfn].gfn]
+    };
+    let (was_table, becomes_table) = (word(3), word(4));
+    lock(&w.hosts["A"]).trouble = Trouble::TablesMove;
+    let r = report(migrate(&w, "A", "B"));
+    assert_eq!((r.pages_swapped, r.pages_sent), (1024 - 66, 66));
+    assert_eq!(r.pages_verified, r.pages_swapped);
+    let host = lock(&w.hosts["B"]);
+    let guest = host.guests.values().next().unwrap();
+    let now = |pfn: usize| host.memory[&guest.pages[pfn].gfn];
+    assert_eq!(guest.pages[3].kind, PageKind::Ordinary);
+    assert_eq!(now(3), was_table);
+    assert_ne!(now(4), becomes_table, "its contents came with the state");
+}
+
+#[test]
+fn a_guest_that_balloons_at_the_gate_goes_on() {
+    let w = world();
+    let (_, pages) = contents(&w, "A").unwrap();
+    lock(&w.hosts["A"]).trouble = Trouble::Balloons;
+    let (failure, message) = error(migrate(&w, "A", "B"));
+    assert_eq!(failure, Failure::RolledBack);
+    assert!(message.contains("changed since it was staged"), "{message}");
+    assert_runs_only_in(&w, "A", &pages);
+}
+
+/// Questions that follow each other while the guest is suspended; parts of its state come
+/// as many as there are.
+#[test]
+fn few_questions_are_asked_in_the_pause() {
+    let mut w = World::new();
+    lock(&w.hosts["B"]).guests.clear();
+    let asked: Arc<Mutex<Vec<(&str, String)>>> = Arc::default();
+    for vm in ["A", "B"] {
+        let asked = asked.clone();
+        proxy(&w.socket(vm), w.hosts[vm].clone(), move |message, _, _| {
+            let name = format!("{message:?}");
+            let name = name.split([' ', '{']).next().unwrap();
+            asked.lock().unwrap().push((vm, name.into()));
+            false
+        });
+    }
+    w.start();
+    for name in ["A", "B"] {
+        w.wait_agent(name, None);
+    }
+    // Some pages are to be copied.
+    let gfn = lock(&w.hosts["A"]).guests[&1].pages[200].gfn;
+    lock(&w.driver.faults).refuse = [(gfn, -(Errno::EBUSY as i32))].into();
+    let mut r = request("A", "B");
+    r.verify = false;
+    assert_eq!(report(w.ask(&ToDaemon::Migrate(r))).pages_copied, 1);
+    let asked = asked.lock().unwrap();
+    let go = asked.iter().position(|q| q.1 == "Go").unwrap();
+    let end = asked.iter().position(|q| q.1 == "Resume").unwrap();
+    let of = |vm: &str| -> Vec<&str> {
+        asked[go..=end]
+            .iter()
+            .filter(|q| q.0 == vm && !matches!(q.1.as_str(), "Pull" | "Push"))
+            .map(|q| q.1.as_str())
+            .collect()
+    };
+    // After Go, which is answered with a part of the state, the four of B follow each other, and
+    // those of A are asked meanwhile.
+    assert_eq!(of("A"), ["Go", "Digest", "ReadPages"]);
+    assert_eq!(of("B"), ["Finish", "Digest", "WritePages", "Resume"]);
+    let before: Vec<&str> = asked[..go].iter().map(|q| q.1.as_str()).collect();
+    for name in ["Frames", "Kept", "Staged"] {
+        assert!(before.contains(&name), "{before:?}");
+    }
+}
