@@ -146,9 +146,11 @@ fn parts(results: &Results) -> Option<Section> {
         title: "What it stands still for",
         sentence: format!("A guest VM of {}, by vmbeam migrate, in the lab.", size(mib)),
         figure: bars(groups, time)?,
-        method: "stream: its state, saved by the one toolstack and restored by the other; lists: both \
-                 frame lists and their join; probes: digests of pages by which a daemon that starts \
-                 again would see where the memory is; copy: pages that cannot be swapped.",
+        method: "suspend: until its state begins to come, of which all that can be sent before is \
+                 at the destination; state: until all has come; restore: until it is complete at the \
+                 destination, meanwhile digests of pages by which a daemon that starts again would see \
+                 where the memory is, and a dry run; journal: two lines; copy: pages that cannot be \
+                 swapped. lists, dry run, probes: only where the toolstack cannot stage.",
     })
 }
 

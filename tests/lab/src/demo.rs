@@ -199,6 +199,7 @@ pub fn migrate(topology: &Topology, progress: &Progress, report: &mut Report) ->
     let stage = progress.stage("migrate the running guest VM from A to B");
     let before = migrate::console_lines(b)?;
     let migration = migrate::migrate(topology, "A", "B", "")?;
+    migration.check_pause()?;
     let check = migrate::runs_only_in(topology, "B")?;
     workload.goes_on(b, &check)?;
     let gap_ms = migrate::longest_gap(b, before)?;
@@ -431,6 +432,15 @@ impl Report {
                 "bytes on the wire", m.migrate_bytes_on_wire, m.stock_bytes_on_wire
             );
             println!();
+            let downtime = m.migrate_downtime_seconds;
+            for (part, seconds) in &m.migrate.pause {
+                // One bar of 40 in all.
+                let bar = "#".repeat((seconds / downtime * 40.0).round() as usize);
+                row(
+                    &format!("stood still: {part}  {bar}"),
+                    format!("{seconds:.3} s"),
+                );
+            }
             row(
                 "pages swapped and sent",
                 format!("{} and {}", m.migrate_pages_swapped, m.migrate_pages_sent),

@@ -28,10 +28,11 @@ const GROUP: &str = "faults";
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// What the command line shows, in order.
-const PHASES: [&str; 6] = [
-    "saving",
+const PHASES: [&str; 7] = [
+    "staging",
     "frame lists",
     "dry run",
+    "saving",
     "swapping",
     "resuming",
     "cleaning up",
@@ -76,7 +77,12 @@ impl Victim {
 }
 
 /// Who is killed when.
-const DEATHS: [(Victim, &str); 17] = [
+const DEATHS: [(Victim, &str); 22] = [
+    (Victim::Xl("A"), "staging"),
+    (Victim::Xl("B"), "staging"),
+    (Victim::Agent("A"), "staging"),
+    (Victim::Agent("B"), "staging"),
+    (Victim::Daemon, "staging"),
     (Victim::Xl("A"), "saving"),
     (Victim::Xl("B"), "saving"),
     (Victim::Helper("A"), "saving"),
@@ -169,6 +175,7 @@ pub fn run(tally: &mut Tally, topology: &Topology, progress: &Progress) {
     });
     // Always the one whose guest it is not.
     for (vm, survivor, phase) in [
+        ("B", "A", "staging"),
         ("B", "A", "saving"),
         ("B", "A", "frame lists"),
         ("A", "B", "resuming"),
@@ -229,7 +236,7 @@ fn lost_or_not(topology: &Topology) -> Result<()> {
 /// cannot be cleaned up before it speaks again.
 fn silent(topology: &Topology) -> Result<()> {
     let (host, b) = (&topology.machine.host, &topology.machine.b);
-    begin(topology, "--timeout 20")?;
+    begin(topology, "--timeout 20", "saving")?;
     b.sh("kill -STOP $(pidof vmbeam-agent)", SHORT)?;
     let output = host.run(
         "while [ ! -s /run/lab/migrate.code ]; do usleep 50000; done; \
@@ -253,14 +260,14 @@ fn silent(topology: &Topology) -> Result<()> {
     home(topology)
 }
 
-/// Start a migration in the background and wait until it saves the guest.
-fn begin(topology: &Topology, options: &str) -> Result<()> {
+/// Start a migration in the background and wait until it shows this.
+fn begin(topology: &Topology, options: &str, phase: &str) -> Result<()> {
     topology.machine.host.sh(
         &format!(
             "rm -f /run/lab/migrate.out /run/lab/migrate.code; \
              {{ {}; echo $? >/run/lab/migrate.code; }} >/run/lab/migrate.out 2>&1 & \
              echo $! >/run/lab/migrate.pid; \
-             until grep -qs saving /run/lab/migrate.out; do usleep 5000; done",
+             until grep -qs {phase} /run/lab/migrate.out; do usleep 5000; done",
             migrate::command("A", "B", options)
         ),
         LIMIT,
@@ -294,7 +301,7 @@ fn die(topology: &Topology, victim: Victim, phase: &str) -> Result<()> {
     // Between READY and the point of no return the daemon goes on or undoes.
     let expected: &[&str] = match victim {
         _ if after => &["B"],
-        Victim::Agent(_) if phase != PHASES[0] => &["A", "B"],
+        Victim::Agent(_) if !["staging", "saving"].contains(&phase) => &["A", "B"],
         _ => &["A"],
     };
     ensure!(
@@ -316,9 +323,9 @@ fn rank(phase: &str) -> Result<usize> {
 fn until(topology: &Topology, victim: Victim, phase: &str) -> Result<&'static str> {
     for number in 0..TRIES {
         let held = match victim {
-            // These live in this state only, and begin their work in the middle of it.
+            // These begin their work in the middle of a state.
             Victim::Xl(_) | Victim::Helper(_) => {
-                begin(topology, "")?;
+                begin(topology, "", phase)?;
                 true
             }
             _ => stopped_at(topology, phase, number * LATER_MS)? == phase,
@@ -534,7 +541,7 @@ fn full(topology: &Topology) -> Result<()> {
 /// still meanwhile.
 fn two(topology: &Topology) -> Result<()> {
     let (host, b) = (&topology.machine.host, &topology.machine.b);
-    begin(topology, "")?;
+    begin(topology, "", "saving")?;
     b.sh("kill -STOP $(pidof vmbeam-agent)", SHORT)?;
     let start = |name: &str, from, to| {
         format!(

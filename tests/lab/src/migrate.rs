@@ -52,6 +52,10 @@ pub struct Migration {
     /// What the hypervisor counted.
     #[serde(flatten)]
     pub counts: Counts,
+    /// Why the copy was not made before the guest was suspended, unless it was.
+    pub unstaged: Option<String>,
+    /// Seconds of the downtime, by what they went into.
+    pub pause: BTreeMap<String, f64>,
     seconds: BTreeMap<String, f64>,
 }
 
@@ -73,6 +77,17 @@ pub struct Counts {
 }
 
 impl Migration {
+    /// The parts of the pause are all of it.
+    pub fn check_pause(&self) -> Result<()> {
+        let (sum, downtime) = (self.pause.values().sum::<f64>(), self.seconds("downtime")?);
+        ensure!(
+            (sum - downtime).abs() < 1e-6,
+            "the parts of the pause are {sum} s, and it was {downtime} s: {:?}",
+            self.pause
+        );
+        Ok(())
+    }
+
     /// Seconds of one of its parts.
     pub fn seconds(&self, part: &str) -> Result<f64> {
         self.seconds
@@ -230,23 +245,25 @@ fn same_name(tally: &mut Tally, topology: &Topology) {
 
 /// The figures, with the gap that the guest itself saw.
 pub fn summary(m: &Migration, gap_ms: u64) -> Result<String> {
+    m.check_pause()?;
+    let pause: Vec<String> = m
+        .pause
+        .iter()
+        .map(|(part, seconds)| format!("{part} {seconds:.3}"))
+        .collect();
     Ok(format!(
         "{} pages swapped in {:.3} s, {} sent, {} copied; {} bytes of state, {} on the wire; \
-         down {:.3} s (stream {:.3}, lists {:.3}, probes {:.3}, digests {:.3}, copy {:.3}, resume {:.3}), \
-         total {:.3} s; the guest saw a gap of {:.3} s",
+         {} {:.3} s, down {:.3} s ({}), total {:.3} s; the guest saw a gap of {:.3} s",
         m.pages_swapped,
         m.seconds("swap")?,
         m.pages_sent,
         m.pages_copied,
         m.stream_bytes,
         m.wire_bytes,
+        m.unstaged.as_deref().unwrap_or("staged"),
+        m.seconds("stage")?,
         m.seconds("downtime")?,
-        m.seconds("stream")?,
-        m.seconds("lists")?,
-        m.seconds("probes")?,
-        m.seconds("digests")?,
-        m.seconds("copy")?,
-        m.seconds("resume")?,
+        pause.join(", "),
         m.seconds("total")?,
         gap_ms as f64 / 1000.0,
     ))

@@ -31,9 +31,6 @@ use crate::workload::Workload;
 /// longer by the toolstack's own way than anybody would wait.
 const MIGRATED: u32 = 128;
 
-/// What the guest VM stands still for, as `vmbeam migrate --json` names it.
-const PARTS: [&str; 6] = ["stream", "lists", "probes", "swap", "copy", "resume"];
-
 /// The one that stays in B and computes all the time.
 const NEIGHBOUR: &str = "neighbour";
 /// How long it is watched when nothing moves.
@@ -153,9 +150,10 @@ impl Bench<'_> {
         let mib = f64::from(MIGRATED);
         part.add("migrate.total", &who, mib, m.seconds("total")?, "s");
         part.add("migrate.down", &who, mib, m.seconds("downtime")?, "s");
-        for part_of in PARTS {
+        // What the guest VM stood still for.
+        for (part_of, seconds) in &m.pause {
             let series = format!("{part_of}, {load}");
-            part.add("migrate.part", &series, mib, m.seconds(part_of)?, "s");
+            part.add("migrate.part", &series, mib, *seconds, "s");
         }
         let bytes = m.wire_bytes as f64;
         part.add("migrate.bytes", &who, mib, bytes, "bytes");
