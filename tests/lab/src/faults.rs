@@ -220,7 +220,7 @@ fn lost_or_not(topology: &Topology) -> Result<()> {
     let guests = migrate::guests(&topology.machine.a)?;
     if guests.is_empty() {
         ensure!(
-            said.contains("the guest is lost with its host VM"),
+            said.contains("the guest was lost with its host VM"),
             "no guest is left, and it printed: {}",
             said.trim()
         );

@@ -317,7 +317,7 @@ impl Hypervisor for Xen {
             pages: info.pages,
             runs,
         };
-        let mut inspection = preflight::inspect(self, domid, size);
+        let mut inspection = preflight::inspect(self, domid, info.cpupool, size);
         let unseen = disks::unseen(self, domid, || self.can_see_rings());
         inspection.problems.extend(unseen);
         if let Some(name) = self.name(domid) {
@@ -459,6 +459,7 @@ mod tests {
             pages: 1,
             shared_info_frame: 0,
             max_vcpu: Some(0),
+            cpupool: 0,
         }
     }
 

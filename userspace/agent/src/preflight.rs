@@ -46,6 +46,7 @@ pub fn is_there(here: &impl Surroundings, need: &Need) -> bool {
         // No name of an interface has a slash.
         NeedKind::Bridge => !need.name.contains('/') && here.exists(Path::new(&bridge(&need.name))),
         NeedKind::Disk | NeedKind::Kernel => here.exists(Path::new(&need.name)),
+        NeedKind::Pool => pools(here).any(|(_, name)| name == need.name),
         NeedKind::Definition => {
             let dir = Path::new(&need.name).parent();
             dir.is_some_and(|dir| here.can_write(dir) || !here.exists(dir))
@@ -53,8 +54,17 @@ pub fn is_there(here: &impl Surroundings, need: &Need) -> bool {
     }
 }
 
+/// All cpupools, with their names.
+fn pools(here: &impl Surroundings) -> impl Iterator<Item = (String, String)> + '_ {
+    let name = |id: String| {
+        let name = here.read(&format!("/local/pool/{id}/name"))?;
+        Some((id, name))
+    };
+    here.list("/local/pool").into_iter().filter_map(name)
+}
+
 /// What is in the way of moving a guest, and what it needs.
-pub fn inspect(here: &impl Surroundings, domid: u32, size: Size) -> Inspection {
+pub fn inspect(here: &impl Surroundings, domid: u32, pool: u32, size: Size) -> Inspection {
     let problems = [
         limits(size),
         serves_others(here, domid),
@@ -65,6 +75,11 @@ pub fn inspect(here: &impl Surroundings, domid: u32, size: Size) -> Inspection {
     ];
     let mut needs = devices(here, domid);
     needs.extend(kernel(here, domid));
+    let own = pools(here).find(|(id, _)| *id == pool.to_string());
+    needs.extend(own.map(|(_, name)| Need {
+        kind: NeedKind::Pool,
+        name,
+    }));
     // What is not here either is not missed there.
     needs.retain(|need| is_there(here, need));
     needs.dedup();
@@ -266,6 +281,8 @@ mod tests {
             ("/b/qdisk/direct-io-safe", "1"),
             ("/libxl/7/device/vbd/51744/backend", "/b/nbd"),
             ("/b/nbd/params", "nbd:elsewhere"),
+            ("/local/pool/0/name", "Pool-0"),
+            ("/local/pool/2/name", "fast"),
         ] {
             fake.store.insert(path.into(), value.into());
         }
@@ -282,7 +299,7 @@ mod tests {
 
     #[test]
     fn an_ordinary_guest_can_move_and_says_what_it_needs() {
-        let inspection = inspect(&guest(), 7, SIZE);
+        let inspection = inspect(&guest(), 7, 2, SIZE);
         assert!(inspection.problems.is_empty(), "{inspection:?}");
         let needs: Vec<_> = inspection
             .needs
@@ -296,6 +313,7 @@ mod tests {
                 (NeedKind::Disk, "/dev/vg/disk"),
                 (NeedKind::Disk, "/srv/a:b.img"),
                 (NeedKind::Kernel, "/boot/vmlinux"),
+                (NeedKind::Pool, "fast"),
             ]
         );
     }
@@ -303,9 +321,12 @@ mod tests {
     #[test]
     fn what_it_needs_is_here_or_not() {
         let mut there = guest();
-        let needs = inspect(&there, 7, SIZE).needs;
+        let needs = inspect(&there, 7, 2, SIZE).needs;
         assert!(needs.iter().all(|n| is_there(&there, n)));
         there.files.clear();
+        // The pool of that number is another one.
+        let pool = "/local/pool/2/name".to_owned();
+        there.store.insert(pool, "slow".into());
         assert!(!needs.iter().any(|n| is_there(&there, n)));
         // Nothing but an interface counts as one.
         there.files.insert("/sys/class/net/../../../etc".into());
@@ -335,7 +356,7 @@ mod tests {
 
     #[track_caller]
     fn assert_problem(fake: &Fake, size: Size, words: &str) {
-        let problems = inspect(fake, 7, size).problems;
+        let problems = inspect(fake, 7, 2, size).problems;
         assert!(
             problems.len() == 1 && problems[0].contains(words),
             "{problems:?}"
@@ -357,7 +378,7 @@ mod tests {
                 let node = format!("/local/domain/7/control/feature-{feature}");
                 fake.store.insert(node, String::new());
             }
-            assert_eq!(inspect(&fake, 7, SIZE).problems, Vec::<String>::new());
+            assert_eq!(inspect(&fake, 7, 2, SIZE).problems, Vec::<String>::new());
         }
     }
 
@@ -373,7 +394,7 @@ mod tests {
         );
         // As much as the toolstack grants beyond it is no problem.
         fake.store.insert(target.clone(), "261120".into());
-        assert!(inspect(&fake, 7, SIZE).problems.is_empty());
+        assert!(inspect(&fake, 7, 2, SIZE).problems.is_empty());
         fake.store.insert(target, "261119".into());
         assert_problem(&fake, SIZE, "more than its target");
     }

@@ -24,7 +24,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use vmbeam_wire::message::{
-    no_room, CheckReport, FromDaemon, Guest, GuestMove, GuestState, MoveOutcome, ToDaemon,
+    needed_mib, no_room, CheckReport, FromDaemon, Guest, GuestMove, GuestState, MoveOutcome,
+    ToDaemon,
 };
 
 /// How often to look whether the agent is there.
@@ -406,7 +407,7 @@ impl Rejuvenation<'_> {
                 Some(p) => {
                     blockers.extend(p.blockers.iter().cloned());
                     moved = waiting(&p.guest);
-                    needed += moved.mib;
+                    needed += needed_mib(p.guest.pages);
                 }
                 None if there.iter().any(|g| g.name == *guest) => continue,
                 None => moved.outcome = MoveOutcome::Gone,

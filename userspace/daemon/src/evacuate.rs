@@ -19,8 +19,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 use vmbeam_wire::message::{
-    no_room, EvacuateReport, EvacuateRequest, Failure, FromDaemon, Guest, GuestMove, GuestRef,
-    JobKind, JobReport, MigrateRequest, MoveOutcome,
+    needed_mib, no_room, EvacuateReport, EvacuateRequest, Failure, FromDaemon, Guest, GuestMove,
+    GuestRef, JobKind, JobReport, MigrateRequest, MoveOutcome,
 };
 use watch::Evacuation;
 pub(crate) use watch::Evacuations;
@@ -343,14 +343,14 @@ impl<'a> Evacuating<'a> {
     fn plan(&self, host_vms: (&HostVm, &HostVm), started: Instant) -> Result<(), Halt> {
         let mut plan = plan(&*self.shared.driver, host_vms, self.request.mode)?;
         let all = std::mem::take(&mut plan.guests);
-        let mut needed_mib = plan.needed_mib;
+        let mut needed = plan.needed_mib;
         let wanted: Vec<_> = match &self.request.only {
             None => all.iter().map(|p| (&*p.guest.name, Some(p))).collect(),
             Some(only) => {
                 let find = |name: &String| all.iter().find(|p| p.guest.name == *name);
                 let wanted: Vec<_> = only.iter().map(|name| (&**name, find(name))).collect();
                 let found = wanted.iter().filter_map(|(_, p)| *p);
-                needed_mib = found.map(|p| mib(p.guest.pages)).sum();
+                needed = found.map(|p| needed_mib(p.guest.pages)).sum();
                 wanted
             }
         };
@@ -367,7 +367,7 @@ impl<'a> Evacuating<'a> {
             guest
         });
         let to = &self.request.to;
-        let together = no_room(to, TOGETHER, needed_mib, plan.free_mib);
+        let together = no_room(to, TOGETHER, needed, plan.free_mib);
         plan.blockers.extend(together);
         let mut record = self.job.record();
         record.report = EvacuateReport {
@@ -376,7 +376,7 @@ impl<'a> Evacuating<'a> {
             dry_run: self.request.dry_run,
             parallel: AT_A_TIME,
             blockers: plan.blockers,
-            needed_mib,
+            needed_mib: needed,
             free_mib: plan.free_mib,
             guests: guests.collect(),
             ..EvacuateReport::default()

@@ -104,6 +104,8 @@ pub(crate) struct Executor<'a> {
     pub(crate) idle: bool,
     /// How long agents may be away.
     pub(crate) deadline: Instant,
+    /// The guest was not there any more when it was to go on at the source.
+    pub(crate) ended: bool,
     /// Why the last command was not done.
     pub(crate) trouble: String,
 }
@@ -393,6 +395,7 @@ impl<'a> Executor<'a> {
             false => {
                 let host_vm = &work.place(side).host_vm;
                 warn!(guest = work.record.guest, host_vm, "the guest has ended");
+                self.ended |= side == Where::Source;
                 Ok(Event::NoGuest)
             }
         }

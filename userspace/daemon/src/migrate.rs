@@ -233,6 +233,7 @@ impl<'a> Job<'a> {
             swapped: Swapped::Back,
             idle: false,
             deadline: started,
+            ended: false,
             trouble: String::new(),
         };
         Ok(Self {
@@ -448,10 +449,7 @@ impl<'a> Job<'a> {
                     Outcome::AtDestination => {
                         (Failure::Failed, format!("but the guest runs in {to}"))
                     }
-                    Outcome::Lost => (
-                        Failure::Failed,
-                        "and the guest is lost with its host VM".into(),
-                    ),
+                    Outcome::Lost => (Failure::Failed, self.exec.lost(&self.work)),
                 };
                 (fail(failure, end), true)
             }

@@ -10,8 +10,8 @@ use crate::link::{unexpected, Link, LinkError};
 use crate::side::Side;
 use tracing::warn;
 use vmbeam_wire::message::{
-    no_room, AgentErrorCode, Facts, FromAgent, Guest, GuestKind, GuestState, MigrateRequest, Mode,
-    PlanReport, PlannedGuest, ToAgent,
+    needed_mib, no_room, AgentErrorCode, Facts, FromAgent, Guest, GuestKind, GuestState,
+    MigrateRequest, Mode, PlanReport, PlannedGuest, ToAgent,
 };
 use vmbeam_wire::{Inspection, Need, NeedKind};
 
@@ -90,6 +90,7 @@ fn missing(to: &str, guest: &str, need: &Need) -> String {
         NeedKind::Bridge => "network bridge",
         NeedKind::Disk => "disk",
         NeedKind::Kernel => "kernel file",
+        NeedKind::Pool => "cpupool",
         NeedKind::Definition => {
             return format!(
                 "host VM {to} cannot keep {}, which guest {guest} is created from: its directory cannot be written to",
@@ -157,7 +158,7 @@ pub(crate) fn check<'a>(
     blockers.extend(blockers_of_pair(request.mode, facts.0, facts.1));
     let unstaged = unstaged(request.mode, facts.0, facts.1);
     let needs = format!("guest {name} needs");
-    let room = no_room(to.name(), &needs, mib(guest.pages), there.1.free_mib);
+    let room = no_room(to.name(), &needs, needed_mib(guest.pages), there.1.free_mib);
     blockers.extend(room);
     blockers.extend(looked_at(&mut from, &mut to, &guest, request.mode));
     Ok(Checked {
@@ -315,7 +316,7 @@ pub(crate) fn plan(
     let pair = blockers_of_pair(mode, (from.name(), &here.1), (to.name(), &there.1));
     report.blockers.extend(pair);
     report.free_mib = there.1.free_mib;
-    report.needed_mib = here.0.iter().map(|g| mib(g.pages)).sum();
+    report.needed_mib = here.0.iter().map(|g| needed_mib(g.pages)).sum();
     let mut planned = |guest: &Guest| {
         let mut blockers = blockers_of(to.name(), guest, there);
         blockers.extend(named(&here.0, &guest.name, from.name()).err());
@@ -415,10 +416,11 @@ mod tests {
         assert_eq!(pair(Mode::Swap), ["host VM B: old tools"]);
         // A copy needs nothing of the toolstack.
         assert!(pair(Mode::Copy).is_empty());
-        assert_eq!(no_room("B", "it needs", mib(good.pages), 2), None);
-        let full = no_room("B", "it needs", mib(good.pages), 1).unwrap();
+        // 257 pages, and what the toolstack needs for itself.
+        assert_eq!(no_room("B", "it needs", needed_mib(good.pages), 4), None);
+        let full = no_room("B", "it needs", needed_mib(good.pages), 3).unwrap();
         assert!(
-            full.contains("1 MiB of free memory, and it needs 2 MiB"),
+            full.contains("3 MiB of free memory, and it needs 4 MiB"),
             "{full}"
         );
     }

@@ -125,6 +125,7 @@ impl Shared {
             swapped: Swapped::Unknown,
             idle: false,
             deadline: Instant::now() + ATTEMPT,
+            ended: false,
             trouble: String::new(),
         };
         // The wait is over.
@@ -139,7 +140,7 @@ impl Shared {
                         Outcome::AtDestination => {
                             format!("completed: the guest runs in {}", executor.to.name())
                         }
-                        Outcome::Lost => "the guest was lost with its host VM".into(),
+                        Outcome::Lost => executor.lost(work),
                     });
                 }
                 Command::Wait(why) => return Err(executor.waits_for(work, why)),

@@ -4,6 +4,7 @@
 //! does: it may have crashed before, or shut down.
 
 use crate::execute::{Executor, Work};
+use crate::preflight::is_alive;
 use vmbeam_wire::message::GuestState;
 
 impl Executor<'_> {
@@ -24,6 +25,25 @@ impl Executor<'_> {
             Some(GuestState::Dying) | None => {
                 format!("the guest has ended, and is not in {vm} any more")
             }
+        }
+    }
+
+    /// What became of a guest that is lost to its migration. Its toolstack acts when a guest
+    /// ends, as its configuration says.
+    pub(crate) fn lost(&mut self, work: &Work) -> String {
+        let from = &work.record.from;
+        let is_up = self.ended && self.from.vm.still_runs(from.host_domid) == Ok(true);
+        let guests = match is_up {
+            true => self.from.talk(|l| l.guests()).ok(),
+            false => None,
+        };
+        let (name, vm) = (&work.record.guest, &from.host_vm);
+        match guests {
+            None => "the guest was lost with its host VM".into(),
+            Some(guests) if guests.iter().any(|g| g.name == *name && is_alive(g)) => {
+                format!("the guest has restarted by itself in {vm}")
+            }
+            Some(_) => format!("the guest has ended by itself in {vm}"),
         }
     }
 }

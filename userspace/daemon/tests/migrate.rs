@@ -145,6 +145,27 @@ fn whatever_fails_before_the_point_of_no_return_is_undone() {
 }
 
 #[test]
+fn a_guest_that_restarts_or_ends_while_it_is_saved() {
+    for (trouble, words, running) in [
+        (
+            Trouble::SaveReboots,
+            "the guest has restarted by itself in A",
+            &["guest"][..],
+        ),
+        (Trouble::SaveEnds, "the guest has ended by itself in A", &[]),
+    ] {
+        let w = world();
+        lock(&w.hosts["A"]).trouble = trouble;
+        let (failure, message) = error(migrate(&w, "A", "B"));
+        assert_eq!(failure, Failure::Failed);
+        assert!(message.ends_with(words), "{message}");
+        assert_eq!(lock(&w.hosts["A"]).running(), running);
+        assert!(lock(&w.hosts["B"]).guests.is_empty());
+        assert_eq!(std::fs::read_dir(w.journal()).unwrap().count(), 0);
+    }
+}
+
+#[test]
 fn a_swap_that_fails_is_undone() {
     for faults in [
         Faults {

@@ -20,6 +20,8 @@ pub enum NeedKind {
     Kernel,
     /// Room for the file that it is created from, by its path.
     Definition,
+    /// A cpupool, by its name.
+    Pool,
 }
 
 /// Something that a guest has where it is, and needs where it goes.

@@ -106,6 +106,8 @@ pub struct DomainInfo {
     pub shared_info_frame: u64,
     /// Highest vCPU number, if it has vCPUs.
     pub max_vcpu: Option<u32>,
+    /// The cpupool that it is in.
+    pub cpupool: u32,
 }
 
 impl From<&sys::DomainInfo> for DomainInfo {
@@ -122,6 +124,7 @@ impl From<&sys::DomainInfo> for DomainInfo {
             pages: raw.tot_pages,
             shared_info_frame: raw.shared_info_frame,
             max_vcpu: (raw.max_vcpu_id != u32::MAX).then_some(raw.max_vcpu_id),
+            cpupool: raw.cpupool,
         }
     }
 }

@@ -190,6 +190,16 @@ impl Outgoing for FakeSave {
                 }
                 return Err(toolstack("the guest did not suspend"));
             }
+            Trouble::SaveReboots | Trouble::SaveEnds if !self.waits && half => {
+                let mut host = lock(&self.host);
+                host.trouble = Trouble::None;
+                let mut guest = host.guests.remove(&self.guest).unwrap();
+                guest.paused = false;
+                if trouble == Trouble::SaveReboots {
+                    host.guests.insert(self.guest + 1, guest);
+                }
+                return Err(toolstack("the guest did not suspend"));
+            }
             Trouble::SaveDies if !self.waits && half => {
                 return Err(toolstack("the save was killed"));
             }

@@ -30,6 +30,9 @@ pub enum Trouble {
     DiskBusy,
     /// The guest crashes while it is being saved.
     SaveCrashes,
+    /// It restarts, or powers itself off, and its toolstack does what it is told to then.
+    SaveReboots,
+    SaveEnds,
     /// An event comes after all pages were read, unless it is pending by then; either
     /// way it changes the memory of the guest that was saved.
     LateEvent,

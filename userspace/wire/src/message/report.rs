@@ -379,6 +379,12 @@ pub struct MigrateReport {
     pub seconds: MigrateSeconds,
 }
 
+/// What a guest of so many pages needs where it goes, in MiB, as libxl reckons it: a PV guest
+/// takes 1 MiB besides, and the sum is even.
+pub fn needed_mib(pages: u64) -> u64 {
+    (pages.div_ceil(256) + 1).next_multiple_of(2)
+}
+
 /// A sentence about too little memory in the host VM `to`, if it is too little for
 /// what `who` says, for example `guest x needs`.
 pub fn no_room(to: &str, who: &str, needed_mib: u64, free_mib: u64) -> Option<String> {
