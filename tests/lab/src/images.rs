@@ -542,7 +542,7 @@ impl Image {
         self.xen(release, &format!("{}/xendomains", release.bin()))?;
         self.same("/etc/xen/scripts/hotplugpath.sh")?;
         self.write(
-            b"XENDOMAINS_AUTO=/etc/xen/auto\n",
+            b"XENDOMAINS_AUTO=/etc/xen/auto\nXENDOMAINS_CREATE_USLEEP=5000\n",
             "/etc/default/xendomains",
         )?;
         // It is where that file says.
