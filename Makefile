@@ -223,7 +223,7 @@ bench-hv: harness
 bench: images harness
 	@rm -rf build/report/bench build/report/bench-hv.json
 	@rc=0; for part in "lab bench" "hv-harness bench" "bench scale" "bench lists" \
-			"bench report"; do \
+			"bench pause" "bench report"; do \
 		$(in_sysroot) build/target/release/$$part || rc=1; \
 	done; [ $$rc = 0 ] || echo "bench: FAILED in part, see above"; exit $$rc
 

@@ -11,6 +11,7 @@ mod memory;
 mod native;
 mod nested;
 mod page;
+mod pause;
 mod report;
 mod scale;
 mod sections;
@@ -43,6 +44,15 @@ enum Command {
         #[arg(long, default_value_t = 5)]
         rounds: usize,
     },
+    /// What is left in the pause of a staged migration, for guest VMs of up to 256 GiB.
+    Pause {
+        /// Only up to this many GiB.
+        #[arg(long, default_value_t = 256)]
+        most: u64,
+        /// How often each.
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+    },
     /// build/report/bench of everything that was measured before.
     Report {
         /// Instead, make the page of an earlier report anew, of its samples.
@@ -55,6 +65,7 @@ fn main() -> Result<()> {
     match Command::parse() {
         Command::Lists { most, rounds } => lists::run(most, rounds),
         Command::Scale { most, rounds } => scale::run(most, rounds),
+        Command::Pause { most, rounds } => pause::run(most, rounds),
         Command::Report { again: None } => report::run(),
         Command::Report { again: Some(dir) } => report::again(&dir),
     }

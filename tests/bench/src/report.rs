@@ -129,6 +129,7 @@ pub fn run() -> Result<()> {
         ("hypercall", hypercall()?),
         ("lists", Part::read("lists")?),
         ("scale", Part::read("scale")?),
+        ("pause", Part::read("pause")?),
     ];
     for (name, part) in all {
         match part {

@@ -26,7 +26,8 @@ struct Times {
     seconds: Vec<f64>,
 }
 
-fn measure(gib: u64, entries: &str, rounds: usize) -> Result<Times> {
+/// Seconds of each round of one size and one sort of entries.
+pub fn measure(gib: u64, entries: &str, rounds: usize) -> Result<Vec<f64>> {
     let output = Command::new(HARNESS)
         .args(["scale", "--mib", &(gib << 10).to_string()])
         .args(["--entries", entries, "--rounds", &rounds.to_string()])
@@ -39,8 +40,9 @@ fn measure(gib: u64, entries: &str, rounds: usize) -> Result<Times> {
         output.status,
         String::from_utf8_lossy(&output.stderr)
     );
-    serde_json::from_str(text.lines().last().unwrap_or_default())
-        .with_context(|| format!("the harness printed: {text}"))
+    let times: Times = serde_json::from_str(text.lines().last().unwrap_or_default())
+        .with_context(|| format!("the harness printed: {text}"))?;
+    Ok(times.seconds)
 }
 
 /// All sorts and sizes, up to `most` GiB.
@@ -51,7 +53,7 @@ pub fn run(most: u64, rounds: usize) -> Result<()> {
             println!("==> hypercall: {gib} GiB, {name}");
             match measure(gib, entries, rounds) {
                 Ok(times) => {
-                    for seconds in times.seconds {
+                    for seconds in times {
                         part.add("scale.time", name, (gib << 10) as f64, seconds, "s");
                     }
                 }
