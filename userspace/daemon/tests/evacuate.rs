@@ -165,7 +165,7 @@ fn it_goes_on_without_whoever_asked_and_anybody_can_watch() {
             .as_ref()
             .unwrap()
             .pages_swapped,
-        58
+        64
     );
 }
 
