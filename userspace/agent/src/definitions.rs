@@ -108,6 +108,11 @@ fn shown(name: &OsStr) -> String {
     name.to_string_lossy().into_owned()
 }
 
+fn contains(text: &[u8], guest: &str) -> bool {
+    let guest = guest.as_bytes();
+    guest.is_empty() || text.windows(guest.len()).any(|w| w == guest)
+}
+
 /// A file that is a link or not there is none.
 fn is_file(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|m| m.is_file())
@@ -176,19 +181,23 @@ impl Files {
         if let Some(path) = linked.into_iter().find(|p| p.parent() == Some(&dir)) {
             return Ok(path.file_name().map(|n| self.config.join(n)));
         }
-        let called = [format!("{guest}.cfg"), guest.to_owned()];
+        for called in [format!("{guest}.cfg"), guest.to_owned()] {
+            let path = self.config.join(&called);
+            // A guest may be called like a path.
+            if !called.contains('/') && is_file(&path) && self.makes(&path, guest)? {
+                return Ok(Some(path));
+            }
+        }
         let mut found = Vec::new();
         for name in names(&self.config)? {
             let path = self.config.join(&name);
-            let is_called = called.iter().any(|c| name == c.as_str());
-            let likely = is_called || path.extension() == Some(OsStr::new("cfg"));
-            if !likely || !is_file(&path) || !self.makes(&path, guest)? {
-                continue;
+            // `xl` takes its time, and there may be many.
+            let likely = path.extension() == Some(OsStr::new("cfg"))
+                && is_file(&path)
+                && fs::read(&path).is_ok_and(|text| contains(&text, guest));
+            if likely && self.makes(&path, guest)? {
+                found.push(path);
             }
-            if is_called {
-                return Ok(Some(path));
-            }
-            found.push(path);
         }
         if found.len() > 1 {
             warn!(guest, "more than one file makes this guest; they stay");
@@ -488,6 +497,11 @@ mod tests {
             moves(&a, &b);
             assert_eq!(b.all(), [name]);
         }
+        // A name that leads somewhere else leads nowhere.
+        let a = vm(&[("web.cfg", "name=../xen/web\n")]);
+        assert!(a.files.definition("../xen/web").unwrap().config.is_some());
+        a.files.undefine("../xen/web").unwrap();
+        assert_eq!(a.all(), ["web.cfg.moved"]);
         // Which of these it is nobody knows.
         let a = vm(&[("old.cfg", "name=g\n"), ("new.cfg", "name=g\n")]);
         assert!(a.files.definition("g").unwrap().is_empty());
