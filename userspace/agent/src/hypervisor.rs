@@ -54,6 +54,10 @@ pub trait Hypervisor {
     fn memory_end(&self) -> Result<u64, HvError>;
     /// All guests.
     fn guests(&self) -> Result<Vec<Guest>, HvError>;
+    /// Domid and UUID of each of them. None by default: then guests are known by their names.
+    fn uuids(&self) -> Result<Vec<(u32, Uuid)>, HvError> {
+        Ok(Vec::new())
+    }
     /// Pause a guest; says whether it was paused already.
     fn pause(&self, guest: u32) -> Result<bool, HvError>;
     /// Let a guest run.
@@ -259,6 +263,12 @@ impl Hypervisor for Xen {
             .collect())
     }
 
+    fn uuids(&self) -> Result<Vec<(u32, Uuid)>, HvError> {
+        let uuid = |d: &DomainInfo| (d.domid, Uuid::from_bytes(d.uuid));
+        let domains = self.domains()?;
+        Ok(domains.iter().filter(|d| d.domid != 0).map(uuid).collect())
+    }
+
     fn pause(&self, domid: u32) -> Result<bool, HvError> {
         // Pauses add up: a second one would need a second unpause.
         if find(self, domid)?.paused {
@@ -460,6 +470,7 @@ mod tests {
             shared_info_frame: 0,
             max_vcpu: Some(0),
             cpupool: 0,
+            uuid: [0; 16],
         }
     }
 

@@ -20,6 +20,7 @@ pub mod hypervisor;
 mod identity;
 pub mod port;
 pub mod preflight;
+mod restored;
 pub mod server;
 pub mod toolstack;
 pub mod transfer;

@@ -14,8 +14,8 @@ use vmbeam_wire::message::{
     AgentErrorCode, Digest, FromAgent, ToAgent, Toolstack, DIGESTS_PER_CHUNK, PAGE,
 };
 use vmbeam_wire::{
-    encode, Decoder, Excluded, Frame, FrameError, FrameRun, ListError, PfnRun, Reason, MAX_PAGES,
-    MAX_RUNS, RUNS_PER_CHUNK,
+    encode, Decoder, Excluded, Frame, FrameError, FrameRun, ListError, PfnRun, Reason, Uuid,
+    MAX_PAGES, MAX_RUNS, RUNS_PER_CHUNK,
 };
 use vmbeam_xen::{PageKind, PageRun};
 use xxhash_rust::xxh3::xxh3_128;
@@ -45,6 +45,8 @@ pub struct Agent<H> {
     pages: HashMap<u32, Vec<PageRun>>,
     /// The guest that is on its way, if there is one.
     transfer: Transfer,
+    /// The UUID of the guest that is restored next, if the daemon knows it.
+    expected: Option<Uuid>,
     /// The daemon has been told that an agent has started.
     announced: bool,
 }
@@ -167,6 +169,7 @@ impl<H: Hypervisor> Agent<H> {
             session: None,
             pages: HashMap::new(),
             transfer: Transfer::default(),
+            expected: None,
             announced: false,
         }
     }
@@ -269,6 +272,7 @@ impl<H: Hypervisor> Agent<H> {
                 self.session = Some(frame.session);
                 self.pages.clear();
                 self.transfer.abort();
+                self.expected = None;
                 self.hello(answers)
             }
             _ if self.session != Some(frame.session) => {
@@ -313,7 +317,18 @@ impl<H: Hypervisor> Agent<H> {
                 Ok(answer) => answers.send(&answer).map(Ok),
                 Err(e) => Ok(Err(e)),
             },
-            other => match self.transfer.request(&self.hypervisor, other) {
+            ToAgent::Uuids => match self.hypervisor.uuids() {
+                Ok(uuids) => answers.send(&FromAgent::Uuids(uuids)).map(Ok),
+                Err(e) => Ok(Err(e)),
+            },
+            ToAgent::Expect { uuid } => {
+                self.expected = Some(*uuid);
+                answers.send(&FromAgent::Done).map(Ok)
+            }
+            other => match self
+                .transfer
+                .request(&self.hypervisor, other, self.expected)
+            {
                 Ok(answer) => answers.send(&answer).map(Ok),
                 Err(e) => Ok(Err(e)),
             },

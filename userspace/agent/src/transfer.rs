@@ -3,9 +3,11 @@
 //! A guest on its way out of this system or into it.
 
 use crate::hypervisor::{HvError, Hypervisor};
+use crate::restored::restored;
 use crate::toolstack::{Incoming, Outgoing};
 use tracing::{info, warn};
-use vmbeam_wire::message::{AgentErrorCode, FromAgent, GuestState, ToAgent};
+use vmbeam_wire::message::{AgentErrorCode, FromAgent, ToAgent};
+use vmbeam_wire::Uuid;
 
 /// What is on its way. One guest at a time: the port has room for no more.
 #[derive(Debug, Default)]
@@ -42,11 +44,13 @@ impl Transfer {
         *self = Self::None;
     }
 
-    /// Carry out a request and give its answer.
+    /// Carry out a request and give its answer. A guest that is restored is the one that has
+    /// the UUID that is expected, if it is known.
     pub fn request<H: Hypervisor>(
         &mut self,
         hypervisor: &H,
         request: &ToAgent,
+        expected: Option<Uuid>,
     ) -> Result<FromAgent, HvError> {
         match request {
             ToAgent::Facts => {
@@ -97,7 +101,7 @@ impl Transfer {
                 let bytes = taken as u32;
                 return Ok(FromAgent::Taken { bytes });
             }
-            ToAgent::Finish => return self.finish(hypervisor),
+            ToAgent::Finish => return self.finish(hypervisor, expected),
             ToAgent::Abort => self.abort(),
             ToAgent::Resume { guest } => {
                 self.must_be_idle()?;
@@ -136,7 +140,11 @@ impl Transfer {
         Ok(FromAgent::Part { data, end })
     }
 
-    fn finish<H: Hypervisor>(&mut self, hypervisor: &H) -> Result<FromAgent, HvError> {
+    fn finish<H: Hypervisor>(
+        &mut self,
+        hypervisor: &H,
+        expected: Option<Uuid>,
+    ) -> Result<FromAgent, HvError> {
         let Self::In(name, made, restore) = self else {
             return Err(out_of_turn("no guest is being restored"));
         };
@@ -147,17 +155,7 @@ impl Transfer {
             *self = Self::None;
             return Ok(FromAgent::Restored { guest });
         }
-        let found = hypervisor
-            .guests()?
-            .into_iter()
-            // One that goes away may have had this name.
-            .find(|g| g.name == *name && g.state != GuestState::Dying)
-            .map(|g| g.domid);
-        let missing = || HvError {
-            code: AgentErrorCode::Toolstack,
-            message: format!("the guest was restored, but not as {name}"),
-        };
-        let guest = Some(found.ok_or_else(missing)?);
+        let guest = Some(restored(hypervisor, name, expected)?);
         *self = Self::None;
         Ok(FromAgent::Restored { guest })
     }

@@ -13,7 +13,7 @@ use serde::{Serialize, Serializer};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use vmbeam_wire::message::{
-    EvacuateReport, EvacuateRequest, FromDaemon, GuestMove, HostVmReport, JobReport, Mode,
+    EvacuateReport, EvacuateRequest, FromDaemon, GuestMove, HostVmReport, JobKind, JobReport, Mode,
     MoveOutcome, PlanReport, ToDaemon,
 };
 
@@ -84,7 +84,7 @@ pub(crate) struct Mover<'a> {
 }
 
 fn touches(job: &JobReport, host_vm: &str) -> bool {
-    job.from.host_vm == host_vm || job.to.host_vm == host_vm
+    job.kind != JobKind::Left && (job.from.host_vm == host_vm || job.to.host_vm == host_vm)
 }
 
 /// The daemon is not there, or not there any more.

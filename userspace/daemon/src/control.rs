@@ -3,6 +3,7 @@
 //! The daemon itself: its host VMs, its jobs, and the control socket.
 
 use crate::autostart::Held;
+use crate::boot;
 use crate::client::{Client, ClientError, CLIENT_TIMEOUT};
 use crate::config::Config;
 use crate::driver::{Driver, Pinned, Sessions};
@@ -134,7 +135,19 @@ impl Daemon {
         // Before anybody can ask for something else.
         for record in records {
             let (from, to) = ends(&record);
-            let job = shared.jobs.begin(JobKind::Settle, from, to)?;
+            let kind = match boot::is_another(&record.boot) {
+                true => JobKind::Left,
+                false => JobKind::Settle,
+            };
+            for place in [&record.from, &record.to]
+                .into_iter()
+                .filter(|_| kind == JobKind::Settle)
+            {
+                if let Some(id) = place.host_id {
+                    shared.driver.expect(place.host_domid, id);
+                }
+            }
+            let job = shared.jobs.begin(kind, from, to)?;
             let settling = shared.clone();
             let what = Unsettled::Known(Box::new(Work::recovered(record)));
             spawn("settle", move || settling.settle(&job, what))?;

@@ -19,6 +19,11 @@ pub trait Driver: Debug + Send + Sync {
     /// The same at the start of a job, when no other one uses these two: a domain that has died
     /// is forgotten, and the one that has its domid now is the one that is meant from now on.
     fn open_anew(&self, domid_a: u32, domid_b: u32) -> Result<Box<dyn DriverSession>, Error>;
+    /// The hypervisor's ids of the domains that have these domids now.
+    fn ids(&self, domid_a: u32, domid_b: u32) -> Result<[u64; 2], Error>;
+    /// No other domain than this is meant by this domid, because a record says so; unless it was
+    /// used already.
+    fn expect(&self, domid: u32, id: u64);
     /// Whether the driver keeps the record of a half move between these two, in
     /// whichever order.
     fn has_record(&self, domid_a: u32, domid_b: u32) -> Result<bool, Error>;
@@ -97,6 +102,14 @@ impl Driver for Pinned {
             true => self.open_with([domid_a, domid_b], [0; 2]),
             false => self.open(domid_a, domid_b),
         }
+    }
+
+    fn ids(&self, domid_a: u32, domid_b: u32) -> Result<[u64; 2], Error> {
+        Ok(self.sessions.open([domid_a, domid_b], [0; 2])?.ids())
+    }
+
+    fn expect(&self, domid: u32, id: u64) {
+        self.known().entry(domid).or_insert(id);
     }
 
     fn has_record(&self, domid_a: u32, domid_b: u32) -> Result<bool, Error> {

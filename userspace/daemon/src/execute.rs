@@ -54,7 +54,7 @@ impl Work {
         }
     }
 
-    fn place(&self, side: Where) -> &Place {
+    pub(crate) fn place(&self, side: Where) -> &Place {
         match side {
             Where::Source => &self.record.from,
             Where::Destination => &self.record.to,
@@ -123,7 +123,7 @@ fn known(answer: Result<(), LinkError>) -> Result<bool, LinkError> {
 }
 
 impl<'a> Executor<'a> {
-    fn side(&mut self, side: Where) -> &mut Side<'a> {
+    pub(crate) fn side(&mut self, side: Where) -> &mut Side<'a> {
         match side {
             Where::Source => &mut self.from,
             Where::Destination => &mut self.to,
@@ -210,8 +210,9 @@ impl<'a> Executor<'a> {
 
     /// Whether the domain runs that a host VM was.
     fn presence(&mut self, work: &Work, side: Where) -> Presence {
-        let domid = work.place(side).host_domid;
-        match self.side(side).vm.still_runs(domid) {
+        let place = work.place(side);
+        let vm = self.side(side).vm;
+        match vm.is_still(place.host_domid, place.host_uuid) {
             Ok(true) => Presence::Up,
             Ok(false) => Presence::Gone,
             Err(why) => {
@@ -221,7 +222,7 @@ impl<'a> Executor<'a> {
         }
     }
 
-    fn guests(&mut self, side: Where) -> Result<Vec<Guest>, String> {
+    pub(crate) fn guests(&mut self, side: Where) -> Result<Vec<Guest>, String> {
         let deadline = self.deadline;
         self.side(side).insist(deadline, |l| l.guests())
     }
@@ -235,6 +236,7 @@ impl<'a> Executor<'a> {
             half: false,
             runs: false,
         };
+        self.look_twice(work, &mut seen.source, &mut seen.destination);
         if matches!(work.machine.reached(), Step::Swap { .. }) {
             let (a, b) = (work.record.from.host_domid, work.record.to.host_domid);
             // Nothing is left of either that the driver could have a record of.
@@ -257,8 +259,8 @@ impl<'a> Executor<'a> {
     }
 
     /// The state of the guest on this side, unless it is certainly not there any more: that is
-    /// as if its host VM were gone. It is known by its number: a name can be changed, or may not
-    /// be readable.
+    /// as if its host VM were gone. It is known by its number and its UUID: a name can be changed,
+    /// or may not be readable.
     fn state(
         &mut self,
         work: &Work,
@@ -268,15 +270,10 @@ impl<'a> Executor<'a> {
         if *presence != Presence::Up {
             return Ok(None);
         }
-        let state = match (work.place(side).guest, self.guests(side)) {
-            (Some(domid), Ok(guests)) => guests
-                .into_iter()
-                .find(|g| g.domid == domid)
-                .map(|g| g.state)
-                .filter(|s| *s != GuestState::Dying),
-            (None, Ok(_)) => None,
+        let state = match self.found(work, side) {
+            Ok(guest) => guest.map(|g| g.state),
             // It may have ended meanwhile.
-            (_, Err(why)) => match self.presence(work, side) {
+            Err(why) => match self.presence(work, side) {
                 Presence::Gone => None,
                 _ => return Err(why),
             },
@@ -384,13 +381,14 @@ impl<'a> Executor<'a> {
             return Err("the guest's number is not known".into());
         };
         let deadline = self.deadline;
+        let there = self.is_there(work, side)?;
         // Whoever still works on it is to stop that.
         let idle = std::mem::take(&mut self.idle);
         let agent = self.side(side);
         if !idle {
             agent.insist(deadline, |l| l.abort())?;
         }
-        match agent.insist(deadline, |l| known(l.resume(guest)))? {
+        match there && agent.insist(deadline, |l| known(l.resume(guest)))? {
             true => Ok(Event::Done),
             false => {
                 let host_vm = &work.place(side).host_vm;
@@ -405,9 +403,12 @@ impl<'a> Executor<'a> {
     fn destroy(&mut self, work: &Work, side: Where) -> Result<Event, String> {
         let deadline = self.deadline;
         self.side(side).insist(deadline, |l| l.abort())?;
-        let guest = match work.place(side).guest {
-            Some(guest) => Some(guest),
-            None => self.nameless(work, side)?,
+        let guest = match self.swapped {
+            // This job has made it.
+            Swapped::By(_) | Swapped::Back if work.place(side).guest.is_some() => {
+                work.place(side).guest
+            }
+            _ => self.found(work, side)?.map(|g| g.domid),
         };
         if let Some(guest) = guest {
             self.side(side)
@@ -432,22 +433,12 @@ impl<'a> Executor<'a> {
         }
     }
 
-    /// A guest that was being restored when the daemon ended has no number in the journal.
-    fn nameless(&mut self, work: &Work, side: Where) -> Result<Option<u32>, String> {
-        let guests = self.guests(side)?;
-        let name = &work.record.guest;
-        let host_vm = &work.place(side).host_vm;
-        if let Some(guest) = guests.iter().find(|g| g.name == *name) {
-            return Ok(Some(guest.domid));
-        }
-        // What an agent says that cannot read a name.
-        let unread = |g: &&Guest| g.name == format!("domain-{}", g.domid);
-        match guests.iter().find(unread) {
-            Some(guest) if guest.state != GuestState::Running => Err(format!(
-                "the name of guest {} of host VM {host_vm} cannot be read; it may be {name}",
-                guest.domid
-            )),
-            _ => Ok(None),
+    /// Whether the guest that is to run is certainly the one that is meant. One that this job has
+    /// swapped is not asked for again: it stands still meanwhile.
+    fn is_there(&mut self, work: &Work, side: Where) -> Result<bool, String> {
+        match self.swapped {
+            Swapped::By(_) | Swapped::Back => Ok(true),
+            _ => Ok(self.found(work, side)?.is_some()),
         }
     }
 }

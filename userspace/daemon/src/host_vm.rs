@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 use vmbeam_wire::message::{AgentReport, AgentVersions, Guest, Identity, Traffic};
+use vmbeam_wire::{Uuid, VERSION};
 use vmbeam_xen::command::run;
 use vmbeam_xen::domains::Domains;
 
@@ -78,6 +79,8 @@ pub struct AgentGuard<'a> {
     link: Option<Box<Link>>,
     /// The domain that it must be in, if that has been decided.
     domid: Option<u32>,
+    /// Where it has proven to be.
+    identity: Option<Identity>,
 }
 
 impl HostVm {
@@ -146,6 +149,14 @@ impl HostVm {
             .map_err(|e| {
                 format!("it is not known whether host VM {name}, domain {domid}, still runs: `{shown}`: {e}")
             })
+    }
+
+    /// Whether that is so of the domain that had this UUID then, if that is known.
+    pub(crate) fn is_still(&self, domid: u32, uuid: Option<Uuid>) -> Result<bool, String> {
+        match uuid {
+            Some(uuid) if self.still_runs(domid)? => Ok(self.source.uuid(domid)? == uuid),
+            _ => self.still_runs(domid),
+        }
     }
 
     /// Whether the agent is in the host VM's domain: what has this domid, or the name.
@@ -246,6 +257,7 @@ impl HostVm {
                 vm: self,
                 link: Some(link),
                 domid: None,
+                identity: None,
             }),
             Slot::Busy => Err(format!(
                 "host VM {} is busy with another job, and does one at a time; wait for it (`vmbeam status`), or cancel it (`vmbeam abort`)",
@@ -312,7 +324,10 @@ impl HostVm {
     /// For a person. Asks the host's toolstack.
     pub fn report(&self) -> AgentReport {
         let (connected, problem) = match lock(&self.agent).clone() {
-            Agent::Connected(versions) => (Some(versions), None),
+            Agent::Connected(versions) => match outdated(&self.config.name, &versions) {
+                None => (Some(versions), None),
+                problem => (None, problem),
+            },
             Agent::Missing(why) => (None, Some(why)),
         };
         let identity = connected.as_ref().map(|v| self.prove(None, v));
@@ -325,6 +340,16 @@ impl HostVm {
             identity,
         }
     }
+}
+
+/// Why an agent is of no use but to end what was begun, if so.
+fn outdated(host_vm: &str, versions: &AgentVersions) -> Option<String> {
+    (versions.protocol != VERSION).then(|| {
+        format!(
+            "the agent of host VM {host_vm} speaks version {} of the protocol, vmbeamd version {VERSION}: with it, only what was begun before is brought to an end; install the same release in its management VM",
+            versions.protocol
+        )
+    })
 }
 
 /// Asks of all host VMs at once, so that one that is silent delays only itself.
@@ -410,6 +435,20 @@ impl AgentGuard<'_> {
         self.greet_within(HELLO_PATIENCE)
     }
 
+    /// The same at the start of what has not been begun, for which an agent of the version before
+    /// does not know enough.
+    pub(crate) fn greet_anew(&mut self) -> Result<(), String> {
+        self.greet()?;
+        match self
+            .link
+            .as_ref()
+            .and_then(|l| outdated(self.name(), l.versions()))
+        {
+            Some(why) => Err(why),
+            None => Ok(()),
+        }
+    }
+
     fn greet_within(&mut self, limit: Duration) -> Result<(), String> {
         let versions = self.with(|link| {
             link.hello(Some(limit))?;
@@ -417,7 +456,13 @@ impl AgentGuard<'_> {
         })?;
         let proof = self.vm.prove(self.domid, &versions);
         *lock(&self.vm.agent) = Agent::Connected(versions);
-        proof.map(drop)
+        self.identity = Some(proof?);
+        Ok(())
+    }
+
+    /// The host VM's UUID, once the agent has proven to be in it.
+    pub(crate) fn uuid(&self) -> Option<Uuid> {
+        self.identity.map(|i| i.uuid)
     }
 
     /// The guests, for a person who waits: not for as long as a job would.

@@ -61,7 +61,8 @@ impl Source {
         config.host_vms.iter().map(source).collect()
     }
 
-    fn uuid(&self, domid: u32) -> Result<Uuid, String> {
+    /// The UUID of the domain that has this domid now.
+    pub(crate) fn uuid(&self, domid: u32) -> Result<Uuid, String> {
         match self {
             Self::Command(command) => uuid_of(command, domid),
             Self::Start(Ok(uuid)) => Ok(*uuid),

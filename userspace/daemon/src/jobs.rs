@@ -49,6 +49,11 @@ impl Job {
     }
 }
 
+/// It is about what another job has left, and ends when it is dismissed.
+fn is_settling(kind: JobKind) -> bool {
+    matches!(kind, JobKind::Settle | JobKind::Left)
+}
+
 /// No job settles anything in these host VMs.
 fn free(table: &[Job], host_vms: [&str; 2]) -> Result<(), SwapError> {
     let settles = |j: &&Job| j.report.kind == JobKind::Settle && j.touches(host_vms);
@@ -132,7 +137,8 @@ impl Jobs {
 
     /// What goes on in these host VMs, but for evacuations: those wait for it.
     pub(crate) fn busy(&self, host_vms: [&str; 2]) -> Option<JobReport> {
-        let moves = |j: &&Job| j.report.kind != JobKind::Evacuate && j.touches(host_vms);
+        let other = |kind| !matches!(kind, JobKind::Evacuate | JobKind::Left);
+        let moves = |j: &&Job| other(j.report.kind) && j.touches(host_vms);
         self.table().iter().find(moves).map(|j| j.report.clone())
     }
 
@@ -147,7 +153,7 @@ impl Jobs {
     /// Whether a stop has to wait. What is being settled waits for agents, and goes on in the
     /// next daemon.
     pub(crate) fn are_running(&self) -> bool {
-        let running = |j: &Job| j.report.running && j.report.kind != JobKind::Settle;
+        let running = |j: &Job| j.report.running && !is_settling(j.report.kind);
         self.table().iter().any(running)
     }
 
@@ -166,7 +172,7 @@ impl Jobs {
         let mut table = self.table();
         let host_vms = [&*from.host_vm, &*to.host_vm];
         match kind {
-            JobKind::Settle => {}
+            JobKind::Settle | JobKind::Left => {}
             JobKind::Evacuate => alone(&table, host_vms)?,
             JobKind::Swap | JobKind::Migrate => free(&table, host_vms)?,
         }
@@ -212,7 +218,7 @@ impl Jobs {
         {
             let table = self.table();
             let job = find(&table, id)?;
-            if job.report.kind != JobKind::Settle {
+            if !is_settling(job.report.kind) {
                 return Err(format!(
                     "job {id} does not settle anything; `vmbeam abort` cancels a migration"
                 ));

@@ -10,6 +10,7 @@
 mod lines;
 mod pairs;
 
+use crate::boot;
 use crate::join::JoinedRun;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use vmbeam_migration::Step;
 use vmbeam_wire::message::Digest;
+use vmbeam_wire::Uuid;
 
 use lines::{append, before, behind, file_pairs, line, prepare, read, remove, rename, sync};
 
@@ -36,7 +38,7 @@ const NAME: (&str, &str) = ("migration-", ".json");
 const PAIRS: &str = ".pairs";
 
 /// A guest in a host VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Place {
     /// Name of the host VM.
@@ -46,6 +48,12 @@ pub struct Place {
     pub host_domid: u32,
     /// Domid of the guest in it, if it is known.
     pub guest: Option<u32>,
+    /// UUID of the host VM, as far as it was known.
+    #[serde(default)]
+    pub host_uuid: Option<Uuid>,
+    /// Which the hypervisor never gives to another domain; as far as it was known.
+    #[serde(default)]
+    pub host_id: Option<u64>,
 }
 
 /// A page that tells where the memory is.
@@ -111,6 +119,12 @@ pub struct Record {
     pub id: u64,
     /// Name of the guest.
     pub guest: String,
+    /// Its UUID, which it has on both sides, as far as it was known.
+    #[serde(default)]
+    pub guest_uuid: Option<Uuid>,
+    /// Boot id of the host: nothing of this is there after another boot.
+    #[serde(default)]
+    pub boot: String,
     /// Source.
     pub from: Place,
     /// Destination.
@@ -209,6 +223,8 @@ impl Journal {
             version: VERSION,
             id: self.next.fetch_add(1, Ordering::Relaxed),
             guest: guest.into(),
+            guest_uuid: None,
+            boot: boot::id(),
             from,
             to,
             state: State::Stream,
@@ -330,6 +346,7 @@ mod tests {
             host_vm: host_vm.into(),
             host_domid: 3,
             guest: Some(1),
+            ..Place::default()
         }
     }
 

@@ -28,6 +28,7 @@ pub mod identity;
 mod jobs;
 pub mod join;
 pub mod journal;
+mod known;
 mod ledger;
 pub mod link;
 mod maintenance;

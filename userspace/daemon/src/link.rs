@@ -4,6 +4,7 @@
 
 mod patience;
 mod requests;
+mod uuids;
 
 use crate::config::HostVmConfig;
 use patience::Deadline;
@@ -16,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmbeam_wire::message::{AgentErrorCode, AgentVersions, FromAgent, ToAgent, Toolstack, Traffic};
-use vmbeam_wire::{encode, encode_old, Decoder, FrameError, ListError};
+use vmbeam_wire::{encode_as, encode_old, Decoder, FrameError, ListError, PREVIOUS, VERSION};
 
 /// How often to look whether the daemon is to stop.
 const TICK: Duration = Duration::from_millis(500);
@@ -133,7 +134,7 @@ impl Link {
             .finish();
         Ok(Self {
             stream,
-            decoder: Decoder::resyncing(),
+            decoder: Decoder::lenient(),
             session,
             request: 0,
             greeted: false,
@@ -144,6 +145,7 @@ impl Link {
             regardless: false,
             patience: Patience::default(),
             versions: AgentVersions {
+                protocol: VERSION,
                 agent: String::new(),
                 hypervisor: String::new(),
                 toolstack: Toolstack::default(),
@@ -165,9 +167,18 @@ impl Link {
 
     fn send(&mut self, message: &ToAgent, deadline: &mut Deadline) -> Result<u32, LinkError> {
         self.request = self.request.wrapping_add(1);
-        let bytes = encode(self.request, self.session, message)?;
-        self.write(&bytes, deadline)?;
+        self.send_as(self.versions.protocol, message, deadline)?;
         Ok(self.request)
+    }
+
+    fn send_as(
+        &mut self,
+        version: u16,
+        message: &ToAgent,
+        deadline: &mut Deadline,
+    ) -> Result<(), LinkError> {
+        let bytes = encode_as(version, self.request, self.session, message)?;
+        self.write(&bytes, deadline)
     }
 
     fn write(&mut self, bytes: &[u8], deadline: &mut Deadline) -> Result<(), LinkError> {
@@ -209,13 +220,19 @@ impl Link {
 
     /// The next answer in this session, with its request number.
     fn receive(&mut self, deadline: &mut Deadline) -> Result<(u32, FromAgent), LinkError> {
+        self.receive_any(deadline)
+            .map(|(number, answer, _)| (number, answer))
+    }
+
+    /// The same with the version of its frame.
+    fn receive_any(&mut self, deadline: &mut Deadline) -> Result<(u32, FromAgent, u16), LinkError> {
         let mut stale = 0;
         let mut late = false;
         loop {
             while let Some(frame) = self.decoder.next_frame()? {
                 self.traffic.messages += 1;
                 if frame.session == self.session {
-                    return Ok((frame.request, frame.decode()?));
+                    return Ok((frame.request, frame.decode()?, frame.version));
                 }
                 let started = frame.session == 0 && frame.decode() == Ok(FromAgent::Started);
                 if self.greeted && started {
@@ -274,12 +291,15 @@ impl Link {
             let hello = ToAgent::Hello {
                 daemon_version: crate::VERSION.into(),
             };
-            if !self.known {
-                // One of the last version answers only its own. Before ours, which it hangs
+            self.request = self.request.wrapping_add(1);
+            if !self.known || self.versions.protocol != VERSION {
+                // One of an old version answers only its own. Before ours, which it hangs
                 // up at; in no session of ours, which one of this version would answer in.
                 self.write(&encode_old(0, 0, &hello)?, &mut deadline)?;
+                // One of the version before opens the session by this, and passes over ours.
+                self.send_as(PREVIOUS, &hello, &mut deadline)?;
             }
-            self.send(&hello, &mut deadline)?;
+            self.send_as(VERSION, &hello, &mut deadline)?;
             match self.hello_answer(first, &mut deadline) {
                 Err(LinkError::Timeout(_)) => match patience {
                     Some(p) if started.elapsed() >= p => return Err(LinkError::Timeout(p)),
@@ -292,10 +312,12 @@ impl Link {
 
     fn hello_answer(&mut self, first: u32, deadline: &mut Deadline) -> Result<(), LinkError> {
         loop {
-            match self.receive(deadline)? {
+            match self.receive_any(deadline)? {
                 // The rest of what an agent said before it was restarted, or
                 // an answer to one of several hellos.
-                (request, _) if request.wrapping_sub(first) > u32::MAX / 2 => deadline.check()?,
+                (request, _, _) if request.wrapping_sub(first) > u32::MAX / 2 => {
+                    deadline.check()?;
+                }
                 (
                     _,
                     FromAgent::Hello {
@@ -305,8 +327,10 @@ impl Link {
                         memory_end,
                         host_vm,
                     },
+                    protocol,
                 ) => {
                     self.versions = AgentVersions {
+                        protocol,
                         agent: agent_version,
                         hypervisor,
                         toolstack,
@@ -318,10 +342,10 @@ impl Link {
                     self.decoder.settle();
                     return Ok(());
                 }
-                (_, FromAgent::Error { code, message }) => {
+                (_, FromAgent::Error { code, message }, _) => {
                     return Err(LinkError::Agent { code, message });
                 }
-                (_, other) => return Err(unexpected(&other)),
+                (_, other, _) => return Err(unexpected(&other)),
             }
         }
     }

@@ -189,7 +189,9 @@ impl<'a> Job<'a> {
             from,
             to,
             domids,
+            ids,
             guest,
+            uuid,
             blockers,
             unstaged,
         } = check(context.driver, host_vms, request)?;
@@ -207,14 +209,16 @@ impl<'a> Job<'a> {
             ..MigrateReport::default()
         };
         report.seconds.preflight = seconds(started);
-        let place = |vm: &Side<'_>, host_domid, guest| Place {
+        let place = |vm: &Side<'_>, host_domid, guest, id: usize| Place {
             host_vm: vm.name().to_owned(),
             host_domid,
             guest,
+            host_uuid: vm.uuid(),
+            host_id: ids.map(|ids| ids[id]),
         };
         let ends = (
-            place(&from, domids.0, Some(guest.domid)),
-            place(&to, domids.1, None),
+            place(&from, domids.0, Some(guest.domid), 0),
+            place(&to, domids.1, None, 1),
         );
         let stages = report.unstaged.is_none();
         let mut work = Work {
@@ -225,6 +229,7 @@ impl<'a> Job<'a> {
         if stages {
             work.record.state = State::Stage;
         }
+        work.record.guest_uuid = uuid;
         let exec = Executor {
             driver: context.driver,
             journal: context.journal,

@@ -8,12 +8,13 @@ use crate::exchange::{both, refused, SwapError};
 use crate::host_vm::HostVm;
 use crate::link::{unexpected, Link, LinkError};
 use crate::side::Side;
+use std::collections::HashMap;
 use tracing::warn;
 use vmbeam_wire::message::{
     needed_mib, no_room, AgentErrorCode, Facts, FromAgent, Guest, GuestKind, GuestState,
     MigrateRequest, Mode, PlanReport, PlannedGuest, ToAgent,
 };
-use vmbeam_wire::{Inspection, Need, NeedKind};
+use vmbeam_wire::{Inspection, Need, NeedKind, Uuid};
 
 pub(crate) fn mib(pages: u64) -> u64 {
     pages.div_ceil(256)
@@ -135,7 +136,11 @@ pub(crate) struct Checked<'a> {
     pub(crate) from: Side<'a>,
     pub(crate) to: Side<'a>,
     pub(crate) domids: (u32, u32),
+    /// The hypervisor's ids of both host VMs, if it was asked.
+    pub(crate) ids: Option<[u64; 2]>,
     pub(crate) guest: Guest,
+    /// The guest's UUID, if its agent tells UUIDs.
+    pub(crate) uuid: Option<Uuid>,
     pub(crate) blockers: Vec<String>,
     /// Why its copy cannot be made while it runs, if so.
     pub(crate) unstaged: Option<String>,
@@ -148,12 +153,15 @@ pub(crate) fn check<'a>(
     request: &MigrateRequest,
 ) -> Result<Checked<'a>, SwapError> {
     let (mut from, mut to) = take(host_vms)?;
-    let domids = domids(driver, (&mut from, &mut to), request.mode)?;
-    let Inventory { here, there } = Inventory::of(&mut from, &mut to)?;
+    let (domids, ids) = domids(driver, (&mut from, &mut to), request.mode)?;
+    let Inventory { here, there, uuids } = Inventory::of(&mut from, &mut to)?;
     let name = &request.from.guest;
     let guest = named(&here.0, name, from.name()).map_err(refused)?.clone();
     let mut blockers = blockers_of(to.name(), &guest, &there);
     blockers.extend(closed(to.vm));
+    let uuid = uuids.0.get(&guest.domid).copied();
+    let here_too = (&guest, from.name(), &*here.0);
+    blockers.extend(same_uuid(here_too, to.name(), &there.0, &uuids));
     let facts = ((from.name(), &here.1), (to.name(), &there.1));
     blockers.extend(blockers_of_pair(request.mode, facts.0, facts.1));
     let unstaged = unstaged(request.mode, facts.0, facts.1);
@@ -161,11 +169,16 @@ pub(crate) fn check<'a>(
     let room = no_room(to.name(), &needs, needed_mib(guest.pages), there.1.free_mib);
     blockers.extend(room);
     blockers.extend(looked_at(&mut from, &mut to, &guest, request.mode));
+    if let Some(uuid) = uuid.filter(|_| !request.dry_run) {
+        to.talk(|l| l.expect(uuid)).map_err(refused)?;
+    }
     Ok(Checked {
         from,
         to,
         domids,
+        ids,
         guest,
+        uuid,
         blockers,
         unstaged,
     })
@@ -205,6 +218,35 @@ fn blockers_of(to: &str, guest: &Guest, (guests, facts): &(Vec<Guest>, Facts)) -
         blockers.extend(other_cpu(to, guest, facts));
     }
     blockers
+}
+
+/// Other guests with the UUID of this one, in whichever host VM. Recovery, and the agent that
+/// restores it, could take one of them for it.
+fn same_uuid(
+    (guest, from, here): (&Guest, &str, &[Guest]),
+    to: &str,
+    there: &[Guest],
+    uuids: &(HashMap<u32, Uuid>, HashMap<u32, Uuid>),
+) -> Vec<String> {
+    let Some(uuid) = uuids.0.get(&guest.domid) else {
+        return Vec::new();
+    };
+    let same =
+        |g: &&Guest, uuids: &HashMap<u32, Uuid>| is_alive(g) && uuids.get(&g.domid) == Some(uuid);
+    let others = here
+        .iter()
+        .filter(|g| g.domid != guest.domid && same(g, &uuids.0))
+        .map(|g| (from, g));
+    let others = others.chain(there.iter().filter(|g| same(g, &uuids.1)).map(|g| (to, g)));
+    let name = &guest.name;
+    others
+        .map(|(vm, other)| {
+            format!(
+                "guest {name} has the same UUID as guest {} (domain {}) of host VM {vm}; shut down one of them, and give it another `uuid`",
+                other.name, other.domid
+            )
+        })
+        .collect()
 }
 
 /// Why a guest would find another processor there than it has booted on.
@@ -258,12 +300,12 @@ pub(crate) fn take<'a>(
 }
 
 /// Refuse what the host hypervisor cannot do at all; gives the domids of both
-/// host VMs.
+/// host VMs, and its ids of them if it was asked.
 fn domids(
     driver: &dyn Driver,
     (from, to): (&mut Side<'_>, &mut Side<'_>),
     mode: Mode,
-) -> Result<(u32, u32), SwapError> {
+) -> Result<((u32, u32), Option<[u64; 2]>), SwapError> {
     let domids = (from.domid().map_err(refused)?, to.domid().map_err(refused)?);
     if mode == Mode::Swap {
         let offer = |e| {
@@ -271,9 +313,10 @@ fn domids(
                 "{e}; `vmbeam migrate --mode copy` copies the memory instead"
             ))
         };
-        drop(driver.open_anew(domids.0, domids.1).map_err(offer)?);
+        let session = driver.open_anew(domids.0, domids.1).map_err(offer)?;
+        return Ok((domids, Some(session.ids())));
     }
-    Ok(domids)
+    Ok((domids, None))
 }
 
 /// Guests and facts of both host VMs, each asked once.
@@ -281,19 +324,25 @@ fn domids(
 struct Inventory {
     here: (Vec<Guest>, Facts),
     there: (Vec<Guest>, Facts),
+    /// UUIDs of the guests here and there, by their domids.
+    uuids: (HashMap<u32, Uuid>, HashMap<u32, Uuid>),
 }
 
 impl Inventory {
     fn of(from: &mut Side<'_>, to: &mut Side<'_>) -> Result<Self, SwapError> {
         let ask = |side: &mut Side<'_>| {
             side.greet()?;
-            Ok((side.talk(|l| l.guests())?, side.talk(|l| l.facts())?))
+            let known = (side.talk(|l| l.guests())?, side.talk(|l| l.facts())?);
+            Ok((known, side.talk(|l| l.uuids())?))
         };
         let (here, there) = both(|| ask(from), || ask(to));
         let refused = |e: String| refused(e);
+        let (here, uuids_here) = here.map_err(refused)?;
+        let (there, uuids_there) = there.map_err(refused)?;
         Ok(Self {
-            here: here.map_err(refused)?,
-            there: there.map_err(refused)?,
+            here,
+            there,
+            uuids: (uuids_here, uuids_there),
         })
     }
 }
@@ -310,7 +359,11 @@ pub(crate) fn plan(
         report.blockers.push(e.message);
     }
     report.blockers.extend(closed(to.vm));
-    let Inventory { mut here, there } = Inventory::of(&mut from, &mut to)?;
+    let Inventory {
+        mut here,
+        there,
+        uuids,
+    } = Inventory::of(&mut from, &mut to)?;
     here.0.retain(is_alive);
     let (here, there) = (&here, &there);
     let pair = blockers_of_pair(mode, (from.name(), &here.1), (to.name(), &there.1));
@@ -320,6 +373,12 @@ pub(crate) fn plan(
     let mut planned = |guest: &Guest| {
         let mut blockers = blockers_of(to.name(), guest, there);
         blockers.extend(named(&here.0, &guest.name, from.name()).err());
+        blockers.extend(same_uuid(
+            (guest, from.name(), &here.0),
+            to.name(),
+            &there.0,
+            &uuids,
+        ));
         blockers.extend(looked_at(&mut from, &mut to, guest, mode));
         PlannedGuest {
             blockers,

@@ -3,6 +3,7 @@
 //! Bringing a migration to an end that did not get there by itself: its job failed, or the
 //! daemon died. It is tried again and again, until a person dismisses it.
 
+use crate::boot;
 use crate::control::{internal, Shared};
 use crate::execute::{Executor, Swapped, Work};
 use crate::jobs::Begun;
@@ -111,6 +112,10 @@ impl Shared {
         let Unsettled::Known(work) = what else {
             return Err(internal().message);
         };
+        if boot::is_another(&work.record.boot) {
+            let why = "the host was restarted since, with whatever this is about: nothing is done; `vmbeam forget --job` removes the record";
+            return Err(why.into());
+        }
         let (from, to) = (&work.record.from, &work.record.to);
         let (Ok(a), Ok(b)) = (self.host_vm(&from.host_vm), self.host_vm(&to.host_vm)) else {
             let why = "its host VMs are not in the configuration any more";

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmbeam_wire::message::Traffic;
+use vmbeam_wire::Uuid;
 
 /// How often to look whether an agent is back.
 const LOOK: Duration = Duration::from_millis(250);
@@ -81,6 +82,11 @@ impl<'a> Side<'a> {
         }
     }
 
+    /// The host VM's UUID, once its agent has proven to be in it.
+    pub(crate) fn uuid(&self) -> Option<Uuid> {
+        self.agent.as_ref().and_then(AgentGuard::uuid)
+    }
+
     /// What this job sent and received.
     pub(crate) fn traffic(&self) -> Traffic {
         let now = self.agent.as_ref().map_or(self.before, AgentGuard::traffic);
@@ -90,7 +96,7 @@ impl<'a> Side<'a> {
     /// Start afresh with the agent.
     pub(crate) fn greet(&mut self) -> Result<(), String> {
         match &mut self.agent {
-            Some(agent) => agent.greet(),
+            Some(agent) => agent.greet_anew(),
             None => Err(format!("the agent of host VM {} is gone", self.name())),
         }
     }

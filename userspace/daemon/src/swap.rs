@@ -36,7 +36,7 @@ impl Party<'_> {
         mut agent: AgentGuard<'a>,
         name: &str,
     ) -> Result<(AgentGuard<'a>, Guest), SwapError> {
-        agent.greet().map_err(refused)?;
+        agent.greet_anew().map_err(refused)?;
         let guests = agent.with(|l| l.guests()).map_err(refused)?;
         let host_vm = agent.name().to_owned();
         let guest = named(&guests, name, &host_vm).map_err(refused)?.clone();

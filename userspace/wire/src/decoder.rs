@@ -2,7 +2,7 @@
 
 //! Frames out of a stream of bytes.
 
-use crate::frame::{parse, Frame, FrameError, Parsed, MAGIC, MAX_PAYLOAD};
+use crate::frame::{parse, Frame, FrameError, Parsed, MAGIC, MAX_PAYLOAD, PREVIOUS, VERSION};
 use memchr::memmem;
 use std::io::Read;
 
@@ -28,6 +28,8 @@ pub struct Decoder {
     buf: Vec<u8>,
     search: Option<Search>,
     skipped: usize,
+    /// The oldest version whose frames are taken.
+    oldest: u16,
 }
 
 /// Where a frame may begin.
@@ -67,6 +69,7 @@ impl Decoder {
             buf: Vec::new(),
             search: None,
             skipped: 0,
+            oldest: VERSION,
         }
     }
 
@@ -75,6 +78,14 @@ impl Decoder {
         Self {
             search: Some(Search::default()),
             ..Self::strict()
+        }
+    }
+
+    /// The same for a peer that may speak [`PREVIOUS`].
+    pub fn lenient() -> Self {
+        Self {
+            oldest: PREVIOUS,
+            ..Self::resyncing()
         }
     }
 
@@ -119,7 +130,7 @@ impl Decoder {
         if self.buf.is_empty() {
             return Ok(None);
         }
-        match parse(&self.buf, MAX_PAYLOAD)? {
+        match parse(&self.buf, MAX_PAYLOAD, self.oldest)? {
             Parsed::Partial(_) => Ok(None),
             Parsed::Whole(total, frame) => {
                 self.buf.drain(..total);
@@ -145,7 +156,7 @@ impl Decoder {
             if found.is_some() || self.buf.len() < *again {
                 return true;
             }
-            let (total, result) = match parse(&self.buf[*at..], MAX_GREETING) {
+            let (total, result) = match parse(&self.buf[*at..], MAX_GREETING, self.oldest) {
                 Ok(Parsed::Partial(bytes)) => {
                     *again = *at + bytes;
                     return true;
@@ -174,7 +185,7 @@ impl Decoder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::{encode, encode_old, HEADER, OLD_VERSION};
+    use crate::frame::{encode, encode_as, encode_old, HEADER, OLD_VERSION};
     use crate::message::{FromAgent, ToAgent};
     use std::time::{Duration, Instant};
 
@@ -186,6 +197,23 @@ mod tests {
 
     fn hello(session: u64) -> Vec<u8> {
         encode(7, session, &message()).unwrap()
+    }
+
+    #[test]
+    fn frames_of_the_version_before_are_for_those_that_want_them() {
+        let old = encode_as(PREVIOUS, 7, 9, &message()).unwrap();
+        let mut d = Decoder::lenient();
+        for (bytes, version) in [(&old, PREVIOUS), (&hello(9), VERSION)] {
+            d.push(bytes);
+            let f = d.next_frame().unwrap().unwrap();
+            assert_eq!((f.version, f.request), (version, 7));
+            assert_eq!(f.decode::<ToAgent>().unwrap(), message());
+            d.settle();
+        }
+        for mut d in [Decoder::strict(), Decoder::resyncing()] {
+            d.push(&old);
+            assert_eq!(d.next_frame(), Err(FrameError::Version(PREVIOUS)));
+        }
     }
 
     #[test]

@@ -26,6 +26,9 @@ use crate::message::Message;
 pub const MAGIC: [u8; 4] = *b"VMBm";
 /// Version of the protocol that this code speaks.
 pub const VERSION: u16 = 8;
+/// The version before, which agents may speak that are to end what they have begun. Its frames
+/// look the same, and its messages as far as that needs them.
+pub const PREVIOUS: u16 = VERSION - 1;
 /// The last version without a checksum of the header.
 pub const OLD_VERSION: u16 = 6;
 /// What all versions have in front, and what the length does not count.
@@ -37,6 +40,8 @@ pub const MAX_PAYLOAD: usize = 1 << 20;
 /// One frame, its CRC checked, its payload not looked at yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
+    /// Version of the protocol: [`VERSION`], or [`PREVIOUS`] from a decoder that accepts that.
+    pub version: u16,
     /// Which message set the payload belongs to.
     pub kind: u16,
     /// Request that this is, or that it answers.
@@ -105,8 +110,18 @@ impl Frame {
 
 /// Encode a message as one frame. Fails if it is larger than [`MAX_PAYLOAD`].
 pub fn encode<M: Message>(request: u32, session: u64, message: &M) -> Result<Vec<u8>, FrameError> {
+    encode_as(VERSION, request, session, message)
+}
+
+/// The same in a frame of this version, which is [`VERSION`] or [`PREVIOUS`].
+pub fn encode_as<M: Message>(
+    version: u16,
+    request: u32,
+    session: u64,
+    message: &M,
+) -> Result<Vec<u8>, FrameError> {
     let mut out = payload(message, HEADER)?;
-    put_header(&mut out, M::KIND, VERSION, request, session)?;
+    put_header(&mut out, M::KIND, version, request, session)?;
     let header = crc32fast::hash(&out[..24]);
     out[FIXED..HEADER].copy_from_slice(&header.to_le_bytes());
     seal(&mut out);
@@ -191,20 +206,21 @@ pub(crate) enum Parsed {
     Other(usize, u16),
 }
 
-/// Judge the start of `b`, whose payload may be of `most` bytes. Errors as early as the
-/// bytes at hand allow.
-pub(crate) fn parse(b: &[u8], most: usize) -> Result<Parsed, FrameError> {
-    let known = b.len().min(MAGIC.len());
-    if b[..known] != MAGIC[..known] {
+/// Judge the start of `b`, whose payload may be of `most` bytes, and whose version is known from
+/// `oldest` on. Errors as early as the bytes at hand allow.
+pub(crate) fn parse(b: &[u8], most: usize, oldest: u16) -> Result<Parsed, FrameError> {
+    let begun = b.len().min(MAGIC.len());
+    if b[..begun] != MAGIC[..begun] {
         let mut start = [0; 4];
-        start[..known].copy_from_slice(&b[..known]);
+        start[..begun].copy_from_slice(&b[..begun]);
         return Err(FrameError::Magic(start));
     }
     if b.len() < FIXED {
         return Ok(Parsed::Partial(FIXED));
     }
     let version = u16_at(b, 4);
-    let header = if version == VERSION { HEADER } else { FIXED };
+    let known = (oldest..=VERSION).contains(&version);
+    let header = if known { HEADER } else { FIXED };
     if b.len() < header {
         return Ok(Parsed::Partial(header));
     }
@@ -213,7 +229,7 @@ pub(crate) fn parse(b: &[u8], most: usize) -> Result<Parsed, FrameError> {
     if length > most {
         return Err(FrameError::TooLong(length as u64));
     }
-    if version == VERSION && crc32fast::hash(&b[..24]) != u32_at(b, FIXED) {
+    if known && crc32fast::hash(&b[..24]) != u32_at(b, FIXED) {
         return Err(FrameError::Crc);
     }
     if b.len() < total {
@@ -224,12 +240,13 @@ pub(crate) fn parse(b: &[u8], most: usize) -> Result<Parsed, FrameError> {
     if checksum(frame) != u32_at(frame, 24) {
         return Err(FrameError::Crc);
     }
-    if version != VERSION {
+    if !known {
         return Ok(Parsed::Other(total, version));
     }
     Ok(Parsed::Whole(
         total,
         Frame {
+            version,
             kind: u16_at(frame, 6),
             request: u32_at(frame, 12),
             session: u64_at(frame, 16),

@@ -24,7 +24,7 @@ pub mod preflight;
 pub use cpu::CpuFeatures;
 pub use decoder::Decoder;
 pub use definition::{Definition, Entry, File};
-pub use frame::{encode, encode_old, Frame, FrameError, MAX_PAYLOAD, VERSION};
+pub use frame::{encode, encode_as, encode_old, Frame, FrameError, MAX_PAYLOAD, PREVIOUS, VERSION};
 pub use list::{
     Excluded, FrameList, FrameListBuilder, FrameRun, ListError, PfnRun, Reason, MAX_PAGES,
     MAX_RUNS, RUNS_PER_CHUNK,

@@ -108,6 +108,8 @@ pub struct DomainInfo {
     pub max_vcpu: Option<u32>,
     /// The cpupool that it is in.
     pub cpupool: u32,
+    /// Its UUID, which the toolstack gave it.
+    pub uuid: [u8; 16],
 }
 
 impl From<&sys::DomainInfo> for DomainInfo {
@@ -123,6 +125,7 @@ impl From<&sys::DomainInfo> for DomainInfo {
             paused: raw.flags & sys::DOMINF_PAUSED != 0,
             pages: raw.tot_pages,
             shared_info_frame: raw.shared_info_frame,
+            uuid: raw.handle,
             max_vcpu: (raw.max_vcpu_id != u32::MAX).then_some(raw.max_vcpu_id),
             cpupool: raw.cpupool,
         }

@@ -46,6 +46,8 @@ pub struct FakeHost {
     pub uuid: Uuid,
     /// Its /etc/xen, and where it notes whether it may start guests; nowhere if not given.
     pub dir: Option<PathBuf>,
+    /// UUIDs of guests that do not have the one that goes with their name.
+    pub uuids: HashMap<u32, Uuid>,
 }
 
 impl FakeHost {
@@ -102,6 +104,11 @@ impl FakeHost {
 
 /// First domid of restored guests.
 pub const RESTORED: u32 = 100;
+
+/// The UUID of a guest of this name, unless it has another one.
+pub fn guest_uuid(name: &str) -> Uuid {
+    Uuid::from_bytes(xxhash_rust::xxh3::xxh3_128(name.as_bytes()).to_le_bytes())
+}
 
 pub type Host = Arc<Mutex<FakeHost>>;
 
@@ -198,6 +205,15 @@ impl Hypervisor for FakeHypervisor {
                 cpu: Some(CpuFeatures::default()),
             })
             .collect())
+    }
+
+    fn uuids(&self) -> Result<Vec<(u32, Uuid)>, HvError> {
+        let host = lock(&self.0);
+        let uuid = |(domid, g): (&u32, &FakeGuest)| {
+            let other = host.uuids.get(domid).copied();
+            (*domid, other.unwrap_or_else(|| guest_uuid(&g.name)))
+        };
+        Ok(host.guests.iter().map(uuid).collect())
     }
 
     fn pause(&self, guest: u32) -> Result<bool, HvError> {

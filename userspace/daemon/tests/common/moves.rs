@@ -11,7 +11,7 @@ use vmbeam_wire::message::{
     Failure, FromDaemon, GuestRef, MigrateReport, MigrateRequest, Mode, SwapRun, ToDaemon,
 };
 use vmbeam_xen::PageKind;
-use vmbeamd::journal::{Journal, Pairs, Place, Probe, State};
+use vmbeamd::journal::{Journal, Pairs, Place, Probe, Record, State};
 
 /// Two host VMs; B has no guest.
 pub fn world() -> World {
@@ -120,6 +120,14 @@ pub fn left(state: impl FnOnce(&World) -> State) -> (World, HashMap<u64, u64>) {
 
 /// The same with what else is in the journal. The record's number is 1.
 pub fn left_with(state: impl FnOnce(&World, &Journal) -> State) -> (World, HashMap<u64, u64>) {
+    left_as(state, |_| {})
+}
+
+/// The same with something else in the record.
+pub fn left_as(
+    state: impl FnOnce(&World, &Journal) -> State,
+    change: impl FnOnce(&mut Record),
+) -> (World, HashMap<u64, u64>) {
     let w = World::new();
     lock(&w.hosts["B"]).guests.clear();
     w.agents(&["A", "B"]);
@@ -137,9 +145,11 @@ pub fn left_with(state: impl FnOnce(&World, &Journal) -> State) -> (World, HashM
         host_vm: host_vm.into(),
         host_domid,
         guest: Some(guest),
+        ..Place::default()
     };
     let mut record = journal.begin("guest", place("A", 1, 1), place("B", 2, RESTORED));
     record.state = state(&w, &journal);
+    change(&mut record);
     journal.write(&record).unwrap();
     (w, pages)
 }

@@ -90,6 +90,7 @@ pub fn well_behaved_until_frames(
 /// Decode a request's payload through the real decoder.
 pub fn request_of(payload: &[u8]) -> Option<ToAgent> {
     vmbeam_wire::Frame {
+        version: vmbeam_wire::VERSION,
         kind: 1,
         request: 0,
         session: 0,

@@ -165,6 +165,13 @@ pub enum ToAgent {
         /// The guest's domid in its host VM.
         guest: u32,
     },
+    /// Which UUIDs have the guests? Answer: [`FromAgent::Uuids`].
+    Uuids,
+    /// The guest that is restored next has this UUID. Answer: [`FromAgent::Done`].
+    Expect {
+        /// It.
+        uuid: Uuid,
+    },
 }
 
 /// Runs in ascending order, and not more pages than `most`.
@@ -425,6 +432,8 @@ pub enum FromAgent {
         /// The guest, once it has all its pages and devices, and waits for its state.
         guest: Option<u32>,
     },
+    /// Answer to [`ToAgent::Uuids`]: domid and UUID of each guest.
+    Uuids(Vec<(u32, Uuid)>),
 }
 
 impl FromAgent {
@@ -455,6 +464,7 @@ impl FromAgent {
             Self::Definition(_) => "Definition",
             Self::Autostart(_) => "Autostart",
             Self::Staged { .. } => "Staged",
+            Self::Uuids(_) => "Uuids",
         }
     }
 }
@@ -487,6 +497,9 @@ impl Message for FromAgent {
                 guests
                     .iter()
                     .try_for_each(|g| name("a guest's name", &g.name))
+            }
+            Self::Uuids(uuids) if uuids.len() > MAX_GUESTS => {
+                Err(format!("{} guests; the most is {MAX_GUESTS}", uuids.len()))
             }
             Self::FramesEnd { pages } if *pages > MAX_PAGES => {
                 Err(format!("{pages} pages; the most is {MAX_PAGES}"))

@@ -51,6 +51,8 @@ pub struct Identity {
 /// Versions that an agent tells.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentVersions {
+    /// Version of the protocol that it speaks.
+    pub protocol: u16,
     /// Version of `vmbeam-agent`.
     pub agent: String,
     /// The guest hypervisor and its version.
@@ -134,6 +136,8 @@ pub enum JobKind {
     Settle,
     /// It moves all guests of a host VM, each by a job of its own.
     Evacuate,
+    /// It does nothing about what another boot of the host has left, and is in nobody's way.
+    Left,
 }
 
 /// What a swap is doing.

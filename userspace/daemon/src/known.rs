@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Which host VMs and which guest a record is about. Numbers are given again, and names are for
+//! people: what has a UUID is known by it, and a domain of the host by the number that the
+//! hypervisor never gives to another one.
+
+use crate::driver::Driver;
+use crate::execute::{Executor, Work};
+use crate::preflight::is_alive;
+use std::collections::HashMap;
+use tracing::warn;
+use vmbeam_migration::{Presence, Side as Where};
+use vmbeam_wire::message::{Guest, GuestState};
+use vmbeam_wire::Uuid;
+
+/// Which of two domains is not any more what it was, by the hypervisor's ids: another one may
+/// have its domid, its name and even its UUID. Not known of a record without these ids, or if
+/// the driver cannot be asked.
+pub(crate) fn replaced(driver: &dyn Driver, domids: [u32; 2], ids: [Option<u64>; 2]) -> [bool; 2] {
+    let [Some(a), Some(b)] = ids else {
+        return [false; 2];
+    };
+    match driver.ids(domids[0], domids[1]) {
+        Ok([now_a, now_b]) => [now_a != a, now_b != b],
+        Err(e) => {
+            warn!("it is not known whether two host VMs are the ones that they were: {e}");
+            [false; 2]
+        }
+    }
+}
+
+/// The only one of these guests that this is true of.
+fn only(
+    guests: &[Guest],
+    host_vm: &str,
+    what: &str,
+    is: impl Fn(&Guest) -> bool,
+) -> Result<Option<Guest>, String> {
+    let mut found = guests.iter().filter(|g| is_alive(g) && is(g));
+    match (found.next(), found.next()) {
+        (Some(a), Some(b)) => Err(format!(
+            "host VM {host_vm} has several guests with {what}, for example {} and {}; destroy the one that does not belong there",
+            a.domid, b.domid
+        )),
+        (first, _) => Ok(first.cloned()),
+    }
+}
+
+impl Executor<'_> {
+    /// Take a host VM that was replaced for one that is gone.
+    pub(crate) fn look_twice(&self, work: &Work, source: &mut Presence, there: &mut Presence) {
+        if (*source, *there) != (Presence::Up, Presence::Up) {
+            return;
+        }
+        let (from, to) = (&work.record.from, &work.record.to);
+        let domids = [from.host_domid, to.host_domid];
+        let gone = replaced(self.driver, domids, [from.host_id, to.host_id]);
+        for (presence, gone) in [source, there].into_iter().zip(gone) {
+            if gone {
+                *presence = Presence::Gone;
+            }
+        }
+    }
+
+    /// The guest of a record on this side, if it is there: by its number, which must have its
+    /// UUID, or, if its number is not known, by that.
+    pub(crate) fn found(&mut self, work: &Work, side: Where) -> Result<Option<Guest>, String> {
+        let guests = self.guests(side)?;
+        let deadline = self.deadline;
+        let uuids = self.side(side).insist(deadline, |l| l.uuids())?;
+        let place = work.place(side);
+        let (name, expected) = (&work.record.guest, work.record.guest_uuid);
+        let its_uuid = |g: &Guest| is_it(&uuids, g, expected);
+        let host_vm = &place.host_vm;
+        if let Some(domid) = place.guest {
+            let same = |g: &&Guest| g.domid == domid && is_alive(g) && its_uuid(g) != Some(false);
+            return Ok(guests.iter().find(same).cloned());
+        }
+        // A guest that was being restored when the daemon ended has no number in the journal.
+        if let (Some(uuid), false) = (expected, uuids.is_empty()) {
+            let what = format!("UUID {uuid}");
+            return only(&guests, host_vm, &what, |g| its_uuid(g) == Some(true));
+        }
+        let what = format!("the name {name}");
+        if let Some(guest) = only(&guests, host_vm, &what, |g| g.name == *name)? {
+            return Ok(Some(guest));
+        }
+        // What an agent says that cannot read a name.
+        let unread = |g: &&Guest| g.name == format!("domain-{}", g.domid);
+        match guests.iter().find(unread) {
+            Some(guest) if guest.state != GuestState::Running => Err(format!(
+                "the name of guest {} of host VM {host_vm} cannot be read; it may be {name}",
+                guest.domid
+            )),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// Whether a guest has this UUID, if both are known.
+fn is_it(uuids: &HashMap<u32, Uuid>, guest: &Guest, expected: Option<Uuid>) -> Option<bool> {
+    Some(*uuids.get(&guest.domid)? == expected?)
+}
