@@ -27,6 +27,8 @@ pub(crate) use watch::Evacuations;
 
 /// How often to look whether what is waited for has ended.
 const LOOK: Duration = Duration::from_millis(50);
+/// How long an agent may be away whose guests have to be known. It may be for ever.
+const AWAY: Duration = Duration::from_secs(30);
 /// Guests that move at a time. An agent has one port, one conversation, and one
 /// move in it; a second one would only make both guests stand still for longer.
 const AT_A_TIME: u32 = 1;
@@ -144,6 +146,8 @@ impl Shared {
             let mut record = evacuation.record();
             record.ended = match result {
                 Ok(()) => Some(Ended::Done),
+                // Nothing more was done because of that: the next daemon does it.
+                Err(_) if shared.is_stopping() => None,
                 Err(Halt::Failed(SwapError { failure, message })) => {
                     Some(Ended::Failed { failure, message })
                 }
@@ -297,8 +301,16 @@ impl<'a> Evacuating<'a> {
     }
 
     /// Wait until nothing is named any more that is waited for.
-    fn wait_until(&self, mut what: impl FnMut() -> Option<String>) -> Result<(), Halt> {
-        let deadline = Instant::now() + self.patience;
+    fn wait_until(&self, what: impl FnMut() -> Option<String>) -> Result<(), Halt> {
+        self.wait_within(self.patience, what)
+    }
+
+    fn wait_within(
+        &self,
+        limit: Duration,
+        mut what: impl FnMut() -> Option<String>,
+    ) -> Result<(), Halt> {
+        let deadline = Instant::now() + limit;
         // Where its guests are has to be found out even of one that was to stop before.
         let stopped = self.job.is_stopped();
         let mut told = false;
@@ -389,13 +401,7 @@ impl<'a> Evacuating<'a> {
 
     /// Where the guests are that are in neither host VM's list of another daemon.
     fn find_out(&self, host_vms: (&HostVm, &HostVm)) -> Result<(), Halt> {
-        let there = |e: String| {
-            Halt::Failed(SwapError {
-                failure: Failure::Failed,
-                message: e,
-            })
-        };
-        let lists = self.lists(host_vms).map_err(there)?;
+        let lists = self.lists(host_vms)?;
         let mut record = self.job.record();
         let waiting = record.report.guests.iter_mut();
         for guest in waiting.filter(|g| g.outcome == MoveOutcome::Waiting) {
@@ -411,9 +417,15 @@ impl<'a> Evacuating<'a> {
         Ok(())
     }
 
-    fn lists(&self, (from, to): (&HostVm, &HostVm)) -> Result<[Vec<Guest>; 2], String> {
+    /// The guests of both; an agent that is away for a moment is waited for.
+    fn lists(&self, (from, to): (&HostVm, &HostVm)) -> Result<[Vec<Guest>; 2], Halt> {
         let ask = |vm: &HostVm| vm.agent_soon()?.guests_soon();
-        Ok([ask(from)?, ask(to)?])
+        let mut found = [Vec::new(), Vec::new()];
+        self.wait_within(AWAY.min(self.patience), || {
+            let asked = ask(from).and_then(|here| Ok([here, ask(to)?]));
+            asked.map(|lists| found = lists).err()
+        })?;
+        Ok(found)
     }
 
     /// Move a guest, and find out what became of it whatever happens.
@@ -469,12 +481,7 @@ impl<'a> Evacuating<'a> {
         if outcome != MoveOutcome::Failed {
             return Ok(());
         }
-        let found = self.wait_until_idle().and_then(|()| {
-            self.lists(host_vms).map_err(|message| {
-                let failure = Failure::Failed;
-                Halt::Failed(SwapError { failure, message })
-            })
-        });
+        let found = self.wait_until_idle().and_then(|()| self.lists(host_vms));
         match found {
             Ok(lists) => match in_which(&lists, &guest.guest) {
                 (true, false) => guest.outcome = MoveOutcome::PutBack,

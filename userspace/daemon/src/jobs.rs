@@ -66,7 +66,7 @@ fn free(table: &[Job], host_vms: [&str; 2]) -> Result<(), SwapError> {
     }
 }
 
-/// No evacuation has to do with these host VMs: two would move guests to and fro.
+/// No evacuation has to do with these host VMs: two would move guests there and back.
 fn alone(table: &[Job], host_vms: [&str; 2]) -> Result<(), SwapError> {
     let evacuates = |j: &&Job| j.report.kind == JobKind::Evacuate && j.touches(host_vms);
     match table.iter().find(evacuates) {

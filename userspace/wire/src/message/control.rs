@@ -229,7 +229,7 @@ pub enum FromDaemon {
         guest: GuestRef,
         /// Where it goes.
         to: String,
-        /// The how manieth it is.
+        /// Which of them it is, from 1 on.
         number: u32,
         /// Of how many.
         of: u32,
