@@ -299,13 +299,15 @@ pub(crate) fn take<'a>(
     }
 }
 
-/// Refuse what the host hypervisor cannot do at all; gives the domids of both
-/// host VMs, and its ids of them if it was asked.
+/// The domids of both host VMs, and the hypervisor's ids of them if it was asked.
+type Domains = ((u32, u32), Option<[u64; 2]>);
+
+/// Refuse what the host hypervisor cannot do at all.
 fn domids(
     driver: &dyn Driver,
     (from, to): (&mut Side<'_>, &mut Side<'_>),
     mode: Mode,
-) -> Result<((u32, u32), Option<[u64; 2]>), SwapError> {
+) -> Result<Domains, SwapError> {
     let domids = (from.domid().map_err(refused)?, to.domid().map_err(refused)?);
     if mode == Mode::Swap {
         let offer = |e| {
