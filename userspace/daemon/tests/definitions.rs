@@ -9,7 +9,7 @@ mod common;
 #[path = "common/moves.rs"]
 mod moves;
 
-use common::{agent, lock, World};
+use common::{agent, lock, uuid, World};
 use moves::{contents, exchange, left, migrate, report, swap_of, wait_until_runs_only_in};
 use std::fs;
 use std::os::unix::fs::{symlink, PermissionsExt};
@@ -158,6 +158,23 @@ fn with_domids(w: &mut World) {
     for name in ["C", "D"] {
         fs::write(w.dir.path().join(format!("down-{name}")), "").unwrap();
     }
+}
+
+#[test]
+fn what_is_written_down_stays_if_the_destination_is_lost() {
+    let (mut w, _) = left(|w| {
+        exchange(w, &swap_of(w));
+        State::Destroy
+    });
+    with_domids(&mut w);
+    with_files(&w, &["A"]);
+    // Who answers there is somebody else.
+    fs::write(w.dir.path().join("down-B"), "").unwrap();
+    lock(&w.hosts["B"]).uuid = uuid("X");
+    w.start();
+    wait("it is settled", || w.records() == 0);
+    assert_eq!(started_by(&w), ["A"]);
+    assert!(lock(&w.hosts["A"]).guests.is_empty());
 }
 
 #[test]
