@@ -13,6 +13,7 @@ use super::arrived;
 use super::checked;
 use super::config;
 use super::create;
+use super::stream::Layout;
 use super::verify_stream;
 use super::LIMIT;
 use super::SAVED;
@@ -180,7 +181,12 @@ impl<'a> Transfer<'a> {
         self.sh("printf g >gate", SHORT)?;
         let host = self.host;
         self.arrives()?;
-        verify_stream(host)?;
+        let (ahead, behind) = Layout::of(&verify_stream(host)?)?.around_gate()?;
+        println!("    {ahead} pages are sent before the gate, {behind} behind it");
+        ensure!(
+            behind < ahead / 4,
+            "{behind} of {ahead} pages are sent again"
+        );
         arrived(host)?;
         let state = host.sh(
             "xenstore-read /local/domain/0/backend/vif/$(xl domid away)/0/state",

@@ -15,6 +15,7 @@ const LIBXC_HEADERS: usize = 24 + 16;
 const END: u32 = 0;
 const PAGE_DATA: u32 = 1;
 const EXTERNAL_PAGES: u32 = 0x13;
+const STAGED: u32 = 0x15;
 /// A page's number and its type, in one word.
 const PFN_MASK: u64 = (1 << 52) - 1;
 const TYPE_SHIFT: u32 = 60;
@@ -26,6 +27,10 @@ pub struct Layout {
     external: Vec<(usize, u64, u64)>,
     /// Pages whose contents are there.
     with_data: HashSet<u64>,
+    /// How many contents are before the guest is suspended, and behind, if it is staged.
+    ahead: usize,
+    behind: usize,
+    staged: bool,
 }
 
 impl Layout {
@@ -43,6 +48,7 @@ impl Layout {
             match kind {
                 END => break,
                 PAGE_DATA => layout.page_data(state, at)?,
+                STAGED => layout.staged = true,
                 EXTERNAL_PAGES => {
                     for range in (at + 8..at + length).step_by(16) {
                         let (first, nr) = (u64_at(state, range)?, u64_at(state, range + 8)?);
@@ -63,9 +69,19 @@ impl Layout {
             // Ordinary pages and page tables of four levels, pinned or not.
             if (word >> TYPE_SHIFT) & 7 <= 4 {
                 self.with_data.insert(word & PFN_MASK);
+                match self.staged {
+                    true => self.behind += 1,
+                    false => self.ahead += 1,
+                }
             }
         }
         Ok(())
+    }
+
+    /// Pages that are sent before a guest is suspended, and behind.
+    pub fn around_gate(&self) -> Result<(usize, usize)> {
+        ensure!(self.staged, "the state is not staged");
+        Ok((self.ahead, self.behind))
     }
 
     /// What to write where, for a page that is in the state to be external as well.
