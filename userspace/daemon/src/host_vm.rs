@@ -25,6 +25,8 @@ const HELLO_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a job waits for another one that may only be asking something, as
 /// `vmbeam list` does.
 const ASKING: Duration = Duration::from_secs(10);
+/// How long an agent that was just lost, as one is that restarts, is expected to be back.
+const BACK: Duration = Duration::from_secs(5);
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -51,6 +53,8 @@ pub struct HostVm {
     stop: Arc<AtomicBool>,
     slot: Mutex<Slot>,
     agent: Mutex<Agent>,
+    /// When it was lost last.
+    lost: Mutex<Option<Instant>>,
     /// How often an agent has answered at the beginning of a conversation.
     conversations: AtomicU64,
     maintenance: Arc<Maintenance>,
@@ -100,6 +104,7 @@ impl HostVm {
             stop,
             slot: Mutex::new(Slot::Empty),
             agent,
+            lost: Mutex::new(None),
             conversations: AtomicU64::new(0),
             maintenance,
         }
@@ -188,7 +193,7 @@ impl HostVm {
                     Err(e) => {
                         warn!(host_vm = self.config.name, "agent dropped: {e}");
                         *slot = Slot::Empty;
-                        self.missing(e.to_string());
+                        self.lose(e.to_string());
                         false
                     }
                 },
@@ -249,6 +254,16 @@ impl HostVm {
         *lock(&self.agent) = Agent::Missing(why);
     }
 
+    /// The same of one that was there.
+    fn lose(&self, why: String) {
+        self.missing(why);
+        *lock(&self.lost) = Some(Instant::now());
+    }
+
+    fn is_just_lost(&self) -> bool {
+        lock(&self.lost).is_some_and(|at| at.elapsed() < BACK)
+    }
+
     /// The exclusive use of the agent, if nobody else has it.
     pub fn agent(&self) -> Result<AgentGuard<'_>, String> {
         let mut slot = lock(&self.slot);
@@ -277,7 +292,8 @@ impl HostVm {
         }
     }
 
-    /// The same, but whoever only asks the agent something has a while to end.
+    /// The same, but whoever only asks the agent something has a while to end, and an agent that
+    /// was just lost one to come back.
     pub fn agent_soon(&self) -> Result<AgentGuard<'_>, String> {
         self.agent_within(ASKING)
     }
@@ -286,8 +302,12 @@ impl HostVm {
     pub fn agent_within(&self, limit: Duration) -> Result<AgentGuard<'_>, String> {
         let deadline = Instant::now() + limit;
         loop {
-            let busy = matches!(*lock(&self.slot), Slot::Busy);
-            if !busy || Instant::now() >= deadline {
+            let waits = match *lock(&self.slot) {
+                Slot::Busy => true,
+                Slot::Empty => self.is_just_lost(),
+                Slot::Idle(_) => false,
+            };
+            if !waits || Instant::now() >= deadline {
                 return self.agent();
             }
             std::thread::sleep(LOOK);
@@ -482,7 +502,7 @@ impl AgentGuard<'_> {
         if error.is_fatal() {
             warn!(host_vm = self.name(), "agent dropped: {error}");
             self.link = None;
-            self.vm.missing(error.to_string());
+            self.vm.lose(error.to_string());
         }
     }
 }

@@ -7,11 +7,14 @@
 
 mod common;
 
-use common::peer::{assert_says, chunk, end, guests, hello, reseal, well_behaved_until_frames};
+use common::peer::{
+    assert_says, chunk, end, guests, hello, proxy, reseal, well_behaved_until_frames,
+};
 use common::{impostor, read_request, World, MEMORY_END};
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use vmbeam_wire::encode;
-use vmbeam_wire::message::{AgentErrorCode, Failure, FromAgent, FromDaemon};
+use vmbeam_wire::message::{AgentErrorCode, Failure, FromAgent, FromDaemon, ToAgent};
 
 /// Host VM B is an impostor; what does a swap between A and B say, and does one
 /// between C and D still work?
@@ -81,6 +84,35 @@ fn silent() {
 fn restarted() {
     let m = refused(|_, _| encode(0, 0, &FromAgent::Started).unwrap(), false);
     assert_says(&m, "it was restarted");
+}
+
+/// But the next job does not fail because it comes before the agent is back.
+#[test]
+fn one_that_was_just_restarted_comes_back() {
+    let mut w = World::new();
+    w.agents(&["A"]);
+    let restarted = AtomicBool::new(false);
+    proxy(
+        &w.socket("B"),
+        w.hosts["B"].clone(),
+        move |message, daemon, _| {
+            let now = matches!(message, ToAgent::Frames { .. })
+                && !restarted.swap(true, Ordering::Relaxed);
+            if now {
+                let _ = daemon.write_all(&encode(0, 0, &FromAgent::Started).unwrap());
+            }
+            now
+        },
+    );
+    w.start();
+    w.wait_agent("A", None);
+    w.wait_agent("B", None);
+    let FromDaemon::Error { message, .. } = w.swap("A", "B") else {
+        panic!("an agent that was restarted answered");
+    };
+    assert_says(&message, "it was restarted");
+    let next = w.swap("A", "B");
+    assert!(matches!(next, FromDaemon::Swapped(_)), "{next:?}");
 }
 
 #[test]
