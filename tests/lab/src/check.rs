@@ -138,7 +138,12 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
     for group in ALL.into_iter().filter(|g| wanted(*g)) {
         let start = Instant::now();
         match group {
-            Group::Style => tally.program("style", &mut Command::new("scripts/style.sh")),
+            Group::Style => {
+                tally.program("style", &mut Command::new("scripts/style.sh"));
+                if long {
+                    tally.program("style", &mut Command::new("scripts/report-check.sh"));
+                }
+            }
             Group::Hypervisor => {
                 tally.program("hypervisor", &mut Command::new("tests/base/base.sh"));
                 let mode: &[&str] = if long { &[] } else { &["quick"] };
@@ -378,6 +383,20 @@ const NETWORK_PART: u64 = 16;
 
 fn swaps(tally: &mut Tally, topology: &Topology, progress: &Progress) {
     refusals(tally, topology);
+    tally.case(
+        "nested",
+        "the daemon takes what `vmbeam init` writes",
+        || {
+            topology.machine.host.sh(
+                "file=/run/lab/init.toml; rm -f $file; vmbeam init --file $file && \
+             vmbeamd --check-config --config $file && \
+             grep agents/A.sock $file && grep agents/B.sock $file && \
+             grep 'between = .\"A\", \"B\".' $file && ! vmbeam init --file $file",
+                SHORT,
+            )?;
+            Ok(())
+        },
+    );
     tally.case(
         "nested",
         "a guest VM's memory moves, is verified, and moves back",

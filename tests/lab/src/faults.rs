@@ -225,6 +225,11 @@ fn lost_or_not(topology: &Topology) -> Result<()> {
             said.trim()
         );
         println!("    it was lost with host VM B");
+        // What the driver keeps of it is of no use to anybody, as it says.
+        topology.machine.host.sh(
+            "vmbeam records | sed -n 's/.*if a domain is gone: `\\(.*\\)`$/\\1/p' | sh -ex",
+            SHORT,
+        )?;
         return Ok(());
     }
     let place = place(topology, victim)?;

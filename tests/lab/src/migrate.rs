@@ -123,7 +123,10 @@ pub fn migrate(topology: &Topology, from: &str, to: &str, options: &str) -> Resu
     serde_json::from_str(&text).with_context(|| format!("vmbeam migrate printed: {text}"))
 }
 
-/// Names and states of the guest VMs that a host VM has.
+/// A guest VM that only takes memory.
+pub const BALLAST: &str = "ballast";
+
+/// Names and states of the guest VMs that a host VM has, but for [`BALLAST`].
 pub fn guests(vm: &Channel) -> Result<Vec<(String, String)>> {
     let text = vm.sh("xl list", SHORT)?;
     Ok(text
@@ -133,7 +136,7 @@ pub fn guests(vm: &Channel) -> Result<Vec<(String, String)>> {
             let words: Vec<&str> = line.split_whitespace().collect();
             Some(((*words.first()?).to_owned(), (*words.get(4)?).to_owned()))
         })
-        .filter(|(name, _)| name != "Domain-0")
+        .filter(|(name, _)| name != "Domain-0" && name != BALLAST)
         .collect())
 }
 

@@ -44,6 +44,11 @@ pub struct Superpages {
 }
 
 impl Superpages {
+    /// Bytes that they map.
+    pub fn bytes(&self) -> u64 {
+        (self.of_2m << 21) + (self.of_1g << 30)
+    }
+
     /// Those of each host VM.
     pub fn count(topology: &Topology) -> Result<[Self; 2]> {
         let host = &topology.machine.host;
