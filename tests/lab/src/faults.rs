@@ -92,7 +92,7 @@ const DEATHS: [(Victim, &str); 22] = [
     (Victim::Daemon, "saving"),
     (Victim::Agent("A"), "frame lists"),
     (Victim::Agent("B"), "frame lists"),
-    (Victim::Daemon, "dry run"),
+    (Victim::Daemon, "frame lists"),
     (Victim::Agent("A"), "swapping"),
     (Victim::Agent("B"), "swapping"),
     (Victim::Daemon, "swapping"),
