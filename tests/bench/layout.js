@@ -28,8 +28,7 @@
 				wrong.push(`chart ${number}: "${text}" is too small`);
 			texts.slice(i + 1).filter(([, other]) => !apart(box, other)).forEach(([other]) =>
 				wrong.push(`chart ${number}: "${text}" lies on "${other}"`));
-			// A line's frame is its own only if it is a straight one; those with many points
-			// are curves in the plot, where there is no text.
+			// By the frame of a line: all of it is in the plot, where there is no text.
 			lines.filter((l) => l.height > 2 && l.width > 2 && !apart(box, l)).forEach(() =>
 				wrong.push(`chart ${number}: "${text}" lies on a line`));
 		});

@@ -14,7 +14,6 @@ use anyhow::Context;
 use anyhow::Result;
 use vmbeam_agent::Agent;
 use vmbeam_bench::Part;
-use vmbeam_core::uapi;
 use vmbeam_wire::FrameList;
 use vmbeamd::config::Domid;
 use vmbeamd::config::HostVmConfig;
@@ -27,7 +26,6 @@ use crate::guest::Hv;
 use crate::guest::Synthetic;
 use crate::memory;
 use crate::session::Session;
-use crate::session::ADD_RUNS;
 
 const GIB: u64 = 1 << 18;
 /// Pages of a run, with the name of the shape.
@@ -156,19 +154,7 @@ fn round(part: &mut Part, shape: (&str, u64), gib: u64) -> Result<f64> {
     let joined: Joined = meter.stage("daemon: join", || Ok(join(&lists[0], &lists[1])))?;
     drop(lists);
     let mut session = Session::default();
-    meter.stage("driver: add", || {
-        let mut raw = Vec::new();
-        joined.runs.chunks(ADD_RUNS).try_for_each(|part| {
-            raw.clear();
-            raw.extend(part.iter().map(|r| uapi::Run {
-                gfn_a: r.gfn_a,
-                gfn_b: r.gfn_b,
-                nr: r.nr,
-                reserved: 0,
-            }));
-            session.add(&raw)
-        })
-    })?;
+    meter.stage("driver: add", || session.add_all(&joined.runs))?;
     let calls = meter.stage("driver: batches", || {
         let mut status = vec![0; joined.pages as usize];
         Ok(session.commit(&mut status))

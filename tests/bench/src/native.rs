@@ -60,13 +60,14 @@ fn pause(results: &Results) -> Option<Section> {
     series[0].points.first()?;
     Some(Section {
         id: "pause",
-        title: "What of the pause is ours, without emulation",
-        sentence: format!("The guest VM stands still for {law}, and for what its toolstacks do."),
+        title: "What of the pause is ours and grows, without emulation",
+        sentence: format!("The guest VM stands still for {law}, and for what agents and toolstacks do."),
         figure: Figure::Lines(CPU_TIME, series),
         method: "On this processor, a staged migration of a guest VM in 2 MiB pages, of which one block in \
                  64 has a new page table: the daemon's confirmation of the pairs, the driver's ledger, \
-                 the hypercall. Not in it: the types of all pages, which the source asks for, and the \
-                 validation of page tables at the destination, both by the guest hypervisors.",
+                 the hypercall. Not in it: questions to agents, the stream, the journal; the types of all \
+                 pages, which the source asks for, and the validation of page tables at the \
+                 destination, both by the guest hypervisors.",
     })
 }
 

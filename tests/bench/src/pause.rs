@@ -13,7 +13,6 @@ use anyhow::Context;
 use anyhow::Result;
 use serde_json::json;
 use vmbeam_bench::Part;
-use vmbeam_core::uapi;
 use vmbeamd::join::beyond;
 use vmbeamd::join::select;
 use vmbeamd::join::JoinedRun;
@@ -21,7 +20,6 @@ use vmbeamd::join::JoinedRun;
 use crate::clock::timed;
 use crate::scale;
 use crate::session::Session;
-use crate::session::ADD_RUNS;
 use crate::stats::Fit;
 use crate::stats::Spread;
 
@@ -105,17 +103,7 @@ fn round(guest: &Guest) -> Result<[(&'static str, f64); 2]> {
     let mut status = vec![0; pages as usize];
     let (added, driver) = timed(|| {
         let mut session = Session::default();
-        let mut raw = Vec::new();
-        runs.chunks(ADD_RUNS).try_for_each(|part| {
-            raw.clear();
-            raw.extend(part.iter().map(|r| uapi::Run {
-                gfn_a: r.gfn_a,
-                gfn_b: r.gfn_b,
-                nr: r.nr,
-                reserved: 0,
-            }));
-            session.add(&raw)
-        })?;
+        session.add_all(&runs)?;
         session.commit(&mut status);
         anyhow::Ok(())
     });
@@ -179,7 +167,8 @@ pub fn run(most: u64, rounds: usize) -> Result<()> {
             "entries_validated_at_the_destination": gib * GIB,
             "types_asked_at_the_source": gib * GIB,
         })).collect::<Vec<_>>(),
-        "left_out": "the guest hypervisors: types of all pages, validation of page tables",
+        "left_out": "agents, ports, stream, journal; the guest hypervisors: types of all pages, \
+                     validation of page tables",
     });
     fs::create_dir_all("build/report")?;
     fs::write(OUT, serde_json::to_string_pretty(&json)? + "\n")?;

@@ -11,6 +11,7 @@ use vmbeam_core::frames;
 use vmbeam_core::frames::Chunks;
 use vmbeam_core::ledger::{Answer, Batch, Broken, Call, Counts, Ledger, Memory, Outside};
 use vmbeam_core::uapi;
+use vmbeamd::join::JoinedRun;
 
 /// The driver's limits: `MAX_ADD_RUNS`, `BATCH_PAIRS`, `BATCH_RUNS`.
 pub const ADD_RUNS: usize = 1 << 16;
@@ -97,6 +98,21 @@ impl Session {
     pub fn add(&mut self, user: &[uapi::Run]) -> Result<()> {
         let new = user.to_vec();
         self.0.add(&new).map_err(|why| anyhow!("{why:?}"))
+    }
+
+    /// All of these, in as many calls as that takes.
+    pub fn add_all(&mut self, runs: &[JoinedRun]) -> Result<()> {
+        let mut raw = Vec::new();
+        runs.chunks(ADD_RUNS).try_for_each(|part| {
+            raw.clear();
+            raw.extend(part.iter().map(|r| uapi::Run {
+                gfn_a: r.gfn_a,
+                gfn_b: r.gfn_b,
+                nr: r.nr,
+                reserved: 0,
+            }));
+            self.add(&raw)
+        })
     }
 
     /// A commit of everything with a hypercall that does nothing; the number of
