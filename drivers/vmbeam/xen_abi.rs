@@ -7,7 +7,7 @@
 pub const XENMEM_SWAP_FRAMES: u32 = 48;
 
 /// The version of the interface that this file describes.
-pub const SWAP_VERSION: u32 = 3;
+pub const SWAP_VERSION: u32 = 4;
 
 /// Flag: report the statuses and change nothing.
 pub const SWAP_CHECK: u32 = 1;

@@ -11,6 +11,7 @@ use anyhow::ensure;
 use anyhow::Context;
 use anyhow::Result;
 
+use crate::keep;
 use crate::world;
 use crate::xen::stat;
 use crate::xen::Args;
@@ -93,7 +94,8 @@ pub fn run(library: &Path, ept: bool) -> Result<()> {
         nested(&xen).context("nested P2Ms")?;
     }
     log_dirty(&xen).context("log-dirty mode")?;
-    gigabyte(&xen).context("1 GiB")
+    gigabyte(&xen).context("1 GiB")?;
+    keep::run(&xen, 3 * GIB).context("contents that stay")
 }
 
 fn swap(xen: &Xen, ids: (u16, u16), check: bool, run: Run) -> Result<(Vec<i32>, Args)> {

@@ -7,6 +7,7 @@ mod bench;
 mod cases;
 mod check;
 mod counts;
+mod keep;
 mod property;
 mod scale;
 mod steps;

@@ -152,6 +152,11 @@ impl Args {
         }
     }
 
+    /// Add flags.
+    pub fn set(&mut self, flags: u64) {
+        self.words[0] |= flags << 32;
+    }
+
     /// Pairs that were dealt with.
     pub fn done(&self) -> u64 {
         self.words[self.layout.done_offset as usize / 8]
@@ -177,6 +182,9 @@ impl Args {
 
 /// Sub-operation of `memory_op`.
 const SWAP_FRAMES: u64 = 48;
+
+/// `XENMEM_SWAP_keep`.
+pub const KEEP: u64 = 1 << 2;
 
 /// `-ERESTART`: a continuation was made.
 pub const RESTART: i64 = -85;

@@ -23,7 +23,7 @@ pub const MAX_RUNS: usize = 1024;
 /// `-ESRCH` is the answer to a domain that does not exist.
 const ESRCH: i64 = 3;
 /// The version of the interface that the tests are written for.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Bytes of the structure.
 const STRUCTURE: usize = 80;
 /// Where the counters are.
