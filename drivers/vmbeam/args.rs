@@ -55,7 +55,7 @@ impl<T: Request> Arg<T> {
         let mut value = T::new_zeroed();
         reader.read_slice(value.as_mut_bytes().get_mut(..len).ok_or(EINVAL)?)?;
         require_zero(reader)?;
-        if value.flags() != 0 {
+        if value.flags() & !T::FLAGS != 0 {
             return Err(EOPNOTSUPP);
         }
         Ok(Self { ptr, len, value })

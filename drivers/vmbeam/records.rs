@@ -133,6 +133,9 @@ pub(crate) fn next(mut arg: Arg<uapi::Record>) -> Result {
         cursor: status.cursor,
         swapped: status.swapped,
         refused: status.refused,
+        mode: status.mode,
+        reserved2: 0,
+        moved: status.moved,
         ..arg.value
     };
     drop(table);

@@ -47,6 +47,17 @@ pub const fn ioctl(nr: u32) -> u32 {
 
 /// `vmbeam_info.features`: the hypervisor implements the swap.
 pub const FEATURE_SWAP: u64 = 1 << 0;
+/// And [`BIND_KEEP`].
+pub const FEATURE_KEEP: u64 = 1 << 1;
+/// And [`BIND_TO_B`] and [`BIND_TO_A`].
+pub const FEATURE_RELOCATE: u64 = 1 << 2;
+
+/// `vmbeam_bind.flags`: what is in the frames stays where it is.
+pub const BIND_KEEP: u32 = 1 << 0;
+/// Frames may go from A to B with none in return.
+pub const BIND_TO_B: u32 = 1 << 1;
+/// Frames may go from B to A with none in return.
+pub const BIND_TO_A: u32 = 1 << 2;
 
 /// No `VMBEAM_IOCTL_BIND` yet.
 pub const STATE_UNBOUND: u32 = 0;
@@ -100,7 +111,7 @@ abi_struct! {
     Bind {
         /// Size of this structure.
         size: u32,
-        /// Must be 0.
+        /// At most one of `BIND_*`.
         flags: u32,
         /// First domain.
         domid_a: u32,
@@ -164,6 +175,8 @@ abi_struct! {
         done: u64,
         /// Out: pairs that would be refused.
         refused: u64,
+        /// Out: frames that would go over with none in return.
+        moves: u64,
     }
 }
 
@@ -186,6 +199,8 @@ abi_struct! {
         swapped: u64,
         /// Out: pairs refused by this call.
         refused: u64,
+        /// Out: frames that went over with none in return.
+        moved: u64,
     }
 }
 
@@ -214,6 +229,12 @@ abi_struct! {
         swapped: u64,
         /// Out: pairs before the cursor that were refused.
         refused: u64,
+        /// Out: `BIND_*`.
+        mode: u32,
+        /// Out: 0.
+        reserved: u32,
+        /// Out: frames that are over with none in return.
+        moved: u64,
     }
 }
 
@@ -280,6 +301,12 @@ abi_struct! {
         swapped: u64,
         /// Out: pairs before the cursor that were refused.
         refused: u64,
+        /// Out: `BIND_*`.
+        mode: u32,
+        /// Out: 0.
+        reserved2: u32,
+        /// Out: frames that are over with none in return.
+        moved: u64,
     }
 }
 
@@ -314,14 +341,18 @@ pub trait Request: zerocopy::FromBytes + zerocopy::IntoBytes + zerocopy::Immutab
     /// Size of the structure in version 1 of the interface; callers may pass that.
     const FIRST_SIZE: usize;
 
-    /// The flags that the caller set; none is defined so far.
+    /// The flags that there are.
+    const FLAGS: u32;
+
+    /// The flags that the caller set.
     fn flags(&self) -> u32;
 }
 
 macro_rules! request {
-    ($($name:ident)*) => {
+    ($($name:ident: $first:literal, $flags:expr;)*) => {
         $(impl Request for $name {
-            const FIRST_SIZE: usize = core::mem::size_of::<$name>();
+            const FIRST_SIZE: usize = $first;
+            const FLAGS: u32 = $flags;
 
             fn flags(&self) -> u32 {
                 self.flags
@@ -330,7 +361,19 @@ macro_rules! request {
     };
 }
 
-request! { Info Bind Add Check Commit Status Rollback Cancel Record Adopt Abandon }
+request! {
+    Info: 40, 0;
+    Bind: 32, 0;
+    Add: 40, 0;
+    Check: 48, 0;
+    Commit: 56, 0;
+    Status: 64, 0;
+    Rollback: 32, 0;
+    Cancel: 8, 0;
+    Record: 104, 0;
+    Adopt: 16, 0;
+    Abandon: 24, 0;
+}
 
 macro_rules! assert_layout {
     ($name:ident, $size:literal, $($field:ident: $offset:literal),*) => {
@@ -346,14 +389,15 @@ assert_layout!(Info, 40, features: 8, max_add_runs: 16, batch_pairs: 20, max_run
 assert_layout!(Bind, 32, domid_a: 8, domid_b: 12, id_a: 16, id_b: 24);
 assert_layout!(Run, 24, gfn_a: 0, gfn_b: 8, nr: 16, reserved: 20);
 assert_layout!(Add, 40, runs: 8, nr_runs: 16, bad_run: 20, total_runs: 24, total_pairs: 32);
-assert_layout!(Check, 48, first: 8, nr: 16, status: 24, done: 32, refused: 40);
-assert_layout!(Commit, 56, expected: 8, nr: 16, status: 24, cursor: 32, swapped: 40, refused: 48);
-assert_layout!(Status, 64, state: 8, domid_a: 12, domid_b: 16, activity: 20, runs: 24, pairs: 32,
-    cursor: 40, swapped: 48, refused: 56);
+assert_layout!(Check, 56, first: 8, nr: 16, status: 24, done: 32, refused: 40, moves: 48);
+assert_layout!(Commit, 64, expected: 8, nr: 16, status: 24, cursor: 32, swapped: 40, refused: 48,
+    moved: 56);
+assert_layout!(Status, 80, state: 8, domid_a: 12, domid_b: 16, activity: 20, runs: 24, pairs: 32,
+    cursor: 40, swapped: 48, refused: 56, mode: 64, reserved: 68, moved: 72);
 assert_layout!(Rollback, 32, expected: 8, cursor: 16, restored: 24);
 assert_layout!(Cancel, 8, size: 0, flags: 4);
-assert_layout!(Record, 104, id: 8, domid_a: 16, domid_b: 20, id_a: 24, id_b: 32, state: 40,
+assert_layout!(Record, 120, id: 8, domid_a: 16, domid_b: 20, id_a: 24, id_b: 32, state: 40,
     error: 44, time: 48, pid: 56, reserved: 60, runs: 64, pairs: 72, cursor: 80, swapped: 88,
-    refused: 96);
+    refused: 96, mode: 104, reserved2: 108, moved: 112);
 assert_layout!(Adopt, 16, id: 8);
 assert_layout!(Abandon, 24, expected: 8, cursor: 16);

@@ -40,22 +40,24 @@ CHECK_FIELD(vmbeam_add, bad_run, 20);
 CHECK_FIELD(vmbeam_add, total_runs, 24);
 CHECK_FIELD(vmbeam_add, total_pairs, 32);
 
-CHECK_SIZE(vmbeam_check, 48);
+CHECK_SIZE(vmbeam_check, 56);
 CHECK_FIELD(vmbeam_check, first, 8);
 CHECK_FIELD(vmbeam_check, nr, 16);
 CHECK_FIELD(vmbeam_check, status, 24);
 CHECK_FIELD(vmbeam_check, done, 32);
 CHECK_FIELD(vmbeam_check, refused, 40);
+CHECK_FIELD(vmbeam_check, moves, 48);
 
-CHECK_SIZE(vmbeam_commit, 56);
+CHECK_SIZE(vmbeam_commit, 64);
 CHECK_FIELD(vmbeam_commit, expected, 8);
 CHECK_FIELD(vmbeam_commit, nr, 16);
 CHECK_FIELD(vmbeam_commit, status, 24);
 CHECK_FIELD(vmbeam_commit, cursor, 32);
 CHECK_FIELD(vmbeam_commit, swapped, 40);
 CHECK_FIELD(vmbeam_commit, refused, 48);
+CHECK_FIELD(vmbeam_commit, moved, 56);
 
-CHECK_SIZE(vmbeam_status, 64);
+CHECK_SIZE(vmbeam_status, 80);
 CHECK_FIELD(vmbeam_status, state, 8);
 CHECK_FIELD(vmbeam_status, domid_a, 12);
 CHECK_FIELD(vmbeam_status, domid_b, 16);
@@ -65,6 +67,9 @@ CHECK_FIELD(vmbeam_status, pairs, 32);
 CHECK_FIELD(vmbeam_status, cursor, 40);
 CHECK_FIELD(vmbeam_status, swapped, 48);
 CHECK_FIELD(vmbeam_status, refused, 56);
+CHECK_FIELD(vmbeam_status, mode, 64);
+CHECK_FIELD(vmbeam_status, reserved, 68);
+CHECK_FIELD(vmbeam_status, moved, 72);
 
 CHECK_SIZE(vmbeam_rollback, 32);
 CHECK_FIELD(vmbeam_rollback, expected, 8);
@@ -73,7 +78,7 @@ CHECK_FIELD(vmbeam_rollback, restored, 24);
 
 CHECK_SIZE(vmbeam_cancel, 8);
 
-CHECK_SIZE(vmbeam_record, 104);
+CHECK_SIZE(vmbeam_record, 120);
 CHECK_FIELD(vmbeam_record, id, 8);
 CHECK_FIELD(vmbeam_record, domid_a, 16);
 CHECK_FIELD(vmbeam_record, domid_b, 20);
@@ -89,6 +94,9 @@ CHECK_FIELD(vmbeam_record, pairs, 72);
 CHECK_FIELD(vmbeam_record, cursor, 80);
 CHECK_FIELD(vmbeam_record, swapped, 88);
 CHECK_FIELD(vmbeam_record, refused, 96);
+CHECK_FIELD(vmbeam_record, mode, 104);
+CHECK_FIELD(vmbeam_record, reserved2, 108);
+CHECK_FIELD(vmbeam_record, moved, 112);
 
 CHECK_SIZE(vmbeam_adopt, 16);
 CHECK_FIELD(vmbeam_adopt, id, 8);

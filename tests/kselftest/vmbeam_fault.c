@@ -416,7 +416,7 @@ TEST_F(fault, statuses)
 {
 	static const int all[] = {
 		-ENOENT, -EBUSY, -EXDEV, -ENODATA, -EAGAIN, -EMLINK, -EACCES,
-		-EROFS, -EPERM, -EOPNOTSUPP, -EEXIST, -ENOMEM,
+		-EROFS, -EPERM, -EOPNOTSUPP, -EEXIST, -ENOMEM, -ENOSPC,
 	};
 	__s32 status[2 * ARRAY_SIZE(all)];
 	struct vmbeam_check check;

@@ -538,6 +538,9 @@ impl Session {
             cursor: self.cursor(),
             swapped: self.count(Mark::Swapped),
             refused: self.count(Mark::Refused),
+            mode: 0,
+            reserved2: 0,
+            moved: 0,
         }
     }
 }

@@ -7,7 +7,9 @@ use std::fmt::Debug;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::warn;
-use vmbeam_uapi::{AddFailed, Device, Error, Info, Prepared, Run, Session, Spent, Status, Step};
+use vmbeam_uapi::{
+    AddFailed, Device, Error, Info, Mode, Prepared, Run, Session, Spent, Status, Step,
+};
 use vmbeam_wire::message::SwapCounts;
 
 /// Something that opens sessions.
@@ -154,7 +156,8 @@ impl Sessions for DeviceDriver {
     }
 
     fn open(&self, domids: [u32; 2], ids: [u64; 2]) -> Result<Box<dyn DriverSession>, Error> {
-        Ok(Box::new(Device::open(&self.path)?.session(domids, ids)?))
+        let session = Device::open(&self.path)?.session(domids, ids, Mode::Swap)?;
+        Ok(Box::new(session))
     }
 
     fn has_record(&self, domid_a: u32, domid_b: u32) -> Result<bool, Error> {

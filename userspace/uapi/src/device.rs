@@ -27,6 +27,7 @@ pub struct Session {
     file: File,
     info: Info,
     ids: [u64; 2],
+    mode: sys::Mode,
     pairs: u64,
     cursor: u64,
 }
@@ -38,6 +39,8 @@ pub struct Prepared {
     pub done: u64,
     /// Those of them that a commit would refuse now.
     pub refused: u64,
+    /// Frames that would go over with none in return.
+    pub moves: u64,
 }
 
 /// Result of one step of a commit or a rollback.
@@ -50,6 +53,9 @@ pub struct Step {
     pub swapped: u64,
     /// Pairs refused by this step.
     pub refused: u64,
+    /// Frames that a commit had go over with none in return. What a rollback has come back that
+    /// way is in the session's status.
+    pub moved: u64,
 }
 
 /// What the swaps of a session took: how the hypervisor did them. For people; lines that a
@@ -149,9 +155,14 @@ impl Device {
         }
     }
 
-    /// Continue the session of a record.
+    /// Continue the session of a record, in its mode.
     pub fn adopt(self, record: &sys::Record) -> Result<Session, Error> {
         let info = self.info()?;
+        // A driver that is older than the modes has none but the first.
+        let mode = sys::Mode::from_flags(record.mode).ok_or(Error {
+            op: Op::Adopt,
+            errno: Errno::EOPNOTSUPP,
+        })?;
         let mut arg = sys::Adopt {
             size: size_of::<sys::Adopt>(),
             id: record.id,
@@ -162,29 +173,38 @@ impl Device {
             file: self.file,
             info,
             ids: [record.id_a, record.id_b],
+            mode,
             pairs: record.pairs,
             cursor: record.cursor,
         })
     }
 
     /// Bind the file to two host VMs, for good. An id is the one that the hypervisor
-    /// never gives to another domain; 0 takes whichever domain has the domid.
-    pub fn session(self, domids: [u32; 2], ids: [u64; 2]) -> Result<Session, Error> {
+    /// never gives to another domain; 0 takes whichever domain has the domid. A mode that
+    /// [`Device::info`] does not have among its features is refused with
+    /// [`Errno::EOPNOTSUPP`], also by a driver that is older than the modes.
+    pub fn session(
+        self,
+        domids: [u32; 2],
+        ids: [u64; 2],
+        mode: sys::Mode,
+    ) -> Result<Session, Error> {
         let info = self.info()?;
         let ([domid_a, domid_b], [id_a, id_b]) = (domids, ids);
         let mut arg = sys::Bind {
             size: size_of::<sys::Bind>(),
+            flags: mode.flags(),
             domid_a,
             domid_b,
             id_a,
             id_b,
-            ..Default::default()
         };
         raw::bind(&self.file, &mut arg).map_err(fail(Op::Open))?;
         Ok(Session {
             file: self.file,
             info,
             ids: [arg.id_a, arg.id_b],
+            mode,
             pairs: 0,
             cursor: 0,
         })
@@ -195,6 +215,11 @@ impl Session {
     /// The hypervisor's ids of the two host VMs, which no other domains ever have.
     pub fn ids(&self) -> [u64; 2] {
         self.ids
+    }
+
+    /// What it does with its pairs.
+    pub fn mode(&self) -> sys::Mode {
+        self.mode
     }
 
     /// Give the session up: its frames stay as they are, and nobody knows any more
@@ -249,6 +274,7 @@ impl Session {
         Ok(Prepared {
             done: arg.done,
             refused: arg.refused,
+            moves: arg.moves,
         })
     }
 
@@ -268,6 +294,7 @@ impl Session {
             cursor: arg.cursor,
             swapped: arg.swapped,
             refused: arg.refused,
+            moved: arg.moved,
         })
     }
 
@@ -311,7 +338,7 @@ impl Session {
         Ok(Step {
             cursor: arg.cursor,
             swapped: arg.restored,
-            refused: 0,
+            ..Default::default()
         })
     }
 }

@@ -85,6 +85,9 @@ fn explain(op: Op, errno: Errno) -> &'static str {
         ) => {
             "the next frame to put back is no longer plain memory; shut down what uses it and try again"
         }
+        (Op::Adopt, Errno::EOPNOTSUPP) => {
+            "the record is of a mode that this program does not know; use the one that came with the driver"
+        }
         (_, Errno::EOPNOTSUPP) => {
             "the host hypervisor lacks the swap of frames; boot a Xen with the VMBeam patches"
         }
@@ -101,6 +104,9 @@ fn explain(op: Op, errno: Errno) -> &'static str {
         (_, Errno::EEXIST) => "a frame is in the session already; the frame list overlaps itself",
         (Op::Open, Errno::ENOSPC) => {
             "the driver has as many sessions and records of half moves as it keeps; see `vmbeam status`"
+        }
+        (Op::Rollback, Errno::ENOSPC) => {
+            "the host VM that the next frame goes back to has its maximum of memory; raise its limit (`xl mem-max`) and try again"
         }
         (_, Errno::ENOSPC) => "the session is full; swap the guest in several sessions",
         (_, Errno::ENOMEM) => "out of memory; free memory in the host management VM or the host hypervisor",
@@ -150,6 +156,7 @@ pub fn refusal_reason(status: i32) -> &'static str {
         Errno::EPERM => "of_the_hypervisor",
         Errno::EEXIST => "duplicate",
         Errno::ENOMEM => "no_memory",
+        Errno::ENOSPC => "maximum_reached",
         _ => "other",
     }
 }

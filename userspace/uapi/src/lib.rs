@@ -13,7 +13,7 @@ pub mod sys;
 
 pub use device::{AddFailed, Canceller, Device, Info, Prepared, Session, Spent, Step};
 pub use error::{refusal_reason, Errno, Error, Op};
-pub use sys::{Record, Run, State, Status};
+pub use sys::{Mode, Record, Run, State, Status};
 
 /// What programs put into an array of statuses before a commit, which leaves the elements of
 /// pairs that it does not reach alone. No pair ever gets it from the driver.

@@ -27,14 +27,15 @@ fn expected() -> BTreeMap<String, u64> {
     layout!("vmbeam_bind", sys::Bind: size flags domid_a domid_b id_a id_b);
     layout!("vmbeam_run", sys::Run: gfn_a gfn_b nr reserved);
     layout!("vmbeam_add", sys::Add: size flags runs nr_runs bad_run total_runs total_pairs);
-    layout!("vmbeam_check", sys::Check: size flags first nr status done refused);
-    layout!("vmbeam_commit", sys::Commit: size flags expected nr status cursor swapped refused);
+    layout!("vmbeam_check", sys::Check: size flags first nr status done refused moves);
+    layout!("vmbeam_commit", sys::Commit: size flags expected nr status cursor swapped refused
+        moved);
     layout!("vmbeam_status", sys::Status: size flags state domid_a domid_b activity runs pairs
-        cursor swapped refused);
+        cursor swapped refused mode reserved moved);
     layout!("vmbeam_rollback", sys::Rollback: size flags expected cursor restored);
     layout!("vmbeam_cancel", sys::Cancel: size flags);
     layout!("vmbeam_record", sys::Record: size flags id domid_a domid_b id_a id_b state error time
-        pid reserved runs pairs cursor swapped refused);
+        pid reserved runs pairs cursor swapped refused mode reserved2 moved);
     layout!("vmbeam_adopt", sys::Adopt: size flags id);
     layout!("vmbeam_abandon", sys::Abandon: size flags expected cursor);
     for (name, value) in [
@@ -51,6 +52,11 @@ fn expected() -> BTreeMap<String, u64> {
         ("VMBEAM_IOCTL_ABANDON", sys::IOCTL_ABANDON),
         ("VMBEAM_IOC_TYPE", sys::IOC_TYPE),
         ("VMBEAM_FEATURE_SWAP", sys::FEATURE_SWAP as u32),
+        ("VMBEAM_FEATURE_KEEP", sys::FEATURE_KEEP as u32),
+        ("VMBEAM_FEATURE_RELOCATE", sys::FEATURE_RELOCATE as u32),
+        ("VMBEAM_BIND_KEEP", sys::Mode::Keep.flags()),
+        ("VMBEAM_BIND_TO_B", sys::Mode::ToB.flags()),
+        ("VMBEAM_BIND_TO_A", sys::Mode::ToA.flags()),
     ] {
         m.insert(name.into(), value.into());
     }
@@ -104,6 +110,21 @@ fn mirrors_the_header() {
         .map(|(v, k)| (k.to_owned(), v.parse().unwrap()))
         .collect();
     assert_eq!(actual, expected);
+}
+
+/// No two of the flags go together.
+#[test]
+fn modes_are_flags() {
+    let modes = [
+        sys::Mode::Swap,
+        sys::Mode::Keep,
+        sys::Mode::ToB,
+        sys::Mode::ToA,
+    ];
+    for flags in 0..16 {
+        let mode = modes.into_iter().find(|mode| mode.flags() == flags);
+        assert_eq!(sys::Mode::from_flags(flags), mode);
+    }
 }
 
 #[test]

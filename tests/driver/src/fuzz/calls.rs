@@ -180,6 +180,7 @@ impl Fuzzer {
             status,
             done: 7,
             refused: 7,
+            moves: 7,
         };
         let access = Access {
             structure: place.writable,
@@ -230,6 +231,7 @@ impl Fuzzer {
             cursor: 7,
             swapped: 7,
             refused: 7,
+            moved: 7,
         };
         let access = Access {
             structure: place.writable,

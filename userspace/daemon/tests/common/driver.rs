@@ -166,6 +166,7 @@ impl DriverSession for FakeSession {
         Ok(Prepared {
             done: status.len() as u64,
             refused,
+            moves: 0,
         })
     }
 

@@ -66,6 +66,32 @@ enum vmbeam_state {
 
 /* The hypervisor implements the swap of frames. */
 #define VMBEAM_FEATURE_SWAP _BITULL(0)
+/* And VMBEAM_BIND_KEEP. */
+#define VMBEAM_FEATURE_KEEP _BITULL(1)
+/* And VMBEAM_BIND_TO_B and VMBEAM_BIND_TO_A. */
+#define VMBEAM_FEATURE_RELOCATE _BITULL(2)
+
+/*
+ * What a session does with its pairs, for good: with none of these flags it
+ * swaps; no two of them go together.
+ *
+ * KEEP: the frames of a pair change places, and what is in them stays where it
+ * is, so that neither domain sees a difference. It heals superpages that have
+ * lost a frame to the other domain. Superpages are not exchanged whole.
+ *
+ * TO_B: relocation of what A has to B. A pair of which B has populate-on-demand,
+ * and no memory yet, is no reason to refuse it: A's frame goes over with none in
+ * return, and A has populate-on-demand in its place. Where A has
+ * populate-on-demand itself no frame goes either way; as A reads zeroes there, a
+ * commit writes zeroes to B's frame if B has one. Such a pair counts as refused,
+ * with the status -ENODATA, and there is nothing to copy. Other pairs are
+ * swapped. ROLLBACK relocates the other way.
+ *
+ * TO_A: the same from B to A.
+ */
+#define VMBEAM_BIND_KEEP _BITUL(0)
+#define VMBEAM_BIND_TO_B _BITUL(1)
+#define VMBEAM_BIND_TO_A _BITUL(2)
 
 /**
  * struct vmbeam_info - ioctl(VMBEAM_IOCTL_INFO)
@@ -92,7 +118,7 @@ struct vmbeam_info {
 /**
  * struct vmbeam_bind - ioctl(VMBEAM_IOCTL_BIND)
  * @size: sizeof(struct vmbeam_bind)
- * @flags: must be 0
+ * @flags: 0, or one of VMBEAM_BIND_*
  * @domid_a: first domain
  * @domid_b: second domain
  * @id_a: the hypervisor's unique id of the first domain, which no other domain
@@ -106,14 +132,14 @@ struct vmbeam_info {
  * they merely keep in stock, and which would have frames refused; they do so
  * when the domain next accesses a device.
  *
- * Errors: EBADFD (already bound), EINVAL (same domain twice, or not a domid),
- * ESRCH (no such domain, it is dying, or its id is another one), EPERM (dom0 or
+ * Errors: EBADFD (already bound), EINVAL (same domain twice, or not a domid, or
+ * two of VMBEAM_BIND_*), ESRCH (no such domain, it is dying, or its id is another one), EPERM (dom0 or
  * another control domain), ENXIO (a domain without hardware-assisted paging: PV
  * or shadow; or with nested virtualization on EPT), EBUSY (a mode that a swap
  * does not handle: passed-through device, altp2m possible, memory sharing or
  * paging; or another session has pairs of one of these domains swapped, or was
  * left with some), EOPNOTSUPP (the hypervisor lacks the operation, or has
- * another version of it), ENOSPC (too many sessions and records), ENOMEM. What
+ * another version of it, or cannot do what @flags ask for), ENOSPC (too many sessions and records), ENOMEM. What
  * commits and rollbacks need is allocated here and with the runs: they do not
  * fail for lack of kernel memory.
  */
@@ -182,15 +208,25 @@ struct vmbeam_add {
  * @done: out: pairs checked; less than asked for when a signal or a
  *	VMBEAM_IOCTL_CANCEL came
  * @refused: out: those of them that a commit would refuse now
+ * @moves: out: frames that a commit of those pairs would have go over with none in
+ *	return
  *
- * Dry run: ask the hypervisor about each pair and change nothing. A pair's
- * status is 0 (would be swapped) or a negative errno:
+ * Dry run: ask the hypervisor what a commit would do with each pair, and change
+ * nothing. In a relocation the receiver has room, up to its maximum of memory,
+ * for so many frames only, and all that are counted before a pair are in its way.
+ * A call that begins where the one before it ended goes on with that one's count,
+ * if nothing was committed or rolled back since; any other begins with none. So
+ * a commit does not meet -ENOSPC where a check of the whole list, in one or in
+ * several calls from the first pair to the last, did not tell it.
+ *
+ * A pair's status is 0 (would be swapped) or a negative errno:
  *
  *  -ENOENT      no memory behind one of the gfns
  *  -EBUSY       a frame is referenced by something else: a device model, a
  *               grant, a foreign mapping
  *  -EXDEV       a frame that the domain maps but does not own
- *  -ENODATA     populate on demand, and not populated yet
+ *  -ENODATA     populate on demand, and not populated yet; in a relocation: the
+ *               giver's
  *  -EAGAIN      paged out, or about to be
  *  -EMLINK      shared, or also mapped at another gfn
  *  -EACCES      under restrictions of access
@@ -199,6 +235,7 @@ struct vmbeam_add {
  *  -EOPNOTSUPP  not memory, or emulated
  *  -EEXIST      a frame that appears twice
  *  -ENOMEM      no memory to split a superpage
+ *  -ENOSPC      the receiver of a relocation has its maximum of memory
  *
  * Errors: EBADFD (nothing loaded), EINVAL (@first or @nr beyond the session's
  * pairs), ECANCELED (the out fields are valid), ESRCH, EPERM, ENXIO, EBUSY and
@@ -212,6 +249,7 @@ struct vmbeam_check {
 	__aligned_u64 status;
 	__aligned_u64 done;
 	__aligned_u64 refused;
+	__aligned_u64 moves;
 };
 
 /**
@@ -225,7 +263,9 @@ struct vmbeam_check {
  *	alone
  * @cursor: out: number of the first pair that has not been dealt with
  * @swapped: out: pairs swapped by this call
- * @refused: out: pairs refused by this call; they are as they were
+ * @refused: out: pairs refused by this call; they are as they were, but for those
+ *	with the status -ENODATA of a relocation
+ * @moved: out: frames that went over with none in return, by this call
  *
  * Swap the pairs from the cursor on. Swapping a pair twice puts it back, so the
  * cursor is kept by the kernel and a caller that is wrong about it changes
@@ -254,6 +294,7 @@ struct vmbeam_commit {
 	__aligned_u64 cursor;
 	__aligned_u64 swapped;
 	__aligned_u64 refused;
+	__aligned_u64 moved;
 };
 
 /**
@@ -270,6 +311,10 @@ struct vmbeam_commit {
  * @cursor: out: number of the first pair that is not swapped or refused
  * @swapped: out: pairs that are swapped now
  * @refused: out: pairs before the cursor that were refused
+ * @mode: out: vmbeam_bind.flags
+ * @reserved: out: 0
+ * @moved: out: frames that commits had go over with none in return, without
+ *	those that rollbacks had come back that way
  *
  * Never waits for another ioctl. While one swaps, the counts are those after
  * its last hypercall.
@@ -286,6 +331,9 @@ struct vmbeam_status {
 	__aligned_u64 cursor;
 	__aligned_u64 swapped;
 	__aligned_u64 refused;
+	__u32 mode;
+	__u32 reserved;
+	__aligned_u64 moved;
 };
 
 /**
@@ -302,6 +350,10 @@ struct vmbeam_status {
  * something holds one of its frames, stops it: the cursor then is right after
  * that pair. If the frame was taken while the call ran, some pairs below may be
  * back already; they are known and passed over later.
+ *
+ * A relocation goes the other way. What has become populate-on-demand since,
+ * because the receiver found that it was all zeroes, is put back by zeroes, and a
+ * frame that the giver has got again meanwhile is swapped.
  *
  * Errors: EBADFD (nothing was committed), ESTALE (@expected is not the cursor,
  * which is in @cursor), ECANCELED (the out fields are valid), ESRCH, EPERM, ENXIO,
@@ -354,6 +406,9 @@ struct vmbeam_cancel {
  * @cursor: out: pairs at and after it are where they were at first
  * @swapped: out: pairs that are swapped still
  * @refused: out: pairs before the cursor that were refused by the commit
+ * @mode: out: vmbeam_bind.flags of the session
+ * @reserved2: out: 0
+ * @moved: out: as in struct vmbeam_status
  *
  * When the last reference to a file goes while some of its pairs are swapped
  * and some are not, the driver rolls back by itself. If the hypervisor refuses,
@@ -380,6 +435,9 @@ struct vmbeam_record {
 	__aligned_u64 cursor;
 	__aligned_u64 swapped;
 	__aligned_u64 refused;
+	__u32 mode;
+	__u32 reserved2;
+	__aligned_u64 moved;
 };
 
 /**
