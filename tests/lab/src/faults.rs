@@ -357,12 +357,9 @@ fn stopped_at(topology: &Topology, phase: &str, ms: u32) -> Result<String> {
     let text = topology.machine.host.sh(
         &format!(
             "rm -f /run/lab/migrate.out; {} >/run/lab/migrate.out 2>&1 & echo $! >/run/lab/migrate.pid; \
-             daemon=$(cat {pid}); \
-             until grep -q '{phase}' /run/lab/migrate.out 2>/dev/null; do \
-             [ -d /proc/$(cat /run/lab/migrate.pid) ] || break; usleep 1000; done; \
-             usleep {}; kill -STOP $daemon; cat /run/lab/migrate.out",
-            migrate::command("A", "B", ""),
-            ms * 1000
+             labtool catch --stop $(cat {pid}) --printer $! --file /run/lab/migrate.out \
+             --text '{phase}' --after {ms}",
+            migrate::command("A", "B", "")
         ),
         LIMIT,
     )?;

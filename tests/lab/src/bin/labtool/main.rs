@@ -3,6 +3,7 @@
 //! What the lab needs inside its machines, in one program.
 
 mod carry;
+mod catch;
 mod disk;
 mod exec;
 mod fill;
@@ -41,6 +42,8 @@ enum Tool {
         /// Where the other side listens.
         address: Option<String>,
     },
+    /// Stop a process when another one has printed something.
+    Catch(catch::Arguments),
     /// Put the time before each line.
     Stamp,
     /// Send bytes to `net-recv` and print the seconds that it took.
@@ -88,6 +91,7 @@ fn main() -> Result<()> {
         Tool::Fill(arguments) => fill::fill(arguments),
         Tool::Listen { address } => talk::listen(&address),
         Tool::Carry { address } => carry::carry(address.as_deref()),
+        Tool::Catch(arguments) => catch::catch(&arguments),
         Tool::Stamp => carry::stamp(),
         Tool::NetSend { address, bytes } => net::send(&address, bytes),
         Tool::NetRecv { address } => net::receive(&address),
