@@ -18,11 +18,14 @@ use crate::{
         Counts,
         Outside,
         Refusal,
-        Tally, //
+        Tally,
+        Way, //
     },
     memory::Charged,
+    mode::Mode,
     session::{
         Bound,
+        Checked,
         Session,
         Spent,
         View,
@@ -34,7 +37,7 @@ use crate::{
     xen::{
         self,
         Domains,
-        Mode, //
+        What, //
     },
 };
 
@@ -57,10 +60,26 @@ pub(crate) fn refused(why: Refusal) -> Error {
     }
 }
 
+/// On the way back of a relocation: a frame that went over held nothing but zeroes, and its
+/// domain has let go of it since. There is nothing to put back but zeroes, which the hypervisor
+/// has done, so that the pair is home.
+fn put_back_by_zeroes(status: &mut [i32]) {
+    for status in status {
+        if *status == ENODATA.to_errno() {
+            *status = 0;
+        }
+    }
+}
+
 /// The hypervisor, for two domains, and who waits.
 struct Exchange<'a> {
     domains: Domains,
+    mode: Mode,
     spent: &'a mut Spent,
+    /// Frames that would go over with none in return before the pairs that a dry run asks about
+    /// next, and after these.
+    moves: u64,
+    moves_then: u64,
     user: StatusArray,
     watch: Watch<'a>,
     /// Whether a signal ends the call. Not before it got anywhere: calls make progress at any
@@ -77,7 +96,10 @@ impl<'a> Exchange<'a> {
     ) -> (&'a mut Batch<Charged>, Self) {
         let outside = Self {
             domains: bound.domains,
+            mode: bound.mode,
             spent,
+            moves: 0,
+            moves_then: 0,
             user,
             watch,
             interruptible: false,
@@ -92,20 +114,34 @@ impl Outside for Exchange<'_> {
     fn go_on(&mut self, counts: Counts) -> Result {
         let signals = core::mem::replace(&mut self.interruptible, true);
 
-        self.watch
-            .pause(View::new(self.domains, counts, self.spent), signals)
+        self.watch.pause(
+            View::new(self.domains, self.mode, counts, self.spent),
+            signals,
+        )
     }
 
     fn call(&mut self, call: &Call<'_>, status: &mut [i32]) -> Answer<Error> {
-        let mode = if call.swap { Mode::Swap } else { Mode::Check };
+        let (back, mode) = match call.way {
+            Way::There => (false, self.mode),
+            Way::Back => (true, self.mode.opposite()),
+        };
+        let (what, before) = match call.swap {
+            // What has gone over is in the domains' counts already.
+            true => (What::Swap, 0),
+            false => (What::Check, self.moves),
+        };
 
-        trace::begin(self.domains, mode, call.cursor, call.filled);
-        let reply = hypervisor::swap_frames(self.domains, mode, call.runs, status);
+        trace::begin(self.domains, what, call.cursor, call.filled);
+        let reply = hypervisor::swap_frames(self.domains, (what, mode, before), call.runs, status);
         let done = usize::try_from(reply.done).unwrap_or(usize::MAX);
-        let status = status.get(..done).unwrap_or(&[]);
-        trace::end(self.domains, mode, call.cursor, &reply, call.runs, status);
+        let status = status.get_mut(..done).unwrap_or_default();
+        trace::end(self.domains, what, call.cursor, &reply, call.runs, status);
         if call.swap {
-            self.spent.add(&reply);
+            self.spent.add(&reply, back);
+        }
+        self.moves_then = reply.moved;
+        if back && mode.relocates() {
+            put_back_by_zeroes(status);
         }
         Answer {
             done: reply.done,
@@ -114,7 +150,9 @@ impl Outside for Exchange<'_> {
     }
 
     fn tell(&mut self, at: u32, status: &[i32]) -> Result {
-        self.user.write(at, status)
+        self.user.write(at, status)?;
+        self.moves = self.moves_then;
+        Ok(())
     }
 
     fn refused(&self, status: i32) -> Error {
@@ -146,11 +184,23 @@ impl Session {
         let first = u32::try_from(arg.value.first)?;
         let user = StatusArray::new(arg.value.status);
         let (batch, mut outside) = Exchange::new(bound, &mut self.spent, user, watch);
+        let last = self.checked;
+        let goes_on = last.next == first && last.hypercalls == outside.spent.hypercalls;
+        let before = if goes_on { last.moves } else { 0 };
+        outside.moves = before;
         let (tally, result) = self.ledger.check(first, end, batch, &mut outside);
 
         arg.value.done = tally.done.into();
         arg.value.refused = tally.refused.into();
+        arg.value.moves = outside.moves.saturating_sub(before);
+        let checked = Checked {
+            next: first.saturating_add(tally.done),
+            moves: outside.moves,
+            hypercalls: outside.spent.hypercalls,
+        };
         arg.write()?;
+        // What the caller does not learn is not done.
+        self.checked = checked;
         verdict(result, tally.done)
     }
 
@@ -172,6 +222,7 @@ impl Session {
             end => end.map_err(refused)?,
         };
         let user = StatusArray::new(arg.value.status);
+        let went = self.spent.went;
 
         bound.place.claim(&bound.domains)?;
         // Before anything moves, so that bad pointers are found in time; and no more than one
@@ -187,6 +238,7 @@ impl Session {
         arg.value.cursor = self.ledger.counts().cursor.into();
         arg.value.swapped = tally.swapped.into();
         arg.value.refused = tally.refused.into();
+        arg.value.moved = self.spent.went.saturating_sub(went);
         arg.write()?;
         verdict(result, tally.done)
     }
@@ -220,13 +272,17 @@ impl Session {
         verdict(result, tally.done)
     }
 
-    /// The file is gone: roll back what was left half way, for as long as it takes.
+    /// The file is gone: roll back what was left half way, for as long as it takes. Where what
+    /// is in the frames stays where it is, there is no half way.
     ///
     /// # Errors
     ///
     /// What stands in the way of putting all pairs back.
     pub(crate) fn finish(&mut self) -> Result {
-        let Some(bound) = self.bound.as_mut().filter(|_| self.ledger.is_half_way()) else {
+        let half_way = self.ledger.is_half_way();
+        let Some(bound) =
+            (self.bound.as_mut()).filter(|bound| half_way && bound.mode != Mode::Keep)
+        else {
             return Ok(());
         };
         let nobody = StatusArray::new(0);

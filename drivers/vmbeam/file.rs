@@ -167,11 +167,13 @@ impl MiscDevice for Vmbeam {
             "vmbeam-activity:\t{}\n",
             names::activity(status.activity)
         );
+        seq_print!(m, "vmbeam-mode:\t{}\n", names::mode(status.mode));
         seq_print!(m, "vmbeam-runs:\t{}\n", status.runs);
         seq_print!(m, "vmbeam-pairs:\t{}\n", status.pairs);
         seq_print!(m, "vmbeam-cursor:\t{}\n", status.cursor);
         seq_print!(m, "vmbeam-swapped:\t{}\n", status.swapped);
         seq_print!(m, "vmbeam-refused:\t{}\n", status.refused);
+        seq_print!(m, "vmbeam-moved:\t{}\n", status.moved);
         seq_print!(m, "vmbeam-hypercalls:\t{}\n", spent.hypercalls);
         seq_print!(m, "vmbeam-tlb-flushes:\t{}\n", spent.tlb_flushes);
         seq_print!(m, "vmbeam-batches:\t{}\n", spent.batches);

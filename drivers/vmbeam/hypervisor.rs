@@ -6,10 +6,11 @@ use kernel::prelude::*;
 
 use crate::{
     debug,
+    mode::Mode,
     xen::{
         self,
         Domains,
-        Mode, //
+        What, //
     },
     xen_abi::{
         SwapRun,
@@ -24,14 +25,16 @@ pub(crate) struct Reply {
     pub(crate) done: u64,
     /// What it took.
     pub(crate) stats: SwapStats,
+    /// Frames that went over with none in return, or would have, together with those before.
+    pub(crate) moved: u64,
     /// The ids of the domains, valid if there is a `result`.
     pub(crate) ids: [u64; 2],
     /// Whether the hypervisor says that it did all that was asked.
     pub(crate) result: Result,
 }
 
-/// Ask the hypervisor to swap, or to check, the pairs of `runs`. With no runs it
-/// only checks the domains.
+/// Ask the hypervisor to swap, or to check, the pairs of `runs`, when `moved` frames have gone
+/// over with none in return already. With no runs it only checks the domains.
 ///
 /// # Errors
 ///
@@ -40,17 +43,19 @@ pub(crate) struct Reply {
 /// uAPI header explains them; [`ENOMEM`]; [`EIO`] for an answer that makes no sense.
 pub(crate) fn swap_frames(
     domains: Domains,
-    mode: Mode,
+    (what, mode, moved): (What, Mode, u64),
     runs: &[SwapRun],
     status: &mut [i32],
 ) -> Reply {
-    let mut request = domains.request(mode);
+    let mut request = domains.request(what, mode, moved);
     let mut stats = SwapStats::default();
     let ret = debug::memory_op(&mut request, runs, status, &mut stats);
 
     Reply {
         done: request.done,
         stats,
+        // A mode has one direction, and nothing is counted in the other.
+        moved: request.to_a.saturating_add(request.to_b),
         ids: [request.id_a, request.id_b],
         result: match ret {
             0 => Ok(()),

@@ -45,7 +45,8 @@ pub use batch::{
     Answer,
     Batch,
     Call,
-    Outside, //
+    Outside,
+    Way, //
 };
 pub use loops::Tally;
 

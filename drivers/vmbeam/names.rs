@@ -18,6 +18,17 @@ pub const fn state(state: u32) -> &'static str {
     }
 }
 
+/// Word for the `BIND_*` of a session.
+pub const fn mode(flags: u32) -> &'static str {
+    match flags {
+        0 => "swap",
+        BIND_KEEP => "keep",
+        BIND_TO_B => "to-b",
+        BIND_TO_A => "to-a",
+        _ => "unknown",
+    }
+}
+
 /// Word for the `NR_*` of an ioctl that works on a session, or for none.
 pub const fn activity(nr: u32) -> &'static str {
     match nr {

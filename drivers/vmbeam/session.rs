@@ -19,6 +19,7 @@ use crate::{
         Ledger, //
     },
     memory::Charged,
+    mode::Mode,
     pairs::{
         MAX_PAIRS,
         MAX_RUNS, //
@@ -28,7 +29,7 @@ use crate::{
     xen::{
         DomId,
         Domains,
-        Mode, //
+        What, //
     },
 };
 
@@ -45,6 +46,8 @@ pub(crate) const BATCH_RUNS: usize = 512;
 pub(crate) struct Bound {
     /// The domains.
     pub(crate) domains: Domains,
+    /// What is done with the pairs.
+    pub(crate) mode: Mode,
     /// Buffers.
     pub(crate) batch: Batch<Charged>,
     /// The process that bound the session.
@@ -64,11 +67,14 @@ pub(crate) struct Spent {
     pub(crate) superpages: u64,
     pub(crate) splits: u64,
     pub(crate) merges: u64,
+    /// Frames that commits had go over with none in return, and rollbacks come back.
+    pub(crate) went: u64,
+    pub(crate) came: u64,
 }
 
 impl Spent {
-    /// Count one.
-    pub(crate) fn add(&mut self, reply: &Reply) {
+    /// Count one, of a commit or on the way back.
+    pub(crate) fn add(&mut self, reply: &Reply, back: bool) {
         let stats = &reply.stats;
         let splits = stats.splits_2m.saturating_add(stats.splits_1g);
         let merges = stats.merges_2m.saturating_add(stats.merges_1g);
@@ -81,10 +87,28 @@ impl Spent {
             (&mut self.superpages, stats.superpages),
             (&mut self.splits, splits),
             (&mut self.merges, merges),
+            (
+                match back {
+                    false => &mut self.went,
+                    true => &mut self.came,
+                },
+                reply.moved,
+            ),
         ] {
             *sum = sum.saturating_add(more);
         }
     }
+}
+
+/// How far a dry run is that goes through the list in several calls.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Checked {
+    /// The pair that comes next.
+    pub(crate) next: u32,
+    /// Frames that would go over with none in return before that.
+    pub(crate) moves: u64,
+    /// Hypercalls that had swapped by then. Once there are more, other frames are where they were.
+    pub(crate) hypercalls: u64,
 }
 
 /// The state of one open file.
@@ -96,12 +120,14 @@ pub(crate) struct Session {
     pub(crate) ledger: Ledger<Charged>,
     /// What it took.
     pub(crate) spent: Spent,
+    /// The last dry run.
+    pub(crate) checked: Checked,
 }
 
 /// IOCTL: `INFO`: limits and features. Needs no session.
 pub(crate) fn info(mut arg: Arg<uapi::Info>) -> Result {
     arg.value.features = if hypervisor::implemented() {
-        uapi::FEATURE_SWAP
+        uapi::FEATURE_SWAP | uapi::FEATURE_KEEP | uapi::FEATURE_RELOCATE
     } else {
         0
     };
@@ -130,6 +156,7 @@ impl Session {
             b: DomId::new(arg.value.domid_b)?,
             ids: [arg.value.id_a, arg.value.id_b],
         };
+        let mode = Mode::from_flags(arg.value.flags).ok_or(EINVAL)?;
 
         if domains.a == domains.b {
             return Err(EINVAL);
@@ -139,7 +166,7 @@ impl Session {
         }
 
         let batch = Batch::new(BATCH_RUNS, BATCH_PAIRS)?;
-        let reply = hypervisor::swap_frames(domains, Mode::Bind, &[], &mut []);
+        let reply = hypervisor::swap_frames(domains, (What::Bind, mode, 0), &[], &mut []);
         reply.result?;
         if reply.ids.contains(&0) {
             return Err(EIO);
@@ -150,6 +177,7 @@ impl Session {
         arg.write()?;
         self.bound = Some(Bound {
             domains,
+            mode,
             batch,
             pid: u32::try_from(current!().tgid())?,
             place,
@@ -186,7 +214,7 @@ impl Session {
     pub(crate) fn view(&self) -> View {
         match &self.bound {
             None => View::default(),
-            Some(bound) => View::new(bound.domains, self.ledger.counts(), &self.spent),
+            Some(bound) => View::new(bound.domains, bound.mode, self.ledger.counts(), &self.spent),
         }
     }
 }
@@ -202,7 +230,7 @@ pub(crate) struct View {
 
 impl View {
     /// Of a session that is bound.
-    pub(crate) fn new(domains: Domains, counts: Counts, spent: &Spent) -> Self {
+    pub(crate) fn new(domains: Domains, mode: Mode, counts: Counts, spent: &Spent) -> Self {
         Self {
             status: uapi::Status {
                 state: counts.state,
@@ -213,6 +241,8 @@ impl View {
                 cursor: counts.cursor.into(),
                 swapped: counts.swapped.into(),
                 refused: counts.refused.into(),
+                mode: mode.flags(),
+                moved: spent.went.saturating_sub(spent.came),
                 ..uapi::Status::default()
             },
             spent: *spent,

@@ -15,7 +15,7 @@ use crate::{
     uapi,
     xen::{
         Domains,
-        Mode, //
+        What, //
     },
     xen_abi::SwapRun,
 };
@@ -37,13 +37,13 @@ extern "C" {
 }
 
 /// A hypercall begins.
-pub(crate) fn begin(domains: Domains, mode: Mode, cursor: u32, filled: Filled) {
+pub(crate) fn begin(domains: Domains, what: What, cursor: u32, filled: Filled) {
     // SAFETY: Numbers only, and any will do.
     unsafe {
         vmbeam_trace_begin(
             domains.a.into(),
             domains.b.into(),
-            mode != Mode::Swap,
+            what != What::Swap,
             cursor.into(),
             u32::try_from(filled.runs).unwrap_or(u32::MAX),
             filled.pairs,
@@ -54,13 +54,13 @@ pub(crate) fn begin(domains: Domains, mode: Mode, cursor: u32, filled: Filled) {
 /// A hypercall for `runs` has ended with these `status`.
 pub(crate) fn end(
     domains: Domains,
-    mode: Mode,
+    what: What,
     cursor: u32,
     reply: &Reply,
     runs: &[SwapRun],
     status: &[i32],
 ) {
-    let (a, b, check) = (domains.a.into(), domains.b.into(), mode != Mode::Swap);
+    let (a, b, check) = (domains.a.into(), domains.b.into(), what != What::Swap);
 
     // SAFETY: Numbers only, and any will do.
     unsafe {

@@ -123,7 +123,7 @@ CHECK_FIELD(xen_mem_swap_run, gfn_b, 8);
 CHECK_FIELD(xen_mem_swap_run, nr, 16);
 CHECK_FIELD(xen_mem_swap_run, pad, 20);
 
-CHECK_SIZE(xen_mem_swap_frames, 80);
+CHECK_SIZE(xen_mem_swap_frames, 96);
 CHECK_FIELD(xen_mem_swap_frames, domid_b, 2);
 CHECK_FIELD(xen_mem_swap_frames, flags, 4);
 CHECK_FIELD(xen_mem_swap_frames, nr_runs, 8);
@@ -137,3 +137,5 @@ CHECK_FIELD(xen_mem_swap_frames, id_b, 56);
 CHECK_FIELD(xen_mem_swap_frames, stats, 64);
 CHECK_FIELD(xen_mem_swap_frames, nr_stats, 72);
 CHECK_FIELD(xen_mem_swap_frames, pad, 76);
+CHECK_FIELD(xen_mem_swap_frames, to_a, 80);
+CHECK_FIELD(xen_mem_swap_frames, to_b, 88);

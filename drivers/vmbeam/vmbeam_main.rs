@@ -29,6 +29,7 @@
 //!   knows which build it is.
 //! - `args`: request structures and arrays in user memory.
 //! - `xen`: the hypercall. `helpers`: what the kernel crate lacks.
+//! - [`mode`]: what a session does with its pairs.
 //! - [`ledger`]: which pairs are swapped, and the loops that change it. It stands on [`pairs`]
 //!   and [`frames`] and knows neither a kernel nor a hypervisor: `cargo test` in `rust/core`
 //!   runs the same files.
@@ -61,6 +62,7 @@ mod helpers;
 mod hypervisor;
 pub mod ledger;
 mod memory;
+pub mod mode;
 pub mod names;
 pub mod pairs;
 mod places;

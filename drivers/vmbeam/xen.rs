@@ -10,16 +10,19 @@ use core::ffi::{
 
 use kernel::prelude::*;
 
-use crate::xen_abi::{
-    SwapFrames,
-    SwapRun,
-    SwapStats,
-    LAST_DOMID,
-    SWAP_CHECK,
-    SWAP_NR_STATS,
-    SWAP_UNMAP,
-    SWAP_VERSION,
-    XENMEM_SWAP_FRAMES, //
+use crate::{
+    mode::Mode,
+    xen_abi::{
+        SwapFrames,
+        SwapRun,
+        SwapStats,
+        LAST_DOMID,
+        SWAP_CHECK,
+        SWAP_NR_STATS,
+        SWAP_UNMAP,
+        SWAP_VERSION,
+        XENMEM_SWAP_FRAMES, //
+    },
 };
 
 extern "C" {
@@ -73,21 +76,24 @@ impl Domains {
         self.ids.iter().any(|id| other.ids.contains(id))
     }
 
-    /// A request about them.
-    pub(crate) fn request(self, mode: Mode) -> SwapFrames {
+    /// A request about them, when so many frames have gone over with none in return already.
+    pub(crate) fn request(self, what: What, mode: Mode, moved: u64) -> SwapFrames {
         let [id_a, id_b] = self.ids;
 
         SwapFrames {
             domid_a: self.a.0,
             domid_b: self.b.0,
-            flags: match mode {
-                Mode::Bind => SWAP_CHECK | SWAP_UNMAP,
-                Mode::Check => SWAP_CHECK,
-                Mode::Swap => 0,
-            },
+            flags: mode.swap_flags()
+                | match what {
+                    What::Bind => SWAP_CHECK | SWAP_UNMAP,
+                    What::Check => SWAP_CHECK,
+                    What::Swap => 0,
+                },
             version: SWAP_VERSION,
             id_a,
             id_b,
+            to_a: if mode == Mode::ToA { moved } else { 0 },
+            to_b: if mode == Mode::ToB { moved } else { 0 },
             ..SwapFrames::default()
         }
     }
@@ -95,7 +101,7 @@ impl Domains {
 
 /// What is asked of the hypervisor.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mode {
+pub(crate) enum What {
     /// Report what a swap would do, and ask the device models of both domains to give up
     /// the mappings that they merely keep in stock: frames in these would be refused. They do
     /// so a moment later.
@@ -159,8 +165,8 @@ pub(crate) fn call_error(ret: c_int) -> Error {
     if [ENOSYS, ENOEXEC].contains(&error) {
         // No such operation, or one with another interface than ours.
         EOPNOTSUPP
-    } else if [EADDRINUSE, EMLINK, EAGAIN].contains(&error) {
-        // A mode of the domain: altp2m, memory sharing, paging.
+    } else if [EADDRINUSE, EMLINK, EAGAIN, ENOTEMPTY].contains(&error) {
+        // A mode of the domain: altp2m, memory sharing, paging, or devices of its own.
         EBUSY
     } else if error == EADDRNOTAVAIL {
         // Another domain has the number now, so the one that is meant is gone.
@@ -201,7 +207,7 @@ pub(crate) fn implements_swap() -> bool {
     // INVARIANT: 0 is an ordinary number.
     let dom0 = DomId(0);
     let (a, b, ids) = (dom0, dom0, [0; 2]);
-    let mut request = Domains { a, b, ids }.request(Mode::Check);
+    let mut request = Domains { a, b, ids }.request(What::Check, Mode::Swap, 0);
     let ret = memory_op(&mut request, &[], &mut [], &mut SwapStats::default());
 
     // A domain with itself is refused, so any answer other than "no such operation" is a yes.

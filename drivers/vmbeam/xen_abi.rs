@@ -16,6 +16,16 @@ pub const SWAP_CHECK: u32 = 1;
 /// keep in stock.
 pub const SWAP_UNMAP: u32 = 2;
 
+/// Flag: what is in the frames of a pair changes places with them, so that neither domain sees
+/// a difference. Alone, or with [`SWAP_CHECK`] and [`SWAP_UNMAP`]; so are the next two.
+pub const SWAP_KEEP: u32 = 1 << 2;
+
+/// Flag: frames of domain B may go over where A has populate-on-demand.
+pub const SWAP_TO_A: u32 = 1 << 3;
+
+/// Flag: frames of domain A may go over where B has populate-on-demand.
+pub const SWAP_TO_B: u32 = 1 << 4;
+
 /// Most runs in one hypercall.
 pub const SWAP_MAX_RUNS: usize = 1024;
 
@@ -79,7 +89,7 @@ pub struct SwapFrames {
     pub domid_a: u16,
     /// Second domain.
     pub domid_b: u16,
-    /// 0, [`SWAP_CHECK`], or that and [`SWAP_UNMAP`].
+    /// `SWAP_*`
     pub flags: u32,
     /// Number of runs; 0 only with [`SWAP_CHECK`]: check the domains only.
     pub nr_runs: u32,
@@ -104,6 +114,11 @@ pub struct SwapFrames {
     pub nr_stats: u32,
     /// Must be 0.
     pub pad: u32,
+    /// In and out: frames that went to A with none in return, to which is added. A check counts
+    /// what comes in against the domain's maximum of memory.
+    pub to_a: u64,
+    /// The same to B.
+    pub to_b: u64,
 }
 
 /// Counters in [`SwapStats`].
@@ -130,7 +145,7 @@ const _: () = {
     assert!(offset_of!(SwapStats, merges_2m) == 64);
     assert!(offset_of!(SwapStats, merges_1g) == 72);
     assert!(offset_of!(SwapStats, preempted) == 88);
-    assert!(size_of::<SwapFrames>() == 80);
+    assert!(size_of::<SwapFrames>() == 96);
     assert!(offset_of!(SwapFrames, domid_b) == 2);
     assert!(offset_of!(SwapFrames, flags) == 4);
     assert!(offset_of!(SwapFrames, nr_runs) == 8);
@@ -144,4 +159,6 @@ const _: () = {
     assert!(offset_of!(SwapFrames, stats) == 64);
     assert!(offset_of!(SwapFrames, nr_stats) == 72);
     assert!(offset_of!(SwapFrames, pad) == 76);
+    assert!(offset_of!(SwapFrames, to_a) == 80);
+    assert!(offset_of!(SwapFrames, to_b) == 88);
 };

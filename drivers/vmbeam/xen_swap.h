@@ -30,6 +30,8 @@ struct xen_mem_swap_frames {
 	__aligned_u64 stats;
 	u32 nr_stats;
 	u32 pad;
+	__aligned_u64 to_a;
+	__aligned_u64 to_b;
 };
 
 #endif /* __VMBEAM_XEN_SWAP_H__ */

@@ -15,18 +15,22 @@
 static const struct {
 	unsigned int cmd;
 	unsigned int size;
+	/* In version 1. */
+	unsigned int first;
+	unsigned int flags;
 } ioctls[] = {
-	{ VMBEAM_IOCTL_INFO, sizeof(struct vmbeam_info) },
-	{ VMBEAM_IOCTL_BIND, sizeof(struct vmbeam_bind) },
-	{ VMBEAM_IOCTL_ADD, sizeof(struct vmbeam_add) },
-	{ VMBEAM_IOCTL_CHECK, sizeof(struct vmbeam_check) },
-	{ VMBEAM_IOCTL_COMMIT, sizeof(struct vmbeam_commit) },
-	{ VMBEAM_IOCTL_STATUS, sizeof(struct vmbeam_status) },
-	{ VMBEAM_IOCTL_ROLLBACK, sizeof(struct vmbeam_rollback) },
-	{ VMBEAM_IOCTL_CANCEL, sizeof(struct vmbeam_cancel) },
-	{ VMBEAM_IOCTL_RECORD, sizeof(struct vmbeam_record) },
-	{ VMBEAM_IOCTL_ADOPT, sizeof(struct vmbeam_adopt) },
-	{ VMBEAM_IOCTL_ABANDON, sizeof(struct vmbeam_abandon) },
+	{ VMBEAM_IOCTL_INFO, sizeof(struct vmbeam_info), 40 },
+	{ VMBEAM_IOCTL_BIND, sizeof(struct vmbeam_bind), 32,
+	  VMBEAM_BIND_KEEP | VMBEAM_BIND_TO_B | VMBEAM_BIND_TO_A },
+	{ VMBEAM_IOCTL_ADD, sizeof(struct vmbeam_add), 40 },
+	{ VMBEAM_IOCTL_CHECK, sizeof(struct vmbeam_check), 48 },
+	{ VMBEAM_IOCTL_COMMIT, sizeof(struct vmbeam_commit), 56 },
+	{ VMBEAM_IOCTL_STATUS, sizeof(struct vmbeam_status), 64 },
+	{ VMBEAM_IOCTL_ROLLBACK, sizeof(struct vmbeam_rollback), 32 },
+	{ VMBEAM_IOCTL_CANCEL, sizeof(struct vmbeam_cancel), 8 },
+	{ VMBEAM_IOCTL_RECORD, sizeof(struct vmbeam_record), 104 },
+	{ VMBEAM_IOCTL_ADOPT, sizeof(struct vmbeam_adopt), 16 },
+	{ VMBEAM_IOCTL_ABANDON, sizeof(struct vmbeam_abandon), 24 },
 };
 
 #define NR_IOCTLS ARRAY_SIZE(ioctls)
@@ -56,7 +60,9 @@ TEST_F(device, info)
 
 	poison(&arg, sizeof(arg));
 	ASSERT_EQ(0, ioctl(self->fd, VMBEAM_IOCTL_INFO, &arg));
-	EXPECT_EQ(0, arg.features & ~VMBEAM_FEATURE_SWAP);
+	/* Whoever has the one has the others. */
+	EXPECT_EQ(has_swap(self->fd) ? VMBEAM_FEATURE_SWAP | VMBEAM_FEATURE_KEEP |
+				       VMBEAM_FEATURE_RELOCATE : 0, arg.features);
 	EXPECT_EQ(65536, arg.max_add_runs);
 	EXPECT_EQ(4096, arg.batch_pairs);
 	EXPECT_EQ(1 << 20, arg.max_runs);
@@ -73,7 +79,7 @@ TEST_F(device, size_too_small)
 	for (i = 0; i < NR_IOCTLS; i++) {
 		memset(buf, 0, sizeof(buf));
 		EXPECT_FAIL(EINVAL, ioctl(self->fd, ioctls[i].cmd, buf));
-		head->size = ioctls[i].size - 1;
+		head->size = ioctls[i].first - 1;
 		EXPECT_FAIL(EINVAL, ioctl(self->fd, ioctls[i].cmd, buf));
 	}
 }
@@ -172,13 +178,18 @@ TEST_F(device, unknown_flags)
 	char buf[128];
 	struct head *head = (void *)buf;
 	unsigned int i;
+	__u32 flag;
 
 	for (i = 0; i < NR_IOCTLS; i++) {
 		memset(buf, 0, sizeof(buf));
 		head->size = ioctls[i].size;
-		head->flags = 1;
-		EXPECT_FAIL(EOPNOTSUPP, ioctl(self->fd, ioctls[i].cmd, buf));
-		head->flags = 1u << 31;
+		for (flag = 1; flag; flag <<= 1) {
+			if (flag & ioctls[i].flags)
+				continue;
+			head->flags = flag;
+			EXPECT_FAIL(EOPNOTSUPP, ioctl(self->fd, ioctls[i].cmd, buf));
+		}
+		head->flags = ioctls[i].flags | 1u << 31;
 		EXPECT_FAIL(EOPNOTSUPP, ioctl(self->fd, ioctls[i].cmd, buf));
 	}
 }

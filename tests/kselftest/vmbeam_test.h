@@ -54,16 +54,22 @@ static inline void poison(void *arg, __u32 size)
 	head->flags = 0;
 }
 
-static inline int do_open(int fd, __u32 a, __u32 b)
+static inline int do_open_as(int fd, __u32 a, __u32 b, __u32 flags)
 {
 	struct vmbeam_bind arg;
 
 	poison(&arg, sizeof(arg));
+	arg.flags = flags;
 	arg.domid_a = a;
 	arg.domid_b = b;
 	arg.id_a = 0;
 	arg.id_b = 0;
 	return ioctl(fd, VMBEAM_IOCTL_BIND, &arg);
+}
+
+static inline int do_open(int fd, __u32 a, __u32 b)
+{
+	return do_open_as(fd, a, b, 0);
 }
 
 /* The same with ids, which come back. */

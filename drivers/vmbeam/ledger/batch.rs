@@ -41,10 +41,21 @@ pub trait Outside {
     fn broken(&mut self, how: Broken) -> Self::Error;
 }
 
+/// Which way pairs go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// As in a commit.
+    There,
+    /// As in a rollback.
+    Back,
+}
+
 /// What the hypervisor is asked for.
 pub struct Call<'a> {
     /// To swap, and not merely to tell what a swap would do.
     pub swap: bool,
+    /// Where to.
+    pub way: Way,
     /// The cursor, for those who trace.
     pub cursor: u32,
     /// The pairs.
@@ -115,7 +126,7 @@ impl<M: Memory> Batch<M> {
     pub(super) fn ask<'a, O: Outside>(
         runs: &[SwapRun],
         status: &'a mut [i32],
-        (swap, cursor, filled): (bool, u32, Filled),
+        (swap, way, cursor, filled): (bool, Way, u32, Filled),
         outside: &mut O,
     ) -> Result<Reply<'a, O::Error>, Stop<O::Error>> {
         let (Some(runs @ [_, ..]), Some(status)) = (
@@ -127,6 +138,7 @@ impl<M: Memory> Batch<M> {
         status.fill(UNWRITTEN);
         let call = Call {
             swap,
+            way,
             cursor,
             runs,
             filled,

@@ -7,7 +7,8 @@ use super::{
     batch::{
         Batch,
         Outside,
-        Stop, //
+        Stop,
+        Way, //
     },
     is_marked,
     Broken,
@@ -127,7 +128,7 @@ impl<M: Memory> Ledger<M> {
             }
             outside.go_on(self.counts())?;
             let filled = pairs::fill(&self.runs, at, end, batch.pairs, &mut batch.runs);
-            let what = (false, at, filled);
+            let what = (false, Way::There, at, filled);
             let reply = Batch::<M>::ask(&batch.runs, &mut batch.status, what, outside)?;
 
             // What the caller does not learn is not done: nothing has changed.
@@ -174,7 +175,7 @@ impl<M: Memory> Ledger<M> {
             outside.go_on(self.counts())?;
             let cursor = self.counts.cursor;
             let filled = pairs::fill(&self.runs, cursor, end, batch.pairs, &mut batch.runs);
-            let what = (true, cursor, filled);
+            let what = (true, Way::There, cursor, filled);
             let reply = Batch::<M>::ask(&batch.runs, &mut batch.status, what, outside)?;
 
             let at = tally.done;
@@ -301,7 +302,7 @@ impl<M: Memory> Ledger<M> {
             &mut batch.runs,
             &mut batch.firsts,
         );
-        let what = (swap, cursor, filled);
+        let what = (swap, Way::Back, cursor, filled);
         let reply = Batch::<M>::ask(&batch.runs, &mut batch.status, what, outside)?;
 
         let mut refusal: Option<(u32, i32)> = None;

@@ -16,6 +16,8 @@ extern crate std;
 pub mod frames;
 #[path = "../../../drivers/vmbeam/ledger.rs"]
 pub mod ledger;
+#[path = "../../../drivers/vmbeam/mode.rs"]
+pub mod mode;
 #[path = "../../../drivers/vmbeam/names.rs"]
 pub mod names;
 #[path = "../../../drivers/vmbeam/pairs.rs"]

@@ -6,6 +6,7 @@
 //! from. Their names are those of the header without the
 //! `vmbeam_` prefix. What each field means is said there, once.
 
+pub use vmbeam_core::mode::Mode;
 pub use vmbeam_core::names;
 pub use vmbeam_core::uapi::{
     ioctl, Abandon, Add, Adopt, Bind, Cancel, Check, Commit, Info, Record, Request, Rollback, Run,
@@ -59,53 +60,6 @@ pub enum State {
     RollingBack = STATE_ROLLING_BACK,
     /// Every pair is where it was at first.
     RolledBack = STATE_ROLLED_BACK,
-}
-
-/// What a session does with its pairs, for good: `VMBEAM_BIND_*`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mode {
-    /// Frames change places with what is in them.
-    #[default]
-    Swap,
-    /// Frames change places, and what is in them stays where it is.
-    Keep,
-    /// Relocation from A to B: where B has no memory yet, A's frames go over with none in
-    /// return.
-    ToB,
-    /// Relocation from B to A.
-    ToA,
-}
-
-impl Mode {
-    /// `vmbeam_bind.flags`
-    pub const fn flags(self) -> u32 {
-        match self {
-            Self::Swap => 0,
-            Self::Keep => BIND_KEEP,
-            Self::ToB => BIND_TO_B,
-            Self::ToA => BIND_TO_A,
-        }
-    }
-
-    /// The mode with these flags, if there is one.
-    pub const fn from_flags(flags: u32) -> Option<Self> {
-        Some(match flags {
-            0 => Self::Swap,
-            BIND_KEEP => Self::Keep,
-            BIND_TO_B => Self::ToB,
-            BIND_TO_A => Self::ToA,
-            _ => return None,
-        })
-    }
-
-    /// What must be in `vmbeam_info.features` for it.
-    pub const fn feature(self) -> u64 {
-        match self {
-            Self::Swap => FEATURE_SWAP,
-            Self::Keep => FEATURE_KEEP,
-            Self::ToB | Self::ToA => FEATURE_RELOCATE,
-        }
-    }
 }
 
 impl State {

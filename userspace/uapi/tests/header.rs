@@ -112,21 +112,6 @@ fn mirrors_the_header() {
     assert_eq!(actual, expected);
 }
 
-/// No two of the flags go together.
-#[test]
-fn modes_are_flags() {
-    let modes = [
-        sys::Mode::Swap,
-        sys::Mode::Keep,
-        sys::Mode::ToB,
-        sys::Mode::ToA,
-    ];
-    for flags in 0..16 {
-        let mode = modes.into_iter().find(|mode| mode.flags() == flags);
-        assert_eq!(sys::Mode::from_flags(flags), mode);
-    }
-}
-
 #[test]
 fn missing_device_is_explained() {
     let e = vmbeam_uapi::Device::open(Path::new("/nonexistent/vmbeam")).unwrap_err();

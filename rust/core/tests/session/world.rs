@@ -22,7 +22,8 @@ use vmbeam_core::{
         NotAdded,
         Outside,
         Refusal,
-        Tally, //
+        Tally,
+        Way, //
     },
     pairs,
     uapi, //
@@ -66,6 +67,8 @@ pub struct World {
     /// After how many hypercalls a signal comes, over and over; 0 for never.
     pub signal: u32,
     pub calls: u32,
+    /// Which way hypercalls are to go.
+    pub way: Way,
     /// What the caller was told, one a pair asked for.
     pub told: Vec<i32>,
     pub broken: Vec<Broken>,
@@ -80,6 +83,7 @@ impl World {
             at: 0,
             signal: 0,
             calls: 0,
+            way: Way::There,
             told: vec![],
             broken: vec![],
         }
@@ -101,6 +105,7 @@ impl Outside for World {
     fn call(&mut self, call: &Call<'_>, status: &mut [i32]) -> Answer<i32> {
         let asked: u32 = call.runs.iter().map(|run| run.nr).sum();
         assert_eq!(call.filled.runs, call.runs.len());
+        assert_eq!(call.way, self.way);
         assert!(!call.runs.is_empty() && call.runs.len() <= BATCH_RUNS);
         assert!(asked == call.filled.pairs && asked <= BATCH_PAIRS);
         assert_eq!(status.len(), asked as usize);
@@ -238,6 +243,7 @@ impl Session {
             return Err(EIO);
         }
         world.told.clear();
+        world.way = Way::There;
         let (tally, result) = self.ledger.commit(end, &mut self.batch, world);
         let refused = world.told.iter().filter(|status| **status != 0).count() as u32;
         assert_eq!(tally.done as usize, world.told.len());
@@ -253,6 +259,7 @@ impl Session {
     /// One `ROLLBACK`.
     pub fn rollback(&mut self, world: &mut World) -> (Tally, Result<(), i32>) {
         let before = self.counts();
+        world.way = Way::Back;
         let (tally, result) = self.ledger.roll_back(&mut self.batch, world);
         let after = self.counts();
         assert_eq!(after.swapped, before.swapped - tally.swapped);

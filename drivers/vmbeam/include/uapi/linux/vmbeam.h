@@ -133,15 +133,15 @@ struct vmbeam_info {
  * when the domain next accesses a device.
  *
  * Errors: EBADFD (already bound), EINVAL (same domain twice, or not a domid, or
- * two of VMBEAM_BIND_*), ESRCH (no such domain, it is dying, or its id is another one), EPERM (dom0 or
- * another control domain), ENXIO (a domain without hardware-assisted paging: PV
- * or shadow; or with nested virtualization on EPT), EBUSY (a mode that a swap
- * does not handle: passed-through device, altp2m possible, memory sharing or
- * paging; or another session has pairs of one of these domains swapped, or was
- * left with some), EOPNOTSUPP (the hypervisor lacks the operation, or has
- * another version of it, or cannot do what @flags ask for), ENOSPC (too many sessions and records), ENOMEM. What
- * commits and rollbacks need is allocated here and with the runs: they do not
- * fail for lack of kernel memory.
+ * two of VMBEAM_BIND_*), ESRCH (no such domain, it is dying, or its id is
+ * another one), EPERM (dom0 or another control domain), ENXIO (a domain without
+ * hardware-assisted paging: PV or shadow; or with nested virtualization on EPT),
+ * EBUSY (a mode that a swap does not handle: passed-through device, altp2m
+ * possible, memory sharing or paging; or another session has pairs of one of
+ * these domains swapped, or was left with some), EOPNOTSUPP (the hypervisor
+ * lacks the operation, or has another version of it), ENOSPC (too many sessions
+ * and records), ENOMEM. What commits and rollbacks need is allocated here and
+ * with the runs: they do not fail for lack of kernel memory.
  */
 struct vmbeam_bind {
 	__u32 size;
