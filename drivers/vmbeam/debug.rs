@@ -55,6 +55,10 @@ const OP_FAIL_CALL: u32 = 7;
 const OP_SIGNAL: u32 = 8;
 const OP_SLOW: u32 = 9;
 const OP_MODEL: u32 = 10;
+const OP_DEPOPULATE: u32 = 11;
+const OP_LIMIT: u32 = 12;
+const OP_PAGES: u32 = 13;
+const OP_MACHINE: u32 = 14;
 
 /// `struct vmbeam_debug`
 #[repr(C)]
@@ -108,7 +112,8 @@ fn operate(addr: usize) -> Result<isize> {
     if arg.reserved != 0 {
         return Err(EINVAL);
     }
-    if arg.op <= OP_READ && !mock::active() {
+    let of_model = arg.op <= OP_READ || arg.op > OP_MODEL;
+    if of_model && !mock::active() {
         return Err(EOPNOTSUPP);
     }
     match arg.op {
@@ -135,6 +140,15 @@ fn operate(addr: usize) -> Result<isize> {
         }
         OP_SIGNAL => arg.nr = inject::signal(arg.nr, arg.value),
         OP_SLOW => inject::slow(arg.nr),
+        OP_DEPOPULATE => MOCK.lock().depopulate(arg.domid, arg.first, arg.nr)?,
+        OP_LIMIT => MOCK.lock().limit(arg.domid, arg.nr)?,
+        OP_PAGES => (arg.nr, arg.first) = MOCK.lock().pages(arg.domid)?,
+        OP_MACHINE => {
+            let mut frames = buffer(arg.nr)?;
+            MOCK.lock()
+                .machine_frames(arg.domid, arg.first, &mut frames)?;
+            args::write_bytes(arg.ptr, 0, frames.as_bytes())?;
+        }
         OP_MODEL => arg.value = mock::active().into(),
         _ => return Err(EINVAL),
     }

@@ -2,25 +2,19 @@
 
 //! A model of the hypervisor and of its domains, for machines that have none.
 //!
-//! A frame is a number, its contents, and the status that a swap of it gets. The
-//! model keeps to the contract of `Documentation/hypercall.rst`.
-
-use core::ffi::c_int;
+//! A guest frame has a machine frame with contents behind it, or is populate-on-demand, and has
+//! the status that a swap of it gets. The model keeps to the contract of
+//! `Documentation/hypercall.rst`. It has no cache for populate-on-demand: what is populated is a
+//! new frame.
 
 use kernel::prelude::*;
 
 use crate::{
     xen,
-    xen_abi::{
-        SwapFrames,
-        SwapRun,
-        SwapStats,
-        LAST_DOMID,
-        SWAP_CHECK,
-        SWAP_UNMAP,
-        SWAP_VERSION, //
-    },
+    xen_abi::LAST_DOMID, //
 };
+
+mod swap;
 
 /// Most frames in one domain, and of one request.
 pub(crate) const MAX_FRAMES: u64 = 1 << 21;
@@ -36,6 +30,9 @@ kernel::sync::global_lock! {
 
 #[derive(Clone, Copy, Default)]
 struct Frame {
+    /// Which machine frame; 0 for populate-on-demand.
+    machine: u64,
+    /// 0 for populate-on-demand.
     contents: u64,
     /// 0 for plain memory, or why a swap of it is refused. Positive: so it is until the
     /// device model is asked to give up what it keeps mapped in stock.
@@ -48,6 +45,9 @@ struct Domain {
     unique: u64,
     /// 0, or why all swaps with it fail.
     refuse: i32,
+    /// Machine frames, and how many it may have.
+    pages: u64,
+    limit: u64,
     frames: KVVec<Frame>,
 }
 
@@ -65,15 +65,8 @@ impl Domain {
         }
     }
 
-    fn frame(&self, gfn: u64) -> Option<Frame> {
-        self.frames.get(usize::try_from(gfn).ok()?).copied()
-    }
-
-    fn set_contents(&mut self, gfn: u64, contents: u64) {
-        let index = usize::try_from(gfn).unwrap_or(usize::MAX);
-        if let Some(frame) = self.frames.get_mut(index) {
-            frame.contents = contents;
-        }
+    fn frame(&mut self, gfn: u64) -> Option<&mut Frame> {
+        self.frames.get_mut(usize::try_from(gfn).ok()?)
     }
 }
 
@@ -82,6 +75,7 @@ pub(crate) struct Domains {
     list: KVec<Domain>,
     last_id: u32,
     last_unique: u64,
+    last_machine: u64,
 }
 
 /// Whether the model is used: where no hypervisor has the hypercall.
@@ -96,6 +90,7 @@ impl Domains {
             list: KVec::new(),
             last_id: 0,
             last_unique: 0,
+            last_machine: 0,
         }
     }
 
@@ -117,11 +112,16 @@ impl Domains {
             _ => wanted,
         };
         let unique = self.last_unique.saturating_add(1);
-        let frames = KVVec::from_elem(Frame::default(), usize::try_from(nr)?, GFP_KERNEL)?;
+        let mut frames = KVVec::from_elem(Frame::default(), usize::try_from(nr)?, GFP_KERNEL)?;
+        for frame in &mut frames {
+            frame.machine = self.new_machine();
+        }
         let domain = Domain {
             id,
             unique,
             refuse,
+            pages: nr,
+            limit: u64::MAX,
             frames,
         };
         self.list.push(domain, GFP_KERNEL)?;
@@ -141,6 +141,11 @@ impl Domains {
                 return self.last_id;
             }
         }
+    }
+
+    fn new_machine(&mut self) -> u64 {
+        self.last_machine = self.last_machine.saturating_add(1);
+        self.last_machine
     }
 
     /// Take a domain away.
@@ -167,15 +172,61 @@ impl Domains {
         Ok(())
     }
 
-    /// Write frames.
-    pub(crate) fn write(&mut self, id: u32, first: u64, contents: &[u64]) -> Result {
-        let frames = self
-            .find(id)?
-            .stretch(first, u64::try_from(contents.len())?)?;
+    /// Take the memory of some frames away: they are populate-on-demand from now on.
+    pub(crate) fn depopulate(&mut self, id: u32, first: u64, nr: u64) -> Result {
+        let domain = self.find(id)?;
+        let mut pages = domain.pages;
 
-        for (frame, contents) in frames.iter_mut().zip(contents) {
+        for frame in domain.stretch(first, nr)? {
+            if frame.machine != 0 {
+                pages = pages.saturating_sub(1);
+            }
+            (frame.machine, frame.contents) = (0, 0);
+        }
+        domain.pages = pages;
+        Ok(())
+    }
+
+    /// How much memory it may have.
+    pub(crate) fn limit(&mut self, id: u32, pages: u64) -> Result {
+        self.find(id)?.limit = pages;
+        Ok(())
+    }
+
+    /// How much it has, and how many frames are populate-on-demand.
+    pub(crate) fn pages(&mut self, id: u32) -> Result<(u64, u64)> {
+        let domain = self.find(id)?;
+        let missing = domain.frames.iter().filter(|frame| frame.machine == 0);
+
+        Ok((domain.pages, u64::try_from(missing.count())?))
+    }
+
+    /// Which machine frames are behind its frames.
+    pub(crate) fn machine_frames(&mut self, id: u32, first: u64, out: &mut [u64]) -> Result {
+        let nr = u64::try_from(out.len())?;
+
+        for (frame, out) in self.find(id)?.stretch(first, nr)?.iter().zip(out) {
+            *out = frame.machine;
+        }
+        Ok(())
+    }
+
+    /// Write frames, as a guest would: what is not populated is then.
+    pub(crate) fn write(&mut self, id: u32, first: u64, contents: &[u64]) -> Result {
+        let nr = u64::try_from(contents.len())?;
+        let (mut machine, mut populated) = (self.last_machine, 0u64);
+        let domain = self.find(id)?;
+
+        for (frame, contents) in domain.stretch(first, nr)?.iter_mut().zip(contents) {
+            if frame.machine == 0 {
+                machine = machine.saturating_add(1);
+                populated = populated.saturating_add(1);
+                frame.machine = machine;
+            }
             frame.contents = *contents;
         }
+        domain.pages = domain.pages.saturating_add(populated);
+        self.last_machine = machine;
         Ok(())
     }
 
@@ -189,92 +240,5 @@ impl Domains {
             *contents = frame.contents;
         }
         Ok(())
-    }
-
-    /// The hypercall.
-    pub(crate) fn memory_op(
-        &mut self,
-        request: &mut SwapFrames,
-        runs: &[SwapRun],
-        status: &mut [i32],
-        stats: &mut SwapStats,
-    ) -> c_int {
-        match self.swap(request, runs, status, stats) {
-            Ok(()) => 0,
-            Err(error) => error.to_errno(),
-        }
-    }
-
-    fn swap(
-        &mut self,
-        request: &mut SwapFrames,
-        runs: &[SwapRun],
-        status: &mut [i32],
-        stats: &mut SwapStats,
-    ) -> Result {
-        let (a, b) = (u32::from(request.domid_a), u32::from(request.domid_b));
-        let check = request.flags & SWAP_CHECK != 0;
-
-        if request.version != SWAP_VERSION {
-            return Err(ENOEXEC);
-        }
-        if a == b || (runs.is_empty() && !check) {
-            return Err(EINVAL);
-        }
-        for (id, unique) in [(a, &mut request.id_a), (b, &mut request.id_b)] {
-            if id == 0 {
-                return Err(EPERM);
-            }
-            let domain = self.find(id)?;
-            if *unique != 0 && *unique != domain.unique {
-                return Err(EADDRNOTAVAIL);
-            }
-            if domain.refuse != 0 {
-                return Err(Error::from_errno(domain.refuse));
-            }
-            *unique = domain.unique;
-            if request.flags & SWAP_UNMAP != 0 {
-                domain.give_up_stock();
-            }
-        }
-
-        let mut status = status.iter_mut();
-        for run in runs {
-            for i in 0..u64::from(run.nr) {
-                let slot = status.next().ok_or(EFAULT)?;
-                *slot = self.swap_pair((a, run.gfn_a + i), (b, run.gfn_b + i), check)?;
-                request.done = request.done.saturating_add(1);
-                if *slot == 0 && !check {
-                    stats.swapped = stats.swapped.saturating_add(1);
-                    // Two entries that are removed, and two that are written.
-                    stats.p2m_writes = stats.p2m_writes.saturating_add(4);
-                }
-            }
-        }
-        if stats.swapped > 0 {
-            stats.batches = stats.batches.saturating_add(1);
-            stats.tlb_flushes = stats.tlb_flushes.saturating_add(1);
-        }
-        Ok(())
-    }
-
-    fn swap_pair(&mut self, a: (u32, u64), b: (u32, u64), check: bool) -> Result<i32> {
-        let frame_a = self.find(a.0)?.frame(a.1);
-        let frame_b = self.find(b.0)?.frame(b.1);
-
-        // Both are looked up before either is taken hold of.
-        let (Some(frame_a), Some(frame_b)) = (frame_a, frame_b) else {
-            return Ok(ENOENT.to_errno());
-        };
-        for frame in [frame_a, frame_b] {
-            if frame.status != 0 {
-                return Ok(-frame.status.saturating_abs());
-            }
-        }
-        if !check {
-            self.find(a.0)?.set_contents(a.1, frame_b.contents);
-            self.find(b.0)?.set_contents(b.1, frame_a.contents);
-        }
-        Ok(0)
     }
 }

@@ -34,8 +34,17 @@
  * @VMBEAM_DEBUG_MODEL: out: @value: 1 when there is no hypervisor that implements
  *	the swap, so that what is swapped is a model of one; otherwise 0
  *
- * The operations up to VMBEAM_DEBUG_READ fail with EOPNOTSUPP when there is a
- * hypervisor.
+ * @VMBEAM_DEBUG_DEPOPULATE: frames @first to @first + @nr of @domid are
+ *	populate-on-demand from now on, and their memory is gone. They read as zeroes;
+ *	VMBEAM_DEBUG_WRITE populates them
+ * @VMBEAM_DEBUG_LIMIT: @domid may have @nr pages at most
+ * @VMBEAM_DEBUG_PAGES: out: @nr: pages that @domid has; @first: frames that are
+ *	populate-on-demand
+ * @VMBEAM_DEBUG_MACHINE: copy the numbers of the machine frames behind these frames
+ *	to @ptr, a __u64 each; 0 for populate-on-demand
+ *
+ * The operations up to VMBEAM_DEBUG_READ, and those from
+ * VMBEAM_DEBUG_DEPOPULATE on, fail with EOPNOTSUPP when there is a hypervisor.
  */
 enum vmbeam_debug_op {
 	VMBEAM_DEBUG_CREATE = 0,
@@ -49,6 +58,10 @@ enum vmbeam_debug_op {
 	VMBEAM_DEBUG_SIGNAL = 8,
 	VMBEAM_DEBUG_SLOW = 9,
 	VMBEAM_DEBUG_MODEL = 10,
+	VMBEAM_DEBUG_DEPOPULATE = 11,
+	VMBEAM_DEBUG_LIMIT = 12,
+	VMBEAM_DEBUG_PAGES = 13,
+	VMBEAM_DEBUG_MACHINE = 14,
 };
 
 /**

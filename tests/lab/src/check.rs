@@ -238,6 +238,7 @@ const FAULT_TEST: &str = "vmbeam_fault";
 fn selftests(tally: &mut Tally, host: &Channel) {
     guest_tests(tally, "kselftest", host, "vmbeam_test");
     guest_tests(tally, "kselftest", host, "vmbeam_half");
+    guest_tests(tally, "kselftest", host, "vmbeam_modes");
     tally.case("kselftest", "load the debug driver instead", || {
         host.sh("rmmod vmbeam && insmod /lib/modules/vmbeam-debug.ko", SHORT)?;
         Ok(())

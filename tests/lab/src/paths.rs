@@ -120,9 +120,15 @@ pub fn trace_tools() -> PathBuf {
 }
 
 /// The driver's selftests.
-pub fn kselftests() -> [PathBuf; 4] {
-    ["vmbeam_test", "vmbeam_half", "vmbeam_fault", "vmbeam_turns"]
-        .map(|name| build("kselftest").join(name))
+pub fn kselftests() -> [PathBuf; 5] {
+    [
+        "vmbeam_test",
+        "vmbeam_half",
+        "vmbeam_fault",
+        "vmbeam_turns",
+        "vmbeam_modes",
+    ]
+    .map(|name| build("kselftest").join(name))
 }
 
 /// The program of `tests/driver`, and the caller that is built for 64 and for 32

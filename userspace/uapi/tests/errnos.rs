@@ -93,6 +93,7 @@ fn selftests() -> String {
         "vmbeam_half.c",
         "vmbeam_fault.c",
         "vmbeam_turns.c",
+        "vmbeam_modes.c",
     ]
     .map(|name| read(&format!("{TESTS}/{name}")))
     .concat()
@@ -119,9 +120,18 @@ fn every_test_of_a_claim_exists() {
     let (claims, _) = rest.split_once("Which test tries which error").unwrap();
     let words = claims.split(|c: char| c.is_whitespace() || c == ',');
     let tests = words.filter(|word| {
-        ["fault.", "half.", "many.", "pair.", "device.", "turns."]
-            .iter()
-            .any(|fixture| word.starts_with(fixture))
+        [
+            "fault.",
+            "half.",
+            "many.",
+            "pair.",
+            "device.",
+            "turns.",
+            "keep.",
+            "relocation.",
+        ]
+        .iter()
+        .any(|fixture| word.starts_with(fixture))
     });
     let found: Vec<_> = tests.map(|test| body(&sources, test)).collect();
     assert!(found.len() > 15);
