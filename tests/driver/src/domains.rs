@@ -107,7 +107,15 @@ impl Domain {
                 domain.map(0, tags.len())?.write_tags(|i| tags[i]);
                 Ok(())
             }
-            Which::Mock(domain) => domain.write_tags(tags),
+            Which::Mock(domain) => domain.write_tags(0, tags),
+        }
+    }
+
+    /// The domain of the model, which can do more.
+    pub fn of_model(&self) -> Option<&mock::Domain> {
+        match &self.which {
+            Which::Xen(_) => None,
+            Which::Mock(domain) => Some(domain),
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod calls;
 mod malformed;
+mod memory;
 mod place;
 
 use std::collections::BTreeMap;
@@ -145,11 +146,12 @@ const ERRNOS: [Errno; 15] = [
 ];
 
 /// What the hypervisor can say to a domain, and what the driver makes of it.
-const MODES: [(Errno, Errno); 11] = [
+const MODES: [(Errno, Errno); 12] = [
     (Errno::EBUSY, Errno::EBUSY),
     (Errno::EADDRINUSE, Errno::EBUSY),
     (Errno::EMLINK, Errno::EBUSY),
     (Errno::EAGAIN, Errno::EBUSY),
+    (Errno::ENOTEMPTY, Errno::EBUSY),
     (Errno::ENXIO, Errno::ENXIO),
     (Errno::ENOMEM, Errno::ENOMEM),
     (Errno::EPERM, Errno::EPERM),
@@ -224,6 +226,13 @@ impl Fuzzer {
                 seen == *expected,
                 "domain {index} holds {seen:x?}, not {expected:x?}"
             );
+            if let Some(domain) = domain.of_model() {
+                let (seen, expected) = (domain.pages()?, self.world.pages[index]);
+                ensure!(
+                    seen == expected,
+                    "domain {index} has {seen} pages, not {expected}"
+                );
+            }
         }
         Ok(())
     }
@@ -249,6 +258,9 @@ impl Fuzzer {
             if self.rng.u8(..) < 5 {
                 self.change_mode()?;
             }
+            if self.rng.u8(..) < 48 {
+                self.change_memory(&session.model)?;
+            }
             let close = if session.model.half_way() { 40 } else { 6 };
             if self.rng.u8(..) < close {
                 let session = open.swap_remove(index);
@@ -272,6 +284,7 @@ impl Fuzzer {
 
     /// Close a file for good, and look at the records that there are then.
     fn close(&mut self, session: Open) -> Result<()> {
+        self.no_limits()?;
         let before = self.world.records().count();
         drop(session.file);
         session.model.close(&mut self.world);
@@ -354,6 +367,7 @@ impl Fuzzer {
 
     /// Nothing is in the way of a swap any more, but for what is held all the time.
     fn release_all(&mut self) -> Result<()> {
+        self.populate_all()?;
         for place in std::mem::take(&mut self.holds).into_keys() {
             self.world.held.remove(&place);
         }

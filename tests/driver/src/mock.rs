@@ -20,6 +20,9 @@ const OP_STATUS: u32 = 3;
 const OP_WRITE: u32 = 4;
 const OP_READ: u32 = 5;
 const OP_MODEL: u32 = 10;
+const OP_DEPOPULATE: u32 = 11;
+const OP_LIMIT: u32 = 12;
+const OP_PAGES: u32 = 13;
 
 /// `struct vmbeam_debug`; a test compares it with the header.
 #[repr(C)]
@@ -125,16 +128,51 @@ impl Domain {
         Ok(tags)
     }
 
-    /// Write frames from 0 on.
-    pub fn write_tags(&self, tags: &[u64]) -> Result<()> {
+    /// Write frames from this one on.
+    pub fn write_tags(&self, first: u64, tags: &[u64]) -> Result<()> {
         self.mock.ask(&mut Request {
             op: OP_WRITE,
             domid: self.domid,
+            first,
             nr: tags.len() as u64,
             ptr: tags.as_ptr() as u64,
             ..Request::default()
         })?;
         Ok(())
+    }
+
+    /// From now on a frame is populate-on-demand.
+    pub fn depopulate(&self, gfn: u64) -> Result<()> {
+        self.mock.ask(&mut Request {
+            op: OP_DEPOPULATE,
+            domid: self.domid,
+            first: gfn,
+            nr: 1,
+            ..Request::default()
+        })?;
+        Ok(())
+    }
+
+    /// How many pages it may have.
+    pub fn limit(&self, pages: u64) -> Result<()> {
+        self.mock.ask(&mut Request {
+            op: OP_LIMIT,
+            domid: self.domid,
+            nr: pages,
+            ..Request::default()
+        })?;
+        Ok(())
+    }
+
+    /// How many it has.
+    pub fn pages(&self) -> Result<u64> {
+        let mut request = Request {
+            op: OP_PAGES,
+            domid: self.domid,
+            ..Request::default()
+        };
+        self.mock.ask(&mut request)?;
+        Ok(request.nr)
     }
 
     /// From now on all swaps with it fail with `status`, or no longer if that is 0.
@@ -206,6 +244,10 @@ mod tests {
             ("VMBEAM_DEBUG_STATUS", OP_STATUS as usize),
             ("VMBEAM_DEBUG_WRITE", OP_WRITE as usize),
             ("VMBEAM_DEBUG_READ", OP_READ as usize),
+            ("VMBEAM_DEBUG_MODEL", OP_MODEL as usize),
+            ("VMBEAM_DEBUG_DEPOPULATE", OP_DEPOPULATE as usize),
+            ("VMBEAM_DEBUG_LIMIT", OP_LIMIT as usize),
+            ("VMBEAM_DEBUG_PAGES", OP_PAGES as usize),
         ]
         .map(|(text, value)| format!("_Static_assert(({text}) == {value}, \"layout\");\n"))
         .concat();

@@ -8,6 +8,7 @@ mod world;
 use nix::errno::Errno;
 use vmbeam_uapi::sys;
 
+pub use world::What;
 pub use world::World;
 pub use world::DOMAINS;
 pub use world::FRAMES;
@@ -40,6 +41,13 @@ pub struct Bound {
 #[derive(Clone, Debug, Default)]
 pub struct Session {
     bound: Option<Bound>,
+    /// `BIND_*`
+    mode: u32,
+    /// Frames that went over alone, and came back so.
+    went: u64,
+    came: u64,
+    /// Where the last dry run ended, and the frames that would have gone over alone by then.
+    checked: (u64, u64),
     /// Tells it from others.
     number: u64,
     runs: Vec<sys::Run>,
@@ -108,9 +116,11 @@ impl Session {
         self.cursor as u64
     }
 
-    /// Some pairs are swapped and some are not.
+    /// Some pairs are swapped and some are not, and it matters.
     pub fn half_way(&self) -> bool {
-        matches!(self.state(), 3 | 5) && self.count(Mark::Swapped) > 0
+        self.mode != sys::BIND_KEEP
+            && matches!(self.state(), 3 | 5)
+            && self.count(Mark::Swapped) > 0
     }
 
     /// A frame that is swapped now: `choose` is given how many there are.
@@ -150,7 +160,9 @@ impl Session {
 
     /// `BIND`, up to the point where the domains' ids are told.
     pub fn may_open(&self, world: &World, arg: sys::Bind) -> Result<(), Errno> {
-        if arg.domid_a >= 0x7ff0 || arg.domid_b >= 0x7ff0 || arg.domid_a == arg.domid_b {
+        let one_mode = sys::Mode::from_flags(arg.flags).is_some();
+        if !one_mode || arg.domid_a >= 0x7ff0 || arg.domid_b >= 0x7ff0 || arg.domid_a == arg.domid_b
+        {
             return Err(Errno::EINVAL);
         }
         if self.bound.is_some() {
@@ -167,6 +179,7 @@ impl Session {
             domids: [arg.domid_a, arg.domid_b],
             ids: [arg.id_a, arg.id_b],
         });
+        self.mode = arg.flags;
         self.number = world.number();
     }
 
@@ -284,7 +297,7 @@ impl Session {
     }
 
     /// `CHECK`
-    pub fn check(&self, world: &World, arg: sys::Check, access: Access) -> Answer<sys::Check> {
+    pub fn check(&mut self, world: &World, arg: sys::Check, access: Access) -> Answer<sys::Check> {
         let pairs = self.pairs();
         if pairs == 0 {
             return Answer::fail(Errno::EBADFD, arg);
@@ -307,15 +320,27 @@ impl Session {
         } else {
             (nr, Ok(()))
         };
+        // It goes on with the last one's count, or begins anew.
+        let before = match self.checked {
+            (next, moves) if next == arg.first => moves,
+            _ => 0,
+        };
+        let mut moves = before;
         // A call that got anywhere succeeds, unless memory was taken away.
         let status: Vec<i32> = (arg.first..arg.first + done)
-            .filter_map(|i| Some(world.status(domains.ok()?, self.pair(i as usize))))
+            .filter_map(|i| {
+                let what = world.look(domains.ok()?, self.pair(i as usize), self.mode, moves);
+                moves += u64::from(what == What::Move);
+                Some(what.status())
+            })
             .collect();
+        self.checked = (arg.first + done, moves);
         Answer {
             result,
             out: sys::Check {
                 done,
                 refused: status.iter().filter(|s| **s != 0).count() as u64,
+                moves: moves - before,
                 ..arg
             },
             status,
@@ -349,12 +374,14 @@ impl Session {
             cursor: self.cursor(),
             swapped: 0,
             refused: 0,
+            moved: 0,
             ..arg
         };
         // The first batch's statuses must be writable before anything moves.
         if arg.status != 0 && access.elements < nr.min(BATCH_PAIRS) {
             return Answer::fail(Errno::EFAULT, nothing);
         }
+        self.checked = (0, 0);
         let domains = match self.domains(world) {
             Ok(domains) => domains,
             Err(error) => {
@@ -372,13 +399,11 @@ impl Session {
         } else {
             (nr, Ok(()))
         };
-        let mut status = Vec::new();
+        let (mut status, before) = (Vec::new(), self.went);
         for _ in 0..done {
-            let pair = self.pair(self.cursor);
-            let result = world.status(domains, pair);
-            if result == 0 {
-                world.swap(domains, pair);
-            }
+            let what = world.deal(domains, self.pair(self.cursor), self.mode);
+            let result = what.status();
+            self.went += u64::from(what == What::Move);
             self.marks[self.cursor] = if result == 0 {
                 Mark::Swapped
             } else {
@@ -399,6 +424,7 @@ impl Session {
                 cursor: self.cursor(),
                 swapped,
                 refused: done - swapped,
+                moved: self.went - before,
                 ..arg
             },
             status,
@@ -445,12 +471,15 @@ impl Session {
                     Ok(domains) => domains,
                     Err(error) => return (swapped, Err(error)),
                 };
-                let pair = self.pair(number);
-                let status = world.status(domains, pair);
-                if status != 0 {
-                    return (swapped, Err(Errno::from_raw(-status)));
+                let mode = sys::Mode::from_flags(self.mode).unwrap_or_default();
+                let what = world.deal(domains, self.pair(number), mode.opposite().flags());
+                match what {
+                    What::Refuse(error) => return (swapped, Err(error)),
+                    What::Move => self.came += 1,
+                    // Where nothing is left that could come back, zeroes do.
+                    What::Swap | What::Nothing => (),
                 }
-                world.swap(domains, pair);
+                self.checked = (0, 0);
                 swapped += 1;
             }
             self.marks[number] = Mark::Back;
@@ -481,6 +510,9 @@ impl Session {
             cursor: self.cursor(),
             swapped: self.count(Mark::Swapped),
             refused,
+            mode: self.mode,
+            reserved: 0,
+            moved: self.went.saturating_sub(self.came),
             ..arg
         }
     }
@@ -538,9 +570,9 @@ impl Session {
             cursor: self.cursor(),
             swapped: self.count(Mark::Swapped),
             refused: self.count(Mark::Refused),
-            mode: 0,
+            mode: self.mode,
             reserved2: 0,
-            moved: 0,
+            moved: self.went.saturating_sub(self.came),
         }
     }
 }

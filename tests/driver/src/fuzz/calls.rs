@@ -54,6 +54,13 @@ impl Fuzzer {
             _ => self.world.domids[self.rng.usize(..DOMAINS)],
         };
         let (domid_a, domid_b) = (domid(), domid());
+        let flags = match self.rng.u8(..16) {
+            ..6 => 0,
+            6..8 => sys::BIND_KEEP,
+            8..12 => sys::BIND_TO_B,
+            12..15 => sys::BIND_TO_A,
+            _ => self.rng.u32(..8),
+        };
         // Which of two wrong domains a real hypervisor reports is not determined.
         if domid_a.min(domid_b) == 0 && domid_a.max(domid_b) == 0x7000 {
             return Ok(());
@@ -71,7 +78,7 @@ impl Fuzzer {
         };
         let arg = sys::Bind {
             size: 32,
-            flags: 0,
+            flags,
             domid_a,
             domid_b,
             id_a: id(domid_a),
@@ -173,7 +180,7 @@ impl Fuzzer {
             nr
         });
         let arg = sys::Check {
-            size: 48,
+            size: size_of::<sys::Check>() as u32,
             flags: 0,
             first,
             nr,
@@ -223,7 +230,7 @@ impl Fuzzer {
         let nr = self.count(left);
         let (status, elements) = self.wanted(if nr == 0 { left } else { nr });
         let arg = sys::Commit {
-            size: 56,
+            size: size_of::<sys::Commit>() as u32,
             flags: 0,
             expected,
             nr,
@@ -246,6 +253,7 @@ impl Fuzzer {
     }
 
     pub(super) fn rollback(&mut self, open: &mut Open) -> Result<()> {
+        self.no_limits()?;
         let place = self.place(size_of::<sys::Rollback>());
         let expected = self.number(open.model.cursor());
         let arg = sys::Rollback {
@@ -385,6 +393,8 @@ fn fdinfo(open: &Open, status: &sys::Status) -> Result<()> {
         format!("cursor:\t{}", status.cursor),
         format!("swapped:\t{}", status.swapped),
         format!("refused:\t{}", status.refused),
+        format!("mode:\t{}", sys::names::mode(status.mode)),
+        format!("moved:\t{}", status.moved),
     ];
     if status.state != 0 {
         lines.push(format!("domains:\t{} {}", status.domid_a, status.domid_b));

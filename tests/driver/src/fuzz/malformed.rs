@@ -73,7 +73,8 @@ impl Fuzzer {
                 (request(nr), address, Errno::E2BIG)
             }
             3 => {
-                put(&mut bytes, size, self.rng.u32(1..));
+                // One of them is known nowhere.
+                put(&mut bytes, size, self.rng.u32(..) | (1 << 31));
                 (request(nr), address, Errno::EOPNOTSUPP)
             }
             4 => (sys::ioctl(self.rng.u32(..0x80)), address, Errno::ENOTTY),

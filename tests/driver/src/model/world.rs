@@ -20,6 +20,39 @@ pub const FRAMES: u64 = 48;
 /// A frame of each domain that is held all the time.
 pub const HELD: u64 = 5;
 
+/// What becomes of a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// Its frames change places.
+    Swap,
+    /// One goes over alone.
+    Move,
+    /// The other side reads zeroes, as this one does.
+    Nothing,
+    /// It stays as it is.
+    Refuse(Errno),
+}
+
+impl What {
+    /// The status of the pair.
+    pub fn status(self) -> i32 {
+        match self {
+            Self::Swap | Self::Move => 0,
+            Self::Nothing => -(Errno::ENODATA as i32),
+            Self::Refuse(error) => -(error as i32),
+        }
+    }
+}
+
+/// Where frames go alone from and to, in a mode in which they may.
+fn direction<T>(a: T, b: T, mode: u32) -> Option<(T, T)> {
+    match mode {
+        sys::BIND_TO_B => Some((a, b)),
+        sys::BIND_TO_A => Some((b, a)),
+        _ => None,
+    }
+}
+
 /// What is behind the frames: `frames[domain][gfn]` names where the contents were
 /// at first.
 #[derive(Clone, Debug)]
@@ -30,6 +63,12 @@ pub struct World {
     pub ids: [Option<u64>; DOMAINS],
     /// Contents.
     pub frames: [Vec<u64>; DOMAINS],
+    /// Frames that are populate-on-demand, by domain and gfn: their contents are 0.
+    pub missing: BTreeSet<(usize, u64)>,
+    /// How many pages each has, and may have.
+    pub pages: [u64; DOMAINS],
+    /// See there.
+    pub limits: [u64; DOMAINS],
     /// Frames that are held, by domain and gfn, and what their swap is refused with.
     pub held: BTreeMap<(usize, u64), Errno>,
     /// Why all swaps with a domain fail, if they do.
@@ -59,6 +98,9 @@ impl World {
             domids,
             ids: [None; DOMAINS],
             frames: std::array::from_fn(tags),
+            missing: BTreeSet::new(),
+            pages: [FRAMES; DOMAINS],
+            limits: [u64::MAX; DOMAINS],
             held: BTreeMap::new(),
             refuses: [None; DOMAINS],
             records: Vec::new(),
@@ -74,6 +116,9 @@ impl World {
         self.domids[index] = domid;
         self.ids[index] = None;
         self.frames[index] = tags(index);
+        self.missing.retain(|(domain, _)| *domain != index);
+        self.pages[index] = FRAMES;
+        self.limits[index] = u64::MAX;
         self.held.retain(|(domain, _), _| *domain != index);
         self.refuses[index] = None;
     }
@@ -134,24 +179,82 @@ impl World {
         }
     }
 
-    /// Status that the hypervisor gives to a pair of two domains.
-    pub fn status(&self, (a, b): (usize, usize), pair: (u64, u64)) -> i32 {
+    /// What the hypervisor would do with a pair of two domains in a mode, when so many frames
+    /// have been found before that would go over alone.
+    pub fn look(&self, (a, b): (usize, usize), pair: (u64, u64), mode: u32, before: u64) -> What {
         // Both are looked up before either is taken hold of.
         if pair.0.max(pair.1) >= FRAMES {
-            return -(Errno::ENOENT as i32);
+            return What::Refuse(Errno::ENOENT);
         }
-        let held = [(a, pair.0), (b, pair.1)]
-            .iter()
-            .find_map(|frame| self.held.get(frame));
-        held.map_or(0, |error| -(*error as i32))
+        let (a, b) = ((a, pair.0), (b, pair.1));
+        let is_missing = |place| self.missing.contains(&place);
+        let held = |places: &[(usize, u64)]| {
+            let error = places.iter().find_map(|place| self.held.get(place));
+            error.map(|error| What::Refuse(*error))
+        };
+        if let Some((from, to)) = direction(a, b, mode) {
+            match (is_missing(from), is_missing(to)) {
+                (true, true) => return What::Nothing,
+                (true, false) => return held(&[to]).unwrap_or(What::Nothing),
+                (false, true) if self.pages[to.0] + before >= self.limits[to.0] => {
+                    return held(&[from]).unwrap_or(What::Refuse(Errno::ENOSPC));
+                }
+                (false, true) => return held(&[from]).unwrap_or(What::Move),
+                (false, false) => (),
+            }
+        }
+        if is_missing(a) || is_missing(b) {
+            return What::Refuse(Errno::ENODATA);
+        }
+        held(&[a, b]).unwrap_or(What::Swap)
     }
 
-    /// Swap a pair that can be swapped.
-    pub fn swap(&mut self, (a, b): (usize, usize), pair: (u64, u64)) {
-        let (x, y) = (pair.0 as usize, pair.1 as usize);
-        let old = self.frames[a][x];
-        self.frames[a][x] = self.frames[b][y];
-        self.frames[b][y] = old;
+    /// The hypervisor does that.
+    pub fn deal(&mut self, domains: (usize, usize), pair: (u64, u64), mode: u32) -> What {
+        let what = self.look(domains, pair, mode, 0);
+        let (a, b) = ((domains.0, pair.0), (domains.1, pair.1));
+        let (from, to) = direction(a, b, mode).unwrap_or((a, b));
+        match what {
+            What::Refuse(_) => (),
+            What::Swap if mode == sys::BIND_KEEP => (),
+            What::Swap => {
+                let old = self.read(a);
+                self.set(a, self.read(b));
+                self.set(b, old);
+            }
+            What::Nothing => self.set(to, 0),
+            What::Move => {
+                self.set(to, self.read(from));
+                self.missing.remove(&to);
+                self.pages[to.0] += 1;
+                self.depopulate(from);
+            }
+        }
+        what
+    }
+
+    fn read(&self, (domain, gfn): (usize, u64)) -> u64 {
+        self.frames[domain][gfn as usize]
+    }
+
+    fn set(&mut self, (domain, gfn): (usize, u64), contents: u64) {
+        self.frames[domain][gfn as usize] = contents;
+    }
+
+    /// A domain has no memory there any more.
+    pub fn depopulate(&mut self, place: (usize, u64)) {
+        self.set(place, 0);
+        if self.missing.insert(place) {
+            self.pages[place.0] -= 1;
+        }
+    }
+
+    /// It has again, and has written to it.
+    pub fn populate(&mut self, place: (usize, u64), contents: u64) {
+        self.set(place, contents);
+        if self.missing.remove(&place) {
+            self.pages[place.0] += 1;
+        }
     }
 
     /// Keep a session, under a number that is not known yet.
