@@ -27,7 +27,7 @@ swap=arch/x86/mm/mem-swap
 files=(
 	"$swap"
 	arch/x86/mm/p2m arch/x86/mm/p2m-basic arch/x86/mm/p2m-pt
-	arch/x86/mm/p2m-ept arch/x86/mm/paging arch/x86/mm/nested
+	arch/x86/mm/p2m-ept arch/x86/mm/p2m-pod arch/x86/mm/paging arch/x86/mm/nested
 	arch/x86/mm/hap/hap arch/x86/mm arch/x86/x86_64/mm arch/x86/bitops
 	common/bitmap common/pdx common/rangeset common/rwlock
 	common/spinlock common/vsprintf
@@ -106,7 +106,7 @@ inside() {
 		compile "$top/$out/tested" "$file.c" "${tested[@]}"
 		compile "$top/$out/timed" "$file.c"
 	done
-	for file in api stubs; do
+	for file in api heap pod stubs; do
 		compile "$top/$out/tested" "$top/$shim/$file.c" "${tested[@]}"
 		compile "$top/$out/timed" "$top/$shim/$file.c"
 	done

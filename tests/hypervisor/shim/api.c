@@ -90,6 +90,7 @@ API void shim_layout(struct shim_layout *l)
         .nr_stats_offset = offsetof(struct xen_mem_swap_frames, nr_stats),
         .id_offset = offsetof(struct xen_mem_swap_frames, id_a),
         .nr_stats = XENMEM_SWAP_NR_STATS,
+        .to_offset = offsetof(struct xen_mem_swap_frames, to_a),
     };
 }
 
@@ -213,6 +214,7 @@ API long shim_domain_create(long id, long flags, long pool, long observe)
     d->max_vcpus = 1;
     d->vcpu = vcpus;
     d->max_pages = UINT_MAX;
+    atomic_set(&d->refcnt, 1);
     d->is_privileged = flags & SHIM_PRIVILEGED;
     d->options = flags & SHIM_PV ? 0 : XEN_DOMCTL_CDF_hvm | XEN_DOMCTL_CDF_hap;
     if ( flags & SHIM_NESTED )
@@ -222,6 +224,7 @@ API long shim_domain_create(long id, long flags, long pool, long observe)
     INIT_PAGE_LIST_HEAD(&d->page_list);
     INIT_PAGE_LIST_HEAD(&d->extra_page_list);
     INIT_PAGE_LIST_HEAD(&d->xenpage_list);
+    INIT_LIST_HEAD(&d->pdev_list);
     rangeset_domain_initialise(d);
     d->arch.hvm.vmx.exec_sp = true;
     if ( !zalloc_cpumask_var(&d->dirty_cpumask) )
@@ -314,7 +317,8 @@ API long shim_populate(long id, long gfn, long mfn, long order)
         pg->count_info = PGC_allocated | 1;
         page_list_add_tail(pg, &d->page_list);
     }
-    d->tot_pages += 1UL << order;
+    if ( domain_adjust_tot_pages(d, 1UL << order) == 1UL << order )
+        get_knownalive_domain(d);
     nrspin_unlock(&d->page_alloc_lock);
 
     for ( i = 0; i < 1UL << order; i++ )
@@ -486,6 +490,7 @@ API long shim_locks(long id, long locks, long unused1, long unused2)
     *(struct shim_locks *)locks = (struct shim_locks){
         .domain = _u(&d->domain_lock),
         .page_alloc = _u(&d->page_alloc_lock),
+        .pod = _u(&p2m_get_hostp2m(d)->pod.lock.lock),
         .paging = _u(&d->arch.paging.lock.lock),
         .nested_p2m = _u(&d->arch.nested_p2m_lock.lock),
     };

@@ -27,6 +27,7 @@ enum shim_event {
 	EV_UNLOCK,		/* a: address */
 	EV_FRAME_FREED,		/* a: mfn: the last reference was dropped */
 	EV_CRASH,		/* a: domid */
+	EV_FRAME_ALLOC,		/* a: domid: a frame for it -> non-zero: fail */
 };
 
 /* What a gfn leads to, and the state of the frame there. */
@@ -50,7 +51,7 @@ struct shim_layout {
 	uint64_t list_offset, owner_offset, page_allocated;
 	/* of struct xen_mem_swap_frames */
 	uint64_t args_size, version, done_offset, id_offset;
-	uint64_t stats_offset, nr_stats_offset, nr_stats;
+	uint64_t stats_offset, nr_stats_offset, nr_stats, to_offset;
 };
 
 #define SHIM_NO_DOMAIN 0xffffffffu
@@ -66,7 +67,12 @@ struct shim_layout {
 
 /* Locks of a domain */
 struct shim_locks {
-	uint64_t domain, page_alloc, paging, nested_p2m;
+	uint64_t domain, page_alloc, pod, paging, nested_p2m;
+};
+
+/* Populate-on-demand, and what counts with it */
+struct shim_pod {
+	uint64_t tot_pages, cache, entries, max_guest, claim, references;
 };
 
 #endif /* VMBEAM_SHIM_H */

@@ -126,36 +126,6 @@ void xfree(void *p)
         shim_event(EV_FREE, _u(p), 0, 0, 0);
 }
 
-/* Frames for Xen itself, from the end of memory downwards, and never back. */
-static unsigned long next_frame;
-
-struct page_info *alloc_domheap_pages(struct domain *d, unsigned int order,
-                                      unsigned int memflags)
-{
-    struct page_info *pg;
-
-    /* The only owned pages are those which the harness hands out itself. */
-    BUG_ON(d && !(memflags & MEMF_no_owner));
-
-    if ( !next_frame )
-        next_frame = max_page;
-    next_frame = (next_frame - (1UL << order)) & ~((1UL << order) - 1);
-    pg = mfn_to_page(_mfn(next_frame));
-    memset(page_to_virt(pg), 0, PAGE_SIZE << order);
-
-    return pg;
-}
-
-void free_domheap_pages(struct page_info *pg, unsigned int order)
-{
-    shim_event(EV_FRAME_FREED, mfn_x(page_to_mfn(pg)), 0, 0, 0);
-}
-
-void *alloc_xenheap_pages(unsigned int order, unsigned int memflags)
-{
-    return page_to_virt(alloc_domheap_pages(NULL, order, memflags));
-}
-
 /* As domain_page.c does where all memory is in the direct map. */
 #undef map_domain_page
 #undef unmap_domain_page
@@ -237,11 +207,9 @@ void domain_unpause(struct domain *d)
     atomic_dec(&d->pause_count);
 }
 
-/* No populate-on-demand: p2m-pod.c isn't here, its lock is initialised. */
-void p2m_pod_init(struct p2m_domain *p2m)
+/* There is no device model. */
+void ioreq_request_mapcache_invalidate(const struct domain *d)
 {
-    INIT_PAGE_LIST_HEAD(&p2m->pod.super);
-    INIT_PAGE_LIST_HEAD(&p2m->pod.single);
 }
 
 int hvm_get_mem_pinned_cacheattr(struct domain *d, gfn_t gfn,

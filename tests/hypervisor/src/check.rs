@@ -26,9 +26,9 @@ fn property(arguments: &[&str], library: &str, seed: u64, ops: u64) -> Result<Ou
         .context("cannot run myself")
 }
 
-fn cases(arguments: &[&str], library: &str) -> Result<Output> {
+fn cases(command: &str, arguments: &[&str], library: &str) -> Result<Output> {
     Command::new(std::env::current_exe()?)
-        .arg("cases")
+        .arg(command)
         .args(arguments)
         .args(["--library", library])
         .output()
@@ -88,8 +88,17 @@ pub fn run() -> Result<()> {
             &format!("property test, {name}: {OPS} operations"),
         );
     }
-    for (name, arguments) in [("cases", &[][..]), ("cases --ept", &["--ept"])] {
-        let output = cases(arguments, library)?;
+    let release = "build/harness/timed.so";
+    let all: [(&str, &str, &[&str], &str); 6] = [
+        ("cases", "cases", &[], library),
+        ("cases --ept", "cases", &["--ept"], library),
+        ("moves", "moves", &[], library),
+        ("moves --ept", "moves", &["--ept"], library),
+        ("moves, release", "moves", &[], release),
+        ("moves --ept, release", "moves", &["--ept"], release),
+    ];
+    for (name, command, arguments, library) in all {
+        let output = cases(command, arguments, library)?;
         print!("{}", String::from_utf8_lossy(&output.stdout));
         for line in String::from_utf8_lossy(&output.stderr).lines() {
             println!("# {line}");
@@ -112,8 +121,10 @@ pub fn run() -> Result<()> {
             &[]
         };
         let mut output = property(arguments, &mutant, 1, MUTANT_OPS)?;
-        if output.status.success() {
-            output = cases(arguments, &mutant)?;
+        for command in ["cases", "moves"] {
+            if output.status.success() {
+                output = cases(command, arguments, &mutant)?;
+            }
         }
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text);

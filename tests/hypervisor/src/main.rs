@@ -8,6 +8,7 @@ mod cases;
 mod check;
 mod counts;
 mod keep;
+mod moves;
 mod property;
 mod scale;
 mod steps;
@@ -42,6 +43,15 @@ enum Command {
     },
     /// Run every kind of refusal, and 1 GiB entries.
     Cases {
+        /// EPT instead of NPT.
+        #[arg(long)]
+        ept: bool,
+        /// The library to test.
+        #[arg(long, default_value = "build/harness/tested.so")]
+        library: PathBuf,
+    },
+    /// Move frames to a domain that has nothing there yet.
+    Moves {
         /// EPT instead of NPT.
         #[arg(long)]
         ept: bool,
@@ -120,6 +130,10 @@ fn main() -> Result<()> {
         Command::Cases { ept, library } => {
             check::catch_faults()?;
             cases::run(&library, ept)
+        }
+        Command::Moves { ept, library } => {
+            check::catch_faults()?;
+            moves::run(&library, ept)
         }
         Command::Check => check::run(),
         Command::Counts => counts::run(),

@@ -131,7 +131,7 @@ impl Test {
                 self.give(id, WHOLE + i * ENTRY, base + 2048 + i * ENTRY, 9)?;
             }
         }
-        let names = ["domain lock", "page list lock"];
+        let names = ["domain lock", "page list lock", "pod lock"];
         for id in 1..=DOMAINS {
             for (lock, name) in self.xen.locks(id as u16).iter().zip(names) {
                 with(|w| w.lock_names.insert(*lock, format!("d{id} {name}")));

@@ -32,6 +32,8 @@ pub struct Faults {
     pub table: Option<u32>,
     /// Number of the copy that faults.
     pub copy: Option<u32>,
+    /// Number of the frame for a domain that cannot be had.
+    pub frame: Option<u32>,
     /// Preempt at each chance whose bit is set.
     pub preempt: u64,
     /// One of the above has happened.
@@ -51,6 +53,8 @@ pub struct Counts {
     pub continued: u64,
     /// Nested P2Ms flushed.
     pub nested: u64,
+    /// Frames that went back to the heap.
+    pub freed: u64,
 }
 
 /// State of the surroundings.
@@ -77,7 +81,7 @@ pub struct World {
     held: Vec<u64>,
     /// Addresses of locks, by their use: domain and page list of each.
     pub lock_names: HashMap<u64, String>,
-    chances: [u32; 4],
+    chances: [u32; 5],
     blocks: HashMap<u64, Layout>,
 }
 
@@ -109,7 +113,7 @@ impl World {
     pub fn begin(&mut self, faults: Faults) {
         self.faults = faults;
         self.counts = Counts::default();
-        self.chances = [0; 4];
+        self.chances = [0; 5];
     }
 
     /// The state at the end of a call that must hold.
@@ -287,7 +291,13 @@ pub extern "C" fn handle(kind: u32, a: u64, b: u64, c: u64, d: u64) -> u64 {
             event::WRITE if w.watch => w.write(a as usize, b, c, d as u32 & 0xff),
             event::LOCK if w.watch => w.locked(a),
             event::UNLOCK if w.watch => w.unlocked(a),
-            event::FRAME_FREED => w.fail(format!("frame {a:#x} was freed")),
+            event::FRAME_ALLOC => return w.chance(4, w.faults.frame).into(),
+            event::FRAME_FREED => {
+                w.counts.freed += 1;
+                if w.mapped_by.get(a as usize).is_some_and(|by| *by != 0) {
+                    w.fail(format!("frame {a:#x} was freed and is mapped"));
+                }
+            }
             event::CRASH => w.fail(format!("d{a} was crashed")),
             _ => {}
         }

@@ -31,6 +31,7 @@ pub mod event {
     pub const UNLOCK: u32 = 16;
     pub const FRAME_FREED: u32 = 17;
     pub const CRASH: u32 = 18;
+    pub const FRAME_ALLOC: u32 = 19;
 }
 
 /// What the shim calls for every event.
@@ -65,6 +66,7 @@ pub struct Layout {
     pub stats_offset: u64,
     pub nr_stats_offset: u64,
     pub nr_stats: u64,
+    pub to_offset: u64,
 }
 
 /// `struct shim_entry`.
@@ -89,6 +91,51 @@ pub struct Frame {
     pub gpfn: u64,
     pub owner: u32,
     pad: u32,
+}
+
+/// `struct shim_pod`: populate-on-demand, and what counts with it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Pod {
+    pub tot_pages: u64,
+    pub cache: u64,
+    pub entries: u64,
+    pub max_guest: u64,
+    pub claim: u64,
+    pub references: u64,
+}
+
+/// Whether frames may be moved, and where to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Direction {
+    /// They are swapped only.
+    #[default]
+    None,
+    /// To A.
+    ToA,
+    /// To B.
+    ToB,
+}
+
+impl Direction {
+    /// The one that undoes this.
+    pub fn opposite(self) -> Self {
+        match self {
+            Self::None => Self::None,
+            Self::ToA => Self::ToB,
+            Self::ToB => Self::ToA,
+        }
+    }
+
+    /// `XENMEM_SWAP_to_a`, `XENMEM_SWAP_to_b`.
+    fn flag(self) -> u64 {
+        match self {
+            Self::None => 0,
+            Self::ToA => 1 << 3,
+            Self::ToB => 1 << 4,
+        }
+    }
 }
 
 /// A run of pairs, as in the public header.
@@ -162,6 +209,23 @@ impl Args {
         self.words[self.layout.done_offset as usize / 8]
     }
 
+    /// Let frames be moved.
+    pub fn moving(mut self, to: Direction) -> Self {
+        self.words[0] |= to.flag() << 32;
+        self
+    }
+
+    /// Set all flags.
+    pub fn set_flags(&mut self, flags: u32) {
+        self.words[0] = self.words[0] & 0xffff_ffff | u64::from(flags) << 32;
+    }
+
+    /// Frames moved to A and to B.
+    pub fn to(&mut self) -> &mut [u64] {
+        let first = self.layout.to_offset as usize / 8;
+        &mut self.words[first..first + 2]
+    }
+
     /// A counter, of those in [`stat`].
     pub fn stat(&self, nr: usize) -> u64 {
         self.stats[nr]
@@ -191,6 +255,9 @@ pub const RESTART: i64 = -85;
 
 /// `p2m_ram_rw`.
 pub const RAM_RW: u32 = 0;
+
+/// `p2m_populate_on_demand`.
+pub const ON_DEMAND: u32 = 6;
 
 /// `p2m_access_rwx`.
 pub const ACCESS_RWX: u64 = 7;
@@ -228,6 +295,12 @@ functions!(
     nested_lookup,
     set_special,
     set_owner,
+    pod_mark,
+    pod_target,
+    pod_state,
+    pod_touch,
+    pod_decrease,
+    set_limit,
     memory_op
 );
 
@@ -379,9 +452,9 @@ impl Xen {
         self.call(self.f.put_page, mfn, 0, 0, 0);
     }
 
-    /// Addresses of the locks: domain, page list, paging, nested P2M.
-    pub fn locks(&self, id: u16) -> [u64; 4] {
-        let mut locks = [0; 4];
+    /// Addresses of the locks: domain, page list, populate-on-demand, paging, nested P2M.
+    pub fn locks(&self, id: u16) -> [u64; 5] {
+        let mut locks = [0; 5];
         let p = locks.as_mut_ptr() as u64;
         self.call(self.f.locks, id.into(), p, 0, 0);
         locks
@@ -435,6 +508,46 @@ impl Xen {
     /// The frame that such an entry leads to.
     pub fn nested_lookup(&self, id: u16, which: u64, gfn: u64) -> u64 {
         self.call(self.f.nested_lookup, id.into(), which, gfn, 0) as u64
+    }
+
+    /// Let gfns be populated on demand.
+    pub fn pod_mark(&self, id: u16, gfn: u64, order: u32) -> Result<()> {
+        let rc = self.call(self.f.pod_mark, id.into(), gfn, order.into(), 0);
+        ensure!(
+            rc == 0,
+            "d{id} gfn {gfn:#x} cannot be populated on demand: {rc}"
+        );
+        Ok(())
+    }
+
+    /// `XENMEM_set_pod_target`.
+    pub fn pod_target(&self, id: u16, target: u64) -> Result<()> {
+        let rc = self.call(self.f.pod_target, id.into(), target, 0, 0);
+        ensure!(rc == 0, "d{id}: no target of {target}: {rc}");
+        Ok(())
+    }
+
+    /// What a domain has of memory.
+    pub fn pod(&self, id: u16) -> Pod {
+        let mut pod = Pod::default();
+        let p = std::ptr::from_mut(&mut pod) as u64;
+        self.call(self.f.pod_state, id.into(), p, 0, 0);
+        pod
+    }
+
+    /// Touch a gfn as a vCPU does; the frame that is there then.
+    pub fn pod_touch(&self, id: u16, gfn: u64) -> u64 {
+        self.call(self.f.pod_touch, id.into(), gfn, 0, 0) as u64
+    }
+
+    /// Let the balloon driver give a gfn back; how much of it populate-on-demand has taken.
+    pub fn pod_decrease(&self, id: u16, gfn: u64, order: u32) -> u64 {
+        self.call(self.f.pod_decrease, id.into(), gfn, order.into(), 0) as u64
+    }
+
+    /// Set what a domain may have at most, and what it claims of the heap.
+    pub fn set_limit(&self, id: u16, max_pages: u64, claim: u64) {
+        self.call(self.f.set_limit, id.into(), max_pages, claim, 0);
     }
 
     /// Where the owner of a frame is noted.

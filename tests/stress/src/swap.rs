@@ -25,7 +25,7 @@ const ESRCH: i64 = 3;
 /// The version of the interface that the tests are written for.
 pub const VERSION: u32 = 4;
 /// Bytes of the structure.
-const STRUCTURE: usize = 80;
+const STRUCTURE: usize = 96;
 /// Where the counters are.
 const STATS: usize = 256;
 /// How many counters there are.
