@@ -117,9 +117,7 @@ fn main() -> Result<()> {
             );
             world::with(|w| w.reproduce.clone_from(&how));
             match property::run(&library, &options) {
-                Ok((swapped, refused)) => {
-                    println!("# {ops} operations, {swapped} pairs swapped, {refused} refused");
-                }
+                Ok(total) => println!("# {ops} operations, {total:?}"),
                 Err(e) => {
                     println!("# {e:#}");
                     die(&how);

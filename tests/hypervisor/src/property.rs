@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! Random sequences of swaps on a few domains. `call` has what must hold of each, `state` what
-//! must hold between them.
+//! must hold between them, `pod` frames that are moved to where nothing is.
 
 mod call;
+mod pod;
 mod state;
 
 use std::path::Path;
@@ -21,6 +22,7 @@ use crate::world::Faults;
 use crate::world::DOMAINS;
 use crate::world::GFNS;
 use crate::world::NONE;
+use crate::xen::Direction;
 use crate::xen::Run;
 use crate::xen::Xen;
 use crate::xen::ACCESS_RWX;
@@ -39,8 +41,9 @@ pub struct Options {
     pub ops: u64,
 }
 
-/// 4 KiB frames come first, then a hole, then two 2 MiB entries, which do not stay whole for
-/// long; then two that are only swapped in such a way that they can be made whole again.
+/// 4 KiB frames come first, then what is populated on demand and a hole, then two 2 MiB entries,
+/// which do not stay whole for long; then two that are only swapped in such a way that they can be
+/// made whole again, and as much that is populated on demand.
 const SMALL: u64 = 256;
 const SUPER: u64 = 1024;
 const WHOLE: u64 = 2048;
@@ -53,6 +56,12 @@ struct Test {
     rng: ChaCha8Rng,
     /// What each domain has at each gfn.
     map: Vec<Vec<u64>>,
+    /// What is in the first word of each frame: its number, unless it was zeroed.
+    contents: Vec<u64>,
+    /// What each domain may have at most.
+    limit: Vec<u64>,
+    /// Whether the calls may move frames.
+    moving: Direction,
     /// Frames with a reference of somebody else, and the domain at that time.
     referenced: Vec<(u64, usize, u64)>,
     /// Domains in log-dirty mode, and gfns whose writes are to be noticed.
@@ -61,8 +70,20 @@ struct Test {
     /// What the last call says that it did, and the pairs that it swapped, as runs.
     last: Stats,
     moved: Vec<Run>,
-    swapped: u64,
-    refused: u64,
+    total: Total,
+}
+
+/// Pairs of all calls.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Total {
+    /// Swapped, moved ones included.
+    pub swapped: u64,
+    /// Of these, moved.
+    pub moved: u64,
+    /// Frames that were zeroed instead.
+    pub zeroed: u64,
+    /// All that were refused.
+    pub refused: u64,
 }
 
 /// Counters of the result.
@@ -73,31 +94,32 @@ struct Stats {
     splits: u64,
 }
 
-/// Run a sequence; the number of pairs swapped and refused.
-pub fn run(library: &Path, options: &Options) -> Result<(u64, u64)> {
+/// Run a sequence.
+pub fn run(library: &Path, options: &Options) -> Result<Total> {
     let xen = Xen::load(library, FRAMES, options.ept, world::handle)?;
     xen.create(0, 2, 64, false)?;
     let mut test = Test {
         xen,
         rng: ChaCha8Rng::seed_from_u64(options.seed),
         map: vec![vec![NONE; GFNS]; DOMAINS + 1],
+        contents: (0..FRAMES).collect(),
+        limit: vec![u64::from(u32::MAX); DOMAINS + 1],
+        moving: Direction::None,
         referenced: Vec::new(),
         logging: vec![false; DOMAINS + 1],
         tracked: vec![vec![false; GFNS]; DOMAINS + 1],
         last: Stats::default(),
         moved: Vec::new(),
-        swapped: 0,
-        refused: 0,
+        total: Total::default(),
     };
     test.populate(options.nested)?;
     let blocks = with(|w| w.allocated());
     for op in 0..options.ops {
         test.disturb()?;
-        let whole = test.rng.random_ratio(1, 64);
-        let result = if whole {
-            test.whole()
-        } else {
-            test.operation()
+        let result = match test.rng.random_range(0..128) {
+            0 | 1 => test.whole(),
+            2 => test.whole_move(),
+            _ => test.operation(),
         };
         result
             .and_then(|()| if op % 512 == 0 { test.audit() } else { Ok(()) })
@@ -112,7 +134,7 @@ pub fn run(library: &Path, options: &Options) -> Result<(u64, u64)> {
             .map_err(|e| e.context(format!("operation {op} of seed {}", options.seed)))?;
     }
     test.audit()?;
-    Ok((test.swapped, test.refused))
+    Ok(test.total)
 }
 
 impl Test {
@@ -131,6 +153,7 @@ impl Test {
                 self.give(id, WHOLE + i * ENTRY, base + 2048 + i * ENTRY, 9)?;
             }
         }
+        self.populate_on_demand()?;
         let names = ["domain lock", "page list lock", "pod lock"];
         for id in 1..=DOMAINS {
             for (lock, name) in self.xen.locks(id as u16).iter().zip(names) {
@@ -157,7 +180,7 @@ impl Test {
             let id = self.rng.random_range(1..=DOMAINS);
             let gfn = self.gfn();
             let mfn = self.map[id][gfn as usize];
-            if mfn != NONE && self.xen.get_page(mfn, id as u16) {
+            if mfn < pod::POD && self.xen.get_page(mfn, id as u16) {
                 self.referenced.push((mfn, id, gfn));
             }
         }
@@ -172,16 +195,20 @@ impl Test {
             self.xen.log_dirty(id as u16, on)?;
             self.logging[id] = on;
             for gfn in 0..GFNS {
-                self.tracked[id][gfn] = on && self.map[id][gfn] != NONE;
+                self.tracked[id][gfn] = on && self.map[id][gfn] < pod::POD;
             }
+        }
+        if self.rng.random_ratio(1, 50) {
+            self.disturb_pod()?;
         }
         Ok(())
     }
 
     fn gfn(&mut self) -> u64 {
-        match self.rng.random_range(0..8) {
+        match self.rng.random_range(0..10) {
             0..5 => self.rng.random_range(0..SMALL),
             5..7 => SUPER + self.rng.random_range(0..1024),
+            7..9 => self.rng.random_range(SMALL..SUPER),
             _ => self.rng.random_range(0..WHOLE),
         }
     }
@@ -213,7 +240,8 @@ impl Test {
 
     fn faults(&mut self) -> Faults {
         let mut faults = Faults::default();
-        match self.rng.random_range(0..12) {
+        match self.rng.random_range(0..14) {
+            3 => faults.frame = Some(self.rng.random_range(0..3)),
             0 => faults.alloc = Some(self.rng.random_range(0..3)),
             1 => faults.table = Some(self.rng.random_range(0..3)),
             2 => faults.copy = Some(self.rng.random_range(0..12)),
@@ -329,10 +357,34 @@ impl Test {
             .rng
             .random_ratio(1, 4)
             .then(|| (self.map[a].clone(), self.map[b].clone()));
-        let (done, clean) = self.call(a, b, &runs, check, faults, stop)?;
+        let to = [
+            Direction::None,
+            Direction::None,
+            Direction::ToA,
+            Direction::ToB,
+        ][self.rng.random_range(0..4)];
+        self.moving = to;
+        let result = self.call(a, b, &runs, check, faults, stop);
+        self.moving = Direction::None;
+        let (done, clean) = result?;
         let Some((map_a, map_b)) = before.filter(|_| clean && !check) else {
             return Ok(());
         };
+        if to != Direction::None {
+            // What has come back to the frame that it was in can go there again.
+            let runs = std::mem::take(&mut self.moved);
+            if !runs.is_empty() {
+                self.moving = to.opposite();
+                let result = self.call(a, b, &runs, false, Faults::default(), false);
+                self.moving = Direction::None;
+                result?;
+                ensure!(
+                    self.map[a] == map_a && self.map[b] == map_b,
+                    "the opposite direction did not restore the state before"
+                );
+            }
+            return Ok(());
+        }
         // Swap the prefix back: everything is as it was.
         let mut left = done as u32;
         let mut prefix = Vec::new();

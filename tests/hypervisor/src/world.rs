@@ -13,7 +13,7 @@ use crate::xen::text;
 /// Domains of the test have the ids 1 to this.
 pub const DOMAINS: usize = 4;
 /// gfns of a domain that are used.
-pub const GFNS: usize = 3072;
+pub const GFNS: usize = 4096;
 /// No frame.
 pub const NONE: u64 = u64::MAX;
 /// Bit of a CPU that has mapped a frame for a third domain.
@@ -130,6 +130,14 @@ impl World {
                     self.stale[mfn as usize]
                 ));
             }
+            self.stale[mfn as usize] = 0;
+        }
+    }
+
+    /// Forget what may be in TLBs. NPT flushes at once when an entry is written outside of a
+    /// swap, which is before its write is told of.
+    pub fn settle(&mut self) {
+        for mfn in self.stale_list.drain(..) {
             self.stale[mfn as usize] = 0;
         }
     }

@@ -6,12 +6,12 @@ use anyhow::bail;
 use anyhow::ensure;
 use anyhow::Result;
 
+use super::pod::Moving;
 use super::Stats;
 use super::Test;
 use crate::world::with;
 use crate::world::Faults;
 use crate::world::GFNS;
-use crate::world::NONE;
 use crate::xen::stat;
 use crate::xen::Args;
 use crate::xen::Run;
@@ -20,9 +20,7 @@ use crate::xen::RESTART;
 /// What a status is before the call.
 const UNTOUCHED: i32 = 0x5a5a;
 
-const EBUSY: i32 = -16;
 const EEXIST: i32 = -17;
-const ENOENT: i32 = -2;
 const ENOMEM: i32 = -12;
 
 impl Test {
@@ -51,7 +49,9 @@ impl Test {
         let unique = pairs.iter().all(|(ga, gb)| !twice(*ga, *gb));
 
         let mut status = vec![UNTOUCHED; pairs.len()];
-        let mut args = Args::new(&self.xen, (a as u16, b as u16), check, runs, &mut status);
+        let mut args = Args::new(&self.xen, (a as u16, b as u16), check, runs, &mut status)
+            .moving(self.moving);
+        let mut moving = Moving::new(self, a, b, self.moving);
         let copy = faults.copy;
         with(|w| {
             w.begin(Faults {
@@ -89,12 +89,13 @@ impl Test {
         let mut swapped = 0;
         for (i, &(ga, gb)) in pairs.iter().enumerate() {
             let reported = status[i];
+            let pair = (a, b, ga, gb);
+            let fate = self.fate(pair, &moving);
             if copy_fired {
                 // The list has no gfn twice, so the P2M tells what was done.
-                let now = self.xen.lookup(a as u16, ga as u64).mfn;
-                if now != self.map[a][ga] && !check {
-                    self.exchange(a, b, ga, gb);
-                    swapped += 1;
+                if !check && self.was_done(pair, fate) {
+                    self.apply(pair, fate, &mut moving);
+                    swapped += u64::from(fate.status() == 0);
                 }
                 continue;
             }
@@ -105,32 +106,28 @@ impl Test {
                 );
                 continue;
             }
-            let (ma, mb) = (self.map[a][ga], self.map[b][gb]);
-            // What is at both gfns counts before who else uses the frames.
-            let expected = if ma == NONE || mb == NONE {
-                ENOENT
-            } else if self.held(ma) || self.held(mb) {
-                EBUSY
-            } else {
-                0
-            };
+            let expected = fate.status();
             ensure!(
                 reported == expected
                     || (reported == EEXIST && twice(ga, gb))
                     || (reported == ENOMEM && fired),
                 "pair {i} (d{a} {ga:#x}, d{b} {gb:#x}): status {reported}, not {expected}"
             );
+            if reported == expected && check {
+                moving.check(fate);
+            } else if reported == expected {
+                self.apply(pair, fate, &mut moving);
+            }
             if reported == 0 {
                 swapped += 1;
                 if !check {
-                    self.exchange(a, b, ga, gb);
                     self.moved(ga as u64, gb as u64);
                 }
             } else {
-                self.refused += 1;
+                self.total.refused += 1;
             }
         }
-        self.swapped += swapped;
+        self.total.swapped += swapped;
         if !copy_fired && !check {
             let got = args.stat(stat::SWAPPED);
             ensure!(got == swapped, "{got} reported as swapped, {swapped} were");
@@ -144,6 +141,8 @@ impl Test {
             // What was split in vain, for lack of memory, has to be flushed as well.
             let batches = args.stat(stat::BATCHES);
             let most = batches + merges + if fired { 2 * batches } else { 0 };
+            // Where frames go to types that are to change do so only when they get there.
+            let most = most + if moving.moved > 0 { batches } else { 0 };
             ensure!(
                 told <= most,
                 "{told} flushes in {batches} batches, {merges} merges"
@@ -160,12 +159,14 @@ impl Test {
                 self.last,
                 counts.writes
             );
-            let logging = u64::from(self.logging[a]) + u64::from(self.logging[b]);
             let dirtied = args.stat(stat::DIRTIED);
-            ensure!(
-                dirtied == swapped * logging,
-                "{dirtied} frames reported as dirty, {swapped} pairs swapped"
-            );
+            self.verify_dirty(&moving, dirtied, swapped)?;
+        }
+        if !copy_fired {
+            moving.verify_told(args.to())?;
+        }
+        if !check {
+            moving.verify(self, counts.freed, fired)?;
         }
         for &(ga, gb) in &pairs {
             self.verify(a, ga)?;
@@ -192,7 +193,7 @@ impl Test {
         });
     }
 
-    fn exchange(&mut self, a: usize, b: usize, ga: usize, gb: usize) {
+    pub(super) fn exchange(&mut self, a: usize, b: usize, ga: usize, gb: usize) {
         let ma = self.map[a][ga];
         self.map[a][ga] = self.map[b][gb];
         self.map[b][gb] = ma;

@@ -5,10 +5,12 @@
 use anyhow::ensure;
 use anyhow::Result;
 
+use super::pod::POD;
 use super::Test;
 use crate::world::DOMAINS;
 use crate::world::GFNS;
 use crate::world::NONE;
+use crate::xen::ON_DEMAND;
 use crate::xen::RAM_LOGDIRTY;
 use crate::xen::RAM_RW;
 
@@ -25,6 +27,14 @@ impl Test {
     pub(super) fn verify(&self, id: usize, gfn: usize) -> Result<()> {
         let want = self.map[id][gfn];
         let entry = self.xen.lookup(id as u16, gfn as u64);
+        let on_demand = entry.p2m_type == ON_DEMAND;
+        ensure!(
+            on_demand == (want == POD),
+            "d{id} gfn {gfn:#x}: {entry:?}, not {want:#x}"
+        );
+        if on_demand {
+            return Ok(());
+        }
         ensure!(
             entry.mfn == want,
             "d{id} gfn {gfn:#x}: P2M has {:#x}, not {want:#x}",
@@ -64,7 +74,11 @@ impl Test {
         );
         // SAFETY: a frame of the simulated machine.
         let tag = unsafe { *self.tag(want) };
-        ensure!(tag == want, "frame {want:#x}: contents of {tag:#x}");
+        let contents = self.contents[want as usize];
+        ensure!(
+            tag == contents,
+            "frame {want:#x}: contents of {tag:#x}, not {contents:#x}"
+        );
         Ok(())
     }
 
@@ -74,11 +88,7 @@ impl Test {
             for gfn in 0..GFNS {
                 self.verify(id, gfn)?;
             }
-            let mut owned: Vec<u64> = self.map[id]
-                .iter()
-                .copied()
-                .filter(|m| *m != NONE)
-                .collect();
+            let mut owned: Vec<u64> = self.map[id].iter().copied().filter(|m| *m < POD).collect();
             let mut listed = self.xen.list(id as u16, owned.len());
             owned.sort_unstable();
             listed.sort_unstable();
@@ -86,9 +96,16 @@ impl Test {
                 owned == listed,
                 "d{id}: the page list is not what the domain owns"
             );
+            let pod = self.xen.pod(id as u16);
             ensure!(
-                self.xen.tot_pages(id as u16) == owned.len() as u64,
-                "d{id}: tot_pages"
+                pod.tot_pages == owned.len() as u64 + pod.cache,
+                "d{id}: {pod:?}, {} are there",
+                owned.len()
+            );
+            let entries = self.map[id].iter().filter(|m| **m == POD).count();
+            ensure!(
+                pod.entries == entries as u64 && pod.cache <= pod.entries,
+                "d{id}: {pod:?}, {entries} are there"
             );
         }
         Ok(())
