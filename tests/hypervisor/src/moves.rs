@@ -141,6 +141,9 @@ fn flags(xen: &Xen) -> Result<()> {
         (1 << 4, 0),
         (3 << 3, -libc::EINVAL),
         (1 << 5, -libc::EINVAL),
+        (1 << 2, 0),
+        (1 << 2 | 1 << 3, -libc::EINVAL),
+        (1 << 2 | 1 << 4, -libc::EINVAL),
         (1 << 3 | 2, -libc::EINVAL),
         (1 << 3 | 3, 0),
     ] {
