@@ -466,6 +466,7 @@ mod tests {
             dying: false,
             shutdown: None,
             paused: false,
+            max_pages: 0,
             pages: 1,
             shared_info_frame: 0,
             max_vcpu: Some(0),

@@ -76,6 +76,7 @@ functions!(Ctrl {
     xc_maximum_ram_page: fn(*mut c_void, *mut c_ulong) -> c_int,
     xc_get_pfn_type_batch: fn(*mut c_void, u32, c_uint, *mut u64) -> c_int,
     xc_vcpu_getcontext: fn(*mut c_void, u32, u32, *mut c_void) -> c_int,
+    xc_domain_get_pod_target: fn(*mut c_void, u32, *mut u64, *mut u64, *mut u64) -> c_int,
 });
 
 functions!(Guest {
@@ -354,6 +355,27 @@ impl Xen {
             .into_iter()
             .find(|d| d.domid == domid)
             .ok_or(Error::NoDomain(domid))
+    }
+
+    /// Populate on demand, of an HVM domain: pages that it has for that, and places that may
+    /// take one of them each.
+    pub fn populate_on_demand(&self, domid: u32) -> Result<(u64, u64), Error> {
+        let (mut pages, mut cache, mut entries) = (0, 0, 0);
+        // SAFETY: the library writes three numbers.
+        let rc = unsafe {
+            (self.ctrl.xc_domain_get_pod_target)(
+                self.xch.as_ptr(),
+                domid,
+                &mut pages,
+                &mut cache,
+                &mut entries,
+            )
+        };
+        if rc == 0 {
+            Ok((cache, entries))
+        } else {
+            Err(Error::last("xc_domain_get_pod_target"))
+        }
     }
 
     /// Pause a domain. Pauses add up.

@@ -102,6 +102,8 @@ pub struct DomainInfo {
     pub paused: bool,
     /// Pages that it owns.
     pub pages: u64,
+    /// Pages that it may own.
+    pub max_pages: u64,
     /// Frame of its shared info page.
     pub shared_info_frame: u64,
     /// Highest vCPU number, if it has vCPUs.
@@ -124,6 +126,7 @@ impl From<&sys::DomainInfo> for DomainInfo {
             ),
             paused: raw.flags & sys::DOMINF_PAUSED != 0,
             pages: raw.tot_pages,
+            max_pages: raw.max_pages,
             shared_info_frame: raw.shared_info_frame,
             uuid: raw.handle,
             max_vcpu: (raw.max_vcpu_id != u32::MAX).then_some(raw.max_vcpu_id),
