@@ -5,13 +5,14 @@
 use crate::base::{self, Base};
 use crate::client::{Client, ClientError};
 use crate::exit;
+use crate::memory;
 use crate::output;
 use serde::Serialize;
 use std::path::Path;
 use std::process::ExitCode;
 use vmbeam_uapi::sys::FEATURE_SWAP;
 use vmbeam_uapi::Device;
-use vmbeam_wire::message::{CheckReport, FromDaemon, JobReport, ToDaemon, Toolstack};
+use vmbeam_wire::message::{CheckReport, FromDaemon, HostVmMemory, JobReport, ToDaemon, Toolstack};
 
 /// One thing that a swap needs.
 #[derive(Debug, Serialize)]
@@ -114,6 +115,29 @@ fn driver_of_daemon(report: &CheckReport) -> Item {
     item("driver, for vmbeamd", result)
 }
 
+/// What host VMs have of the host's memory.
+fn memories(all: &[HostVmMemory], items: &mut Vec<Item>) {
+    for vm in all {
+        let (host_vm, name) = (&vm.host_vm, format!("memory of host VM {}", vm.host_vm));
+        let memory = match &vm.memory {
+            Ok(memory) => memory,
+            Err(why) => {
+                let detail = Ok(format!("not known, so nothing can be relocated: {why}"));
+                items.push(item(name, detail));
+                continue;
+            }
+        };
+        let warnings = memory.warnings(host_vm);
+        items.push(Item {
+            warning: !warnings.is_empty(),
+            ..item(
+                name,
+                Ok([&[memory::text(memory)], &*warnings].concat().join("; ")),
+            )
+        });
+    }
+}
+
 /// Whoever asks in the middle of something should know.
 fn jobs(jobs: &[JobReport], items: &mut Vec<Item>) {
     for job in jobs.iter().filter(|j| j.running) {
@@ -203,6 +227,9 @@ pub(crate) fn run(socket: &Path, path: &Path, json: bool) -> Result<ExitCode, Cl
     match ask(&ToDaemon::Check) {
         Ok(FromDaemon::Check(report)) => {
             agents(&report, &mut items);
+            if let Ok(FromDaemon::Memory(all)) = ask(&ToDaemon::Memory) {
+                memories(&all, &mut items);
+            }
             if let Ok(FromDaemon::Status(all)) = ask(&ToDaemon::Status) {
                 jobs(&all, &mut items);
             }
@@ -228,7 +255,7 @@ pub(crate) fn run(socket: &Path, path: &Path, json: bool) -> Result<ExitCode, Cl
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmbeam_wire::message::DriverReport;
+    use vmbeam_wire::message::{DriverReport, HostMemory};
 
     #[test]
     fn an_old_source_is_a_warning() {
@@ -243,6 +270,54 @@ mod tests {
         assert_eq!(state(&old(false)), "WARNING");
         assert!(!old(false).detail.contains("held"));
         assert!(old(true).detail.contains("held"));
+    }
+
+    #[test]
+    fn a_host_vm_that_starts_small_is_said_to_be_one() {
+        let host_vm = |name: &str, memory| HostVmMemory {
+            host_vm: name.into(),
+            memory,
+        };
+        let full = HostMemory {
+            pages: 278_524,
+            max_pages: 278_784,
+            ..HostMemory::default()
+        };
+        let small = HostMemory {
+            pages: 163_836,
+            max_pages: 311_552,
+            cache: 45_796,
+            entries: 193_252,
+        };
+        // The same, but for what it has touched since.
+        let low = HostMemory {
+            cache: 85,
+            entries: 147_541,
+            ..small
+        };
+        let all = [
+            host_vm("A", Ok(full)),
+            host_vm("B", Ok(small)),
+            host_vm("C", Ok(low)),
+            host_vm("D", Err("no".into())),
+        ];
+        let mut items = Vec::new();
+        memories(&all, &mut items);
+        let shown: Vec<_> = items.iter().map(|i| (state(i), &*i.detail)).collect();
+        assert_eq!(
+            shown[..2],
+            [
+                ("ok", "1087 MiB, at most 1089; all of it is there"),
+                ("ok", "small: 639 MiB, at most 1217; a reserve of 178 MiB for 754 MiB that are not there"),
+            ]
+        );
+        assert_eq!(shown[2].0, "WARNING");
+        assert!(shown[2].1.contains("its reserve is 0 MiB"), "{shown:?}");
+        assert_eq!(
+            shown[3],
+            ("ok", "not known, so nothing can be relocated: no")
+        );
+        assert_eq!(memory::lines(&all).len(), 3);
     }
 
     #[test]

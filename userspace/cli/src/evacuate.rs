@@ -41,8 +41,8 @@ pub(crate) struct Args {
     /// Only find out what is in the way
     #[arg(long)]
     dry_run: bool,
-    /// How memory gets there: `copy` is for when the swap is not possible
-    #[arg(long, value_enum, default_value = "swap")]
+    /// How memory gets there
+    #[arg(long, value_enum, default_value = "auto")]
     mode: MemoryMode,
     /// Give up a guest's move, and let it go on where it was, after so many seconds
     #[arg(long, value_name = "SECONDS")]

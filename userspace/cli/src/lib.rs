@@ -15,6 +15,7 @@ mod init;
 mod interrupt;
 mod list;
 mod maintenance;
+mod memory;
 mod migrate;
 mod moves;
 mod records;
@@ -134,8 +135,8 @@ enum Command {
         /// Host VM where it is to go
         #[arg(long, value_name = "HOST_VM")]
         to: String,
-        /// How its memory gets there: `copy` is for when the swap is not possible
-        #[arg(long, value_enum, default_value = "swap")]
+        /// How its memory gets there
+        #[arg(long, value_enum, default_value = "auto")]
         mode: MemoryMode,
         /// Only find out what would move, and what is in the way
         #[arg(long)]
@@ -174,6 +175,14 @@ enum Command {
     /// from FILE, waits for its agent, and moves these guests back. Ctrl-C stops
     /// between two steps; the same command goes on from there.
     Rejuvenate(rejuvenate::Args),
+    /// Print what the hypervisor says of a domain's memory, as JSON: what vmbeamd runs
+    ///
+    /// Pages that it has and may have, and of these its reserve (`cache`) for places without
+    /// a page (`entries`).
+    Memory {
+        /// The domain
+        domid: u32,
+    },
     /// Say that somebody works on a host VM, or has done so, or which are worked on
     ///
     /// In a host VM in maintenance nothing is started when it boots, and no guest
@@ -217,8 +226,13 @@ enum Command {
 /// How the memory of a migrating guest gets there.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum MemoryMode {
+    /// `relocate` if the destination is small, and otherwise `swap`.
+    Auto,
     /// It is swapped, and not copied.
     Swap,
+    /// It goes to where the destination has none yet, and gets smaller memory at the source;
+    /// what the destination has is swapped.
+    Relocate,
     /// It is copied, as by an ordinary migration.
     Copy,
 }
@@ -226,7 +240,9 @@ enum MemoryMode {
 impl From<MemoryMode> for Mode {
     fn from(mode: MemoryMode) -> Self {
         match mode {
+            MemoryMode::Auto => Self::Auto,
             MemoryMode::Swap => Self::Swap,
+            MemoryMode::Relocate => Self::Relocate,
             MemoryMode::Copy => Self::Copy,
         }
     }
@@ -253,6 +269,9 @@ fn run(args: Args) -> Result<ExitCode, ClientError> {
                     .as_deref()
                     .and_then(maintenance::line)
                 {
+                    println!("{line}");
+                }
+                for line in memory::lines(&memory::ask(&args.socket).unwrap_or_default()) {
                     println!("{line}");
                 }
                 driver(records::list(&device, false));
@@ -294,6 +313,7 @@ fn run(args: Args) -> Result<ExitCode, ClientError> {
         }
         Command::Evacuate(evacuation) => evacuate::run(&args.socket, &evacuation),
         Command::Rejuvenate(rejuvenation) => rejuvenate::run(&args.socket, &rejuvenation),
+        Command::Memory { domid } => memory::print(domid),
         Command::Maintenance(maintenance) => maintenance::run(&args.socket, &maintenance),
         Command::Watch(watch) => evacuate::watch(&args.socket, &watch),
         Command::Abort { job } => migrate::abort(Client::connect(&args.socket)?, job),

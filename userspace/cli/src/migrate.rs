@@ -26,6 +26,9 @@ pub(crate) struct Json<'a> {
     blockers: &'a [String],
     guest_mib: u64,
     pages_swapped: u64,
+    /// Those of them without one in return.
+    relocated: u64,
+    pages_empty: u64,
     pages_copied: u64,
     pages_sent: u64,
     pages_refused: &'a BTreeMap<String, u64>,
@@ -54,6 +57,8 @@ impl<'a> From<&'a MigrateReport> for Json<'a> {
             blockers: &r.blockers,
             guest_mib: r.guest_mib,
             pages_swapped: r.pages_swapped,
+            relocated: r.relocated,
+            pages_empty: r.pages_empty,
             pages_copied: r.pages_copied,
             pages_sent: r.pages_sent,
             pages_refused: &r.pages_refused,
@@ -76,10 +81,13 @@ fn in_s(nanoseconds: u64) -> f64 {
 
 fn print_dry_run(r: &MigrateReport) {
     println!("{} -> {}: dry run, nothing was changed", r.from, r.to);
+    if r.mode == Mode::Relocate {
+        println!("  mode            relocate");
+    }
     println!("  memory          {} MiB", r.guest_mib);
     println!("  would swap      {} pages", r.pages_swapped);
     println!("  would send      at least {} pages", r.pages_sent);
-    if let (Mode::Swap, Some(why)) = (r.mode, &r.unstaged) {
+    if let (true, Some(why)) = (r.mode.is_external(), &r.unstaged) {
         println!("  not staged      {why}");
     }
     if r.blockers.is_empty() {
@@ -95,6 +103,10 @@ fn print(r: &MigrateReport, verify: bool) {
     println!("{} -> {}: migrated", r.from, r.to);
     println!("  memory          {} MiB", r.guest_mib);
     println!("  swapped         {} pages", r.pages_swapped);
+    if r.mode == Mode::Relocate {
+        println!("  of these given  {} pages", r.relocated);
+        println!("  empty           {} pages", r.pages_empty);
+    }
     println!("  sent            {} pages", r.pages_sent);
     println!("  copied          {} pages", r.pages_copied);
     for (reason, nr) in &r.pages_refused {
@@ -130,7 +142,7 @@ fn print(r: &MigrateReport, verify: bool) {
             }
         }
     }
-    if let (Mode::Swap, Some(why)) = (r.mode, &r.unstaged) {
+    if let (true, Some(why)) = (r.mode.is_external(), &r.unstaged) {
         println!("  not staged      {why}");
     }
     if let Some(pending) = &r.pending {

@@ -40,8 +40,16 @@ pub(crate) fn text(outcome: MoveOutcome) -> &'static str {
 pub(crate) fn print(moved: &GuestMove) {
     let times = moved.migration.as_ref().map_or(String::new(), |m| {
         format!(
-            "  {:>9.3} s, down for {:.3} s, {} pages swapped, {} copied, {} sent",
-            m.seconds.total, m.seconds.downtime, m.pages_swapped, m.pages_copied, m.pages_sent
+            "  {:>9.3} s, down for {:.3} s, {} pages swapped{}, {} copied, {} sent",
+            m.seconds.total,
+            m.seconds.downtime,
+            m.pages_swapped,
+            match m.mode {
+                Mode::Relocate => format!(" ({} of them given)", m.relocated),
+                _ => String::new(),
+            },
+            m.pages_copied,
+            m.pages_sent
         )
     });
     let (name, mib) = (output::name(&moved.guest), moved.mib);

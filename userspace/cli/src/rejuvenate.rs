@@ -62,8 +62,8 @@ pub(crate) struct Args {
     /// How long to wait for jobs of vmbeamd that are not at an end yet
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     wait: u32,
-    /// How memory gets there: `copy` is for when the swap is not possible
-    #[arg(long, value_enum, default_value = "swap")]
+    /// How memory gets there
+    #[arg(long, value_enum, default_value = "auto")]
     mode: MemoryMode,
     /// Where to note what has been done
     #[arg(long, value_name = "DIR", default_value = "/var/lib/vmbeam")]

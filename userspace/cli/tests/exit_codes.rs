@@ -11,7 +11,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use vmbeam_wire::message::{
-    AgentReport, CheckReport, Failure, FromDaemon, GuestRef, MigrateReport, Phase, Seconds,
+    AgentReport, CheckReport, Failure, FromDaemon, GuestRef, MigrateReport, Mode, Phase, Seconds,
     SwapReport, ToDaemon,
 };
 use vmbeam_wire::{encode, Decoder};
@@ -114,7 +114,14 @@ fn usage_errors() {
         &["migrate"],
         &["migrate", "guest", "--from", "A"],
         &[
-            "migrate", "guest", "--from", "A", "--to", "B", "--mode", "auto",
+            "migrate",
+            "guest",
+            "--from",
+            "A",
+            "--to",
+            "B",
+            "--mode",
+            "sometimes",
         ],
         &["abort"],
         &[],
@@ -247,6 +254,22 @@ fn migrations() {
     assert_eq!(json["mode"], "swap");
     assert_eq!(json["pages_sent"], 7);
     assert_eq!(json["seconds"]["downtime"], 0.0);
+    // A relocation says what went without anything in return.
+    let mut relocated = migrated(&[]);
+    if let FromDaemon::Migrated(report) = &mut relocated {
+        (report.mode, report.relocated, report.pages_empty) = (Mode::Relocate, 60, 3);
+    }
+    let (_, stdout, _) = with(vec![relocated.clone()], &MIGRATE);
+    assert!(
+        stdout.contains("of these given  60 pages\n  empty           3 pages\n"),
+        "{stdout}"
+    );
+    let (_, stdout, _) = with(vec![relocated], &args);
+    let json: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(
+        (&json["mode"], &json["relocated"]),
+        (&"relocate".into(), &60.into())
+    );
     // A dry run that finds something in the way.
     args[6] = "--dry-run";
     let (code, stdout, _) = with(vec![migrated(&["no room"])], &args);

@@ -10,7 +10,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use vmbeam_wire::message::{
-    CheckReport, FromDaemon, Guest, GuestKind, GuestState, HostVmReport, Phase, ToDaemon,
+    CheckReport, FromDaemon, Guest, GuestKind, GuestState, HostMemory, HostVmMemory, HostVmReport,
+    Phase, ToDaemon,
 };
 use vmbeam_wire::{encode, Decoder};
 
@@ -54,6 +55,15 @@ fn answer(request: &ToDaemon, names: &[&str]) -> Vec<FromDaemon> {
             FromDaemon::Migrated(Box::default()),
         ],
         ToDaemon::Plan { .. } => vec![FromDaemon::Plan(Default::default())],
+        ToDaemon::Memory => vec![FromDaemon::Memory(vec![HostVmMemory {
+            host_vm: "B".into(),
+            memory: Ok(HostMemory {
+                pages: 163_836,
+                max_pages: 164_096,
+                cache: 85,
+                entries: 193_252,
+            }),
+        }])],
         ToDaemon::Maintenance => vec![FromDaemon::Maintenance(vec!["B".into()])],
         ToDaemon::Abort { .. } | ToDaemon::Dismiss { .. } | ToDaemon::SetMaintenance { .. } => {
             vec![FromDaemon::Done]
@@ -145,6 +155,7 @@ const COMMANDS: &[(&[&str], i32)] = &[
     (&["swap", "--from", "A/g", "--to", "B/g"], 0),
     (&["swap", "--from", "A/g", "--to", "B/g", "--json"], 0),
     (&["abort", "1"], 0),
+    (&["memory", "7"], 1),
     (&["--help"], 0),
     (&["--version"], 0),
 ];
@@ -178,7 +189,7 @@ fn a_result_that_is_lost_is_told() {
         }
         let out = command(&socket, args).stdout(full()).output().unwrap();
         let stderr = String::from_utf8(out.stderr).unwrap();
-        let prints = !["abort", "records", "recover", "forget"].contains(&args[0]);
+        let prints = !["abort", "memory", "records", "recover", "forget"].contains(&args[0]);
         let code = if prints && *code == 0 { 6 } else { *code };
         assert_eq!(out.status.code(), Some(code), "{args:?}: {stderr}");
         assert_eq!(
@@ -192,6 +203,28 @@ fn a_result_that_is_lost_is_told() {
 fn text(out: Output) -> String {
     assert!(out.status.success(), "{out:?}");
     String::from_utf8(out.stdout).unwrap()
+}
+
+#[test]
+fn a_host_vm_that_starts_small_is_seen_by_whoever_looks() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = daemon(&dir, &["g"]);
+    let status = ["status", "--device", "/nonexistent"];
+    let shown = text(command(&socket, &status).output().unwrap());
+    for line in [
+        "Host VM B: small: 639 MiB, at most 641; a reserve of 0 MiB for 754 MiB that are not there",
+        "Host VM B: its reserve is 0 MiB, and less than 16 MiB: it dies with",
+        "Host VM B: it may have 641 MiB, so that at most 1 MiB of guests can be relocated to it; `xl mem-max B 1394` lets it",
+    ] {
+        assert!(shown.contains(line), "{shown}");
+    }
+    let check = ["check", "--device", "/nonexistent"];
+    let out = command(&socket, &check).output().unwrap();
+    let shown = String::from_utf8(out.stdout).unwrap();
+    assert!(
+        shown.contains("WARNING  memory of host VM B: small: 639 MiB"),
+        "{shown}"
+    );
 }
 
 #[test]

@@ -112,6 +112,7 @@ impl Shared {
             (mine, side.talk(|l| l.guests())?)
         };
         let mine: Vec<_> = mine.into_iter().filter(|g| !has(&guests, g)).collect();
+        let mut starts = mine.clone();
         let others = self.host_vms.iter().filter(|o| o.config.name != name);
         for other in others.filter(|_| !mine.is_empty()) {
             if other.is_down() {
@@ -128,12 +129,20 @@ impl Shared {
             for guest in &mine {
                 if has(&guests, guest) {
                     belongs_to(guest, vm, other)?;
+                    starts.retain(|g| g != guest);
                 } else if theirs.contains(guest) {
                     return Err(format!(
                         "host VMs {name} and {there} would both start guest {guest}; remove one of the two entries (/etc/xen/auto)"
                     ));
                 }
             }
+        }
+        // What is not known is as it ever was.
+        let memory = (!starts.is_empty()).then(|| vm.memory());
+        if memory.is_some_and(|m| m.is_ok_and(|m| !m.is_backed())) {
+            return Err(format!(
+                "host VM {name} has less memory than its guest hypervisor believes, and may die of guests that start there; give it all of it (`xl mem-set`), or remove their entries (/etc/xen/auto)"
+            ));
         }
         may_start(&mut Side::take(vm)?, true)
     }

@@ -64,6 +64,8 @@ pub struct HostVmConfig {
     pub domid: Domid,
     /// Prints which domains there are.
     pub list: Vec<String>,
+    /// Prints what the domain whose domid is appended has of the host's memory.
+    pub memory: Vec<String>,
 }
 
 /// Where metrics can be read.
@@ -121,6 +123,7 @@ struct RawDaemon {
     domid_command: Option<Spanned<Vec<String>>>,
     uuid_command: Option<Spanned<Vec<String>>>,
     list_command: Option<Spanned<Vec<String>>>,
+    memory_command: Option<Spanned<Vec<String>>>,
 }
 
 #[derive(Deserialize)]
@@ -209,6 +212,7 @@ impl Config {
             Some(c) => Ok(c.into_inner()),
         };
         let list = command(raw.daemon.list_command, &["xl", "list"])?;
+        let memory = command(raw.daemon.memory_command, &["vmbeam", "memory"])?;
         let uuid_command = command(raw.daemon.uuid_command, &["xl", "list", "-v"])?;
         let command = command(raw.daemon.domid_command, &["xl", "domid"])?;
         let control_socket = match raw.daemon.control_socket {
@@ -283,6 +287,7 @@ impl Config {
                 socket,
                 domid,
                 list: list.clone(),
+                memory: memory.clone(),
             });
         }
 

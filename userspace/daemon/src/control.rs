@@ -360,6 +360,7 @@ fn serve(
         }
         ToDaemon::Abort { job } => done(shared.abort(job)),
         ToDaemon::Dismiss { job } => done(shared.forget(job)),
+        ToDaemon::Memory => FromDaemon::Memory(shared.memories()),
         ToDaemon::Maintenance => FromDaemon::Maintenance(shared.maintenance.names()),
         ToDaemon::SetMaintenance { host_vm, on } => match shared.maintain(&host_vm, on) {
             Ok(()) => FromDaemon::Done,
@@ -396,8 +397,8 @@ impl Shared {
 
     fn scrape(&self) -> String {
         let agents = self.host_vms.iter();
-        self.metrics
-            .scrape(agents.map(|vm| (vm.config.name.clone(), vm.is_connected())))
+        let agents = agents.map(|vm| (vm.config.name.clone(), vm.is_connected()));
+        self.metrics.scrape(agents, self.memories())
     }
 
     fn check(&self) -> CheckReport {
@@ -546,8 +547,8 @@ impl Shared {
             Ok(r) if r.dry_run && r.blockers.is_empty() => "dry run: possible".into(),
             Ok(r) if r.dry_run => format!("dry run: {}", r.blockers.join("; ")),
             Ok(r) => format!(
-                "migrated: {} pages swapped, {} copied, down for {:.3} s",
-                r.pages_swapped, r.pages_copied, r.seconds.downtime
+                "migrated: {} pages swapped ({} relocated), {} copied, down for {:.3} s",
+                r.pages_swapped, r.relocated, r.pages_copied, r.seconds.downtime
             ),
             Err(e) => e.message.clone(),
         };

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::warn;
 use vmbeam_uapi::{
-    AddFailed, Device, Error, Info, Mode, Prepared, Run, Session, Spent, Status, Step,
+    AddFailed, Device, Error, Info, Mode as BindMode, Prepared, Run, Session, Spent, Status, Step,
 };
 use vmbeam_wire::message::SwapCounts;
 
@@ -17,7 +17,12 @@ pub trait Driver: Debug + Send + Sync {
     /// Limits and features.
     fn info(&self) -> Result<Info, Error>;
     /// Bind a new session to two host VMs.
-    fn open(&self, domid_a: u32, domid_b: u32) -> Result<Box<dyn DriverSession>, Error>;
+    fn open(
+        &self,
+        domid_a: u32,
+        domid_b: u32,
+        mode: BindMode,
+    ) -> Result<Box<dyn DriverSession>, Error>;
     /// The same at the start of a job, when no other one uses these two: a domain that has died
     /// is forgotten, and the one that has its domid now is the one that is meant from now on.
     fn open_anew(&self, domid_a: u32, domid_b: u32) -> Result<Box<dyn DriverSession>, Error>;
@@ -37,7 +42,12 @@ pub trait Sessions: Debug + Send + Sync {
     fn info(&self) -> Result<Info, Error>;
     /// Bind a new session to two host VMs. An id is the one that the hypervisor never
     /// gives to another domain; 0 takes whichever domain has the domid.
-    fn open(&self, domids: [u32; 2], ids: [u64; 2]) -> Result<Box<dyn DriverSession>, Error>;
+    fn open(
+        &self,
+        domids: [u32; 2],
+        ids: [u64; 2],
+        mode: BindMode,
+    ) -> Result<Box<dyn DriverSession>, Error>;
     /// Whether the driver keeps the record of a half move between these two, in
     /// whichever order.
     fn has_record(&self, domid_a: u32, domid_b: u32) -> Result<bool, Error>;
@@ -74,9 +84,14 @@ impl Pinned {
         }
     }
 
-    fn open_with(&self, domids: [u32; 2], ids: [u64; 2]) -> Result<Box<dyn DriverSession>, Error> {
+    fn open_with(
+        &self,
+        domids: [u32; 2],
+        ids: [u64; 2],
+        mode: BindMode,
+    ) -> Result<Box<dyn DriverSession>, Error> {
         // Device models take their time, and other pairs do not wait for them.
-        let session = self.sessions.open(domids, ids)?;
+        let session = self.sessions.open(domids, ids, mode)?;
         self.known().extend(domids.into_iter().zip(session.ids()));
         Ok(session)
     }
@@ -91,23 +106,31 @@ impl Driver for Pinned {
         self.sessions.info()
     }
 
-    fn open(&self, domid_a: u32, domid_b: u32) -> Result<Box<dyn DriverSession>, Error> {
+    fn open(
+        &self,
+        domid_a: u32,
+        domid_b: u32,
+        mode: BindMode,
+    ) -> Result<Box<dyn DriverSession>, Error> {
         let domids = [domid_a, domid_b];
         let known = self.known();
         let ids = domids.map(|d| known.get(&d).copied().unwrap_or(0));
         drop(known);
-        self.open_with(domids, ids)
+        self.open_with(domids, ids, mode)
     }
 
     fn open_anew(&self, domid_a: u32, domid_b: u32) -> Result<Box<dyn DriverSession>, Error> {
         match self.renews {
-            true => self.open_with([domid_a, domid_b], [0; 2]),
-            false => self.open(domid_a, domid_b),
+            true => self.open_with([domid_a, domid_b], [0; 2], BindMode::Swap),
+            false => self.open(domid_a, domid_b, BindMode::Swap),
         }
     }
 
     fn ids(&self, domid_a: u32, domid_b: u32) -> Result<[u64; 2], Error> {
-        Ok(self.sessions.open([domid_a, domid_b], [0; 2])?.ids())
+        let session = self
+            .sessions
+            .open([domid_a, domid_b], [0; 2], BindMode::Swap)?;
+        Ok(session.ids())
     }
 
     fn expect(&self, domid: u32, id: u64) {
@@ -155,9 +178,14 @@ impl Sessions for DeviceDriver {
         Device::open(&self.path)?.info()
     }
 
-    fn open(&self, domids: [u32; 2], ids: [u64; 2]) -> Result<Box<dyn DriverSession>, Error> {
-        let session = Device::open(&self.path)?.session(domids, ids, Mode::Swap)?;
-        Ok(Box::new(session))
+    fn open(
+        &self,
+        domids: [u32; 2],
+        ids: [u64; 2],
+        mode: BindMode,
+    ) -> Result<Box<dyn DriverSession>, Error> {
+        let device = Device::open(&self.path)?;
+        Ok(Box::new(device.session(domids, ids, mode)?))
     }
 
     fn has_record(&self, domid_a: u32, domid_b: u32) -> Result<bool, Error> {

@@ -356,16 +356,19 @@ impl<'a> Evacuating<'a> {
         let mut plan = plan(&*self.shared.driver, host_vms, self.request.mode)?;
         let all = std::mem::take(&mut plan.guests);
         let mut needed = plan.needed_mib;
+        let mut pages: u64 = all.iter().map(|p| p.guest.pages).sum();
         let wanted: Vec<_> = match &self.request.only {
             None => all.iter().map(|p| (&*p.guest.name, Some(p))).collect(),
             Some(only) => {
                 let find = |name: &String| all.iter().find(|p| p.guest.name == *name);
                 let wanted: Vec<_> = only.iter().map(|name| (&**name, find(name))).collect();
-                let found = wanted.iter().filter_map(|(_, p)| *p);
-                needed = found.map(|p| needed_mib(p.guest.pages)).sum();
+                let found = || wanted.iter().filter_map(|(_, p)| *p);
+                needed = found().map(|p| needed_mib(p.guest.pages)).sum();
+                pages = found().map(|p| p.guest.pages).sum();
                 wanted
             }
         };
+        let several = wanted.len() > 1;
         let guests = wanted.into_iter().map(|(name, planned)| {
             let mut guest = GuestMove::new(name, planned.map_or(0, |p| mib(p.guest.pages)));
             match planned {
@@ -381,6 +384,10 @@ impl<'a> Evacuating<'a> {
         let to = &self.request.to;
         let together = no_room(to, TOGETHER, needed, plan.free_mib);
         plan.blockers.extend(together);
+        if let Some(memory) = plan.memory.filter(|_| several) {
+            let reserve = memory.in_the_way(to, "all guests together", pages, plan.mode);
+            plan.blockers.extend(reserve);
+        }
         let mut record = self.job.record();
         record.report = EvacuateReport {
             from: self.request.from.clone(),

@@ -4,12 +4,14 @@
 
 use crate::driver::DriverSession;
 use crate::join::JoinedRun;
+use crate::memory::relocates;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Instant;
 use tracing::error;
-use vmbeam_uapi::{refusal_reason, Errno, Run, NOT_ATTEMPTED};
+use vmbeam_uapi::{refusal_reason, Errno, Mode as BindMode, Run, NOT_ATTEMPTED};
 use vmbeam_wire::message::{Failure, Phase};
+use vmbeam_wire::PfnRun;
 
 /// Runs that the driver is handed at once. They are copied for it, and a copy of all runs of a
 /// large guest would be memory that nothing else needs.
@@ -113,20 +115,31 @@ pub(crate) fn add(
     Ok(started.elapsed().as_secs_f64())
 }
 
-/// Ask which pairs would be refused; the seconds that it took.
+/// What a dry run or a swap took.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Took {
+    pub(crate) seconds: f64,
+    /// Frames that went over without one in return, or would go.
+    pub(crate) moves: u64,
+}
+
+/// Ask which pairs would be refused.
 pub(crate) fn prepare(
     session: &dyn DriverSession,
     status: &mut [i32],
     progress: Progress<'_>,
-) -> Result<f64, SwapError> {
+) -> Result<Took, SwapError> {
     let total = status.len() as u64;
     let started = Instant::now();
-    let mut done = 0;
+    let (mut done, mut moves) = (0, 0);
     while done < status.len() {
         progress(Phase::Prepare, done as u64, total);
         let end = (done + CHECK_CHUNK).min(status.len());
         match session.prepare(done as u64, &mut status[done..end]) {
-            Ok(p) if p.done > 0 => done += (p.done as usize).min(end - done),
+            Ok(p) if p.done > 0 => {
+                done += (p.done as usize).min(end - done);
+                moves += p.moves;
+            }
             Ok(_)
             | Err(vmbeam_uapi::Error {
                 errno: Errno::EINTR,
@@ -136,18 +149,21 @@ pub(crate) fn prepare(
         }
     }
     progress(Phase::Prepare, total, total);
-    Ok(started.elapsed().as_secs_f64())
+    Ok(Took {
+        seconds: started.elapsed().as_secs_f64(),
+        moves,
+    })
 }
 
-/// Swap; the seconds that it took. If that fails half way, swap back.
+/// Swap. If that fails half way, swap back.
 pub(crate) fn commit(
     session: &mut dyn DriverSession,
     status: &mut [i32],
     progress: Progress<'_>,
-) -> Result<f64, SwapError> {
+) -> Result<Took, SwapError> {
     let total = status.len() as u64;
     let mut done = 0;
-    let mut seconds = 0.0;
+    let mut took = Took::default();
     status.fill(NOT_ATTEMPTED);
     progress(Phase::Commit, 0, total);
     while done < status.len() {
@@ -155,10 +171,11 @@ pub(crate) fn commit(
         let part = &mut status[done..end];
         let started = Instant::now();
         let step = session.commit(part);
-        seconds += started.elapsed().as_secs_f64();
+        took.seconds += started.elapsed().as_secs_f64();
         match step {
             Ok(step) if step.cursor > done as u64 && step.cursor <= end as u64 => {
                 done = step.cursor as usize;
+                took.moves += step.moved;
             }
             Ok(step) => {
                 let message = format!(
@@ -176,7 +193,7 @@ pub(crate) fn commit(
         }
         progress(Phase::Commit, done as u64, total);
     }
-    Ok(seconds)
+    Ok(took)
 }
 
 /// Swap back, because of `why`. The result says whether that worked.
@@ -219,6 +236,27 @@ pub(crate) fn pairs<'a>(
         .flat_map(|r| (0..u64::from(r.nr)).map(|i| (r.pfn + i, r.gfn_a + i, r.gfn_b + i)))
         .zip(status)
         .map(|((pfn, a, b), s)| (pfn, a, b, *s))
+}
+
+/// Pages that were not there where a relocation comes from: they read as zeroes, and so they do
+/// where it goes. That is no refusal, and becomes none in `status`.
+pub(crate) fn take_empty(mode: BindMode, runs: &[JoinedRun], status: &mut [i32]) -> Vec<PfnRun> {
+    const EMPTY: i32 = -(Errno::ENODATA as i32);
+    let mut empty: Vec<PfnRun> = Vec::new();
+    if !relocates(mode) {
+        return empty;
+    }
+    for (pfn, ..) in pairs(runs, status).filter(|p| p.3 == EMPTY) {
+        match empty.last_mut() {
+            Some(last) if last.pfn + u64::from(last.nr) == pfn => last.nr += 1,
+            _ => empty.push(PfnRun { pfn, nr: 1 }),
+        }
+    }
+    status
+        .iter_mut()
+        .filter(|s| **s == EMPTY)
+        .for_each(|s| *s = 0);
+    empty
 }
 
 /// Pairs that the hypervisor refuses.

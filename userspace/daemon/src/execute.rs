@@ -6,9 +6,10 @@
 
 use crate::definitions;
 use crate::driver::{Driver, DriverSession};
-use crate::exchange::{add, commit, roll_back};
+use crate::exchange::{add, commit, roll_back, take_empty};
 use crate::journal::{Journal, Pairs, Place, Probe, Record, State, WriteError};
 use crate::link::LinkError;
+use crate::memory::Route;
 use crate::probe::{count, vote};
 use crate::side::Side;
 use std::time::Instant;
@@ -352,13 +353,15 @@ impl<'a> Executor<'a> {
         let runs = self.journal.pairs(work.record.id, pairs)?;
         let pages: u64 = runs.iter().map(|r| u64::from(r.nr)).sum();
         let (a, b) = (work.record.from.host_domid, work.record.to.host_domid);
-        let mut session = self.driver.open(a, b).map_err(|e| e.to_string())?;
+        let Route { mode, .. } = Route::new((a, b), work.record.mode).back();
+        let mut session = self.driver.open(a, b, mode).map_err(|e| e.to_string())?;
         let quiet = &|_, _, _| {};
         add(&mut *session, &runs, quiet).map_err(|e| e.message)?;
         let mut status = vec![NOT_ATTEMPTED; pages as usize];
         if let Err(e) = commit(&mut *session, &mut status, quiet) {
             return Ok(self.rolled_back(e.failure, e.message, Event::Failed));
         }
+        take_empty(mode, &runs, &mut status);
         let refused = status.iter().filter(|s| **s != 0).count();
         if refused > 0 {
             let why = format!("{refused} pages cannot be swapped back now");

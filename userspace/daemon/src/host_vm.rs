@@ -6,13 +6,14 @@ use crate::config::{Domid, HostVmConfig};
 use crate::identity::Source;
 use crate::link::{Link, LinkError, Patience};
 use crate::maintenance::Maintenance;
+use crate::memory;
 use crate::port;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
-use vmbeam_wire::message::{AgentReport, AgentVersions, Guest, Identity, Traffic};
+use vmbeam_wire::message::{AgentReport, AgentVersions, Guest, HostMemory, Identity, Traffic};
 use vmbeam_wire::{Uuid, VERSION};
 use vmbeam_xen::command::run;
 use vmbeam_xen::domains::Domains;
@@ -138,6 +139,14 @@ impl HostVm {
             .trim()
             .parse()
             .map_err(|_| format!("`{shown} {name}` printed no domid: {:?}", out.out))
+    }
+
+    /// What it has of the host's memory.
+    pub(crate) fn memory(&self) -> Result<HostMemory, String> {
+        match self.source {
+            Source::Start(_) => Err(memory::UNPRIVILEGED.into()),
+            Source::Command(_) => memory::ask(&self.config.memory, self.domid()?),
+        }
     }
 
     /// Whether the domain still runs that it was when its domid was this, whatever its name

@@ -12,6 +12,7 @@ use crate::driver::Driver;
 use std::process::Command;
 use std::time::Duration;
 use tracing::warn;
+use vmbeam_uapi::Mode as BindMode;
 use vmbeam_wire::message::Identity;
 use vmbeam_wire::Uuid;
 use vmbeam_xen::command::run;
@@ -43,7 +44,7 @@ impl Source {
         // First of all: what has the domid later is another domain for the driver.
         for (a, b) in &config.pairs {
             if let (Some(domid_a), Some(domid_b)) = (fixed(a), fixed(b)) {
-                if let Err(e) = driver.open(domid_a, domid_b) {
+                if let Err(e) = driver.open(domid_a, domid_b, BindMode::Swap) {
                     warn!("host VMs {a} and {b}: {e}");
                 }
             }

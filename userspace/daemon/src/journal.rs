@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use vmbeam_migration::Step;
-use vmbeam_wire::message::Digest;
+use vmbeam_wire::message::{Digest, Mode};
 use vmbeam_wire::Uuid;
 
 use lines::{append, before, behind, file_pairs, line, prepare, read, remove, rename, sync};
@@ -122,6 +122,10 @@ pub struct Record {
     /// Its UUID, which it has on both sides, as far as it was known.
     #[serde(default)]
     pub guest_uuid: Option<Uuid>,
+    /// How its memory gets there. That of a swap is not written: such records are as they
+    /// ever were.
+    #[serde(default, skip_serializing_if = "Mode::is_swap")]
+    pub mode: Mode,
     /// Boot id of the host: nothing of this is there after another boot.
     #[serde(default)]
     pub boot: String,
@@ -224,6 +228,7 @@ impl Journal {
             id: self.next.fetch_add(1, Ordering::Relaxed),
             guest: guest.into(),
             guest_uuid: None,
+            mode: Mode::Swap,
             boot: boot::id(),
             from,
             to,
@@ -395,6 +400,22 @@ mod tests {
         again.remove(first.id).unwrap();
         drop(again);
         assert_eq!(Journal::open(&dir).unwrap().1, [second]);
+    }
+
+    #[test]
+    fn the_mode_is_written_if_it_is_none_of_the_old_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, ..) = Journal::open(dir.path()).unwrap();
+        // As records have been before there were modes.
+        let swap = journal.begin("guest", place("A"), place("B"));
+        journal.write(&swap).unwrap();
+        let text = fs::read_to_string(journal.file(swap.id)).unwrap();
+        assert!(!text.contains("mode"), "{text}");
+        let mut relocation = journal.begin("guest", place("A"), place("B"));
+        relocation.mode = Mode::Relocate;
+        journal.write(&relocation).unwrap();
+        assert_eq!(journal.read(swap.id), Ok(Some(swap)));
+        assert_eq!(journal.read(relocation.id), Ok(Some(relocation)));
     }
 
     #[test]

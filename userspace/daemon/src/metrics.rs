@@ -11,7 +11,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use std::sync::atomic::AtomicU64;
 use tracing::warn;
-use vmbeam_wire::message::{Failure, MigrateReport};
+use vmbeam_wire::message::{Failure, HostVmMemory, MigrateReport};
 
 /// One label and its value.
 type Label = [(&'static str, String); 1];
@@ -25,6 +25,7 @@ pub struct Metrics {
     refused: Family<Label, Counter>,
     seconds: Family<Label, Counter<f64, AtomicU64>>,
     agents: Family<Label, Gauge>,
+    memory: Family<[(&'static str, String); 2], Gauge>,
 }
 
 impl Default for Metrics {
@@ -36,6 +37,7 @@ impl Default for Metrics {
             refused: Family::default(),
             seconds: Family::default(),
             agents: Family::default(),
+            memory: Family::default(),
         };
         let r = &mut all.registry;
         let build = Info::new([("version", crate::VERSION)]);
@@ -49,6 +51,9 @@ impl Default for Metrics {
         r.register("move_seconds", help, all.seconds.clone());
         let help = "Whether the agent of a host VM is connected";
         r.register("agent_connected", help, all.agents.clone());
+        let help =
+            "Pages of a host VM: had, max (may be had), reserve, missing (places without one)";
+        r.register("host_vm_pages", help, all.memory.clone());
         for result in ["completed", "refused", "rolled_back", "failed"] {
             // To be there, as 0, before the first of its sort.
             drop(all.moves.get_or_create(&[("result", result.into())]));
@@ -73,7 +78,11 @@ impl Metrics {
             return;
         };
         for (how, pages) in [
-            ("swapped", r.pages_swapped),
+            (
+                "swapped",
+                r.pages_swapped - r.relocated.min(r.pages_swapped),
+            ),
+            ("relocated", r.relocated),
             ("copied", r.pages_copied),
             ("sent", r.pages_sent),
         ] {
@@ -105,7 +114,26 @@ impl Metrics {
     }
 
     /// All of it as text; `agents` says which are connected.
-    pub(crate) fn scrape(&self, agents: impl Iterator<Item = (String, bool)>) -> String {
+    pub(crate) fn scrape(
+        &self,
+        agents: impl Iterator<Item = (String, bool)>,
+        memories: Vec<HostVmMemory>,
+    ) -> String {
+        // One that is not known has no number, not an old one.
+        self.memory.clear();
+        for HostVmMemory { host_vm, memory } in memories {
+            let Ok(m) = memory else { continue };
+            for (kind, pages) in [
+                ("had", m.pages),
+                ("max", m.max_pages),
+                ("reserve", m.cache),
+                ("missing", m.entries),
+            ] {
+                let labels = [("host_vm", host_vm.clone()), ("kind", kind.into())];
+                let gauge = self.memory.get_or_create(&labels);
+                gauge.set(i64::try_from(pages).unwrap_or(i64::MAX));
+            }
+        }
         for (host_vm, connected) in agents {
             let gauge = self.agents.get_or_create(&[("host_vm", host_vm)]);
             gauge.set(connected.into());

@@ -15,6 +15,7 @@ use crate::join::JoinedRun;
 use crate::journal::{Journal, Place, State};
 use crate::ledger::Ledger;
 use crate::link::Patience;
+use crate::memory::Route;
 use crate::preflight::{check, mib, Checked};
 use crate::settle::Unsettled;
 use crate::side::Side;
@@ -76,7 +77,11 @@ pub(crate) struct Job<'a> {
     pub(crate) request: &'a MigrateRequest,
     pub(crate) exec: Executor<'a>,
     pub(crate) work: Work,
-    pub(crate) domids: (u32, u32),
+    /// How the memory gets there.
+    pub(crate) mode: Mode,
+    pub(crate) route: Route,
+    /// The destination lacks memory that its guest hypervisor believes it has.
+    pub(crate) small: bool,
     started: Instant,
     pub(crate) guest: Guest,
     /// What it has been suspended for, if it may have been.
@@ -96,6 +101,8 @@ pub(crate) struct Job<'a> {
     pub(crate) copies: Vec<PfnRun>,
     /// Those of them that were read already, and what they have.
     pub(crate) ahead: (Vec<PfnRun>, Vec<u8>),
+    /// Pages that are not there at the source.
+    pub(crate) empty: Vec<PfnRun>,
     /// Digests to compare with.
     pub(crate) before: Vec<(u64, Digest)>,
     pub(crate) report: MigrateReport,
@@ -118,7 +125,7 @@ pub(crate) fn migrate<'a>(
         .report
         .unstaged
         .as_ref()
-        .filter(|_| request.mode == Mode::Swap)
+        .filter(|_| job.mode.is_external())
     {
         info!(
             guest = job.guest.name,
@@ -188,6 +195,8 @@ impl<'a> Job<'a> {
         let Checked {
             from,
             to,
+            mode,
+            small,
             domids,
             ids,
             guest,
@@ -201,7 +210,7 @@ impl<'a> Job<'a> {
         let mut report = MigrateReport {
             from: request.from.clone(),
             to: request.to.clone(),
-            mode: request.mode,
+            mode,
             dry_run: request.dry_run,
             blockers,
             guest_mib: mib(guest.pages),
@@ -222,7 +231,7 @@ impl<'a> Job<'a> {
         );
         let stages = report.unstaged.is_none();
         let mut work = Work {
-            machine: Machine::new(request.mode == Mode::Swap, stages),
+            machine: Machine::new(mode.is_external(), stages),
             record: context.journal.begin(&guest.name, ends.0, ends.1),
             moved: None,
         };
@@ -230,6 +239,7 @@ impl<'a> Job<'a> {
             work.record.state = State::Stage;
         }
         work.record.guest_uuid = uuid;
+        work.record.mode = mode;
         let exec = Executor {
             driver: context.driver,
             journal: context.journal,
@@ -246,7 +256,9 @@ impl<'a> Job<'a> {
             request,
             exec,
             work,
-            domids,
+            mode,
+            route: Route::new(domids, mode),
+            small,
             started,
             guest,
             pause: None,
@@ -257,6 +269,7 @@ impl<'a> Job<'a> {
             loaded: None,
             copies: Vec::new(),
             ahead: (Vec::new(), Vec::new()),
+            empty: Vec::new(),
             before: Vec::new(),
             report,
         })
@@ -272,12 +285,11 @@ impl<'a> Job<'a> {
                 .talk(|l| l.frames(domid, |_| {}))
                 .map_err(refused)?;
             let movable: u64 = list.runs().iter().map(|r| u64::from(r.nr)).sum();
-            match self.request.mode {
-                Mode::Swap => {
-                    self.report.pages_swapped = movable;
-                    self.report.pages_sent = list.pages() - movable;
-                }
-                Mode::Copy => self.report.pages_sent = list.pages(),
+            if self.mode.is_external() {
+                self.report.pages_swapped = movable;
+                self.report.pages_sent = list.pages() - movable;
+            } else {
+                self.report.pages_sent = list.pages();
             }
         }
         self.report.seconds.total = seconds(self.started);

@@ -7,12 +7,13 @@ use crate::driver::Driver;
 use crate::exchange::{both, refused, SwapError};
 use crate::host_vm::HostVm;
 use crate::link::{unexpected, Link, LinkError};
+use crate::memory::{chosen, no_relocation};
 use crate::side::Side;
 use std::collections::HashMap;
 use tracing::warn;
 use vmbeam_wire::message::{
     needed_mib, no_room, AgentErrorCode, Facts, FromAgent, Guest, GuestKind, GuestState,
-    MigrateRequest, Mode, PlanReport, PlannedGuest, ToAgent,
+    HostMemory, MigrateRequest, Mode, PlanReport, PlannedGuest, ToAgent,
 };
 use vmbeam_wire::{Inspection, Need, NeedKind, Uuid};
 
@@ -110,7 +111,7 @@ fn looked_at(from: &mut Side<'_>, to: &mut Side<'_>, guest: &Guest, mode: Mode) 
     if guest.kind != GuestKind::Pv || guest.state != GuestState::Running {
         return Vec::new();
     }
-    let external = mode == Mode::Swap;
+    let external = mode.is_external();
     let mut ask = || {
         let Inspection { problems, needs } = from.talk(|l| inspect(l, guest.domid, external))?;
         let lacking = match needs.is_empty() {
@@ -135,6 +136,10 @@ fn looked_at(from: &mut Side<'_>, to: &mut Side<'_>, guest: &Guest, mode: Mode) 
 pub(crate) struct Checked<'a> {
     pub(crate) from: Side<'a>,
     pub(crate) to: Side<'a>,
+    /// How its memory gets there.
+    pub(crate) mode: Mode,
+    /// The destination has less memory than its guest hypervisor believes.
+    pub(crate) small: bool,
     pub(crate) domids: (u32, u32),
     /// The hypervisor's ids of both host VMs, if it was asked.
     pub(crate) ids: Option<[u64; 2]>,
@@ -153,7 +158,9 @@ pub(crate) fn check<'a>(
     request: &MigrateRequest,
 ) -> Result<Checked<'a>, SwapError> {
     let (mut from, mut to) = take(host_vms)?;
-    let (domids, ids) = domids(driver, (&mut from, &mut to), request.mode)?;
+    let memory = to.vm.memory();
+    let mode = chosen(request.mode, &memory);
+    let (domids, ids) = domids(driver, (&mut from, &mut to), mode)?;
     let Inventory { here, there, uuids } = Inventory::of(&mut from, &mut to)?;
     let name = &request.from.guest;
     let guest = named(&here.0, name, from.name()).map_err(refused)?.clone();
@@ -163,18 +170,22 @@ pub(crate) fn check<'a>(
     let here_too = (&guest, from.name(), &*here.0);
     blockers.extend(same_uuid(here_too, to.name(), &there.0, &uuids));
     let facts = ((from.name(), &here.1), (to.name(), &there.1));
-    blockers.extend(blockers_of_pair(request.mode, facts.0, facts.1));
-    let unstaged = unstaged(request.mode, facts.0, facts.1);
+    blockers.extend(blockers_of_pair(mode, facts.0, facts.1));
+    let unstaged = unstaged(mode, facts.0, facts.1);
     let needs = format!("guest {name} needs");
     let room = no_room(to.name(), &needs, needed_mib(guest.pages), there.1.free_mib);
     blockers.extend(room);
-    blockers.extend(looked_at(&mut from, &mut to, &guest, request.mode));
+    blockers.extend(no_relocation(driver, to.name(), mode, &memory));
+    blockers.extend(no_reserve(to.name(), &guest, mode, &memory));
+    blockers.extend(looked_at(&mut from, &mut to, &guest, mode));
     if let Some(uuid) = uuid.filter(|_| !request.dry_run) {
         to.talk(|l| l.expect(uuid)).map_err(refused)?;
     }
     Ok(Checked {
         from,
         to,
+        mode,
+        small: memory.is_ok_and(|m| m.is_small()),
         domids,
         ids,
         guest,
@@ -268,6 +279,20 @@ fn other_cpu(to: &str, guest: &Guest, there: &Facts) -> Option<String> {
     ))
 }
 
+/// Why a destination that has less memory than it believes cannot take a guest.
+fn no_reserve(
+    to: &str,
+    guest: &Guest,
+    mode: Mode,
+    memory: &Result<HostMemory, String>,
+) -> Vec<String> {
+    let who = format!("guest {}", guest.name);
+    memory.as_ref().map_or_else(
+        |_| Vec::new(),
+        |memory| memory.in_the_way(to, &who, guest.pages, mode),
+    )
+}
+
 /// Why nothing may arrive.
 fn closed(to: &HostVm) -> Option<String> {
     let name = &to.config.name;
@@ -280,7 +305,7 @@ fn closed(to: &HostVm) -> Option<String> {
 fn blockers_of_pair(mode: Mode, from: (&str, &Facts), to: (&str, &Facts)) -> Vec<String> {
     [from, to]
         .into_iter()
-        .filter(|_| mode == Mode::Swap)
+        .filter(|_| mode.is_external())
         .filter_map(|(vm, facts)| Some(format!("host VM {vm}: {}", facts.problem.as_ref()?)))
         .collect()
 }
@@ -309,7 +334,7 @@ fn domids(
     mode: Mode,
 ) -> Result<Domains, SwapError> {
     let domids = (from.domid().map_err(refused)?, to.domid().map_err(refused)?);
-    if mode == Mode::Swap {
+    if mode.is_external() {
         let offer = |e| {
             refused(format!(
                 "{e}; `vmbeam migrate --mode copy` copies the memory instead"
@@ -356,11 +381,19 @@ pub(crate) fn plan(
     mode: Mode,
 ) -> Result<PlanReport, SwapError> {
     let (mut from, mut to) = take(host_vms)?;
-    let mut report = PlanReport::default();
+    let memory = to.vm.memory();
+    let mode = chosen(mode, &memory);
+    let mut report = PlanReport {
+        mode,
+        memory: memory.clone().ok(),
+        ..PlanReport::default()
+    };
     if let Err(e) = domids(driver, (&mut from, &mut to), mode) {
         report.blockers.push(e.message);
     }
     report.blockers.extend(closed(to.vm));
+    let relocation = no_relocation(driver, to.name(), mode, &memory);
+    report.blockers.extend(relocation);
     let Inventory {
         mut here,
         there,
@@ -381,6 +414,7 @@ pub(crate) fn plan(
             &there.0,
             &uuids,
         ));
+        blockers.extend(no_reserve(to.name(), guest, mode, &memory));
         blockers.extend(looked_at(&mut from, &mut to, guest, mode));
         PlannedGuest {
             blockers,

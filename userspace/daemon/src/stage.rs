@@ -4,13 +4,15 @@
 //! devices, the pairs, which of them are refused. What is left for the pause is what has
 //! changed since.
 
+use crate::differ::{different, samples, two_of, without};
 use crate::exchange::{both, refused, Sum, SwapError};
 use crate::execute::Moved;
 use crate::join::{beyond, join, select, JoinedRun};
 use crate::journal::{Filed, Pairs};
 use crate::link::Link;
+use crate::load::{load, Loaded};
 use crate::migrate::{seconds, Job};
-use crate::transfer::{count, different, finish, load, samples, two_of, until_made, Loaded, Relay};
+use crate::transfer::{count, finish, until_made, Relay};
 use std::ops::Range;
 use std::time::Instant;
 use tracing::info;
@@ -23,6 +25,8 @@ pub(crate) struct Staged {
     pub(crate) relay: Relay,
     /// What is in the journal's file: pairs that were not refused.
     pairs: Vec<JoinedRun>,
+    /// Those of them that are not there at the source: nobody must look at them.
+    empty: Vec<PfnRun>,
     /// The file's digest.
     digest: Digest,
     /// Pairs of pages that were none that may move then: page tables, mostly.
@@ -60,9 +64,10 @@ impl Job<'_> {
         self.work.record.to.guest = Some(there);
         let (runs, others) = self.staged_lists(there)?;
         self.go_on()?;
-        let rehearsal = load(self.context, self.domids, &runs)?;
+        let rehearsal = load(self.context, self.route, &self.request.to, &runs)?;
         self.refused(&rehearsal);
         self.bounded(&rehearsal.bad, &rehearsal.good)?;
+        self.reserve_holds(&rehearsal.bad)?;
         let id = self.work.record.id;
         let digest = self
             .context
@@ -74,12 +79,15 @@ impl Job<'_> {
             guest = self.guest.name,
             pages = relay.scanner.contents().populated,
             runs = rehearsal.good.len(),
+            moves = rehearsal.moves,
+            empty = count(&rehearsal.empty),
             seconds = self.report.seconds.stage,
             "the guest's copy is made"
         );
         self.staged = Some(Staged {
             relay,
             pairs: rehearsal.good,
+            empty: rehearsal.empty,
             digest,
             others,
             confirmed: None,
@@ -137,12 +145,12 @@ impl Job<'_> {
             runs.extend(since);
             runs.sort_unstable_by_key(|r| r.pfn);
         }
-        let some = samples(&runs);
+        let some = without(&samples(&runs), &staged.empty);
         let limits = self.limits();
-        let (context, domids) = (self.context, self.domids);
+        let (context, route, to_name) = (self.context, self.route, &self.request.to);
         let (from, to) = (&mut self.exec.from, &mut self.exec.to);
         let (loaded, (a, b)) = both(
-            || load(context, domids, &runs),
+            || load(context, route, to_name, &runs),
             || {
                 both(
                     || {
@@ -162,6 +170,10 @@ impl Job<'_> {
                                 "guest {there} was made in host VM {}, but guest {guest} completed",
                                 to.name()
                             )));
+                        }
+                        // To look at pages that are not there yet would make them be there.
+                        if route.relocates() {
+                            return Ok(Vec::new());
                         }
                         to.talk(|l| l.digests(there, &some, |_| {}))
                             .map_err(refused)
@@ -204,11 +216,16 @@ impl Job<'_> {
         copies.extend(&loaded.bad);
         copies.sort_by_key(|r| r.pfn);
         self.bounded(&copies, &loaded.good)?;
-        let mut found = different(digests);
-        found.retain(|probe| !loaded.bad.iter().any(|r| r.has(probe.pfn)));
-        let probes = match found.is_empty() {
-            true => self.search(&loaded.good, there)?,
-            false => two_of(&found),
+        let probes = if self.route.relocates() {
+            let [known, _] = digests;
+            self.probes_afar(&loaded, there, known)?
+        } else {
+            let mut found = different(digests);
+            found.retain(|probe| !loaded.bad.iter().any(|r| r.has(probe.pfn)));
+            match found.is_empty() {
+                true => self.search(&loaded.good, there)?,
+                false => two_of(&found),
+            }
         };
         let pairs = Pairs {
             pairs: beyond(&loaded.good, &staged.pairs)

@@ -170,7 +170,7 @@ impl Job<'_> {
 
         self.seconds.add = add(&mut *session, &joined.runs, self.progress)?;
         let mut status = vec![NOT_ATTEMPTED; joined.pages as usize];
-        self.seconds.prepare = prepare(&*session, &mut status, self.progress)?;
+        self.seconds.prepare = prepare(&*session, &mut status, self.progress)?.seconds;
         info!(seconds = self.seconds.prepare, "asked the hypervisor");
         if status.iter().all(|s| *s < 0) {
             let r = Refusals::collect(&joined.runs, &status);
@@ -179,7 +179,7 @@ impl Job<'_> {
             )));
         }
         if !request.dry_run {
-            self.seconds.commit = commit(&mut *session, &mut status, self.progress)?;
+            self.seconds.commit = commit(&mut *session, &mut status, self.progress)?.seconds;
             info!(seconds = self.seconds.commit, "swapped");
         }
 

@@ -2,21 +2,24 @@
 
 //! What moves a guest forward: its state through the two agents, its memory by the driver.
 
-use crate::driver::{counts, DriverSession};
-use crate::exchange::{add, both, commit, prepare, refused, Refusals, Sum, SwapError};
+use crate::differ::without;
+use crate::driver::counts;
+use crate::exchange::{both, commit, refused, take_empty, Refusals, Sum, SwapError};
 use crate::execute::{Moved, Swapped};
-use crate::join::{join, sample, select, split, JoinedRun};
-use crate::journal::{Pairs, Probe};
+use crate::join::{join, select, JoinedRun};
+use crate::journal::Pairs;
 use crate::ledger::Ledger;
 use crate::link::{parts, Link, LinkError};
-use crate::migrate::{seconds, Context, Job, Limits};
+use crate::load::{load, Loaded};
+use crate::memory::holds;
+use crate::migrate::{seconds, Job, Limits};
 use crate::side::Side;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 use tracing::info;
 use vmbeam_migration::Event;
 use vmbeam_uapi::NOT_ATTEMPTED;
-use vmbeam_wire::message::{Digest, Failure, Mode, Phase, SwapRun, MAX_PAGES_PER_CHUNK, MAX_PART};
+use vmbeam_wire::message::{Digest, Failure, Phase, SwapRun, MAX_PAGES_PER_CHUNK, MAX_PART};
 use vmbeam_wire::PfnRun;
 use vmbeam_xen::stream::Scanner;
 
@@ -25,12 +28,6 @@ use vmbeam_xen::stream::Scanner;
 const MAX_COPIES: u64 = 16 << 10;
 /// Bytes that are pushed at once: what is not taken has to be sent again.
 const PUSH: usize = 128 << 10;
-/// Pages that are looked at in search of a difference, spread over the guest: most
-/// pages of a guest that ran differ from those of one that did not.
-const PROBE_SAMPLE: u64 = 256;
-/// The same when none of these differs, and all pages are looked at.
-const PROBE_BATCH: u64 = 4096;
-
 pub(crate) fn count(runs: &[PfnRun]) -> u64 {
     runs.iter().map(|r| u64::from(r.nr)).sum()
 }
@@ -38,7 +35,7 @@ pub(crate) fn count(runs: &[PfnRun]) -> u64 {
 impl Job<'_> {
     /// Have both toolstacks begin. With `staged`, the guest runs on.
     pub(crate) fn begin_stream(&mut self, staged: bool) -> Result<(), SwapError> {
-        let external = self.request.mode == Mode::Swap;
+        let external = self.mode.is_external();
         let name = self.guest.name.clone();
         let here = self.guest.domid;
         self.limit();
@@ -186,14 +183,15 @@ impl Job<'_> {
         let (runs, mut copies) = self.lists(there)?;
         self.part("lists");
         self.go_on()?;
-        let loaded = load(self.context, self.domids, &runs)?;
+        let loaded = load(self.context, self.route, &self.request.to, &runs)?;
         self.refused(&loaded);
         self.part("dry run");
         copies.extend(&loaded.bad);
         copies.sort_by_key(|r| r.pfn);
         self.bounded(&copies, &loaded.good)?;
+        self.reserve_holds(&copies)?;
         let started = Instant::now();
-        let probes = self.probes(&loaded.good, there)?;
+        let probes = self.probes(&loaded, there)?;
         self.report.seconds.probes = seconds(started);
         self.part("probes");
         let pairs = Pairs {
@@ -215,6 +213,15 @@ impl Job<'_> {
         Ok(())
     }
 
+    /// Refuse what would take more of the destination's reserve than it has: pages that are
+    /// copied are touched there, and more than that is touched by whatever runs there.
+    pub(crate) fn reserve_holds(&self, copies: &[PfnRun]) -> Result<(), SwapError> {
+        match self.small {
+            true => holds(self.exec.to.vm, count(copies)),
+            false => Ok(()),
+        }
+    }
+
     /// All is known that has to be before the swap.
     pub(crate) fn prepared(
         &mut self,
@@ -222,6 +229,7 @@ impl Job<'_> {
         moved: Moved,
         copies: Vec<PfnRun>,
     ) -> Result<Event, SwapError> {
+        self.empty = loaded.empty;
         if self.request.verify {
             let (here, external) = (self.guest.domid, self.external());
             self.before = self.digests(Phase::DigestsBefore, true, here, &external)?;
@@ -240,14 +248,15 @@ impl Job<'_> {
         there.ok_or_else(|| refused("the guest's number is not known"))
     }
 
-    /// The pages whose contents are not in the stream.
+    /// The pages whose contents are not in the stream, and that are there.
     fn external(&self) -> Vec<PfnRun> {
         let run = |r: &Range<u64>| PfnRun {
             pfn: r.start,
             // A guest has at most 2^26 pages.
             nr: (r.end - r.start) as u32,
         };
-        self.contents.external.iter().map(run).collect()
+        let all: Vec<_> = self.contents.external.iter().map(run).collect();
+        without(&all, &self.empty)
     }
 
     /// Swap the memory.
@@ -258,7 +267,10 @@ impl Job<'_> {
         let pages: u64 = runs.iter().map(|r| u64::from(r.nr)).sum();
         let mut status = vec![NOT_ATTEMPTED; pages as usize];
         match commit(&mut *session, &mut status, self.context.progress) {
-            Ok(seconds) => self.report.seconds.swap = seconds,
+            Ok(took) => {
+                self.report.seconds.swap = took.seconds;
+                self.report.relocated = took.moves;
+            }
             Err(e) => {
                 self.exec.swapped = match e.failure {
                     // Some pairs are swapped, and their host VM may be gone.
@@ -272,13 +284,15 @@ impl Job<'_> {
         self.report.counts = counts(session.spent());
         self.part("swap");
         self.exec.swapped = Swapped::By(session);
+        let empty = count(&take_empty(self.route.mode, &runs, &mut status));
         let late = Refusals::collect(&runs, &status);
         if !late.counts.is_empty() {
             return Err(refused(format!(
                 "pages could not be swapped that could have been before: {late}"
             )));
         }
-        self.report.pages_swapped = pages;
+        self.report.pages_swapped = pages - empty;
+        self.report.pages_empty = empty;
         Ok(Event::Done)
     }
 
@@ -322,41 +336,6 @@ impl Job<'_> {
             *known.entry((*reason).into()).or_default() += nr;
         }
         self.report.seconds.prepare += loaded.seconds;
-    }
-
-    /// Pages that differ, of which two are kept: they tell where the memory is.
-    fn probes(&mut self, runs: &[JoinedRun], there: u32) -> Result<Vec<Probe>, SwapError> {
-        match self.differences(&samples(runs), there)? {
-            found if found.is_empty() => self.search(runs, there),
-            found => Ok(two_of(&found)),
-        }
-    }
-
-    /// The same among all pages.
-    pub(crate) fn search(
-        &mut self,
-        runs: &[JoinedRun],
-        there: u32,
-    ) -> Result<Vec<Probe>, SwapError> {
-        let all: Vec<PfnRun> = runs.iter().map(PfnRun::from).collect();
-        for batch in parts(&all, PROBE_BATCH) {
-            let found = self.differences(&batch, there)?;
-            if !found.is_empty() {
-                return Ok(two_of(&found));
-            }
-        }
-        Ok(Vec::new())
-    }
-
-    fn differences(&mut self, runs: &[PfnRun], there: u32) -> Result<Vec<Probe>, SwapError> {
-        self.go_on()?;
-        let here = self.guest.domid;
-        let (from, to) = (&mut self.exec.from, &mut self.exec.to);
-        let (a, b) = both(
-            || from.talk(|l| l.digests(here, runs, |_| {})),
-            || to.talk(|l| l.digests(there, runs, |_| {})),
-        );
-        Ok(different([a.map_err(refused)?, b.map_err(refused)?]))
     }
 
     fn copy(&mut self, copies: &[PfnRun], there: u32) -> Result<(), SwapError> {
@@ -443,46 +422,6 @@ impl Job<'_> {
     }
 }
 
-/// A session with those runs that will not be refused, and the others.
-pub(crate) struct Loaded {
-    pub(crate) session: Box<dyn DriverSession>,
-    pub(crate) good: Vec<JoinedRun>,
-    pub(crate) bad: Vec<PfnRun>,
-    refusals: Refusals,
-    seconds: f64,
-}
-
-/// Hand runs to the driver, and try which would be refused.
-pub(crate) fn load(
-    context: Context<'_>,
-    domids: (u32, u32),
-    runs: &[JoinedRun],
-) -> Result<Loaded, SwapError> {
-    let progress = context.progress;
-    let open = || context.driver.open(domids.0, domids.1).map_err(refused);
-    let started = Instant::now();
-    let mut session = open()?;
-    add(&mut *session, runs, progress)?;
-    let pages: u64 = runs.iter().map(|r| u64::from(r.nr)).sum();
-    let mut status = vec![NOT_ATTEMPTED; pages as usize];
-    prepare(&*session, &mut status, progress)?;
-    let refusals = Refusals::collect(runs, &status);
-    let (good, bad) = split(runs, &status);
-    if !bad.is_empty() && !good.is_empty() {
-        info!("not to be swapped: {refusals}");
-        // What is swapped is to be all or nothing, so without these.
-        session = open()?;
-        add(&mut *session, &good, progress)?;
-    }
-    Ok(Loaded {
-        session,
-        good,
-        bad,
-        refusals,
-        seconds: seconds(started),
-    })
-}
-
 /// How long the toolstacks may make no progress. One that restores a large guest makes
 /// room for all of it before it takes more.
 fn stalled_after(to: &Side<'_>) -> Duration {
@@ -515,33 +454,6 @@ pub(crate) fn until_made(
 /// The guest, once it is restored.
 pub(crate) fn finish(to: &mut Side<'_>, limits: Limits<'_>) -> Result<u32, SwapError> {
     until_made(to, limits, Link::finish)
-}
-
-/// Pages spread over all of these.
-pub(crate) fn samples(runs: &[JoinedRun]) -> Vec<PfnRun> {
-    let page = |pfn| PfnRun { pfn, nr: 1 };
-    sample(runs, PROBE_SAMPLE).into_iter().map(page).collect()
-}
-
-/// Pages whose digests at the source and at the destination differ.
-pub(crate) fn different([a, b]: [Vec<(u64, Digest)>; 2]) -> Vec<Probe> {
-    a.into_iter()
-        .zip(b)
-        .filter(|(a, b)| a.1 != b.1)
-        .map(|(a, b)| Probe {
-            pfn: a.0,
-            source: a.1,
-            destination: b.1,
-        })
-        .collect()
-}
-
-/// The first and the last.
-pub(crate) fn two_of(probes: &[Probe]) -> Vec<Probe> {
-    match probes {
-        [first, .., last] => vec![*first, *last],
-        few => few.to_vec(),
-    }
 }
 
 /// What is on its way of a guest's state.

@@ -231,6 +231,30 @@ fn a_host_vm_alone_starts_its_guests() {
 }
 
 #[test]
+fn a_host_vm_that_starts_small_starts_no_guests() {
+    let mut w = World::new();
+    w.autostart = true;
+    with_domids(&mut w);
+    lock(&w.hosts["A"]).guests.clear();
+    with_files(&w, &["A"]);
+    fs::write(w.dir.path().join("down-B"), "").unwrap();
+    let file = w.dir.path().join("memory-1");
+    let memory = |cache| {
+        let text = format!("{{\"pages\":9,\"max_pages\":9,\"cache\":{cache},\"entries\":9}}");
+        fs::write(&file, text).unwrap();
+    };
+    memory(8);
+    w.agents(&["A"]);
+    w.start();
+    wait("it is held", || {
+        held(&w, "A").contains("has less memory than its guest hypervisor believes")
+    });
+    assert_eq!(gate(&w, "A"), None);
+    memory(9);
+    wait("A is told", || gate(&w, "A").as_deref() == Some("yes"));
+}
+
+#[test]
 fn two_host_vms_that_would_start_one_guest_start_none() {
     let mut w = World::new();
     w.autostart = true;

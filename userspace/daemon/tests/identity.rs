@@ -14,6 +14,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use vmbeam_uapi::Mode as BindMode;
 use vmbeam_wire::encode_old;
 use vmbeam_wire::message::{
     AgentReport, Failure, FromAgent, FromDaemon, Identity, MigrateRequest, Mode, ToAgent, ToDaemon,
@@ -190,14 +191,14 @@ fn a_reused_domid() {
 fn a_reused_domid_and_a_daemon_without_privileges() {
     let w = World::new();
     let driver = Pinned::for_ever(w.driver.clone());
-    assert!(driver.open(1, 2).is_ok() && driver.open_anew(1, 2).is_ok());
+    assert!(driver.open(1, 2, BindMode::Swap).is_ok() && driver.open_anew(1, 2).is_ok());
     lock(&w.driver.faults).reused.insert(1);
-    assert!(driver.open_anew(1, 2).is_err() && driver.open(1, 2).is_err());
+    assert!(driver.open_anew(1, 2).is_err() && driver.open(1, 2, BindMode::Swap).is_err());
     let driver = Pinned::new(w.driver.clone());
-    assert!(driver.open(1, 2).is_ok());
+    assert!(driver.open(1, 2, BindMode::Swap).is_ok());
     lock(&w.driver.faults).reused.clear();
-    assert!(driver.open(1, 2).is_err());
-    assert!(driver.open_anew(1, 2).is_ok() && driver.open(1, 2).is_ok());
+    assert!(driver.open(1, 2, BindMode::Swap).is_err());
+    assert!(driver.open_anew(1, 2).is_ok() && driver.open(1, 2, BindMode::Swap).is_ok());
 }
 
 #[test]

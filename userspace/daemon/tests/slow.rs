@@ -83,6 +83,7 @@ fn a_peer_that_does_not_read_ends_with_the_time_of_the_request() {
             name: "B".into(),
             socket,
             domid: vmbeamd::config::Domid::Fixed(2),
+            memory: Vec::new(),
             list: Vec::new(),
         };
         let timeout = Duration::from_secs(2);

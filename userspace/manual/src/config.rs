@@ -70,6 +70,14 @@ const TABLES: &[Table] = &[
                  with is gone if its domid is not among them. If the command fails, nobody \
                  knows, and nothing is done. Not run for host VMs with a fixed domid.",
             ),
+            (
+                "memory_command",
+                "ARRAY OF STRINGS",
+                "[\"vmbeam\", \"memory\"]",
+                "Prints what a host VM, whose domid is appended, has of the host's memory, as \
+                 `vmbeam memory` does. Not run with --user or --seccomp: then nothing can be \
+                 relocated.",
+            ),
         ],
     ),
     (

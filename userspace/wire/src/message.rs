@@ -9,6 +9,7 @@
 mod agent;
 mod control;
 mod evacuation;
+mod memory;
 mod report;
 
 use crate::compressed;
@@ -21,6 +22,7 @@ pub use agent::{
 };
 pub use control::{Failure, FromDaemon, GuestRef, MigrateRequest, Mode, SwapRequest, ToDaemon};
 pub use evacuation::*;
+pub use memory::{HostMemory, HostVmMemory};
 pub use report::*;
 
 /// Most bytes of a name or a version.

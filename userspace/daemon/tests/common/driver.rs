@@ -23,6 +23,8 @@ pub struct Faults {
     pub panic: bool,
     /// Say that the record of a half move is kept between domains 2 and 1.
     pub record: bool,
+    /// It cannot relocate.
+    pub old: bool,
     /// Domains that have died, and whose domid another one has.
     pub reused: HashSet<u32>,
 }
@@ -32,6 +34,8 @@ pub struct Faults {
 pub struct FakeDriver {
     pub hosts: HashMap<u32, Host>,
     pub faults: Mutex<Faults>,
+    /// The modes of its sessions so far.
+    pub modes: Mutex<Vec<Mode>>,
 }
 
 struct FakeSession {
@@ -40,6 +44,7 @@ struct FakeSession {
     domids: (u32, u32),
     ids: [u64; 2],
     faults: Faults,
+    mode: Mode,
     pairs: Vec<(u64, u64)>,
     refused: Vec<bool>,
     cursor: u64,
@@ -50,7 +55,10 @@ impl Sessions for FakeDriver {
     fn info(&self) -> Result<Info, Error> {
         Ok(Info {
             size: 40,
-            features: FEATURE_SWAP,
+            features: match lock(&self.faults).old {
+                true => FEATURE_SWAP,
+                false => FEATURE_SWAP | FEATURE_RELOCATE,
+            },
             max_add_runs: 1000,
             batch_pairs: 512,
             max_runs: 1 << 20,
@@ -63,6 +71,7 @@ impl Sessions for FakeDriver {
         &self,
         [domid_a, domid_b]: [u32; 2],
         expected: [u64; 2],
+        mode: Mode,
     ) -> Result<Box<dyn DriverSession>, Error> {
         let faults = lock(&self.faults).clone();
         if let Some(errno) = faults.open {
@@ -85,8 +94,10 @@ impl Sessions for FakeDriver {
                 errno: Errno::ESRCH,
             });
         }
+        lock(&self.modes).push(mode);
         Ok(Box::new(FakeSession {
             ids,
+            mode,
             a: find(domid_a)?,
             b: find(domid_b)?,
             domids: (domid_a, domid_b),
@@ -110,7 +121,31 @@ impl FakeSession {
         if !lock(&self.a).memory.contains_key(&a) || !lock(&self.b).memory.contains_key(&b) {
             return -(Errno::ENOENT as i32);
         }
-        self.faults.refuse.get(&a).copied().unwrap_or(0)
+        if let Some(status) = self.faults.refuse.get(&a) {
+            return *status;
+        }
+        let there = (lock(&self.a).has(a), lock(&self.b).has(b));
+        match (self.mode, there) {
+            (Mode::ToB, (true, _)) | (Mode::ToA, (_, true)) | (_, (true, true)) => 0,
+            _ => -(Errno::ENODATA as i32),
+        }
+    }
+
+    /// Whether a frame would go over without one in return.
+    fn moves(&self, pair: usize) -> bool {
+        let (a, b) = self.pairs[pair];
+        let both = lock(&self.a).has(a) && lock(&self.b).has(b);
+        self.status_of(pair) == 0 && !both
+    }
+
+    /// The giver has nothing: so has the receiver.
+    fn empty(&self, pair: usize) {
+        let (a, b) = self.pairs[pair];
+        match self.mode {
+            Mode::ToB => lock(&self.b).memory.insert(b, 0),
+            Mode::ToA => lock(&self.a).memory.insert(a, 0),
+            _ => None,
+        };
     }
 
     fn exchange(&self, pair: usize) {
@@ -124,6 +159,11 @@ impl FakeSession {
         };
         host_a.memory.insert(a, old_b);
         host_b.memory.insert(b, new_b);
+        let there = (host_a.has(a), host_b.has(b));
+        if there != (true, true) {
+            host_a.becomes(a, there.1);
+            host_b.becomes(b, there.0);
+        }
     }
 
     fn interrupted(&mut self) -> bool {
@@ -158,15 +198,16 @@ impl DriverSession for FakeSession {
     }
 
     fn prepare(&self, first: u64, status: &mut [i32]) -> Result<Prepared, Error> {
-        let mut refused = 0;
+        let (mut refused, mut moves) = (0, 0);
         for (i, s) in status.iter_mut().enumerate() {
             *s = self.status_of(first as usize + i);
             refused += u64::from(*s < 0);
+            moves += u64::from(self.moves(first as usize + i));
         }
         Ok(Prepared {
             done: status.len() as u64,
             refused,
-            moves: 0,
+            moves,
         })
     }
 
@@ -198,9 +239,13 @@ impl DriverSession for FakeSession {
             }
             *s = self.status_of(self.cursor as usize);
             if *s == 0 {
+                step.moved += u64::from(self.moves(self.cursor as usize));
                 self.exchange(self.cursor as usize);
                 step.swapped += 1;
             } else {
+                if *s == -(Errno::ENODATA as i32) {
+                    self.empty(self.cursor as usize);
+                }
                 self.refused[self.cursor as usize] = true;
                 step.refused += 1;
             }

@@ -25,6 +25,10 @@ pub struct FakeGuest {
 #[derive(Debug, Default)]
 pub struct FakeHost {
     pub memory: HashMap<u64, u64>,
+    /// Frames that are there only once they are touched.
+    pub absent: HashSet<u64>,
+    /// How many of them were touched.
+    pub touched: u64,
     pub guests: HashMap<u32, FakeGuest>,
     /// Memory that new guests may have.
     pub free_mib: u64,
@@ -70,6 +74,32 @@ impl FakeHost {
             .collect();
         assert_eq!(gfns.len() as u64, nr, "the fake host VM is too small");
         gfns
+    }
+
+    /// Whether this frame is there.
+    pub(super) fn has(&self, gfn: u64) -> bool {
+        !self.absent.contains(&gfn)
+    }
+
+    /// It is there from now on, or not.
+    pub(super) fn becomes(&mut self, gfn: u64, there: bool) {
+        match there {
+            true => self.absent.remove(&gfn),
+            false => self.absent.insert(gfn),
+        };
+    }
+
+    /// Somebody looks at it, or writes to it.
+    fn touch(&mut self, gfn: u64) {
+        self.touched += u64::from(self.absent.remove(&gfn));
+    }
+
+    /// These frames are not there yet.
+    pub fn start_small(&mut self, gfns: impl Iterator<Item = u64>) {
+        for gfn in gfns {
+            self.memory.insert(gfn, 0);
+            self.absent.insert(gfn);
+        }
     }
 
     /// One more guest that runs, of ordinary pages.
@@ -259,6 +289,7 @@ impl Hypervisor for FakeHypervisor {
         let mut host = lock(&self.0);
         for (i, gfn) in gfns.iter().enumerate() {
             let mut page = [0; 4096];
+            host.touch(*gfn);
             page[..8].copy_from_slice(&host.memory[gfn].to_le_bytes());
             seen(i, &page);
         }
@@ -280,6 +311,7 @@ impl Hypervisor for FakeHypervisor {
             let mut page = [0; 4096];
             fill(i, &mut page);
             let word = u64::from_le_bytes(page[..8].try_into().unwrap());
+            host.touch(*gfn);
             host.memory.insert(*gfn, word);
         }
         Ok(())

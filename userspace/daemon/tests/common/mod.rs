@@ -25,8 +25,8 @@ use vmbeam_agent::definitions::Files;
 use vmbeam_agent::gate::Gate;
 use vmbeam_agent::toolstack::{Incoming, Outgoing};
 use vmbeam_agent::{Agent, HvError, Hypervisor};
-use vmbeam_uapi::sys::FEATURE_SWAP;
-use vmbeam_uapi::{AddFailed, Errno, Error, Info, Op, Prepared, Run, Spent, Status, Step};
+use vmbeam_uapi::sys::{FEATURE_RELOCATE, FEATURE_SWAP};
+use vmbeam_uapi::{AddFailed, Errno, Error, Info, Mode, Op, Prepared, Run, Spent, Status, Step};
 use vmbeam_wire::message::{
     AgentErrorCode, Facts, FromDaemon, Guest, GuestKind, GuestRef, GuestState, SwapRequest,
     ToDaemon, Toolstack,
@@ -94,6 +94,7 @@ impl World {
                 .map(|(name, domid)| (domid, hosts[*name].clone()))
                 .collect(),
             faults: Mutex::default(),
+            modes: Mutex::default(),
         };
         Self {
             dir,
@@ -142,6 +143,11 @@ impl World {
         // The UUID in the line of the file that begins with the domid.
         let find = format!("sed -n \"s/^$0 //p\" '{dir}/uuids'");
         text.push_str(&format!("uuid_command = [\"sh\", \"-c\", {find:?}]\n"));
+        // What is in the file of that domid, and the next time what is in the next one.
+        let print = format!(
+            "cd '{dir}'; cat memory-$0 && if [ -e next-$0 ]; then mv next-$0 memory-$0; fi"
+        );
+        text.push_str(&format!("memory_command = [\"sh\", \"-c\", {print:?}]\n"));
         if let Some(command) = &self.domid_command {
             text.push_str(&format!("domid_command = [{command:?}, \"domid\"]\n"));
             text.push_str(&format!("list_command = [{command:?}, \"list\"]\n"));

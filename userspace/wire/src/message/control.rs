@@ -3,6 +3,7 @@
 //! Between the command line and the daemon.
 
 use super::evacuation::{EvacuateReport, EvacuateRequest};
+use super::memory::HostVmMemory;
 use super::report::{
     CheckReport, HostVmReport, JobReport, MigrateReport, Phase, PlanReport, SwapReport,
 };
@@ -66,6 +67,22 @@ pub enum Mode {
     Swap,
     /// By copying it, as an ordinary migration does. Only ever on request.
     Copy,
+    /// By moving it to where the destination has none yet, and swapping the rest.
+    Relocate,
+    /// By relocation if the destination is small, and a swap otherwise. Only in requests.
+    Auto,
+}
+
+impl Mode {
+    /// Whether the memory moves beside the saved state, by the driver.
+    pub fn is_external(self) -> bool {
+        self != Self::Copy
+    }
+
+    /// The first one: for records of swaps, which are the same as they ever were.
+    pub fn is_swap(&self) -> bool {
+        *self == Self::Swap
+    }
 }
 
 /// What a migration is to do.
@@ -145,6 +162,8 @@ pub enum ToDaemon {
         /// Number of the job.
         job: u64,
     },
+    /// What have the host VMs of the host's memory? Answer: [`FromDaemon::Memory`].
+    Memory,
 }
 
 impl Message for ToDaemon {
@@ -241,6 +260,8 @@ pub enum FromDaemon {
     },
     /// An evacuation has come to its end.
     Evacuated(Box<EvacuateReport>),
+    /// What each host VM has of the host's memory.
+    Memory(Vec<HostVmMemory>),
 }
 
 impl FromDaemon {

@@ -4,6 +4,7 @@
 
 use super::agent::{Guest, Toolstack};
 use super::control::{GuestRef, Mode};
+use super::memory::HostMemory;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -358,6 +359,13 @@ pub struct MigrateReport {
     pub guest_mib: u64,
     /// Pages that changed places; in a dry run, that may.
     pub pages_swapped: u64,
+    /// Those of them that went over without one in return.
+    #[serde(default)]
+    pub relocated: u64,
+    /// Pages that were not there at the source, so that they read as zeroes, as they now do at
+    /// the destination.
+    #[serde(default)]
+    pub pages_empty: u64,
     /// Pages whose contents were copied by the agents.
     pub pages_copied: u64,
     /// Pages whose contents were in the saved state; in a dry run, at least.
@@ -420,4 +428,8 @@ pub struct PlanReport {
     pub needed_mib: u64,
     /// Memory that the destination has for them, in MiB.
     pub free_mib: u64,
+    /// How their memory would get there.
+    pub mode: Mode,
+    /// What the destination has of the host's memory, if that is known.
+    pub memory: Option<HostMemory>,
 }

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! `vmbeam memory`, and what other commands show of the memory of host VMs.
+
+use crate::client::{Client, ClientError};
+use crate::exit;
+use crate::output;
+use std::path::Path;
+use std::process::ExitCode;
+use vmbeam_wire::message::{FromDaemon, HostMemory, HostVmMemory, ToDaemon};
+use vmbeam_xen::{Error, Xen};
+
+/// Pages of 1 MiB.
+const MIB: u64 = 256;
+
+/// What the hypervisor of this machine says of a domain.
+fn look(domid: u32) -> Result<HostMemory, Error> {
+    let xen = Xen::open()?;
+    let domain = xen.domain(domid)?;
+    let (cache, entries) = match domain.hvm {
+        true => xen.populate_on_demand(domid)?,
+        false => (0, 0),
+    };
+    Ok(HostMemory {
+        pages: domain.pages,
+        max_pages: domain.max_pages,
+        cache,
+        entries,
+    })
+}
+
+/// Print it, for vmbeamd.
+pub(crate) fn print(domid: u32) -> Result<ExitCode, ClientError> {
+    match look(domid) {
+        Ok(memory) => {
+            output::json(&memory)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(e) => {
+            eprintln!("vmbeam: {e}");
+            Ok(ExitCode::from(exit::FAILED))
+        }
+    }
+}
+
+/// What the daemon knows of all host VMs.
+pub(crate) fn ask(socket: &Path) -> Result<Vec<HostVmMemory>, ClientError> {
+    match Client::connect(socket)?.ask(&ToDaemon::Memory, |_| {})? {
+        FromDaemon::Memory(all) => Ok(all),
+        _ => Err(ClientError::Unexpected),
+    }
+}
+
+/// It in one line.
+pub(crate) fn text(memory: &HostMemory) -> String {
+    let HostMemory {
+        pages,
+        max_pages,
+        cache,
+        entries,
+    } = memory;
+    let (pages, max) = (pages / MIB, max_pages / MIB);
+    match memory.is_small() {
+        false => format!("{pages} MiB, at most {max}; all of it is there"),
+        true => format!(
+            "small: {pages} MiB, at most {max}; a reserve of {} MiB for {} MiB that are not there",
+            cache / MIB,
+            entries / MIB
+        ),
+    }
+}
+
+/// Lines about those that are small.
+pub(crate) fn lines(all: &[HostVmMemory]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for vm in all {
+        let (name, Ok(memory)) = (&vm.host_vm, &vm.memory) else {
+            continue;
+        };
+        if memory.is_small() {
+            lines.push(format!("Host VM {}: {}", output::name(name), text(memory)));
+        }
+        for warning in memory.warnings(name) {
+            lines.push(format!("Host VM {}: {warning}", output::name(name)));
+        }
+    }
+    lines
+}

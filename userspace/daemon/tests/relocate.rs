@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Relocations: guests move into a host VM that has less memory than its guest hypervisor
+//! believes. What it may not hold is refused before anything is begun.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+#[path = "common/moves.rs"]
+mod moves;
+
+use common::{lock, World};
+use moves::{
+    assert_runs_only_in, contents, error, exchange, left_as, report, request, swap_of,
+    wait_until_runs_only_in, world,
+};
+use std::collections::HashSet;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use vmbeam_uapi::{Errno, Mode as BindMode};
+use vmbeam_wire::message::{EvacuateRequest, Failure, FromDaemon, HostMemory, Mode, ToDaemon};
+
+/// One that may take everything.
+const SMALL: HostMemory = HostMemory {
+    pages: 160_000,
+    max_pages: 311_552,
+    cache: 40_000,
+    entries: 190_000,
+};
+
+fn write(w: &World, file: &str, memory: HostMemory) {
+    let text = serde_json::to_string(&memory).unwrap();
+    std::fs::write(w.dir.path().join(file), text).unwrap();
+}
+
+/// What is said of B from now on.
+fn said_of_b(w: &World, memory: HostMemory) {
+    write(w, "memory-2", memory);
+}
+
+/// A has everything, and B has nothing of half of what a guest will get there.
+fn small() -> World {
+    let w = world();
+    write(&w, "memory-1", HostMemory::default());
+    said_of_b(&w, SMALL);
+    lock(&w.hosts["B"]).start_small(1024..1536);
+    w
+}
+
+fn migrate_by(w: &World, mode: Mode, verify: bool) -> FromDaemon {
+    let mut request = request("A", "B");
+    (request.mode, request.verify) = (mode, verify);
+    w.ask(&ToDaemon::Migrate(request))
+}
+
+fn modes(w: &World) -> Vec<BindMode> {
+    let mut modes: Vec<BindMode> = Vec::new();
+    for mode in lock(&w.driver.modes).drain(..) {
+        if modes.last() != Some(&mode) {
+            modes.push(mode);
+        }
+    }
+    modes
+}
+
+fn absent(w: &World, name: &str) -> HashSet<u64> {
+    lock(&w.hosts[name]).absent.clone()
+}
+
+#[test]
+fn a_small_destination_gets_frames_and_nobody_looks_at_what_is_not_there() {
+    for (mode, unstaged) in [(Mode::Auto, false), (Mode::Relocate, true)] {
+        let w = small();
+        lock(&w.hosts["A"]).unstaged = unstaged;
+        let (_, pages) = contents(&w, "A").unwrap();
+        let r = report(migrate_by(&w, mode, false));
+        assert_eq!(r.mode, Mode::Relocate);
+        assert_eq!((r.pages_swapped, r.pages_empty), (1024 - 64 - 2, 0));
+        // 512 of 1024, but for page tables and rings.
+        assert_eq!(r.relocated, 512 - 32 - 2);
+        assert_runs_only_in(&w, "B", &pages);
+        assert_eq!(lock(&w.hosts["B"]).touched, 0);
+        assert_eq!(absent(&w, "A").len() as u64, r.relocated);
+        assert_eq!(modes(&w), [BindMode::Swap, BindMode::ToB]);
+    }
+}
+
+#[test]
+fn every_page_is_right_if_somebody_wants_to_know() {
+    let w = small();
+    let (_, pages) = contents(&w, "A").unwrap();
+    let r = report(migrate_by(&w, Mode::Auto, true));
+    assert_eq!(r.pages_verified, 1024 - 64 - 2);
+    assert_runs_only_in(&w, "B", &pages);
+    assert_eq!(lock(&w.hosts["B"]).touched, 0);
+}
+
+#[test]
+fn what_has_all_its_memory_or_does_not_tell_is_swapped_with() {
+    for memory in [Some(HostMemory::default()), None] {
+        let w = world();
+        if let Some(memory) = memory {
+            said_of_b(&w, memory);
+        }
+        let (_, pages) = contents(&w, "A").unwrap();
+        let r = report(migrate_by(&w, Mode::Auto, true));
+        assert_eq!((r.mode, r.relocated), (Mode::Swap, 0));
+        assert_runs_only_in(&w, "B", &pages);
+        assert_eq!(modes(&w), [BindMode::Swap]);
+    }
+}
+
+/// All that ask are told this, and nothing is done.
+#[track_caller]
+fn assert_refused(w: &World, mode: Mode, expected: &str) {
+    let (_, pages) = contents(w, "A").unwrap();
+    let mut request = request("A", "B");
+    (request.mode, request.dry_run) = (mode, true);
+    let dry = report(w.ask(&ToDaemon::Migrate(request)));
+    assert!(dry.blockers.iter().any(|b| b.contains(expected)), "{dry:?}");
+    let (failure, message) = error(migrate_by(w, mode, false));
+    assert_eq!(failure, Failure::Refused);
+    assert!(message.contains(expected), "{message}");
+    let plan = ToDaemon::Plan {
+        from: "A".into(),
+        to: "B".into(),
+        mode,
+    };
+    let FromDaemon::Plan(plan) = w.ask(&plan) else {
+        panic!()
+    };
+    let guests = plan.guests.iter().flat_map(|g| &g.blockers);
+    let told = guests.chain(&plan.blockers).any(|b| b.contains(expected));
+    assert!(told, "{plan:?}");
+    assert_runs_only_in(w, "A", &pages);
+    assert_eq!(lock(&w.hosts["A"]).suspended, 0);
+    assert!(lock(&w.hosts["B"]).guests.is_empty());
+}
+
+#[test]
+fn what_the_destination_may_not_hold_is_refused_with_figures() {
+    let w = small();
+    let fresh = HostMemory {
+        max_pages: 160_000 + 256,
+        ..SMALL
+    };
+    said_of_b(&w, fresh);
+    let may = "host VM B has 625 MiB and may have 626 MiB, and guest guest may bring up to 4 MiB; `xl mem-max B 628` lets it";
+    assert_refused(&w, Mode::Auto, may);
+    assert_refused(&w, Mode::Relocate, may);
+    let dry = HostMemory {
+        cache: 108,
+        ..SMALL
+    };
+    said_of_b(&w, dry);
+    let reserve = "host VM B has a reserve of 0 MiB, and guest guest may touch";
+    for mode in [Mode::Auto, Mode::Relocate, Mode::Swap, Mode::Copy] {
+        assert_refused(&w, mode, reserve);
+    }
+    // A swap takes no more than the restore, a copy all of the guest.
+    said_of_b(&w, SMALL);
+    lock(&w.driver.faults).old = true;
+    let old = "the driver or the host hypervisor cannot relocate memory";
+    assert_refused(&w, Mode::Auto, old);
+    lock(&w.driver.faults).old = false;
+    std::fs::remove_file(w.dir.path().join("memory-2")).unwrap();
+    let unknown = "nothing can be relocated to host VM B, whose reserve is not known: `sh -c";
+    assert_refused(&w, Mode::Relocate, unknown);
+}
+
+#[test]
+fn all_guests_together_may_be_too_much() {
+    let w = small();
+    lock(&w.hosts["A"]).add_guest(2, "other", 800);
+    let tight = HostMemory {
+        max_pages: 160_000 + 1100,
+        ..SMALL
+    };
+    said_of_b(&w, tight);
+    let request = EvacuateRequest {
+        from: "A".into(),
+        to: "B".into(),
+        mode: Mode::Auto,
+        dry_run: true,
+        wait_seconds: 20,
+        ..EvacuateRequest::default()
+    };
+    let FromDaemon::Evacuated(report) = w.ask(&ToDaemon::Evacuate(request)) else {
+        panic!()
+    };
+    assert_eq!(report.blockers.len(), 1, "{report:?}");
+    let why = &report.blockers[0];
+    assert!(why.contains("all guests together may bring up to"), "{why}");
+}
+
+#[test]
+fn pages_that_are_not_there_at_the_source_need_no_frame() {
+    for verify in [false, true] {
+        let w = small();
+        {
+            let mut a = lock(&w.hosts["A"]);
+            let pages = a.guests[&1].pages.clone();
+            a.start_small(pages[100..110].iter().map(|p| p.gfn));
+            a.start_small(pages[600..610].iter().map(|p| p.gfn));
+        }
+        let (_, pages) = contents(&w, "A").unwrap();
+        let r = report(migrate_by(&w, Mode::Auto, verify));
+        // Page 99 + 16 is a table: 18 of these 20 are ordinary.
+        assert_eq!(r.pages_empty + r.pages_swapped, 1024 - 64 - 2);
+        assert!((18..=20).contains(&r.pages_empty), "{r:?}");
+        assert!(r.pages_refused.is_empty() && r.pages_copied == 0, "{r:?}");
+        assert_runs_only_in(&w, "B", &pages);
+        assert_eq!(lock(&w.hosts["A"]).touched, 0);
+    }
+}
+
+#[test]
+fn a_maximum_that_the_hypervisor_finds_too_low_refuses_before_the_guest_is_suspended() {
+    let w = small();
+    let (_, pages) = contents(&w, "A").unwrap();
+    let gfn = lock(&w.hosts["A"]).guests[&1].pages[20].gfn;
+    let full = -(Errno::ENOSPC as i32);
+    lock(&w.driver.faults).refuse.insert(gfn, full);
+    let (failure, message) = error(migrate_by(&w, Mode::Auto, false));
+    assert_eq!(failure, Failure::RolledBack);
+    assert!(
+        message.contains("host VM B may have 477 more pages, and not the other 1 that would come"),
+        "{message}"
+    );
+    assert_runs_only_in(&w, "A", &pages);
+    assert_eq!(lock(&w.hosts["A"]).suspended, 0);
+}
+
+#[test]
+fn a_reserve_that_has_shrunk_meanwhile_refuses_before_the_guest_is_suspended() {
+    let w = small();
+    let (_, pages) = contents(&w, "A").unwrap();
+    let low = HostMemory {
+        cache: 300,
+        ..SMALL
+    };
+    write(&w, "next-2", low);
+    let (failure, message) = error(migrate_by(&w, Mode::Auto, false));
+    assert_eq!(failure, Failure::RolledBack);
+    assert!(
+        message.contains("the reserve of host VM B has shrunk to 1 MiB, and 16 MiB are needed"),
+        "{message}"
+    );
+    assert_runs_only_in(&w, "A", &pages);
+    assert_eq!(lock(&w.hosts["A"]).suspended, 0);
+}
+
+#[test]
+fn what_is_undone_gives_the_memory_back() {
+    // In the middle of the swap, and behind it.
+    for late in [false, true] {
+        let w = small();
+        let (_, pages) = contents(&w, "A").unwrap();
+        let before = absent(&w, "B");
+        match late {
+            false => lock(&w.driver.faults).fail_at = Some(700),
+            true => {
+                // What is verified is wrong.
+                let gfn = lock(&w.hosts["A"]).guests[&1].pages[700].gfn;
+                lock(&w.driver.faults).spoil = Some(gfn);
+            }
+        }
+        let (failure, message) = error(migrate_by(&w, Mode::Auto, true));
+        assert_eq!(failure, Failure::RolledBack, "{message}");
+        assert_eq!(absent(&w, "A"), HashSet::new());
+        assert_eq!(absent(&w, "B"), before);
+        if !late {
+            assert_runs_only_in(&w, "A", &pages);
+        }
+    }
+}
+
+/// A daemon that was killed behind the swap: what is undone goes back the other way.
+#[test]
+fn recovery_knows_how_the_memory_went() {
+    for relocated in [false, true] {
+        let (mut w, pages) = left_as(
+            |w, _| {
+                let state = swap_of(w);
+                exchange(w, &state);
+                if relocated {
+                    let mut a = lock(&w.hosts["A"]);
+                    let gfns: Vec<u64> = a.guests[&1].pages[20..120]
+                        .iter()
+                        .filter(|p| p.kind == vmbeam_xen::PageKind::Ordinary)
+                        .map(|p| p.gfn)
+                        .collect();
+                    a.start_small(gfns.into_iter());
+                }
+                state
+            },
+            |record| {
+                if relocated {
+                    record.mode = Mode::Relocate;
+                }
+            },
+        );
+        w.start();
+        wait_until_runs_only_in(&w, "A", &pages);
+        let back = match relocated {
+            true => BindMode::ToA,
+            false => BindMode::Swap,
+        };
+        assert_eq!(modes(&w), [back]);
+        assert_eq!(absent(&w, "A"), HashSet::new());
+    }
+}
+
+#[test]
+fn everybody_can_see_what_is_there() {
+    let mut w = World::new();
+    w.metrics = Some(w.dir.path().join("metrics.sock").display().to_string());
+    w.start();
+    said_of_b(&w, SMALL);
+    let mut stream = UnixStream::connect(w.dir.path().join("metrics.sock")).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    for (kind, pages) in [
+        ("had", 160_000),
+        ("max", 311_552),
+        ("reserve", 40_000),
+        ("missing", 190_000),
+    ] {
+        let line = format!("vmbeam_host_vm_pages{{host_vm=\"B\",kind=\"{kind}\"}} {pages}\n");
+        assert!(text.contains(&line), "{text}");
+    }
+    assert!(!text.contains("host_vm=\"A\",kind"), "{text}");
+    let FromDaemon::Memory(all) = w.ask(&ToDaemon::Memory) else {
+        panic!()
+    };
+    let of = |name: &str| &all.iter().find(|m| m.host_vm == name).unwrap().memory;
+    assert_eq!(*of("B"), Ok(SMALL));
+    assert!(of("A").is_err());
+}
