@@ -30,7 +30,7 @@ const QUIET: &[&str] = &[
 /// What looks like a message and is the result of something that went well, a part
 /// that says nothing alone, or for the eye.
 const NO_MESSAGES: &[&str] = &[
-    "  ... s, down for ... s, ... pages swapped, ... copied, ... sent",
+    "  ... s, down for ... s, ... pages swapped..., ... copied, ... sent",
     "  to ...:",
     "... pages do not match",
     "... and ...",
@@ -61,7 +61,7 @@ const NO_MESSAGES: &[&str] = &[
     "guest ... needs",
     "host VM ...: ...",
     "job ..., ... -> ...: ...",
-    "migrated: ... pages swapped, ... copied, down for ... s",
+    "migrated: ... pages swapped (... relocated), ... copied, down for ... s",
     "not begun",
     "not there any more",
     "nothing was changed",
@@ -101,6 +101,14 @@ const NO_MESSAGES: &[&str] = &[
     "Whether the agent of a host VM is connected",
     "Xen saved domain, xl format 0 r",
     "all guests together need",
+    "all guests together",
+    "guest ...",
+    " (... of them given)",
+    "... MiB, at most ...; all of it is there",
+    "small: ... MiB, at most ...; a reserve of ... MiB for ... MiB that are not there",
+    "memory of host VM ...",
+    "Host VM ...: ...",
+    "Pages of a host VM: had, max (may be had), reserve, missing (places without one)",
     "an unknown number of",
     "application/openmetrics-text; version=1.0.0; charset=utf-8",
     "can swap frames",
