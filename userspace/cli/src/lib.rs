@@ -182,6 +182,10 @@ enum Command {
     Memory {
         /// The domain
         domid: u32,
+        /// Before, give it pages of the host until it has a reserve of so many, or as many as
+        /// there are places
+        #[arg(long, value_name = "PAGES")]
+        reserve: Option<u64>,
     },
     /// Say that somebody works on a host VM, or has done so, or which are worked on
     ///
@@ -313,7 +317,7 @@ fn run(args: Args) -> Result<ExitCode, ClientError> {
         }
         Command::Evacuate(evacuation) => evacuate::run(&args.socket, &evacuation),
         Command::Rejuvenate(rejuvenation) => rejuvenate::run(&args.socket, &rejuvenation),
-        Command::Memory { domid } => memory::print(domid),
+        Command::Memory { domid, reserve } => memory::print(domid, reserve),
         Command::Maintenance(maintenance) => maintenance::run(&args.socket, &maintenance),
         Command::Watch(watch) => evacuate::watch(&args.socket, &watch),
         Command::Abort { job } => migrate::abort(Client::connect(&args.socket)?, job),

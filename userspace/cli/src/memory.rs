@@ -29,9 +29,19 @@ fn look(domid: u32) -> Result<HostMemory, Error> {
     })
 }
 
-/// Print it, for vmbeamd.
-pub(crate) fn print(domid: u32) -> Result<ExitCode, ClientError> {
-    match look(domid) {
+/// Have its reserve be so many pages, or as many as it has a use for, if it is less.
+fn fill(domid: u32, reserve: u64) -> Result<(), Error> {
+    let memory = look(domid)?;
+    match memory.lacks(reserve) {
+        0 => Ok(()),
+        lacks => Xen::open()?.set_populate_on_demand(domid, memory.pages + lacks),
+    }
+}
+
+/// Print it, for vmbeamd; before, fill its reserve if that is wanted.
+pub(crate) fn print(domid: u32, reserve: Option<u64>) -> Result<ExitCode, ClientError> {
+    let filled = reserve.map_or(Ok(()), |pages| fill(domid, pages));
+    match filled.and_then(|()| look(domid)) {
         Ok(memory) => {
             output::json(&memory)?;
             Ok(ExitCode::SUCCESS)

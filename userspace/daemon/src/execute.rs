@@ -18,7 +18,7 @@ use vmbeam_migration::{
     Command, Event, Memory, Presence, Seen, Side as Where, State as Machine, Step, Why,
 };
 use vmbeam_uapi::NOT_ATTEMPTED;
-use vmbeam_wire::message::{AgentErrorCode, Failure, Guest, GuestState};
+use vmbeam_wire::message::{AgentErrorCode, Failure, Guest, GuestState, Mode, MARGIN};
 use vmbeam_wire::PfnRun;
 
 /// What is or was to be swapped. Not in the record of every state, but never forgotten.
@@ -326,8 +326,26 @@ impl<'a> Executor<'a> {
         Ok(count(&votes))
     }
 
-    /// Have the memory at the source again, if it is not.
+    /// Have the memory at the source again, if it is not, and a reserve for what does not come
+    /// back: frames of zeroes that the hypervisor found at the destination meanwhile.
     fn swap_back(&mut self, work: &Work) -> Result<Event, String> {
+        let event = self.put_back(work)?;
+        if event == Event::Done && work.record.mode == Mode::Relocate {
+            let Place {
+                host_vm,
+                host_domid,
+                ..
+            } = &work.record.from;
+            // The guest goes on without it: there may be no debt, or enough for it.
+            match self.from.vm.reserve(*host_domid, MARGIN) {
+                Ok(memory) => info!(host_vm, ?memory, "has its memory again"),
+                Err(why) => warn!(host_vm, "may lack a reserve after what was undone: {why}"),
+            }
+        }
+        Ok(event)
+    }
+
+    fn put_back(&mut self, work: &Work) -> Result<Event, String> {
         match std::mem::replace(&mut self.swapped, Swapped::Unknown) {
             Swapped::Back => return Ok(Event::Done),
             Swapped::Torn => {

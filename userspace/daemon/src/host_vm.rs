@@ -145,7 +145,15 @@ impl HostVm {
     pub(crate) fn memory(&self) -> Result<HostMemory, String> {
         match self.source {
             Source::Start(_) => Err(memory::UNPRIVILEGED.into()),
-            Source::Command(_) => memory::ask(&self.config.memory, self.domid()?),
+            Source::Command(_) => memory::ask(&self.config.memory, self.domid()?, None),
+        }
+    }
+
+    /// The same once it has a reserve of so many pages, or of as many as it has a use for.
+    pub(crate) fn reserve(&self, domid: u32, pages: u64) -> Result<HostMemory, String> {
+        match self.source {
+            Source::Start(_) => Err(memory::UNPRIVILEGED.into()),
+            Source::Command(_) => memory::ask(&self.config.memory, domid, Some(pages)),
         }
     }
 

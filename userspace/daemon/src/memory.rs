@@ -22,13 +22,18 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// The hypervisor tells it only to root.
 pub(crate) const UNPRIVILEGED: &str = "vmbeamd may not ask the hypervisor with --user or --seccomp";
 
-/// Ask by this command.
-pub(crate) fn ask(command: &[String], domid: u32) -> Result<HostMemory, String> {
+/// Ask by this command; before, have the reserve be so many pages if that is wanted.
+pub(crate) fn ask(
+    command: &[String],
+    domid: u32,
+    reserve: Option<u64>,
+) -> Result<HostMemory, String> {
     let shown = command.join(" ");
     let failed = |why: &str| format!("`{shown} {domid}`: {why}");
     let (program, arguments) = command.split_first().ok_or("no memory_command")?;
     let mut command = Command::new(program);
     command.args(arguments).arg(domid.to_string());
+    command.args(reserve.map(|pages| format!("--reserve={pages}")));
     let out = run(&mut command, LIMIT).map_err(|e| failed(&e.to_string()))?;
     if !out.status.success() {
         let why = out.err.lines().next().unwrap_or("it says nothing").trim();
@@ -149,7 +154,7 @@ mod tests {
     fn what_the_command_prints() {
         let printed = |text: &str| {
             let command = ["sh", "-c", "echo \"$0\"; test $1 = 3", text];
-            ask(&command.map(String::from), 3)
+            ask(&command.map(String::from), 3, None)
         };
         let memory = HostMemory {
             pages: 4,
@@ -162,7 +167,7 @@ mod tests {
         let e = printed("who?").unwrap_err();
         assert!(e.contains("3`: not what was asked for"), "{e}");
         let failing = ["sh", "-c", "echo no such domain >&2; exit 1"].map(String::from);
-        let e = ask(&failing, 3).unwrap_err();
+        let e = ask(&failing, 3, None).unwrap_err();
         assert!(e.ends_with("`: no such domain"), "{e}");
     }
 

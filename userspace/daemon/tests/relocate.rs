@@ -269,6 +269,9 @@ fn what_is_undone_gives_the_memory_back() {
         assert_eq!(failure, Failure::RolledBack, "{message}");
         assert_eq!(absent(&w, "A"), HashSet::new());
         assert_eq!(absent(&w, "B"), before);
+        // What does not come back has a reserve.
+        let reserved = std::fs::read_to_string(w.dir.path().join("reserved"));
+        assert_eq!(reserved.unwrap(), "1 --reserve=4096\n");
         if !late {
             assert_runs_only_in(&w, "A", &pages);
         }

@@ -22,7 +22,7 @@ pub use agent::{
 };
 pub use control::{Failure, FromDaemon, GuestRef, MigrateRequest, Mode, SwapRequest, ToDaemon};
 pub use evacuation::*;
-pub use memory::{HostMemory, HostVmMemory};
+pub use memory::{HostMemory, HostVmMemory, MARGIN};
 pub use report::*;
 
 /// Most bytes of a name or a version.

@@ -77,6 +77,7 @@ functions!(Ctrl {
     xc_get_pfn_type_batch: fn(*mut c_void, u32, c_uint, *mut u64) -> c_int,
     xc_vcpu_getcontext: fn(*mut c_void, u32, u32, *mut c_void) -> c_int,
     xc_domain_get_pod_target: fn(*mut c_void, u32, *mut u64, *mut u64, *mut u64) -> c_int,
+    xc_domain_set_pod_target: fn(*mut c_void, u32, u64, *mut u64, *mut u64, *mut u64) -> c_int,
 });
 
 functions!(Guest {
@@ -375,6 +376,27 @@ impl Xen {
             Ok((cache, entries))
         } else {
             Err(Error::last("xc_domain_get_pod_target"))
+        }
+    }
+
+    /// Have a domain get so many pages in all: those that it lacks are for populate on demand.
+    pub fn set_populate_on_demand(&self, domid: u32, pages: u64) -> Result<(), Error> {
+        let null = std::ptr::null_mut;
+        // SAFETY: the library writes numbers where it is given a place, and has none here.
+        let rc = unsafe {
+            (self.ctrl.xc_domain_set_pod_target)(
+                self.xch.as_ptr(),
+                domid,
+                pages,
+                null(),
+                null(),
+                null(),
+            )
+        };
+        if rc == 0 {
+            Ok(())
+        } else {
+            Err(Error::last("xc_domain_set_pod_target"))
         }
     }
 

@@ -69,9 +69,14 @@ impl HostMemory {
         self.max_pages.saturating_sub(self.pages)
     }
 
+    /// Pages by which its reserve is smaller than so many, or than it has a use for.
+    pub fn lacks(&self, reserve: u64) -> u64 {
+        reserve.min(self.entries).saturating_sub(self.cache)
+    }
+
     /// Whether so many pages may be touched in it that are nowhere yet.
     fn bears(&self, pages: u64) -> bool {
-        self.cache >= pages.min(self.entries)
+        self.lacks(pages) == 0
     }
 
     /// How to have these numbers become larger, by so many pages.
@@ -113,7 +118,7 @@ impl HostMemory {
                 self.cache / MIB,
                 mib(needed),
                 MARGIN / MIB,
-                self.remedy(name, needed.min(self.entries) - self.cache, comes)
+                self.remedy(name, self.lacks(needed), comes)
             ));
         }
         all
@@ -129,7 +134,7 @@ impl HostMemory {
                 self.cache / MIB,
                 mib(needed),
                 MARGIN / MIB,
-                self.remedy(name, needed.min(self.entries) - self.cache, 0)
+                self.remedy(name, self.lacks(needed), 0)
             )
         })
     }
@@ -139,7 +144,7 @@ impl HostMemory {
         let mut all = Vec::new();
         let missing = self.entries.saturating_sub(self.cache);
         if !self.bears(MARGIN) {
-            let reserve = MARGIN.min(self.entries) - self.cache;
+            let reserve = self.lacks(MARGIN);
             all.push(format!(
                 "its reserve is {} MiB, and less than {} MiB: it dies with all its guests when it touches more, so start nothing in it; {}",
                 self.cache / MIB,
