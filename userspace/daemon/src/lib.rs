@@ -46,6 +46,7 @@ mod settle;
 mod side;
 mod stage;
 pub mod swap;
+mod tidy;
 mod transfer;
 mod verify;
 mod whereabouts;

@@ -103,6 +103,8 @@ pub(crate) struct Job<'a> {
     pub(crate) ahead: (Vec<PfnRun>, Vec<u8>),
     /// Pages that are not there at the source.
     pub(crate) empty: Vec<PfnRun>,
+    /// Pairs whose frames stay where they are, by now.
+    pub(crate) stayed: Vec<JoinedRun>,
     /// Digests to compare with.
     pub(crate) before: Vec<(u64, Digest)>,
     pub(crate) report: MigrateReport,
@@ -270,6 +272,7 @@ impl<'a> Job<'a> {
             copies: Vec::new(),
             ahead: (Vec::new(), Vec::new()),
             empty: Vec::new(),
+            stayed: Vec::new(),
             before: Vec::new(),
             report,
         })
@@ -459,7 +462,10 @@ impl<'a> Job<'a> {
         let (result, settled) = match (machine.command(), error) {
             // There is nothing to undo.
             (Command::End(Outcome::AtSource), Some(e)) if !self.begun => (Err(e), true),
-            (Command::End(Outcome::AtDestination), None) => (Ok(()), true),
+            (Command::End(Outcome::AtDestination), None) => {
+                self.tidy();
+                (Ok(()), true)
+            }
             (Command::End(outcome), _) => {
                 let (failure, end) = match outcome {
                     Outcome::AtSource => (Failure::RolledBack, self.exec.at_source(&self.work)),

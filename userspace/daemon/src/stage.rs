@@ -31,6 +31,8 @@ pub(crate) struct Staged {
     digest: Digest,
     /// Pairs of pages that were none that may move then: page tables, mostly.
     others: Vec<JoinedRun>,
+    /// Pairs that were refused.
+    refused: Vec<JoinedRun>,
     /// What was found out since the guest was suspended.
     confirmed: Option<Confirmed>,
 }
@@ -86,6 +88,7 @@ impl Job<'_> {
         );
         self.staged = Some(Staged {
             relay,
+            refused: beyond(&runs, &rehearsal.good),
             pairs: rehearsal.good,
             empty: rehearsal.empty,
             digest,
@@ -240,6 +243,11 @@ impl Job<'_> {
                     .collect(),
             }),
         };
+        if !self.route.relocates() {
+            let mut all = [&staged.pairs[..], &staged.others, &staged.refused].concat();
+            all.sort_unstable_by_key(|r| r.pfn);
+            self.stayed = beyond(&all, &loaded.good);
+        }
         info!(
             since = pairs.pairs.len(),
             without = pairs.filed.as_ref().map_or(0, |f| f.without.len()),

@@ -106,7 +106,7 @@ fn what_has_all_its_memory_or_does_not_tell_is_swapped_with() {
         let r = report(migrate_by(&w, Mode::Auto, true));
         assert_eq!((r.mode, r.relocated), (Mode::Swap, 0));
         assert_runs_only_in(&w, "B", &pages);
-        assert_eq!(modes(&w), [BindMode::Swap]);
+        assert_eq!(modes(&w), [BindMode::Swap, BindMode::Keep]);
     }
 }
 

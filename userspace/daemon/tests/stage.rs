@@ -192,6 +192,11 @@ fn what_has_changed_since_is_found() {
         host.memory[&host.guests[&1].pages[pfn].gfn]
     };
     let (was_table, becomes_table) = (word(3), word(4));
+    let here: Vec<u64> = lock(&w.hosts["A"]).guests[&1]
+        .pages
+        .iter()
+        .map(|p| p.gfn)
+        .collect();
     lock(&w.hosts["A"]).trouble = Trouble::TablesMove;
     let r = report(migrate(&w, "A", "B"));
     assert_eq!((r.pages_swapped, r.pages_sent), (1024 - 66, 66));
@@ -202,6 +207,17 @@ fn what_has_changed_since_is_found() {
     assert_eq!(guest.pages[3].kind, PageKind::Ordinary);
     assert_eq!(now(3), was_table);
     assert_ne!(now(4), becomes_table, "its contents came with the state");
+    // The frames of those that were not swapped follow: no superpage stays in two.
+    let pairs = here.iter().zip(&guest.pages);
+    let mut stayed: Vec<(u64, u64)> = pairs
+        .filter(|(_, p)| p.kind != PageKind::Ordinary)
+        .map(|(a, p)| (*a, p.gfn))
+        .collect();
+    assert_eq!(stayed.len(), 66);
+    stayed.sort_unstable();
+    let mut kept = lock(&w.driver.kept).clone();
+    kept.sort_unstable();
+    assert_eq!(kept, stayed);
 }
 
 #[test]

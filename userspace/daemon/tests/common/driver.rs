@@ -36,6 +36,8 @@ pub struct FakeDriver {
     pub faults: Mutex<Faults>,
     /// The modes of its sessions so far.
     pub modes: Mutex<Vec<Mode>>,
+    /// Pairs whose contents were to stay where they are.
+    pub kept: Arc<Mutex<Vec<(u64, u64)>>>,
 }
 
 struct FakeSession {
@@ -45,6 +47,7 @@ struct FakeSession {
     ids: [u64; 2],
     faults: Faults,
     mode: Mode,
+    kept: Arc<Mutex<Vec<(u64, u64)>>>,
     pairs: Vec<(u64, u64)>,
     refused: Vec<bool>,
     cursor: u64,
@@ -57,7 +60,7 @@ impl Sessions for FakeDriver {
             size: 40,
             features: match lock(&self.faults).old {
                 true => FEATURE_SWAP,
-                false => FEATURE_SWAP | FEATURE_RELOCATE,
+                false => FEATURE_SWAP | FEATURE_KEEP | FEATURE_RELOCATE,
             },
             max_add_runs: 1000,
             batch_pairs: 512,
@@ -98,6 +101,7 @@ impl Sessions for FakeDriver {
         Ok(Box::new(FakeSession {
             ids,
             mode,
+            kept: self.kept.clone(),
             a: find(domid_a)?,
             b: find(domid_b)?,
             domids: (domid_a, domid_b),
@@ -150,6 +154,9 @@ impl FakeSession {
 
     fn exchange(&self, pair: usize) {
         let (a, b) = self.pairs[pair];
+        if self.mode == Mode::Keep {
+            return;
+        }
         let (mut host_a, mut host_b) = (lock(&self.a), lock(&self.b));
         let (old_a, old_b) = (host_a.memory[&a], host_b.memory[&b]);
         let new_b = if self.faults.spoil == Some(a) {
@@ -194,6 +201,9 @@ impl DriverSession for FakeSession {
                 .extend((r.gfn_a..r.gfn_a + nr).zip(r.gfn_b..r.gfn_b + nr));
         }
         self.refused.resize(self.pairs.len(), false);
+        if self.mode == Mode::Keep {
+            lock(&self.kept).extend(&self.pairs);
+        }
         Ok(())
     }
 

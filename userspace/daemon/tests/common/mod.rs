@@ -25,7 +25,7 @@ use vmbeam_agent::definitions::Files;
 use vmbeam_agent::gate::Gate;
 use vmbeam_agent::toolstack::{Incoming, Outgoing};
 use vmbeam_agent::{Agent, HvError, Hypervisor};
-use vmbeam_uapi::sys::{FEATURE_RELOCATE, FEATURE_SWAP};
+use vmbeam_uapi::sys::{FEATURE_KEEP, FEATURE_RELOCATE, FEATURE_SWAP};
 use vmbeam_uapi::{AddFailed, Errno, Error, Info, Mode, Op, Prepared, Run, Spent, Status, Step};
 use vmbeam_wire::message::{
     AgentErrorCode, Facts, FromDaemon, Guest, GuestKind, GuestRef, GuestState, SwapRequest,
@@ -95,6 +95,7 @@ impl World {
                 .collect(),
             faults: Mutex::default(),
             modes: Mutex::default(),
+            kept: Arc::default(),
         };
         Self {
             dir,
