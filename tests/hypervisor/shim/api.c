@@ -389,12 +389,6 @@ API long shim_list(long id, long out, long max, long unused)
     return nr;
 }
 
-API long shim_tot_pages(long id, long unused1, long unused2, long unused3);
-API long shim_tot_pages(long id, long unused1, long unused2, long unused3)
-{
-    return shim_domains[id]->tot_pages;
-}
-
 /* ---- What others do to a frame or a domain ---------------------------- */
 
 API long shim_get_page(long mfn, long id, long unused1, long unused2);

@@ -57,7 +57,7 @@ fn check(xen: &Xen, what: &str) -> Result<()> {
             for word in words(xen, id, gfn) {
                 // SAFETY: the direct map, which is mapped for all frames.
                 let got = unsafe { *word };
-                let want = u64::from(id) << 32 | gfn;
+                let want = (u64::from(id) << 32) | gfn;
                 ensure!(got == want, "{what}: d{id} {gfn:#x} has {got:#x}");
             }
         }
@@ -76,7 +76,7 @@ pub fn run(xen: &Xen, free: u64) -> Result<()> {
         for gfn in (LEFT..SUPERS * 512).step_by(512) {
             for word in words(xen, id, gfn) {
                 // SAFETY: the direct map, which is mapped for all frames.
-                unsafe { *word = u64::from(id) << 32 | gfn };
+                unsafe { *word = (u64::from(id) << 32) | gfn };
             }
         }
     }

@@ -142,10 +142,10 @@ fn flags(xen: &Xen) -> Result<()> {
         (3 << 3, -libc::EINVAL),
         (1 << 5, -libc::EINVAL),
         (1 << 2, 0),
-        (1 << 2 | 1 << 3, -libc::EINVAL),
-        (1 << 2 | 1 << 4, -libc::EINVAL),
-        (1 << 3 | 2, -libc::EINVAL),
-        (1 << 3 | 3, 0),
+        ((1 << 2) | (1 << 3), -libc::EINVAL),
+        ((1 << 2) | (1 << 4), -libc::EINVAL),
+        ((1 << 3) | 2, -libc::EINVAL),
+        ((1 << 3) | 3, 0),
     ] {
         let runs = [run_at(0, 0, 1)];
         let mut status = [1];

@@ -217,7 +217,7 @@ impl Args {
 
     /// Set all flags.
     pub fn set_flags(&mut self, flags: u32) {
-        self.words[0] = self.words[0] & 0xffff_ffff | u64::from(flags) << 32;
+        self.words[0] = (self.words[0] & 0xffff_ffff) | (u64::from(flags) << 32);
     }
 
     /// Frames moved to A and to B.
@@ -284,7 +284,6 @@ functions!(
     lookup,
     frame,
     list,
-    tot_pages,
     get_page,
     put_page,
     locks,
@@ -435,11 +434,6 @@ impl Xen {
         let nr = self.call(self.f.list, id.into(), p, max as u64, 0);
         out.truncate((nr as usize).min(max + 1));
         out
-    }
-
-    /// `domain_tot_pages()`.
-    pub fn tot_pages(&self, id: u16) -> u64 {
-        self.call(self.f.tot_pages, id.into(), 0, 0, 0) as u64
     }
 
     /// Xen's `get_page()`; false if it refuses.
