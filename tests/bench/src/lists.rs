@@ -74,6 +74,7 @@ fn lists(
             socket: socket(i),
             domid: Domid::Fixed(1),
             list: Vec::new(),
+            memory: Vec::new(),
         };
         let listener = UnixListener::bind(&vm.socket)?;
         agents.push(thread::spawn(move || agent(&listener, guest)));
