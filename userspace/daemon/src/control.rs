@@ -536,6 +536,7 @@ impl Shared {
             progress: &progress,
             cancel: &job.cancel,
             stop: &self.stop,
+            started: Instant::now(),
         };
         // Until somebody settles what is left it has the agents.
         let mut finished =

@@ -49,7 +49,13 @@ pub(crate) struct Context<'a> {
     pub cancel: &'a Arc<AtomicBool>,
     /// The daemon is to stop.
     pub stop: &'a AtomicBool,
+    /// When it was asked for.
+    pub started: Instant,
 }
+
+/// What the toolstack says when the guest has other memory than was staged, because it
+/// ballooned for example.
+const CHANGED: &str = "memory changed while it was staged";
 
 /// How a migration ended, or did not.
 pub(crate) struct Finished<'a> {
@@ -110,8 +116,29 @@ pub(crate) struct Job<'a> {
     pub(crate) report: MigrateReport,
 }
 
-/// Migrate a guest. The pair of host VMs has been found to be allowed.
+/// Migrate a guest. The pair of host VMs has been found to be allowed. A guest whose memory
+/// changed at the wrong moment gets a second chance.
 pub(crate) fn migrate<'a>(
+    context: Context<'a>,
+    host_vms: (&'a HostVm, &'a HostVm),
+    request: &'a MigrateRequest,
+) -> Finished<'a> {
+    let finished = attempt(context, host_vms, request);
+    match &finished {
+        Finished {
+            result: Err(e),
+            unsettled: None,
+            ..
+        } if e.message.contains(CHANGED) => {
+            info!(guest = request.from.guest, "once more: {e}");
+        }
+        _ => return finished,
+    }
+    drop(finished);
+    attempt(context, host_vms, request)
+}
+
+fn attempt<'a>(
     context: Context<'a>,
     host_vms: (&'a HostVm, &'a HostVm),
     request: &'a MigrateRequest,
@@ -261,7 +288,7 @@ impl<'a> Job<'a> {
             mode,
             route: Route::new(domids, mode),
             small,
-            started,
+            started: context.started,
             guest,
             pause: None,
             staged: None,

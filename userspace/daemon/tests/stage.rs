@@ -227,8 +227,13 @@ fn a_guest_that_balloons_at_the_gate_goes_on() {
     lock(&w.hosts["A"]).trouble = Trouble::Balloons;
     let (failure, message) = error(migrate(&w, "A", "B"));
     assert_eq!(failure, Failure::RolledBack);
-    assert!(message.contains("changed since it was staged"), "{message}");
+    assert!(message.contains("changed while it was staged"), "{message}");
     assert_runs_only_in(&w, "A", &pages);
+    // Twice, as it was tried again.
+    assert_eq!(lock(&w.hosts["A"]).suspended, 2);
+    lock(&w.hosts["A"]).trouble = Trouble::BalloonsOnce;
+    report(migrate(&w, "A", "B"));
+    assert_runs_only_in(&w, "B", &pages);
 }
 
 /// Questions that follow each other while the guest is suspended; parts of its state come

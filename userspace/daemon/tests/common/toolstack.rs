@@ -158,10 +158,14 @@ impl Outgoing for FakeSave {
     fn go(&mut self) -> Result<(), HvError> {
         assert!(self.waits, "the guest does not wait to be suspended");
         self.suspend()?;
-        if lock(&self.host).trouble == Trouble::Balloons {
+        let trouble = lock(&self.host).trouble;
+        if matches!(trouble, Trouble::Balloons | Trouble::BalloonsOnce) {
+            if trouble == Trouble::BalloonsOnce {
+                lock(&self.host).trouble = Trouble::None;
+            }
             self.resume();
             return Err(toolstack(
-                "the guest's memory has changed since it was staged",
+                "xc: error: The domain's memory changed while it was staged (pfn 0x7)",
             ));
         }
         Ok(())

@@ -19,6 +19,8 @@ pub enum Trouble {
     NoBridge,
     /// The guest's memory changes after its pages were listed.
     Balloons,
+    /// The same, but not a second time.
+    BalloonsOnce,
     /// A page table becomes an ordinary page, and the other way round, when a guest is
     /// suspended.
     TablesMove,
