@@ -75,6 +75,7 @@ fn lists(
             domid: Domid::Fixed(1),
             list: Vec::new(),
             memory: Vec::new(),
+            replaces: None,
         };
         let listener = UnixListener::bind(&vm.socket)?;
         agents.push(thread::spawn(move || agent(&listener, guest)));

@@ -10,6 +10,7 @@ use std::os::unix::net::SocketAddr as UnixAddress;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use toml::Spanned;
+use vmbeam_wire::message::replacement_of;
 
 /// Where the command line reaches the daemon.
 pub const CONTROL_SOCKET: &str = "/run/vmbeam/control.sock";
@@ -66,6 +67,21 @@ pub struct HostVmConfig {
     pub list: Vec<String>,
     /// Prints what the domain whose domid is appended has of the host's memory.
     pub memory: Vec<String>,
+    /// It is the one that is to replace this one: it is there only while that lasts.
+    pub replaces: Option<String>,
+}
+
+impl HostVmConfig {
+    /// The host VM that replaces this one, until it has its name.
+    fn replacement(&self) -> Self {
+        let name = replacement_of(&self.name);
+        Self {
+            socket: self.socket.with_file_name(format!("{name}.sock")),
+            replaces: Some(self.name.clone()),
+            name,
+            ..self.clone()
+        }
+    }
 }
 
 /// Where metrics can be read.
@@ -154,6 +170,7 @@ struct RawHostVm {
     name: Spanned<String>,
     socket: Option<Spanned<PathBuf>>,
     domid: Option<Spanned<u32>>,
+    replaceable: Option<Spanned<bool>>,
 }
 
 #[derive(Deserialize)]
@@ -240,6 +257,7 @@ impl Config {
 
         let mut names = BTreeSet::new();
         let mut host_vms = Vec::new();
+        let mut replacements = Vec::new();
         for vm in raw.host_vm {
             let taken = |is: &dyn Fn(&HostVmConfig) -> bool| {
                 let other = host_vms.iter().find(|vm| is(vm));
@@ -282,16 +300,39 @@ impl Config {
                 let message = format!("host VM {other} has the socket {}", socket.display());
                 return Err(place.error(Some(at), message));
             }
-            host_vms.push(HostVmConfig {
+            let vm_config = HostVmConfig {
                 name,
                 socket,
                 domid,
                 list: list.clone(),
                 memory: memory.clone(),
-            });
+                replaces: None,
+            };
+            if let Some(at) = vm.replaceable.filter(|r| *r.get_ref()) {
+                if matches!(vm_config.domid, Domid::Fixed(_)) {
+                    let message = "not with a fixed domid, since what replaces it has another one";
+                    return Err(place.error(Some(at.span()), message));
+                }
+                replacements.push((vm_config.replacement(), at.span()));
+            }
+            host_vms.push(vm_config);
         }
 
         let mut pairs = BTreeSet::new();
+        for (vm, at) in replacements {
+            let same = |o: &HostVmConfig| o.name == vm.name || o.socket == vm.socket;
+            if host_vms.iter().any(same) {
+                let message = format!(
+                    "what replaces it is called {}, with the socket {}, which another host VM has",
+                    vm.name,
+                    vm.socket.display()
+                );
+                return Err(place.error(Some(at), message));
+            }
+            check_socket(&vm.socket).map_err(|why| place.error(Some(at), why))?;
+            pairs.extend(vm.replaces.clone().map(|a| ordered(a, vm.name.clone())));
+            host_vms.push(vm);
+        }
         for pair in raw.pair {
             let span = pair.between.span();
             let names_of_pair = pair.between.into_inner();
@@ -388,6 +429,20 @@ mod tests {
             at("[::1]:9187"),
             MetricsAt::Port("[::1]:9187".parse().unwrap())
         );
+    }
+
+    #[test]
+    fn guests_may_move_to_what_replaces_their_host_vm() {
+        let text = "[[host_vm]]\nname = \"A\"\nsocket = \"/s/a.sock\"\nreplaceable = ";
+        let c = parse(&format!("{text}true\n")).unwrap();
+        let [old, new] = &c.host_vms[..] else {
+            panic!("{c:?}")
+        };
+        assert_eq!((&*new.name, new.replaces.as_deref()), ("A.new", Some("A")));
+        assert_eq!(new.socket, Path::new("/s/A.new.sock"));
+        assert_eq!((&old.replaces, &old.domid), (&None, &new.domid));
+        assert!(c.allows("A", "A.new") && c.pairs.len() == 1);
+        assert_eq!(parse(&format!("{text}false\n")).unwrap().host_vms.len(), 1);
     }
 
     #[test]
@@ -497,6 +552,14 @@ mod tests {
             (
                 "[[host_vm]]\nname = \"3\"\n",
                 "vmbeamd.toml:2: name: a name of digits only",
+            ),
+            (
+                "[[host_vm]]\nname = \"A\"\ndomid = 4\nreplaceable = true\n",
+                "vmbeamd.toml:4: replaceable: not with a fixed domid",
+            ),
+            (
+                "[[host_vm]]\nname = \"A\"\nreplaceable = true\n[[host_vm]]\nname = \"A.new\"\n",
+                "vmbeamd.toml:3: replaceable: what replaces it is called A.new",
             ),
             (
                 "[[host_vm]]\nname = \"A\"\ndomid = 4\n[[host_vm]]\nname = \"B\"\ndomid = 4\n",

@@ -396,7 +396,7 @@ impl Shared {
     }
 
     fn scrape(&self) -> String {
-        let agents = self.host_vms.iter();
+        let agents = host_vm::expected(&self.host_vms).into_iter();
         let agents = agents.map(|vm| (vm.config.name.clone(), vm.is_connected()));
         self.metrics.scrape(agents, self.memories())
     }
@@ -430,7 +430,7 @@ impl Shared {
             maintenance: vm.is_in_maintenance(),
             held: self.held.get(&vm.config.name),
         };
-        host_vm::side_by_side(&self.host_vms, ask)
+        host_vm::side_by_side(&host_vm::expected(&self.host_vms), ask)
     }
 
     /// Somebody begins to work on a host VM, or has done so.

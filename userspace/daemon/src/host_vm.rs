@@ -201,10 +201,16 @@ impl HostVm {
     pub fn keep_connected(&self) {
         let mut last = None;
         while !self.stop.load(Ordering::Relaxed) {
+            let renamed = self.is_renamed();
             let mut slot = lock(&self.slot);
             let missing = match &mut *slot {
                 Slot::Empty => true,
                 Slot::Busy => false,
+                Slot::Idle(_) if renamed => {
+                    *slot = Slot::Empty;
+                    self.missing("the host VM has another name by now".into());
+                    false
+                }
                 Slot::Idle(link) => match link.check_idle() {
                     Ok(()) => false,
                     Err(e) => {
@@ -231,9 +237,27 @@ impl HostVm {
         }
     }
 
+    /// Whether what replaces another host VM has got its name. Its port takes one connection at
+    /// a time, which is that of the name then.
+    fn is_renamed(&self) -> bool {
+        self.config.replaces.is_some() && self.is_connected() && self.is_down()
+    }
+
+    /// Whether it is one that replaces another, and there is none now.
+    pub(crate) fn is_spare(&self) -> bool {
+        self.config.replaces.is_some() && !self.is_connected() && self.is_down()
+    }
+
     /// Gives what went wrong after somebody had answered.
     fn try_connect(&self) -> Option<String> {
         let socket = self.config.socket.display();
+        // What it was may still listen there.
+        if self.config.replaces.is_some() && self.config.socket.exists() {
+            if let Err(e) = self.domid() {
+                self.missing(e);
+                return None;
+            }
+        }
         let taken = port::is_taken(&self.config.socket);
         let mut link = match Link::connect(&self.config, self.timeout, self.stop.clone()) {
             Ok(link) => link,
@@ -400,8 +424,17 @@ pub(crate) fn side_by_side<T: Send>(
     })
 }
 
+/// Those that there should be.
+pub(crate) fn expected(host_vms: &[Arc<HostVm>]) -> Vec<Arc<HostVm>> {
+    let spare = side_by_side(host_vms, HostVm::is_spare);
+    let all = host_vms.iter().cloned().zip(spare);
+    all.filter_map(|(vm, spare)| (!spare).then_some(vm))
+        .collect()
+}
+
 /// All agents; of one that is not where it should be, where it is.
 pub(crate) fn reports(host_vms: &[Arc<HostVm>]) -> Vec<AgentReport> {
+    let host_vms = &*expected(host_vms);
     let mut reports = side_by_side(host_vms, HostVm::report);
     for report in &mut reports {
         let (Some(versions), Some(Err(why))) = (&report.connected, &mut report.identity) else {

@@ -14,7 +14,7 @@ use vmbeam_wire::message::{HostMemory, HostVmMemory, Mode};
 use vmbeam_xen::command::run;
 
 use crate::control::Shared;
-use crate::host_vm::{side_by_side, HostVm};
+use crate::host_vm::{expected, side_by_side, HostVm};
 
 /// How long the command may take that asks the hypervisor.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -139,7 +139,7 @@ pub(crate) fn holds(vm: &HostVm, copies: u64) -> Result<(), SwapError> {
 impl Shared {
     /// All host VMs' memory.
     pub(crate) fn memories(&self) -> Vec<HostVmMemory> {
-        side_by_side(&self.host_vms, |vm| HostVmMemory {
+        side_by_side(&expected(&self.host_vms), |vm| HostVmMemory {
             host_vm: vm.config.name.clone(),
             memory: vm.memory(),
         })

@@ -134,6 +134,8 @@ impl Metrics {
                 gauge.set(i64::try_from(pages).unwrap_or(i64::MAX));
             }
         }
+        // Without those that are not there any more.
+        self.agents.clear();
         for (host_vm, connected) in agents {
             let gauge = self.agents.get_or_create(&[("host_vm", host_vm)]);
             gauge.set(connected.into());

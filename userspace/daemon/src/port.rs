@@ -11,7 +11,9 @@ const SOCKETS: &str = "/proc/self/net/unix";
 /// time; others wait, and are told nothing.
 pub(crate) fn is_taken(socket: &Path) -> bool {
     let table = std::fs::read_to_string(SOCKETS).unwrap_or_default();
-    has_accepted(&table, socket)
+    // It has the name by which it was made, and may have another one by a link.
+    let made = socket.canonicalize();
+    has_accepted(&table, made.as_deref().unwrap_or(socket))
 }
 
 /// A connection has the address of whom it was made to at that end. Its state is 03 once
@@ -41,6 +43,9 @@ mod tests {
         let accepted = listener.accept().unwrap();
         assert!(is_taken(&path));
         assert!(!is_taken(&dir.path().join("agent")));
+        let link = dir.path().join("link.sock");
+        std::os::unix::fs::symlink("agent.sock", &link).unwrap();
+        assert!(is_taken(&link));
         drop(accepted);
         assert!(!is_taken(&path));
         drop(waits);

@@ -85,6 +85,7 @@ fn a_peer_that_does_not_read_ends_with_the_time_of_the_request() {
             domid: vmbeamd::config::Domid::Fixed(2),
             memory: Vec::new(),
             list: Vec::new(),
+            replaces: None,
         };
         let timeout = Duration::from_secs(2);
         let stop = std::sync::Arc::default();

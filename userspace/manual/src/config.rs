@@ -116,6 +116,14 @@ const TABLES: &[Table] = &[
                 "Its domid, for daemons that may not run a command. Otherwise \
                  domid_command finds it out.",
             ),
+            (
+                "replaceable",
+                "BOOLEAN",
+                "false",
+                "Whether `vmbeam replace` may create a host VM beside it that takes its place. \
+                 That one is called NAME.new until it does, the socket of its port NAME.new.sock, \
+                 beside the other, and guests may move between the two. Not together with domid.",
+            ),
         ],
     ),
     (

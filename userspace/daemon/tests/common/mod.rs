@@ -59,6 +59,8 @@ pub struct World {
     pub metrics: Option<String>,
     /// Whether host VMs are told that they may start guests.
     pub autostart: bool,
+    /// Whether A may be replaced.
+    pub replaceable: bool,
     /// The domids of host VMs that have a fixed one.
     pub domids: HashMap<String, u32>,
     daemon: Option<Daemon>,
@@ -110,6 +112,7 @@ impl World {
             domid_of_all: false,
             metrics: None,
             autostart: false,
+            replaceable: false,
             daemon: None,
         }
     }
@@ -162,6 +165,9 @@ impl World {
             ));
             if self.domid_command.is_none() || name != "A" && !self.domid_of_all {
                 text.push_str(&format!("domid = {}\n", self.domids[name]));
+            }
+            if self.replaceable && name == "A" {
+                text.push_str("replaceable = true\n");
             }
         }
         text.push_str("[[pair]]\nbetween = [\"A\", \"B\"]\n[[pair]]\nbetween = [\"C\", \"D\"]\n");

@@ -391,6 +391,11 @@ pub struct MigrateReport {
     pub seconds: MigrateSeconds,
 }
 
+/// What the host VM is called that is to replace one, until it has its name.
+pub fn replacement_of(host_vm: &str) -> String {
+    format!("{host_vm}.new")
+}
+
 /// What a guest of so many pages needs where it goes, in MiB, as libxl reckons it: a PV guest
 /// takes 1 MiB besides, and the sum is even.
 pub fn needed_mib(pages: u64) -> u64 {
