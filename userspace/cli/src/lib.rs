@@ -22,6 +22,7 @@ mod records;
 mod rejuvenate;
 mod restart;
 mod swap;
+mod upkeep;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use client::{Client, ClientError};

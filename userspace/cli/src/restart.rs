@@ -145,22 +145,40 @@ impl Toolstack {
     }
 }
 
-/// A configuration must be there, and be that of the host VM.
-pub(crate) fn check_config(config: &Path, host_vm: &str) -> Result<(), String> {
-    let text = std::fs::read_to_string(config).map_err(|e| format!("{}: {e}", config.display()))?;
-    let name = text.lines().find_map(|line| {
-        let (key, value) = line.split_once('=')?;
-        (key.trim() == "name").then(|| value.trim().trim_matches(['"', '\'', ';']))
-    });
-    match name {
-        Some(name) if name == host_vm => Ok(()),
-        Some(name) => Err(format!(
-            "{}: name is {name:?}, which is not the host VM that is to be created again; it must be {host_vm:?}",
-            config.display()
-        )),
-        None => Err(format!(
-            "{}: there is no line `name = \"{host_vm}\"`; is it the configuration of a host VM?",
-            config.display()
-        )),
+/// The configuration of a host VM, for the toolstack.
+#[derive(Debug)]
+pub(crate) struct Config {
+    pub(crate) text: String,
+}
+
+impl Config {
+    /// It must be there, and be that of the host VM.
+    pub(crate) fn read(file: &Path, host_vm: &str) -> Result<Self, String> {
+        let text = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
+        let config = Self { text };
+        match config.value("name") {
+            Some(name) if name == host_vm => Ok(config),
+            Some(name) => Err(format!(
+                "{}: name is {name:?}, which is not the host VM that is to be created again; it must be {host_vm:?}",
+                file.display()
+            )),
+            None => Err(format!(
+                "{}: there is no line `name = \"{host_vm}\"`; is it the configuration of a host VM?",
+                file.display()
+            )),
+        }
     }
+
+    /// What a line `key = value` says.
+    pub(crate) fn value(&self, key: &str) -> Option<&str> {
+        value(&self.text, key)
+    }
+}
+
+/// What a line `key = value` of a configuration says.
+pub(crate) fn value<'a>(text: &'a str, key: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| {
+        let (found, value) = line.split_once('=')?;
+        (found.trim() == key).then(|| value.trim().trim_matches(['"', '\'', ';']))
+    })
 }

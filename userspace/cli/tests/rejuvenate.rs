@@ -7,43 +7,12 @@
 
 #[path = "../../daemon/tests/common/mod.rs"]
 mod common;
+mod upkeep;
 
 use common::{lock, Trouble, World};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
-
-/// Host VM A is domain 1, and domain 5 once it was created again.
-const XL: &str = r#"#!/bin/sh
-cd "$(dirname "$0")" || exit 1
-echo "$*" >>calls
-case $1 in
-domid | list)
-	nr=$(cat asked 2>/dev/null || echo 0)
-	echo $((nr + 1)) >asked
-	[ "$nr" != "$(cat fail-at 2>/dev/null)" ] || { echo "no memory" >&2; exit 1; } ;;
-esac
-case $1 in
-domid) cat "domid-$2" || exit 1 ;;
-list)
-	[ ! -e fail-list ] || exit 1
-	echo "Name ID Mem VCPUs State Time(s)"
-	echo "Domain-0 0 4096 2 r----- 9.0"
-	for f in domid-*; do
-		[ ! -e "$f" ] || echo "${f#domid-} $(cat "$f") 1024 1 -b---- 1.0"
-	done ;;
-shutdown)
-	[ ! -e refuse-shutdown ] || { echo "no such power button" >&2; exit 1; }
-	[ -e hang-shutdown ] || rm $(grep -lx "$3" domid-*) ;;
-destroy) rm $(grep -lx "$2" domid-*) ;;
-create)
-	grep SigBlk /proc/self/status >mask
-	[ ! -e slow-create ] || exec sleep 60
-	[ ! -e refuse-create ] || { echo "out of luck" >&2; exit 1; }
-	echo 5 >domid-A; echo "Fake 2.0" >version ;;
-esac
-"#;
+use std::path::PathBuf;
+use std::process::Command;
+use upkeep::{assert_like_the_example, interrupt, spawn, wait_for, Done};
 
 /// Two guests in A; B has one of its own.
 struct Lab {
@@ -53,10 +22,7 @@ struct Lab {
 impl Lab {
     fn new() -> Self {
         let mut w = World::new();
-        let xl = w.dir.path().join("xl");
-        std::fs::write(&xl, XL).unwrap();
-        std::fs::set_permissions(&xl, std::fs::Permissions::from_mode(0o755)).unwrap();
-        w.domid_command = Some(xl);
+        w.domid_command = Some(upkeep::toolstack(w.dir.path()));
         lock(&w.hosts["A"]).add_guest(2, "second", 64);
         lock(&w.hosts["A"]).version = Some(w.dir.path().join("version"));
         lock(&w.hosts["B"]).guests.clear();
@@ -114,11 +80,7 @@ impl Lab {
 
     /// What was asked of the toolstack, but for questions.
     fn calls(&self) -> Vec<String> {
-        let text = std::fs::read_to_string(self.path("calls")).unwrap_or_default();
-        text.lines()
-            .filter(|l| !l.starts_with("domid") && *l != "list")
-            .map(|l| l.split('/').next().unwrap().trim().to_owned())
-            .collect()
+        upkeep::calls(self.w.dir.path())
     }
 
     fn running(&self, host_vm: &str) -> Vec<String> {
@@ -130,31 +92,6 @@ impl Lab {
         assert_eq!(self.running("A"), ["guest", "second"]);
         assert_eq!(self.running("B"), ["resident"]);
         assert!(!self.path("state/rejuvenate-A.json").exists());
-    }
-}
-
-#[derive(Debug)]
-struct Done {
-    code: i32,
-    report: serde_json::Value,
-    stderr: String,
-}
-
-impl Done {
-    fn of(out: Output) -> Self {
-        Self {
-            code: out.status.code().unwrap(),
-            report: serde_json::from_slice(&out.stdout).unwrap_or_default(),
-            stderr: String::from_utf8(out.stderr).unwrap(),
-        }
-    }
-
-    fn names(&self, list: &str) -> Vec<&str> {
-        let guests = self.report[list].as_array().unwrap().iter();
-        guests
-            .filter(|g| g["outcome"] == "moved")
-            .map(|g| g["guest"].as_str().unwrap())
-            .collect()
     }
 }
 
@@ -180,37 +117,6 @@ fn the_guests_leave_and_come_back_to_another_hypervisor() {
     assert_eq!((&r["forced"], &r["step"]), (&false.into(), &"done".into()));
     assert_eq!(lab.calls(), ["shutdown -F 1", "create"]);
     lab.assert_done();
-}
-
-/// The same keys, and values of the same kind; whatever is null fits.
-fn alike(a: &serde_json::Value, b: &serde_json::Value) -> bool {
-    use serde_json::Value::{Array, Bool, Null, Number, Object, String};
-    match (a, b) {
-        (Null, _) | (_, Null) => true,
-        (Object(a), Object(b)) => {
-            a.len() == b.len() && a.iter().all(|(k, v)| b.get(k).is_some_and(|w| alike(v, w)))
-        }
-        (Array(a), Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| alike(a, b)),
-        (Bool(a), Bool(b)) => a == b,
-        (String(_), String(_)) | (Number(_), Number(_)) => true,
-        _ => false,
-    }
-}
-
-/// What is printed is like the example that the playbook for many hosts is tried with
-/// (tests/packages). With VMBEAM_WRITE_REPORTS set the example is made of it.
-#[track_caller]
-fn assert_like_the_example(name: &str, done: &Done) {
-    let reports = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/packages/reports");
-    let example = reports.join(name);
-    if std::env::var_os("VMBEAM_WRITE_REPORTS").is_some() {
-        let text = serde_json::to_string_pretty(&done.report).unwrap();
-        std::fs::write(&example, text + "\n").unwrap();
-    }
-    let text = std::fs::read(&example).unwrap();
-    let example: serde_json::Value = serde_json::from_slice(&text).unwrap();
-    assert!(alike(&done.report, &example), "{name}: {:#}", done.report);
-    assert_eq!(done.report["step"], example["step"], "{name}");
 }
 
 #[test]
@@ -403,7 +309,7 @@ fn the_new_host_vm_has_time_and_blocks_no_signals() {
 fn an_agent_that_does_not_come_back_is_not_waited_for_for_ever() {
     let mut lab = Lab::start();
     let done = {
-        let child = spawn(&lab, &["--boot-timeout", "1"]);
+        let child = spawn(lab.command(&["--boot-timeout", "1"]));
         // The daemon goes away with the host VM, and comes back without an agent.
         wait_for("A is created", || {
             lab.path("version").metadata().unwrap().len() == 9 && lab.calls().len() == 2
@@ -424,29 +330,13 @@ fn an_agent_that_does_not_come_back_is_not_waited_for_for_ever() {
     lab.assert_done();
 }
 
-fn spawn(lab: &Lab, args: &[&str]) -> Child {
-    let mut command = lab.command(args);
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.spawn().unwrap()
-}
-
-#[track_caller]
-fn wait_for(what: &str, is: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !is() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 #[test]
 fn ctrl_c_stops_between_steps() {
     let lab = Lab::start();
     lab.put("hang-shutdown", "");
-    let child = spawn(&lab, &[]);
+    let child = spawn(lab.command(&[]));
     wait_for("A is being shut down", || !lab.calls().is_empty());
-    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    interrupt(&child);
     let done = Done::of(child.wait_with_output().unwrap());
     assert_eq!(
         (done.code, &done.report["step"]),

@@ -5,18 +5,12 @@
 //! the host VM was.
 
 use super::Args;
-use indicatif::HumanDuration;
+use crate::upkeep::record::{self, boot_id, digest};
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File};
-use std::io::Write;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
-use xxhash_rust::xxh3::xxh3_64;
 
 /// Version of the file's format.
 const VERSION: u32 = 2;
-/// Differs after each restart of the host.
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// How far it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,19 +51,6 @@ pub(super) struct State {
     pub(super) stage: Stage,
 }
 
-fn boot_id() -> Result<String, String> {
-    fs::read_to_string(BOOT_ID)
-        .map(|id| id.trim().to_owned())
-        .map_err(|e| format!("{BOOT_ID}: {e}"))
-}
-
-/// Tells one configuration from another.
-fn digest(config: &Path) -> Result<u64, String> {
-    fs::read(config)
-        .map(|text| xxh3_64(&text))
-        .map_err(|e| format!("{}: {e}", config.display()))
-}
-
 impl State {
     /// One that begins.
     pub(super) fn new(
@@ -78,12 +59,11 @@ impl State {
         hypervisor: String,
         guests: Vec<String>,
     ) -> Result<Self, String> {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         Ok(Self {
             version: VERSION,
             host_vm: host_vm.into(),
             to: to.into(),
-            begun: now.map_or(0, |n| n.as_secs()),
+            begun: record::now(),
             boot: boot_id()?,
             domid,
             hypervisor,
@@ -93,51 +73,11 @@ impl State {
     }
 
     pub(super) fn read(file: &Path) -> Result<Option<Self>, String> {
-        /// What every version of the format has.
-        #[derive(Deserialize)]
-        struct Any {
-            version: u32,
-        }
-        let text = match fs::read(file) {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(format!("{}: {e}", file.display())),
-        };
-        if let Ok(Any { version }) = serde_json::from_slice(&text) {
-            if version != VERSION {
-                return Err(format!(
-                    "{}: version {version} of the format, this vmbeam knows version {VERSION}; use the vmbeam that wrote it",
-                    file.display()
-                ));
-            }
-        }
-        serde_json::from_slice(&text).map(Some).map_err(|e| {
-            format!(
-                "{}: {e}; move the guests back by `vmbeam migrate`, and remove the file",
-                file.display()
-            )
-        })
+        record::read(file, VERSION)
     }
 
     pub(super) fn write(&self, file: &Path) -> Result<(), String> {
-        let write = || {
-            let dir = file.parent().unwrap_or(Path::new("."));
-            fs::create_dir_all(dir)?;
-            let new = file.with_extension("new");
-            let mut out = File::create(&new)?;
-            out.write_all(&serde_json::to_vec_pretty(self)?)?;
-            out.sync_all()?;
-            fs::rename(&new, file)?;
-            File::open(dir)?.sync_all()
-        };
-        write().map_err(|e: std::io::Error| {
-            format!("cannot write {}: {e}; see --state-dir", file.display())
-        })
-    }
-
-    fn ago(&self) -> String {
-        let begun = SystemTime::UNIX_EPOCH + Duration::from_secs(self.begun);
-        HumanDuration(begun.elapsed().unwrap_or_default()).to_string()
+        record::note(file, self)
     }
 
     /// The domain that is there now is the new one.
@@ -163,7 +103,7 @@ impl State {
         args: &Args,
         file: &Path,
     ) -> Result<(), String> {
-        let (name, ago, file) = (&self.host_vm, self.ago(), file.display());
+        let (name, ago, file) = (&self.host_vm, record::ago(self.begun), file.display());
         if self.boot != boot_id()? {
             return Err(format!(
                 "a rejuvenation of host VM {name} was begun {ago} ago, and the host was restarted since, with whatever ran on it; see `vmbeam list`, and remove {file}"
@@ -173,7 +113,7 @@ impl State {
             if self.stage == Stage::Leaving {
                 return Err(format!(
                     "a rejuvenation of host VM {name} was begun {ago} ago, and its guests had not all left; now `{} list` shows no such host VM: look whether it runs, and if it does not, start it, and remove {file}",
-                    args.xl.display()
+                    args.options.xl.display()
                 ));
             }
             return Ok(());

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What the tests of `vmbeam rejuvenate` and `vmbeam replace` share: the toolstack of the host,
+//! which is a script, and what the program left.
+
+use nix::sys::signal::{kill, Signal};
+use nix::unistd::Pid;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Host VM A is domain 1; what is created is domain 5. Each has 300 MiB of 1000. At the call
+/// whose number is in `kill-at`, counting those of the program but `info`, that is killed: before
+/// anything is done, or, if there is `kill-after`, after it.
+const XL: &str = r#"#!/bin/sh
+cd "$(dirname "$0")" || exit 1
+echo "$*" >>calls
+strike() {
+	[ -e kill-at ] && [ "$(cat /proc/$PPID/comm)" = vmbeam ] && [ "$what" != info ] || return 0
+	nr=$(cat struck 2>/dev/null || echo 0)
+	[ "$1" = before ] && echo $((nr += 1)) >struck
+	[ "$1" = after ] && [ ! -e kill-after ] && return 0
+	[ "$1" = before ] && [ -e kill-after ] && return 0
+	[ "$nr" != "$(cat kill-at)" ] || kill -9 $PPID
+}
+what=$1
+strike before
+case $1 in
+domid | list)
+	nr=$(cat asked 2>/dev/null || echo 0)
+	echo $((nr + 1)) >asked
+	[ "$nr" != "$(cat fail-at 2>/dev/null)" ] || { echo "no memory" >&2; exit 1; } ;;
+esac
+case $1 in
+domid) cat "domid-$2" || exit 1 ;;
+list)
+	[ ! -e fail-list ] || exit 1
+	echo "Name ID Mem VCPUs State Time(s)"
+	echo "Domain-0 0 4096 2 r----- 9.0"
+	for f in domid-*; do
+		[ ! -e "$f" ] || echo "${f#domid-} $(cat "$f") 1024 1 -b---- 1.0"
+	done ;;
+info) echo $((1000 - 300 * $(ls domid-* | wc -l))) ;;
+shutdown)
+	[ ! -e refuse-shutdown ] || { echo "no such power button" >&2; exit 1; }
+	[ -e hang-shutdown ] || rm $(grep -lx "$3" domid-*) ;;
+destroy) rm $(grep -lx "$2" domid-*) ;;
+rename) mv "$(grep -lx "$2" domid-*)" "domid-$3" ;;
+create)
+	grep SigBlk /proc/self/status >mask
+	[ ! -e slow-create ] || exec sleep 60
+	[ ! -e refuse-create ] || { echo "out of luck" >&2; exit 1; }
+	cp "$2" config-5
+	echo "Fake 2.0" >version
+	echo 5 >"domid-$(sed -n "s/^name *= *[\"']\(.*\)[\"']$/\1/p" "$2" | tail -n 1)" ;;
+esac
+strike after
+exit 0
+"#;
+
+/// Put it there.
+pub fn toolstack(dir: &Path) -> PathBuf {
+    let xl = dir.join("xl");
+    std::fs::write(&xl, XL).unwrap();
+    std::fs::set_permissions(&xl, std::fs::Permissions::from_mode(0o755)).unwrap();
+    xl
+}
+
+/// What was asked of it, but for questions.
+pub fn calls(dir: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(dir.join("calls")).unwrap_or_default();
+    let question = |l: &&str| l.starts_with("domid") || l.starts_with("info") || *l == "list";
+    text.lines()
+        .filter(|l| !question(l))
+        .map(|l| l.split('/').next().unwrap().trim().to_owned())
+        .collect()
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub struct Done {
+    /// 137 if it was killed.
+    pub code: i32,
+    pub report: serde_json::Value,
+    pub stderr: String,
+}
+
+impl Done {
+    pub fn of(out: Output) -> Self {
+        Self {
+            code: out.status.code().unwrap_or(137),
+            report: serde_json::from_slice(&out.stdout).unwrap_or_default(),
+            stderr: String::from_utf8(out.stderr).unwrap(),
+        }
+    }
+
+    /// Guests of this list that have moved.
+    pub fn names(&self, list: &str) -> Vec<&str> {
+        let guests = self.report[list].as_array().unwrap().iter();
+        guests
+            .filter(|g| g["outcome"] == "moved")
+            .map(|g| g["guest"].as_str().unwrap())
+            .collect()
+    }
+
+    /// It ended with this exit status in this step.
+    #[track_caller]
+    pub fn assert_ended(&self, code: i32, step: &str) {
+        let ended = (self.code, &self.report["step"]);
+        assert_eq!(ended, (code, &step.into()), "{self:?}");
+    }
+}
+
+/// The same keys, and values of the same kind; whatever is null fits.
+fn alike(a: &serde_json::Value, b: &serde_json::Value) -> bool {
+    use serde_json::Value::{Array, Bool, Null, Number, Object, String};
+    match (a, b) {
+        (Null, _) | (_, Null) => true,
+        (Object(a), Object(b)) => {
+            a.len() == b.len() && a.iter().all(|(k, v)| b.get(k).is_some_and(|w| alike(v, w)))
+        }
+        (Array(a), Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| alike(a, b)),
+        (Bool(a), Bool(b)) => a == b,
+        (String(_), String(_)) | (Number(_), Number(_)) => true,
+        _ => false,
+    }
+}
+
+/// What is printed is like the example that the playbook for many hosts is tried with
+/// (tests/packages). With VMBEAM_WRITE_REPORTS set the example is made of it.
+#[track_caller]
+pub fn assert_like_the_example(name: &str, done: &Done) {
+    let reports = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/packages/reports");
+    let example = reports.join(name);
+    if std::env::var_os("VMBEAM_WRITE_REPORTS").is_some() {
+        let text = serde_json::to_string_pretty(&done.report).unwrap();
+        std::fs::write(&example, text + "\n").unwrap();
+    }
+    let text = std::fs::read(&example).unwrap();
+    let example: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    assert!(alike(&done.report, &example), "{name}: {:#}", done.report);
+    assert_eq!(done.report["step"], example["step"], "{name}");
+}
+
+pub fn spawn(mut command: Command) -> Child {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+/// As Ctrl-C does.
+pub fn interrupt(child: &Child) {
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+}
+
+#[track_caller]
+pub fn wait_for(what: &str, is: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !is() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
