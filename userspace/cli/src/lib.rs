@@ -20,6 +20,7 @@ mod migrate;
 mod moves;
 mod records;
 mod rejuvenate;
+mod replace;
 mod restart;
 mod swap;
 mod upkeep;
@@ -188,6 +189,14 @@ enum Command {
         #[arg(long, value_name = "PAGES")]
         reserve: Option<u64>,
     },
+    /// Replace a host VM by another one, with another guest hypervisor, under its running guests
+    ///
+    /// Creates a new host VM beside it from FILE, moves its guests there, once, gives the new
+    /// one its name, its port and what starts it at boot, and ends the old one. If the new one
+    /// does not come up, or cannot take the guests, it is removed, and the old one goes on.
+    /// Ctrl-C stops between two steps; the same command goes on from there, and --undo goes
+    /// back.
+    Replace(replace::Args),
     /// Say that somebody works on a host VM, or has done so, or which are worked on
     ///
     /// In a host VM in maintenance nothing is started when it boots, and no guest
@@ -319,6 +328,7 @@ fn run(args: Args) -> Result<ExitCode, ClientError> {
         Command::Evacuate(evacuation) => evacuate::run(&args.socket, &evacuation),
         Command::Rejuvenate(rejuvenation) => rejuvenate::run(&args.socket, &rejuvenation),
         Command::Memory { domid, reserve } => memory::print(domid, reserve),
+        Command::Replace(replacement) => replace::run(&args.socket, &replacement),
         Command::Maintenance(maintenance) => maintenance::run(&args.socket, &maintenance),
         Command::Watch(watch) => evacuate::watch(&args.socket, &watch),
         Command::Abort { job } => migrate::abort(Client::connect(&args.socket)?, job),

@@ -137,6 +137,33 @@ impl Toolstack {
         }
     }
 
+    /// Give a domain another name.
+    pub(crate) fn rename(&self, domid: u32, name: &str) -> Result<(), String> {
+        self.must(&["rename", &domid.to_string(), name], COMMAND)
+            .map(drop)
+    }
+
+    /// Let a domain have so much memory, which it need not have yet.
+    pub(crate) fn allow(&self, domid: u32, mib: u64) -> Result<(), String> {
+        let arguments = ["mem-max", &domid.to_string(), &mib.to_string()];
+        self.must(&arguments, COMMAND).map(drop)
+    }
+
+    /// Give a domain so much memory.
+    pub(crate) fn fill(&self, domid: u32, mib: u64) -> Result<(), String> {
+        let arguments = ["mem-set", &domid.to_string(), &mib.to_string()];
+        self.must(&arguments, COMMAND).map(drop)
+    }
+
+    /// Memory of the host that nobody has, in MiB.
+    pub(crate) fn free_mib(&self) -> Result<u64, String> {
+        let asked = ["info", "free_memory"];
+        let output = self.must(&asked, COMMAND)?;
+        let said = output.out.trim();
+        said.parse()
+            .map_err(|_| format!("{} printed {said:?}", self.show(&asked)))
+    }
+
     /// Create a host VM.
     pub(crate) fn create(&self, config: &Path) -> Result<(), String> {
         let config = config.to_string_lossy();
@@ -172,6 +199,11 @@ impl Config {
     /// What a line `key = value` says.
     pub(crate) fn value(&self, key: &str) -> Option<&str> {
         value(&self.text, key)
+    }
+
+    /// The same, in MiB.
+    pub(crate) fn mib(&self, key: &str) -> Option<u64> {
+        self.value(key)?.parse().ok()
     }
 }
 

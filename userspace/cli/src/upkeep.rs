@@ -30,7 +30,8 @@ pub(crate) const LOOK: Duration = Duration::from_secs(2);
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// The host's toolstack; run with `list`, `create FILE`, `shutdown -F DOMID` and
-    /// `destroy DOMID`, for a replacement with `info` and `rename DOMID NAME` as well
+    /// `destroy DOMID`, for a replacement also with `info free_memory`, `mem-max DOMID MIB`,
+    /// `mem-set DOMID MIB` and `rename DOMID NAME`
     #[arg(long, value_name = "PROGRAM", default_value = "xl")]
     pub(crate) xl: PathBuf,
     /// How long a host VM may take to shut down before it is destroyed
@@ -267,6 +268,8 @@ impl<'a> Upkeep<'a> {
 
     /// Nothing is shut down that has a guest, which would die.
     pub(crate) fn must_be_empty(&self, name: &str) -> Result<(), Stop> {
+        // What is written down of a guest that has left may still be on its way.
+        self.mover.wait_until_idle([name; 2])?;
         let (_, left) = self.guests(name).map_err(stop(exit::INCOMPLETE))?;
         // What is being torn down is none any more.
         match left.iter().find(|g| g.state != GuestState::Dying) {

@@ -152,6 +152,8 @@ const COMMANDS: &[(&[&str], i32)] = &[
         &["rejuvenate", "A", "--config", "/nonexistent", "--json"],
         3,
     ),
+    (&["replace", "A", "--config", "/nonexistent"], 3),
+    (&["replace", "A", "--undo", "--json"], 3),
     (&["swap", "--from", "A/g", "--to", "B/g"], 0),
     (&["swap", "--from", "A/g", "--to", "B/g", "--json"], 0),
     (&["abort", "1"], 0),

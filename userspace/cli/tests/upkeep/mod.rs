@@ -3,6 +3,8 @@
 //! What the tests of `vmbeam rejuvenate` and `vmbeam replace` share: the toolstack of the host,
 //! which is a script, and what the program left.
 
+#![allow(dead_code, reason = "every test file uses a part of it")]
+
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// Host VM A is domain 1; what is created is domain 5. Each has 300 MiB of 1000. At the call
+/// Host VM A is domain 1; what is created is domain 5, or what is in `next`. Each has 300 MiB of 1000. At the call
 /// whose number is in `kill-at`, counting those of the program but `info`, that is killed: before
 /// anything is done, or, if there is `kill-after`, after it.
 const XL: &str = r#"#!/bin/sh
@@ -51,9 +53,10 @@ create)
 	grep SigBlk /proc/self/status >mask
 	[ ! -e slow-create ] || exec sleep 60
 	[ ! -e refuse-create ] || { echo "out of luck" >&2; exit 1; }
-	cp "$2" config-5
+	id=$(cat next 2>/dev/null || echo 5)
+	cp "$2" "config-$id"
 	echo "Fake 2.0" >version
-	echo 5 >"domid-$(sed -n "s/^name *= *[\"']\(.*\)[\"']$/\1/p" "$2" | tail -n 1)" ;;
+	echo "$id" >"domid-$(sed -n "s/^name *= *[\"']\(.*\)[\"']$/\1/p" "$2" | tail -n 1)" ;;
 esac
 strike after
 exit 0
