@@ -26,8 +26,8 @@ playbook() {
 		-e host_vm=A -e config=/tmp/A.cfg "$@"
 }
 
-# reporting LOOK STATUS RUN STATUS: run it with a vmbeam that gives these reports, and
-# notes how often it was asked.
+# reporting LOOK STATUS RUN STATUS [OPTION...]: run it with a vmbeam that gives these reports,
+# and notes how often it was asked.
 reporting() {
 	mkdir -p /tmp/reporting
 	: >/tmp/calls
@@ -35,31 +35,35 @@ reporting() {
 	#!/bin/sh
 	echo "\$*" >>/tmp/calls
 	case \$* in
-	'rejuvenate A --config /tmp/A.cfg --dry-run --json') cat $reports/$1; exit $2 ;;
-	'rejuvenate A --config /tmp/A.cfg --json') cat $reports/$3; exit $4 ;;
+	*' A --config /tmp/A.cfg --dry-run --json') cat $reports/$1; exit $2 ;;
+	*' A --config /tmp/A.cfg --json') cat $reports/$3; exit $4 ;;
 	esac
 	exit 2
 	PROGRAM
 	chmod +x /tmp/reporting/vmbeam
-	PATH=/tmp/reporting:$PATH playbook >/tmp/playbook.txt 2>&1
+	PATH=/tmp/reporting:$PATH playbook "${@:5}" >/tmp/playbook.txt 2>&1
 }
 
 # The real program accepts what the playbook says, and there is no daemon.
 playbook_fits() {
+	local way
 	playbook --syntax-check || return
-	! playbook >/tmp/playbook.txt 2>&1 || return
-	grep -q 'cannot reach vmbeamd' /tmp/playbook.txt || { cat /tmp/playbook.txt; return 1; }
+	for way in rejuvenate replace; do
+		! playbook -e way=$way >/tmp/playbook.txt 2>&1 || return
+		grep -q 'cannot reach vmbeamd' /tmp/playbook.txt || { cat /tmp/playbook.txt; return 1; }
+	done
 }
 
+# both_hosts COMMAND LOOK RUN [OPTION...]
 both_hosts() {
-	reporting look.json 0 done.json 0 && [ "$(wc -l </tmp/calls)" = 4 ] &&
+	reporting "$2" 0 "$3" 0 "${@:4}" && [ "$(grep -c "^$1 A" /tmp/calls)" = 4 ] &&
 		grep -q 'Fake 1.0 -> Fake 2.0' /tmp/playbook.txt && return
 	cat /tmp/playbook.txt
 	return 1
 }
 
-# stops CALLS TEXT LOOK STATUS RUN STATUS: at the first host, after so many calls, and
-# says why.
+# stops CALLS TEXT LOOK STATUS RUN STATUS [OPTION...]: at the first host, after so many calls,
+# and says why.
 stops() {
 	! reporting "${@:3}" && [ "$(wc -l </tmp/calls)" = "$1" ] &&
 		grep -q "$2" /tmp/playbook.txt && return
@@ -68,7 +72,7 @@ stops() {
 }
 
 timer() {
-	local text command status
+	local text command status way
 	cp "$examples"/vmbeam-rejuvenate@.* /etc/systemd/system/ || return
 	if ! text=$(systemd-analyze verify --man=yes vmbeam-rejuvenate@A.service \
 		vmbeam-rejuvenate@A.timer 2>&1) || grep vmbeam <<<"$text"; then
@@ -79,14 +83,17 @@ timer() {
 	rm /etc/systemd/system/vmbeam-rejuvenate@.*
 	mkdir -p /etc/xen
 	echo 'name = "A"' >/etc/xen/A.cfg
-	text=$(${command//%i/A} 2>&1)
-	status=$?
+	for way in rejuvenate replace; do
+		text=${command//%i/A}
+		text=$(${text//\$WAY/$way} 2>&1)
+		status=$?
+		# It got as far as the daemon, which is not there: the arguments are right.
+		if [ "$status" != 1 ] || ! grep -q 'cannot reach vmbeamd' <<<"$text"; then
+			echo "$status: $text"
+			return 1
+		fi
+	done
 	rm /etc/xen/A.cfg
-	# It got as far as the daemon, which is not there: the arguments are right.
-	if [ "$status" != 1 ] || ! grep -q 'cannot reach vmbeamd' <<<"$text"; then
-		echo "$status: $text"
-		return 1
-	fi
 }
 
 # The device model of the new host VM is in the unit's group: the unit must not end it, and
@@ -99,7 +106,11 @@ survives() {
 
 fleet() {
 	try 'the playbook is right, and the program understands it' playbook_fits
-	try 'it does one host after the other' both_hosts
+	try 'it does one host after the other' both_hosts rejuvenate look.json done.json
+	try 'the same with replacements' \
+		both_hosts replace replace-look.json replace-done.json -e way=replace
+	try 'it stops where a new host VM was of no use' \
+		stops 2 'ended at create' replace-look.json 0 replace-undone.json 4 -e way=replace
 	try 'it stops if something is in the way' \
 		stops 1 'second does not run' blocked.json 3 done.json 0
 	try 'it stops where a host VM does not come back' \
