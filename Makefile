@@ -28,6 +28,11 @@ demo: images
 demo-rejuvenate: images xen-tools-old
 	@$(lab) rejuvenate
 
+## demo-replace: replace a host VM under three running guest VMs
+.PHONY: demo-replace
+demo-replace: images xen-tools-old
+	@$(lab) replace
+
 ## check: run every test; the last line is the verdict
 .PHONY: check
 check: images harness xen-debug

@@ -32,6 +32,7 @@ use crate::product;
 use crate::progress::Progress;
 use crate::races;
 use crate::rejuvenate;
+use crate::replace;
 use crate::tally::Tally;
 use crate::toolstack;
 use crate::topology::Sizes;
@@ -73,6 +74,8 @@ pub enum Group {
     Faults,
     /// The guest hypervisor is replaced under running guest VMs.
     Rejuvenate,
+    /// A host VM is replaced under running guest VMs.
+    Replace,
     /// The driver on a hypervisor that lacks the hypercall.
     Stock,
     /// The driver under a fuzzer, with the kernel's debugging aids.
@@ -85,7 +88,7 @@ pub enum Group {
     Tracing,
 }
 
-const ALL: [Group; 18] = [
+const ALL: [Group; 19] = [
     Group::Style,
     Group::Hypervisor,
     Group::Unit,
@@ -99,6 +102,7 @@ const ALL: [Group; 18] = [
     Group::Migrate,
     Group::Faults,
     Group::Rejuvenate,
+    Group::Replace,
     Group::Stock,
     Group::Driver,
     Group::DriverMutants,
@@ -118,6 +122,7 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
     let wanted = |group| match group {
         Group::Faults
         | Group::Rejuvenate
+        | Group::Replace
         | Group::DriverMutants
         | Group::Package
         | Group::Tracing => groups.contains(&group) || (long && groups.is_empty()),
@@ -184,6 +189,7 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
                 nested_only(&mut tally, wanted, extent, sizes, progress)
             }
             Group::Rejuvenate => rejuvenate::check(&mut tally, progress),
+            Group::Replace => replace::check(&mut tally, progress),
             Group::Stock => stock(&mut tally, sizes, progress),
             Group::Driver => driver::run(&mut tally, long, sizes, progress),
             Group::DriverMutants => driver_mutants::check(&mut tally),

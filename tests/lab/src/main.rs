@@ -4,6 +4,7 @@
 
 mod bench;
 mod bochs;
+mod busy;
 mod channel;
 mod check;
 mod coverage;
@@ -31,6 +32,7 @@ mod product;
 mod progress;
 mod races;
 mod rejuvenate;
+mod replace;
 mod soak;
 mod stock;
 mod superpages;
@@ -63,6 +65,8 @@ enum Lab {
     Demo,
     /// Replace the guest hypervisor under three running guest VMs.
     Rejuvenate,
+    /// Replace a host VM, and its guest hypervisor, under three running guest VMs.
+    Replace,
     /// Measure swaps, the virtual network and migrations for the report.
     Bench(bench::Times),
     /// Run every test.
@@ -151,6 +155,7 @@ fn run() -> Result<bool> {
             Ok(verdict.is_ok())
         }
         Lab::Rejuvenate => rejuvenate::demo(&progress),
+        Lab::Replace => replace::demo(&progress),
         Lab::Bench(times) => bench::run(times, &progress),
         Lab::Check { long, groups } => check::run(&groups, long, sizes, &progress),
         Lab::Load { module } => {

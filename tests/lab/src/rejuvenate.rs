@@ -4,16 +4,21 @@
 //! under three running guest VMs, by `vmbeam rejuvenate`.
 
 use std::fs;
-use std::time::Duration;
 use std::time::Instant;
 
-use anyhow::bail;
 use anyhow::ensure;
 use anyhow::Context;
 use anyhow::Result;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::busy;
+use crate::busy::beats;
+use crate::busy::upkeep;
+use crate::busy::Beat;
+use crate::busy::GUESTS;
+use crate::busy::GUEST_MIB;
+use crate::busy::START;
 use crate::channel::Channel;
 use crate::evacuate;
 use crate::images;
@@ -24,51 +29,13 @@ use crate::product;
 use crate::progress::Progress;
 use crate::tally::Tally;
 use crate::topology;
-use crate::topology::wait_for_check_of;
 use crate::topology::Sizes;
 use crate::topology::System;
 use crate::topology::Topology;
 use crate::topology::SHORT;
 
-const GUESTS: [&str; 3] = ["guest1", "guest2", "guest3"];
-const GUEST_MIB: u32 = 128;
-const START: Duration = Duration::from_secs(1200);
-const JOB: Duration = Duration::from_secs(3600);
-
 /// Configuration of host VM A after the job, in the host management VM.
 const NEXT: &str = "/etc/xen/A-next.cfg";
-
-/// What a guest VM says each time that it has found its memory as it wrote it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Beat {
-    /// How often it has checked its memory since it was started.
-    round: u64,
-    /// Since the line before.
-    gap_ms: u64,
-    /// Since it was started.
-    longest_ms: u64,
-    /// Its kernel's own number of this boot.
-    boot: String,
-}
-
-impl Beat {
-    /// From a line of its console.
-    fn read(line: &str) -> Option<Self> {
-        let (_, text) = line.split_once("CHECK ")?;
-        let mut words = text.split_whitespace();
-        let round = words.next()?.parse().ok()?;
-        if words.next()? != "ok" {
-            return None;
-        }
-        let mut value = |name: &str| words.find_map(|w| w.strip_prefix(name));
-        Some(Beat {
-            round,
-            gap_ms: value("gap_ms=")?.parse().ok()?,
-            longest_ms: value("longest_ms=")?.parse().ok()?,
-            boot: value("boot=")?.to_owned(),
-        })
-    }
-}
 
 /// One guest VM in the report.
 #[derive(Debug, Serialize)]
@@ -161,65 +128,15 @@ fn boot(progress: &Progress) -> Result<Topology> {
     product::start(&topology)?;
     topology.start_host_vms_with([System::Old, System::Current], progress)?;
     product::wait_for_agents(&topology)?;
-    let stage = progress.stage(&format!(
-        "start {} guest VMs of {GUEST_MIB} MiB in A, which write their memory all the time",
-        GUESTS.len()
-    ));
-    for (number, name) in GUESTS.into_iter().enumerate() {
-        start_guest(&topology, number, name)?;
-    }
+    busy::start(&topology, progress)?;
     for name in GUESTS {
-        wait_for_check_of(&topology.machine.a, name, START)?;
+        // It has no console of them yet.
+        busy::follow(&topology.machine.b, name, "B")?;
     }
-    stage.done();
     Ok(topology)
 }
 
-fn start_guest(topology: &Topology, number: usize, name: &str) -> Result<()> {
-    let a = &topology.machine.a;
-    a.sh(
-        &format!(
-            "cat >/etc/xen/{name}.cfg <<'EOF'\n{}\nEOF\nxl create /etc/xen/{name}.cfg",
-            topology::guest_config(
-                name,
-                GUEST_MIB,
-                &format!(
-                    "vmbeam.seed={} vmbeam.rewrite",
-                    topology::SEED + number as u64
-                )
-            )
-        ),
-        START,
-    )?;
-    follow(a, name, "A")?;
-    // The other host VM has no console of it yet.
-    follow(&topology.machine.b, name, "B")
-}
-
-/// Copy a guest VM's console in one host VM to a file, from now on.
-fn follow(vm: &Channel, guest: &str, place: &str) -> Result<()> {
-    let log = format!("/var/log/xen/console/guest-{guest}.log");
-    vm.follow(
-        &format!("touch {log}; tail -n +1 -F {log} 2>/dev/null"),
-        &log_file(guest, place),
-    )
-}
-
-fn log_file(guest: &str, place: &str) -> std::path::PathBuf {
-    paths::logs().join(format!("rejuvenate-{guest}-{place}.log"))
-}
-
-/// The beats in a file of [`follow`], and whether any line says that memory is wrong.
-fn beats(guest: &str, place: &str) -> Result<(Vec<Beat>, bool)> {
-    let text = fs::read(log_file(guest, place))?;
-    let text = String::from_utf8_lossy(&text);
-    let bad = text
-        .lines()
-        .any(|l| l.contains(" BAD ") || l.contains("panic"));
-    Ok((text.lines().filter_map(Beat::read).collect(), bad))
-}
-
-fn version(vm: &Channel) -> Result<String> {
+pub(crate) fn version(vm: &Channel) -> Result<String> {
     Ok(vm.sh("xl info xen_version", SHORT)?.trim().to_owned())
 }
 
@@ -227,13 +144,7 @@ fn version(vm: &Channel) -> Result<String> {
 fn run(topology: &Topology, progress: &Progress) -> Result<Report> {
     let (a, b) = (&topology.machine.a, &topology.machine.b);
     let xen_before = version(a)?;
-    let before = GUESTS
-        .iter()
-        .map(|name| {
-            let line = wait_for_check_of(a, name, START)?;
-            Beat::read(&line).with_context(|| format!("{name} says {line}"))
-        })
-        .collect::<Result<Vec<_>>>()?;
+    let before = busy::now(a)?;
     topology.machine.host.sh(
         &format!(
             "cat >{NEXT} <<'EOF'\n{}\nEOF\n",
@@ -244,18 +155,16 @@ fn run(topology: &Topology, progress: &Progress) -> Result<Report> {
 
     let stage = progress.stage("replace the guest hypervisor of A: vmbeam rejuvenate");
     let start = Instant::now();
-    let job = rejuvenate(topology)?;
+    let job = upkeep(topology, &format!("rejuvenate A --to B --config {NEXT}"))?;
     let rejuvenate_seconds = start.elapsed().as_secs_f64();
     stage.done();
 
     let stage = progress.stage("look at the guest VMs");
     topology::wait_ready(a, START, "host VM A", &["host-vm-A.log", "host.log"])?;
-    let mut after = Vec::new();
     for name in GUESTS {
-        follow(a, name, "A-again")?;
-        let line = wait_for_check_of(a, name, START)?;
-        after.push(Beat::read(&line).with_context(|| format!("{name} says {line}"))?);
+        busy::follow(a, name, "A-again")?;
     }
+    let after = busy::now(a)?;
     let guests = GUESTS
         .into_iter()
         .zip(before.into_iter().zip(after))
@@ -279,30 +188,6 @@ fn run(topology: &Topology, progress: &Progress) -> Result<Report> {
     };
     stage.done();
     Ok(report)
-}
-
-/// The real command; gives its report. What it says meanwhile is shown.
-fn rejuvenate(topology: &Topology) -> Result<Value> {
-    // Nothing here would answer the power button, so there is no use in waiting long.
-    let command = format!("vmbeam rejuvenate A --to B --config {NEXT} --shutdown-timeout 5 --json");
-    let host = &topology.machine.host;
-    let mut line = String::new();
-    let output = host.run_with(
-        &format!("{command} 2>&1 >/run/lab/rejuvenate.json"),
-        JOB,
-        |part| {
-            line.push_str(part);
-            while let Some((first, rest)) = line.split_once('\n') {
-                println!("    {first}");
-                line = rest.to_owned();
-            }
-        },
-    )?;
-    let text = host.sh("cat /run/lab/rejuvenate.json", SHORT)?;
-    if output.code != 0 {
-        bail!("`{command}` ended with {}: {text}", output.code);
-    }
-    serde_json::from_str(&text).with_context(|| format!("`{command}` printed: {text}"))
 }
 
 fn guest(name: &'static str, before: Beat, after: Beat) -> Result<Guest> {

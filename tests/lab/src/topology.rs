@@ -161,6 +161,46 @@ fn number(name: &str) -> u32 {
     }
 }
 
+/// What a host VM has for itself, beside its name.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// How its sockets and its network device are called.
+    pub called: &'static str,
+    /// Its number on the virtual network.
+    pub number: u32,
+    /// Each host VM has a physical CPU of its own: see Documentation/lab.rst.
+    pub cpu: u32,
+}
+
+impl Place {
+    /// That of a host VM that is not replaced.
+    pub fn of(name: &str) -> Self {
+        let number = number(name);
+        Self {
+            called: HOST_VMS[number as usize - 1],
+            number,
+            cpu: number,
+        }
+    }
+
+    /// For a shell: make what its devices need.
+    pub fn devices(self) -> String {
+        let called = self.called;
+        format!(
+            "truncate -s 4M {DISK} && /usr/bin/ip tuntap add tap{called} mode tap && \
+             /usr/bin/ip link set tap{called} mtu 65000 master br0 up"
+        )
+    }
+
+    /// Where its console is written.
+    fn console_log(self) -> String {
+        match HOST_VMS.contains(&self.called) {
+            true => format!("/dev/virtio-ports/log.{}", self.called),
+            false => format!("/var/log/xen/{}-console.log", self.called),
+        }
+    }
+}
+
 /// Where a guest management VM is on the virtual network.
 pub fn address(name: &str) -> String {
     format!("10.77.0.{}", number(name))
@@ -247,13 +287,17 @@ impl Topology {
     }
 
     fn create_host_vm(&self, name: &str, system: System) -> Result<()> {
-        let config = self.host_vm_config(name, system);
+        self.create_host_vm_at(name, system, Place::of(name))
+    }
+
+    /// Create a host VM at this place.
+    pub fn create_host_vm_at(&self, name: &str, system: System, place: Place) -> Result<()> {
+        let config = self.host_vm_config_at(name, system, place);
         self.machine.host.sh(
             &format!(
-                "truncate -s 4M {DISK} && /usr/bin/ip tuntap add tap{name} mode tap && \
-                 /usr/bin/ip link set tap{name} mtu 65000 master br0 up && \
-                 cat >/etc/xen/{name}.cfg <<'EOF'\n{config}\nEOF\nxl create /etc/xen/{name}.cfg || \
-                 {{ tail -n 20 /var/log/xen/qemu-dm-{name}.log; false; }}"
+                "{} && cat >/etc/xen/{name}.cfg <<'EOF'\n{config}\nEOF\nxl create /etc/xen/{name}.cfg || \
+                 {{ tail -n 20 /var/log/xen/qemu-dm-{name}.log; false; }}",
+                place.devices()
             ),
             SHORT,
         )?;
@@ -276,7 +320,8 @@ impl Topology {
         Ok(())
     }
 
-    fn wait_for_host_vm(&self, name: &str) -> Result<()> {
+    /// Wait for its management VM.
+    pub fn wait_for_host_vm(&self, name: &str) -> Result<()> {
         let log = format!("host-vm-{name}.log");
         wait_ready(
             self.machine.vm(name),
@@ -288,8 +333,16 @@ impl Topology {
 
     /// Configuration of a host VM with this system, for `xl`.
     pub fn host_vm_config(&self, name: &str, system: System) -> String {
-        let number = number(name);
-        let address = address(name);
+        self.host_vm_config_at(name, system, Place::of(name))
+    }
+
+    /// The same at this place.
+    pub fn host_vm_config_at(&self, name: &str, system: System, place: Place) -> String {
+        let Place {
+            called,
+            number,
+            cpu,
+        } = place;
         let [xen, image] = system.files();
         let Sizes {
             host_vm_mib,
@@ -300,7 +353,7 @@ impl Topology {
         // somewhere else: see Documentation/lab.rst.
         let kernel = format!(
             "console=hvc0 quiet mitigations=off clocksource=xen tsc=nowatchdog swiotlb=force \
-             vmbeam.name={name} vmbeam.ip={address}"
+             vmbeam.name={name} vmbeam.ip=10.77.0.{number}"
         );
         let device_model = [
             "-device",
@@ -308,7 +361,7 @@ impl Topology {
             // waits for is paid for at each event, and dom0's CPU is the slowest part.
             "virtio-serial-pci,max_ports=4,ioeventfd=off",
             "-chardev",
-            &format!("socket,id=lab,path=/run/lab/{name}.sock,server=on,wait=off"),
+            &format!("socket,id=lab,path=/run/lab/{called}.sock,server=on,wait=off"),
             "-device",
             "virtserialport,chardev=lab,name=org.vmbeam.lab.0",
             "-chardev",
@@ -321,7 +374,7 @@ impl Topology {
             "-device",
             "virtio-blk-pci,drive=disk,share-rw=on,ioeventfd=off",
             "-netdev",
-            &format!("tap,id=net,ifname=tap{name},script=no,downscript=no"),
+            &format!("tap,id=net,ifname=tap{called},script=no,downscript=no"),
             "-device",
             &format!(
                 "virtio-net-pci,netdev=net,ioeventfd=off,romfile=,mac=52:54:00:77:00:0{number}"
@@ -329,20 +382,20 @@ impl Topology {
         ]
         .map(|a| format!("\"{a}\""))
         .join(", ");
-        // Each host VM has a physical CPU of its own: see Documentation/lab.rst.
+        let console_log = place.console_log();
         format!(
             "name=\"{name}\"\n\
              type=\"hvm\"\n\
              memory={host_vm_mib}\n\
              vcpus=1\n\
-             cpus=\"{number}\"\n\
+             cpus=\"{cpu}\"\n\
              tsc_mode=\"native\"\n\
              kernel=\"{xen}\"\n\
              ramdisk=\"/boot/vmlinux {kernel},{image}\"\n\
              cmdline=\"console=com1 loglvl=error guest_loglvl=error flask=disabled \
              spec-ctrl=no,eager-fpu dom0_mem={management_mib}M,max:{management_mib}M dom0_max_vcpus=1\"\n\
-             serial=\"unix:/run/lab/{name}-console.sock,server=on,wait=off,\
-             logfile=/dev/virtio-ports/log.{name}\"\n\
+             serial=\"unix:/run/lab/{called}-console.sock,server=on,wait=off,\
+             logfile={console_log}\"\n\
              vga=\"none\"\n\
              vnc=0\n\
              sdl=0\n\

@@ -199,6 +199,14 @@ impl Rule<'_> {
     }
 }
 
+/// The domid and the number of pages of each domain.
+pub fn pages() -> Result<()> {
+    for domain in Xen::open()?.domains()? {
+        println!("{} {}", domain.domid, domain.pages);
+    }
+    Ok(())
+}
+
 fn runs(arguments: &Arguments) -> Result<Vec<Run>> {
     let text = fs::read(&arguments.runs)
         .with_context(|| format!("cannot read {}", arguments.runs.display()))?;

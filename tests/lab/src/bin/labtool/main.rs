@@ -83,6 +83,8 @@ enum Tool {
     FramesSave(frames::Arguments),
     /// Compare with what `frames-save` remembered.
     FramesCompare(frames::Arguments),
+    /// Print the domid and the number of pages of each domain.
+    Pages,
 }
 
 fn main() -> Result<()> {
@@ -101,5 +103,6 @@ fn main() -> Result<()> {
         Tool::Lie { how, other } => lie::lie(how, other),
         Tool::FramesSave(arguments) => frames::save(&arguments),
         Tool::FramesCompare(arguments) => frames::compare(&arguments),
+        Tool::Pages => frames::pages(),
     }
 }
