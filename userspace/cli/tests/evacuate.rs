@@ -69,7 +69,7 @@ const ALL: [&str; 3] = ["guest", "second", "third"];
 const EVACUATE: [&str; 5] = ["evacuate", "A", "--to", "B", "--json"];
 
 #[track_caller]
-fn wait_for(what: &str, is: impl Fn() -> bool) {
+fn wait_for(what: &str, mut is: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !is() {
         assert!(Instant::now() < deadline, "{what}");
@@ -296,7 +296,11 @@ fn it_goes_on_without_its_command() {
     let pid = nix::unistd::Pid::from_raw(going.child.id() as i32);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP).unwrap();
     going.child.wait().unwrap();
-    let (_, stdout, _) = vmbeam(&w, &["status"]);
+    let mut stdout = String::new();
+    wait_for("the job says which guest moves", || {
+        stdout = vmbeam(&w, &["status"]).1;
+        stdout.contains("guest guest (1 of 3)")
+    });
     let row = stdout.lines().find(|l| l.contains("guest guest (1 of 3)"));
     let columns: Vec<_> = row.unwrap().split_whitespace().collect();
     assert_eq!(columns[1..4], ["A", "B", "running:"]);

@@ -153,6 +153,8 @@ impl Domains {
                 }
                 Ok(0)
             }
+            // What is wrong with A's frame is said first, wherever frames go.
+            _ if asked.to_a => self.swap_pair(to, from, asked),
             _ => self.swap_pair(from, to, asked),
         }
     }
