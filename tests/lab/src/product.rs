@@ -89,6 +89,12 @@ pub fn wait_for_agents(topology: &Topology) -> Result<()> {
     topology
         .machine
         .host
-        .sh("until vmbeam check; do usleep 500000; done", SHORT)?;
+        .sh(
+            &format!(
+                "until vmbeam check; do grep -qs '^State:.[^Z]' /proc/$(cat {PID_FILE})/status || \
+                 {{ echo vmbeamd has ended; dmesg | tail -n 20; exit 9; }}; usleep 500000; done"
+            ),
+            SHORT,
+        )?;
     Ok(())
 }

@@ -47,6 +47,7 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_fstat,
     libc::SYS_newfstatat,
     libc::SYS_statx,
+    libc::SYS_readlink,
     libc::SYS_lseek,
     libc::SYS_mkdir,
     libc::SYS_unlink,

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -184,4 +184,16 @@ fn every_thread_has_given_up_everything() {
         assert_eq!((&*value("NoNewPrivs"), &*value("Seccomp")), ("1", "2"));
     }
     assert!(threads >= 3, "only {threads} threads");
+    // It may still do what it has to when an agent comes and goes.
+    let listener = UnixListener::bind(dir.path().join("A.sock")).unwrap();
+    mode(&dir.path().join("A.sock"), 0o777);
+    listener.set_nonblocking(true).unwrap();
+    for _ in 0..2 {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while listener.accept().is_err() {
+            assert!(Instant::now() < deadline, "it does not connect");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    ask(&control, &ToDaemon::Status);
 }
