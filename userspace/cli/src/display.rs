@@ -28,6 +28,15 @@ impl Display {
     }
 
     pub(crate) fn show(&mut self, phase: Phase, done: u64, total: u64) {
+        if phase == Phase::Expected {
+            let seconds = done as f64 / 1e3;
+            let text = format!("expected to stand still for {seconds:.1} s, as the one before");
+            match &self.bar {
+                Some(bar) => bar.println(text),
+                None => eprintln!("{text}"),
+            }
+            return;
+        }
         let new = self.phase.replace(phase) != Some(phase);
         match &self.bar {
             Some(bar) => {

@@ -18,6 +18,7 @@ use crate::journal::Journal;
 use crate::maintenance::Maintenance;
 use crate::metrics::Metrics;
 use crate::migrate::{migrate, Context as MigrateContext};
+use crate::pauses::Pauses;
 use crate::preflight::plan;
 use crate::settle::{ends, Unsettled};
 use crate::swap::swap;
@@ -57,6 +58,7 @@ pub(crate) struct Shared {
     pub(crate) jobs: Jobs,
     pub(crate) evacuations: Evacuations,
     metrics: Metrics,
+    pauses: Pauses,
     clients: AtomicUsize,
     /// Clients that have asked for something, and have not got all of the answer.
     answering: AtomicUsize,
@@ -127,6 +129,7 @@ impl Daemon {
             jobs: Jobs::new(journal),
             evacuations: Evacuations::default(),
             metrics: Metrics::default(),
+            pauses: Pauses::default(),
             clients: AtomicUsize::new(0),
             answering: AtomicUsize::new(0),
             stop,
@@ -537,12 +540,16 @@ impl Shared {
             cancel: &job.cancel,
             stop: &self.stop,
             started: Instant::now(),
+            pauses: &self.pauses,
         };
         // Until somebody settles what is left it has the agents.
         let mut finished =
             caught(|| Ok(migrate(context, host_vms, request))).unwrap_or_else(|e| Err(e).into());
         if !request.dry_run {
             self.metrics.migration(&finished.result);
+            if let Ok(report) = &finished.result {
+                self.pauses.note(report);
+            }
         }
         let outcome = match &finished.result {
             Ok(r) if r.dry_run && r.blockers.is_empty() => "dry run: possible".into(),

@@ -38,6 +38,7 @@ mod memory;
 pub mod metrics;
 mod migrate;
 mod numbers;
+mod pauses;
 mod port;
 mod preflight;
 pub mod privilege;

@@ -16,6 +16,7 @@ use crate::journal::{Journal, Place, State};
 use crate::ledger::Ledger;
 use crate::link::Patience;
 use crate::memory::Route;
+use crate::pauses::Pauses;
 use crate::preflight::{check, mib, Checked};
 use crate::settle::Unsettled;
 use crate::side::Side;
@@ -51,6 +52,8 @@ pub(crate) struct Context<'a> {
     pub stop: &'a AtomicBool,
     /// When it was asked for.
     pub started: Instant,
+    /// How long others stood still.
+    pub pauses: &'a Pauses,
 }
 
 /// What the toolstack says when the guest has other memory than was staged, because it

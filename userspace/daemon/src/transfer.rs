@@ -112,6 +112,7 @@ impl Job<'_> {
     /// Save the guest, carry it over, restore it; or what staging has left of that.
     pub(crate) fn stream(&mut self) -> Result<Event, SwapError> {
         let started = Instant::now();
+        self.affordable()?;
         (self.context.progress)(Phase::Stream, 0, 0);
         let mut relay = match &mut self.staged {
             Some(staged) => {

@@ -236,6 +236,23 @@ fn a_guest_that_balloons_at_the_gate_goes_on() {
     assert_runs_only_in(&w, "B", &pages);
 }
 
+#[test]
+fn a_pause_that_would_be_too_long_is_not_begun() {
+    let w = world();
+    let (_, pages) = contents(&w, "A").unwrap();
+    report(migrate(&w, "A", "B"));
+    let mut r = request("B", "A");
+    r.max_downtime_ms = Some(0);
+    let (failure, message) = error(w.ask(&ToDaemon::Migrate(r)));
+    assert_eq!(failure, Failure::RolledBack);
+    assert!(
+        message.contains("more than the 0 ms of --max-downtime"),
+        "{message}"
+    );
+    assert_runs_only_in(&w, "B", &pages);
+    assert_eq!(lock(&w.hosts["B"]).suspended, 0);
+}
+
 /// Questions that follow each other while the guest is suspended; parts of its state come
 /// as many as there are.
 #[test]

@@ -35,6 +35,8 @@ const NO_MESSAGES: &[&str] = &[
     "... pages do not match",
     "... and ...",
     "... and ... more",
+    "expected pause",
+    "expected to stand still for ... s, as the one before",
     "CPUID ...:... ... bit ...",
     "...: ... pairs a hypercall, ... pairs a session",
     "...; apt knows no newer one",

@@ -172,6 +172,8 @@ pub enum Phase {
     Destroy,
     /// The guest is given back to the source.
     Undo,
+    /// Not a part of it: for how many milliseconds the guest will be suspended.
+    Expected,
 }
 
 impl Phase {
@@ -192,6 +194,7 @@ impl Phase {
             Self::Resume => "resuming",
             Self::Destroy => "cleaning up",
             Self::Undo => "undoing",
+            Self::Expected => "expected pause",
         }
     }
 
@@ -199,6 +202,7 @@ impl Phase {
     pub fn unit(self) -> &'static str {
         match self {
             Self::Stage | Self::Stream => "bytes",
+            Self::Expected => "ms",
             _ => "pages",
         }
     }
