@@ -37,7 +37,7 @@ use crate::topology::SHORT;
 
 /// What the new host VM starts with in MiB, if it is to have the rest from the old one. None: all
 /// that it can have, and guest VMs move by swaps.
-const SMALL_MIB: Option<u32> = None;
+const SMALL_MIB: Option<u32> = Some(832);
 
 /// Configuration of host VM A after both jobs, in the host management VM.
 const NEW: &str = "/etc/xen/A-new.cfg";
