@@ -86,15 +86,12 @@ pub fn start_agent(topology: &Topology, vm: &str) -> Result<()> {
 
 /// Wait until the daemon has heard from both agents.
 pub fn wait_for_agents(topology: &Topology) -> Result<()> {
-    topology
-        .machine
-        .host
-        .sh(
-            &format!(
-                "until vmbeam check; do grep -qs '^State:.[^Z]' /proc/$(cat {PID_FILE})/status || \
+    topology.machine.host.sh(
+        &format!(
+            "until vmbeam check; do grep -qs '^State:.[^Z]' /proc/$(cat {PID_FILE})/status || \
                  {{ echo vmbeamd has ended; dmesg | tail -n 20; exit 9; }}; usleep 500000; done"
-            ),
-            SHORT,
-        )?;
+        ),
+        SHORT,
+    )?;
     Ok(())
 }
