@@ -193,13 +193,6 @@ FIXTURE_TEARDOWN(half)
 	domains_close();
 }
 
-/* Close the file and take another. */
-#define REOPEN() do {						\
-	close(self->fd);					\
-	self->fd = open(DEVICE, O_RDWR | O_CLOEXEC);		\
-	ASSERT_LE(0, self->fd);					\
-} while (0)
-
 TEST_F(half, closed_half_way)
 {
 	ASSERT_EQ(0, do_commit(self->fd, 0, FRAMES / 2, NULL, NULL));

@@ -53,11 +53,4 @@ static inline void no_faults(void)
 	inject(VMBEAM_DEBUG_SLOW, 0, 0, 0, 0);
 }
 
-/* Close the file and take another. */
-#define REOPEN() do {						\
-	close(self->fd);					\
-	self->fd = open(DEVICE, O_RDWR | O_CLOEXEC);		\
-	ASSERT_LE(0, self->fd);					\
-} while (0)
-
 #endif /* VMBEAM_INJECT_H */

@@ -271,13 +271,6 @@ FIXTURE_TEARDOWN(relocation)
 	domains_close();
 }
 
-/* Close the file and take another. */
-#define REOPEN() do {						\
-	close(self->fd);					\
-	self->fd = open(DEVICE, O_RDWR | O_CLOEXEC);		\
-	ASSERT_LE(0, self->fd);					\
-} while (0)
-
 /* Nothing has happened to anybody. */
 #define EXPECT_AS_BEFORE() do {						\
 	EXPECT_HOME(0, 100);						\

@@ -104,6 +104,13 @@ static inline int do_add(int fd, const struct vmbeam_run *runs, __u32 nr,
 	return ret;
 }
 
+/* Close the file and take another. */
+#define REOPEN() do {						\
+	close(self->fd);					\
+	self->fd = open(DEVICE, O_RDWR | O_CLOEXEC);		\
+	ASSERT_LE(0, self->fd);					\
+} while (0)
+
 static inline int add_one(int fd, __u64 gfn_a, __u64 gfn_b, __u32 nr)
 {
 	struct vmbeam_run run = { gfn_a, gfn_b, nr, 0 };

@@ -10,6 +10,7 @@ use std::time::Instant;
 use anyhow::ensure;
 use anyhow::Result;
 
+use crate::busy;
 use crate::channel::Channel;
 use crate::channel::Output;
 use crate::coverage;
@@ -19,6 +20,7 @@ use crate::demo;
 use crate::driver;
 use crate::driver_mutants;
 use crate::ept;
+use crate::evacuate;
 use crate::faults;
 use crate::lies;
 use crate::machine::Accelerator;
@@ -41,6 +43,7 @@ use crate::topology::GUEST;
 use crate::topology::SHORT;
 use crate::tracing;
 use crate::unprivileged;
+use crate::upkeep;
 
 /// Time for a test program.
 pub const TESTS: Duration = Duration::from_secs(600);
@@ -188,8 +191,12 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
             Group::Nested | Group::Migrate | Group::Faults => {
                 nested_only(&mut tally, wanted, extent, sizes, progress)
             }
-            Group::Rejuvenate => rejuvenate::check(&mut tally, progress),
-            Group::Replace => replace::check(&mut tally, progress),
+            Group::Rejuvenate => {
+                if let Some(topology) = upkeep::check::<rejuvenate::Report>(&mut tally, progress) {
+                    evacuate::run(&mut tally, &topology, &busy::GUESTS);
+                }
+            }
+            Group::Replace => drop(upkeep::check::<replace::Report>(&mut tally, progress)),
             Group::Stock => stock(&mut tally, sizes, progress),
             Group::Driver => driver::run(&mut tally, long, sizes, progress),
             Group::DriverMutants => driver_mutants::check(&mut tally),

@@ -41,6 +41,7 @@ mod toolstack;
 mod topology;
 mod tracing;
 mod unprivileged;
+mod upkeep;
 mod workload;
 
 use std::process::ExitCode;
@@ -154,8 +155,8 @@ fn run() -> Result<bool> {
             }
             Ok(verdict.is_ok())
         }
-        Lab::Rejuvenate => rejuvenate::demo(&progress),
-        Lab::Replace => replace::demo(&progress),
+        Lab::Rejuvenate => upkeep::demo::<rejuvenate::Report>(&progress),
+        Lab::Replace => upkeep::demo::<replace::Report>(&progress),
         Lab::Bench(times) => bench::run(times, &progress),
         Lab::Check { long, groups } => check::run(&groups, long, sizes, &progress),
         Lab::Load { module } => {

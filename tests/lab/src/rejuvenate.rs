@@ -3,11 +3,9 @@
 //! The maintenance job: the guest hypervisor of host VM A is replaced by a newer one
 //! under three running guest VMs, by `vmbeam rejuvenate`.
 
-use std::fs;
 use std::time::Instant;
 
 use anyhow::ensure;
-use anyhow::Context;
 use anyhow::Result;
 use serde::Serialize;
 use serde_json::Value;
@@ -20,19 +18,18 @@ use crate::busy::GUESTS;
 use crate::busy::GUEST_MIB;
 use crate::busy::START;
 use crate::channel::Channel;
-use crate::evacuate;
 use crate::images;
 use crate::machine::Accelerator;
 use crate::migrate;
 use crate::paths;
 use crate::product;
 use crate::progress::Progress;
-use crate::tally::Tally;
 use crate::topology;
 use crate::topology::Sizes;
 use crate::topology::System;
 use crate::topology::Topology;
 use crate::topology::SHORT;
+use crate::upkeep;
 
 /// Configuration of host VM A after the job, in the host management VM.
 const NEXT: &str = "/etc/xen/A-next.cfg";
@@ -58,7 +55,7 @@ struct Guest {
 
 /// `build/report/rejuvenate.json`.
 #[derive(Debug, Serialize)]
-struct Report {
+pub struct Report {
     accelerator: &'static str,
     kernel_release: String,
     xen_before: String,
@@ -72,122 +69,8 @@ struct Report {
     guests_in_b: usize,
 }
 
-/// `make demo-rejuvenate`: true if everything verified.
-pub fn demo(progress: &Progress) -> Result<bool> {
-    let topology = boot(progress)?;
-    let report = run(&topology, progress)?;
-    report.write()?;
-    report.print();
-    let mut failed = false;
-    for (what, result) in report.findings() {
-        if let Err(e) = result {
-            println!("rejuvenate: FAILED: {what}: {e:#}");
-            failed = true;
-        }
-    }
-    if !failed {
-        println!("rejuvenate: everything verified; see build/report/rejuvenate.json");
-    }
-    Ok(!failed)
-}
-
-/// The same as tests.
-pub fn check(tally: &mut Tally, progress: &Progress) {
-    let mut topology = None;
-    tally.case(
-        "rejuvenate",
-        "an older guest hypervisor with three busy guest VMs comes up",
-        || {
-            topology = Some(boot(progress)?);
-            Ok(())
-        },
-    );
-    let Some(topology) = topology else { return };
-    let mut report = None;
-    tally.case("rejuvenate", "`vmbeam rejuvenate` comes to its end", || {
-        report = Some(run(&topology, progress)?);
-        Ok(())
-    });
-    let Some(report) = report else { return };
-    tally.case("rejuvenate", "the report is written", || report.write());
-    report.print();
-    for (what, result) in report.findings() {
-        tally.enter("rejuvenate", what, result);
-    }
-    evacuate::run(tally, &topology, &GUESTS);
-}
-
-/// Bring it up: the old guest hypervisor in A with three guest VMs, the current one in B.
-fn boot(progress: &Progress) -> Result<Topology> {
-    let stage = progress.stage("images: the host with the old guest hypervisor");
-    images::with_old_xen()?;
-    stage.done();
-    let sizes = Sizes::for_guests(GUESTS.len() as u32, GUEST_MIB);
-    let (topology, _) =
-        Topology::boot_host_with(sizes, &paths::xen(), "host-old", (1, ""), progress)?;
-    product::start(&topology)?;
-    topology.start_host_vms_with([System::Old, System::Current], progress)?;
-    product::wait_for_agents(&topology)?;
-    busy::start(&topology, progress)?;
-    for name in GUESTS {
-        // It has no console of them yet.
-        busy::follow(&topology.machine.b, name, "B")?;
-    }
-    Ok(topology)
-}
-
 pub(crate) fn version(vm: &Channel) -> Result<String> {
     Ok(vm.sh("xl info xen_version", SHORT)?.trim().to_owned())
-}
-
-/// Do it, and look.
-fn run(topology: &Topology, progress: &Progress) -> Result<Report> {
-    let (a, b) = (&topology.machine.a, &topology.machine.b);
-    let xen_before = version(a)?;
-    let before = busy::now(a)?;
-    topology.machine.host.sh(
-        &format!(
-            "cat >{NEXT} <<'EOF'\n{}\nEOF\n",
-            topology.host_vm_config("A", System::Current)
-        ),
-        SHORT,
-    )?;
-
-    let stage = progress.stage("replace the guest hypervisor of A: vmbeam rejuvenate");
-    let start = Instant::now();
-    let job = upkeep(topology, &format!("rejuvenate A --to B --config {NEXT}"))?;
-    let rejuvenate_seconds = start.elapsed().as_secs_f64();
-    stage.done();
-
-    let stage = progress.stage("look at the guest VMs");
-    topology::wait_ready(a, START, "host VM A", &["host-vm-A.log", "host.log"])?;
-    for name in GUESTS {
-        busy::follow(a, name, "A-again")?;
-    }
-    let after = busy::now(a)?;
-    let guests = GUESTS
-        .into_iter()
-        .zip(before.into_iter().zip(after))
-        .map(|(name, (before, after))| guest(name, before, after))
-        .collect::<Result<Vec<_>>>()?;
-    let guests_in_a = migrate::guests(a)?
-        .iter()
-        .filter(|(name, state)| GUESTS.contains(&name.as_str()) && !state.contains('p'))
-        .count();
-    let report = Report {
-        accelerator: Accelerator::detect().name(),
-        kernel_release: topology::kernel_release()?,
-        xen_before,
-        xen_after: version(a)?,
-        guest_mib: GUEST_MIB,
-        guests,
-        rejuvenate_seconds,
-        job,
-        guests_in_a,
-        guests_in_b: migrate::guests(b)?.len(),
-    };
-    stage.done();
-    Ok(report)
 }
 
 fn guest(name: &'static str, before: Beat, after: Beat) -> Result<Guest> {
@@ -238,15 +121,77 @@ impl Guest {
     }
 }
 
-impl Report {
-    fn write(&self) -> Result<()> {
-        fs::create_dir_all(paths::reports())?;
-        let path = paths::reports().join("rejuvenate.json");
-        fs::write(&path, serde_json::to_string_pretty(self)? + "\n")
-            .with_context(|| format!("cannot write {}", path.display()))
+impl upkeep::Report for Report {
+    const NAME: &str = "rejuvenate";
+
+    /// Bring it up: the old guest hypervisor in A with three guest VMs, the current one in B.
+    fn boot(progress: &Progress) -> Result<Topology> {
+        let stage = progress.stage("images: the host with the old guest hypervisor");
+        images::with_old_xen()?;
+        stage.done();
+        let sizes = Sizes::for_guests(GUESTS.len() as u32, GUEST_MIB);
+        let (topology, _) =
+            Topology::boot_host_with(sizes, &paths::xen(), "host-old", (1, ""), progress)?;
+        product::start(&topology)?;
+        topology.start_host_vms_with([System::Old, System::Current], progress)?;
+        product::wait_for_agents(&topology)?;
+        busy::start(&topology, progress)?;
+        for name in GUESTS {
+            // It has no console of them yet.
+            busy::follow(&topology.machine.b, name, "B")?;
+        }
+        Ok(topology)
     }
 
-    /// What must be true, and whether it is.
+    fn run(topology: &Topology, progress: &Progress) -> Result<Self> {
+        let (a, b) = (&topology.machine.a, &topology.machine.b);
+        let xen_before = version(a)?;
+        let before = busy::now(a)?;
+        topology.machine.host.sh(
+            &format!(
+                "cat >{NEXT} <<'EOF'\n{}\nEOF\n",
+                topology.host_vm_config("A", System::Current)
+            ),
+            SHORT,
+        )?;
+
+        let stage = progress.stage("replace the guest hypervisor of A: vmbeam rejuvenate");
+        let start = Instant::now();
+        let job = upkeep(topology, &format!("rejuvenate A --to B --config {NEXT}"))?;
+        let rejuvenate_seconds = start.elapsed().as_secs_f64();
+        stage.done();
+
+        let stage = progress.stage("look at the guest VMs");
+        topology::wait_ready(a, START, "host VM A", &["host-vm-A.log", "host.log"])?;
+        for name in GUESTS {
+            busy::follow(a, name, "A-again")?;
+        }
+        let after = busy::now(a)?;
+        let guests = GUESTS
+            .into_iter()
+            .zip(before.into_iter().zip(after))
+            .map(|(name, (before, after))| guest(name, before, after))
+            .collect::<Result<Vec<_>>>()?;
+        let guests_in_a = migrate::guests(a)?
+            .iter()
+            .filter(|(name, state)| GUESTS.contains(&name.as_str()) && !state.contains('p'))
+            .count();
+        let report = Report {
+            accelerator: Accelerator::detect().name(),
+            kernel_release: topology::kernel_release()?,
+            xen_before,
+            xen_after: version(a)?,
+            guest_mib: GUEST_MIB,
+            guests,
+            rejuvenate_seconds,
+            job,
+            guests_in_a,
+            guests_in_b: migrate::guests(b)?.len(),
+        };
+        stage.done();
+        Ok(report)
+    }
+
     fn findings(&self) -> [(&'static str, Result<()>); 4] {
         [
             (
@@ -266,28 +211,6 @@ impl Report {
                 self.guests.iter().try_for_each(Guest::intact),
             ),
         ]
-    }
-
-    fn another_hypervisor(&self) -> Result<()> {
-        ensure!(
-            self.xen_before.starts_with(images::OLD_XEN) && self.xen_after.starts_with("4.20"),
-            "A had Xen {} and has {}",
-            self.xen_before,
-            self.xen_after
-        );
-        let done = &self.job["step"];
-        ensure!(done == "done", "vmbeam rejuvenate ended in step {done}");
-        Ok(())
-    }
-
-    fn in_one_place(&self) -> Result<()> {
-        ensure!(
-            self.guests_in_a == GUESTS.len() && self.guests_in_b == 0,
-            "{} guest VMs run in A, {} are in B",
-            self.guests_in_a,
-            self.guests_in_b
-        );
-        Ok(())
     }
 
     fn print(&self) {
@@ -333,5 +256,29 @@ impl Report {
             row(title, format!("{seconds:.0} s"));
         }
         println!();
+    }
+}
+
+impl Report {
+    fn another_hypervisor(&self) -> Result<()> {
+        ensure!(
+            self.xen_before.starts_with(images::OLD_XEN) && self.xen_after.starts_with("4.20"),
+            "A had Xen {} and has {}",
+            self.xen_before,
+            self.xen_after
+        );
+        let done = &self.job["step"];
+        ensure!(done == "done", "vmbeam rejuvenate ended in step {done}");
+        Ok(())
+    }
+
+    fn in_one_place(&self) -> Result<()> {
+        ensure!(
+            self.guests_in_a == GUESTS.len() && self.guests_in_b == 0,
+            "{} guest VMs run in A, {} are in B",
+            self.guests_in_a,
+            self.guests_in_b
+        );
+        Ok(())
     }
 }

@@ -4,7 +4,6 @@
 //! VMs, by `vmbeam replace`; and then restarted by `vmbeam rejuvenate`, for comparison.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -27,13 +26,13 @@ use crate::paths;
 use crate::product;
 use crate::progress::Progress;
 use crate::rejuvenate::version;
-use crate::tally::Tally;
 use crate::topology;
 use crate::topology::Place;
 use crate::topology::Sizes;
 use crate::topology::System;
 use crate::topology::Topology;
 use crate::topology::SHORT;
+use crate::upkeep;
 
 /// What the new host VM starts with in MiB, if it is to have the rest from the old one. None: all
 /// that it can have, and guest VMs move by swaps.
@@ -105,7 +104,7 @@ struct Guest {
 
 /// `build/report/replace.json`.
 #[derive(Debug, Serialize)]
-struct Report {
+pub struct Report {
     accelerator: &'static str,
     kernel_release: String,
     xen_before: String,
@@ -126,78 +125,6 @@ struct Report {
     replace: Value,
     rejuvenate: Value,
     guests_in_a: usize,
-}
-
-/// `make demo-replace`: true if everything verified.
-pub fn demo(progress: &Progress) -> Result<bool> {
-    let topology = boot(progress)?;
-    let report = run(&topology, progress)?;
-    report.write()?;
-    report.print();
-    let mut failed = false;
-    for (what, result) in report.findings() {
-        if let Err(e) = result {
-            println!("replace: FAILED: {what}: {e:#}");
-            failed = true;
-        }
-    }
-    if !failed {
-        println!("replace: everything verified; see build/report/replace.json");
-    }
-    Ok(!failed)
-}
-
-/// The same as tests.
-pub fn check(tally: &mut Tally, progress: &Progress) {
-    let mut topology = None;
-    tally.case(
-        "replace",
-        "an older guest hypervisor with three busy guest VMs comes up",
-        || {
-            topology = Some(boot(progress)?);
-            Ok(())
-        },
-    );
-    let Some(topology) = topology else { return };
-    let mut report = None;
-    tally.case(
-        "replace",
-        "`vmbeam replace` and `vmbeam rejuvenate` come to their ends",
-        || {
-            report = Some(run(&topology, progress)?);
-            Ok(())
-        },
-    );
-    let Some(report) = report else { return };
-    tally.case("replace", "the report is written", || report.write());
-    report.print();
-    for (what, result) in report.findings() {
-        tally.enter("replace", what, result);
-    }
-}
-
-/// Bring it up: the old guest hypervisor in A with three guest VMs, and no B.
-fn boot(progress: &Progress) -> Result<Topology> {
-    let stage = progress.stage("images: the host with the old guest hypervisor");
-    images::with_old_xen()?;
-    stage.done();
-    let sizes = Sizes::for_guests(GUESTS.len() as u32, GUEST_MIB);
-    let (topology, _) =
-        Topology::boot_host_with(sizes, &paths::xen(), "host-old", (1, ""), progress)?;
-    product::start(&topology)?;
-    product::stop_daemon(&topology)?;
-    topology.machine.host.sh(
-        "sed -i '/^name = \"A\"/a replaceable = true' /etc/vmbeam/vmbeamd.toml",
-        SHORT,
-    )?;
-    product::start_daemon(&topology)?;
-    let stage = progress.stage("start host VM A: Debian 12's Xen and Debian's kernel");
-    topology.create_host_vm_at("A", System::Old, Place::of("A"))?;
-    topology.wait_for_host_vm("A")?;
-    wait_for_agent(&topology, "A")?;
-    stage.done();
-    busy::start(&topology, progress)?;
-    Ok(topology)
 }
 
 fn wait_for_agent(topology: &Topology, name: &str) -> Result<()> {
@@ -237,95 +164,6 @@ fn watched<T>(topology: &Topology, run: impl FnOnce() -> Result<T>) -> Result<(T
     let result = run();
     let text = host.sh(&format!("rm {log}.on; uniq {log}"), SHORT)?;
     Ok((result?, text.lines().map(str::to_owned).collect()))
-}
-
-/// Do it, and look.
-fn run(topology: &Topology, progress: &Progress) -> Result<Report> {
-    let (host, a) = (&topology.machine.host, &topology.machine.a);
-    let xen_before = version(a)?;
-    let config = topology.host_vm_config_at("A", System::Current, BESIDE);
-    host.sh(
-        &format!("cat >{NEW} <<'EOF'\n{config}\nEOF\n{}", BESIDE.devices()),
-        SHORT,
-    )?;
-    let before = busy::now(a)?;
-    let pages_before = Pages::look(topology)?;
-
-    let stage = progress.stage("replace host VM A: vmbeam replace");
-    let start = Instant::now();
-    let small = SMALL_MIB.map(|mib| format!("--start-with {mib}"));
-    let command = format!("replace A --config {NEW} {}", small.unwrap_or_default());
-    let (replace, pages_meanwhile) = watched(topology, || busy::upkeep(topology, &command))?;
-    let replace_seconds = start.elapsed().as_secs_f64();
-    stage.done();
-    let pages_after = Pages::look(topology)?;
-
-    let stage = progress.stage("look at the guest VMs");
-    host.sh("ln -sfn A.new.sock /run/lab/A.sock", SHORT)?;
-    reach(a)?;
-    for name in GUESTS {
-        busy::follow(a, name, "A-new")?;
-    }
-    let replaced = busy::now(a)?;
-    let xen_after = version(a)?;
-    stage.done();
-
-    let stage = progress.stage("start host VM B, for comparison");
-    let b = Place {
-        cpu: Place::of("A").cpu,
-        ..Place::of("B")
-    };
-    topology.create_host_vm_at("B", System::Current, b)?;
-    topology.wait_for_host_vm("B")?;
-    wait_for_agent(topology, "B")?;
-    for name in GUESTS {
-        busy::follow(&topology.machine.b, name, "B")?;
-    }
-    stage.done();
-    let stage = progress.stage("restart host VM A: vmbeam rejuvenate");
-    let start = Instant::now();
-    let arguments = format!("rejuvenate A --to B --config {NEW}");
-    let rejuvenate = busy::upkeep(topology, &arguments)?;
-    let rejuvenate_seconds = start.elapsed().as_secs_f64();
-    stage.done();
-
-    let stage = progress.stage("look at the guest VMs");
-    reach(a)?;
-    for name in GUESTS {
-        busy::follow(a, name, "A-again")?;
-    }
-    let rejuvenated = busy::now(a)?;
-    let guests = GUESTS
-        .into_iter()
-        .zip(before)
-        .zip(replaced.into_iter().zip(rejuvenated))
-        .map(|((name, before), after)| guest(name, before, after))
-        .collect::<Result<Vec<_>>>()?;
-    let guests_in_a = migrate::guests(a)?
-        .iter()
-        .filter(|(name, state)| GUESTS.contains(&name.as_str()) && !state.contains('p'))
-        .count();
-    stage.done();
-    let steady = pages_before.of_host_vms();
-    Ok(Report {
-        accelerator: Accelerator::detect().name(),
-        kernel_release: topology::kernel_release()?,
-        xen_before,
-        xen_after,
-        new_host_vm_starts_with_mib: SMALL_MIB,
-        replace_seconds,
-        rejuvenate_seconds,
-        peak_extra_mib: replace["peak_extra_mib"].as_u64().context("a peak")?,
-        steady_mib: steady / 256,
-        guests_mib: GUEST_MIB * GUESTS.len() as u32,
-        guest_errors: guests.iter().map(|g| g.errors).sum(),
-        guests,
-        pages: [pages_before, pages_after],
-        pages_meanwhile,
-        replace,
-        rejuvenate,
-        guests_in_a,
-    })
 }
 
 fn guest(name: &'static str, before: Beat, after: (Beat, Beat)) -> Result<Guest> {
@@ -374,15 +212,121 @@ impl Guest {
     }
 }
 
-impl Report {
-    fn write(&self) -> Result<()> {
-        fs::create_dir_all(paths::reports())?;
-        let path = paths::reports().join("replace.json");
-        fs::write(&path, serde_json::to_string_pretty(self)? + "\n")
-            .with_context(|| format!("cannot write {}", path.display()))
+impl upkeep::Report for Report {
+    const NAME: &str = "replace";
+
+    /// Bring it up: the old guest hypervisor in A with three guest VMs, and no B.
+    fn boot(progress: &Progress) -> Result<Topology> {
+        let stage = progress.stage("images: the host with the old guest hypervisor");
+        images::with_old_xen()?;
+        stage.done();
+        let sizes = Sizes::for_guests(GUESTS.len() as u32, GUEST_MIB);
+        let (topology, _) =
+            Topology::boot_host_with(sizes, &paths::xen(), "host-old", (1, ""), progress)?;
+        product::start(&topology)?;
+        product::stop_daemon(&topology)?;
+        topology.machine.host.sh(
+            "sed -i '/^name = \"A\"/a replaceable = true' /etc/vmbeam/vmbeamd.toml",
+            SHORT,
+        )?;
+        product::start_daemon(&topology)?;
+        let stage = progress.stage("start host VM A: Debian 12's Xen and Debian's kernel");
+        topology.create_host_vm_at("A", System::Old, Place::of("A"))?;
+        topology.wait_for_host_vm("A")?;
+        wait_for_agent(&topology, "A")?;
+        stage.done();
+        busy::start(&topology, progress)?;
+        Ok(topology)
     }
 
-    /// What must be true, and whether it is.
+    fn run(topology: &Topology, progress: &Progress) -> Result<Self> {
+        let (host, a) = (&topology.machine.host, &topology.machine.a);
+        let xen_before = version(a)?;
+        let config = topology.host_vm_config_at("A", System::Current, BESIDE);
+        host.sh(
+            &format!("cat >{NEW} <<'EOF'\n{config}\nEOF\n{}", BESIDE.devices()),
+            SHORT,
+        )?;
+        let before = busy::now(a)?;
+        let pages_before = Pages::look(topology)?;
+
+        let stage = progress.stage("replace host VM A: vmbeam replace");
+        let start = Instant::now();
+        let small = SMALL_MIB.map(|mib| format!("--start-with {mib}"));
+        let command = format!("replace A --config {NEW} {}", small.unwrap_or_default());
+        let (replace, pages_meanwhile) = watched(topology, || busy::upkeep(topology, &command))?;
+        let replace_seconds = start.elapsed().as_secs_f64();
+        stage.done();
+        let pages_after = Pages::look(topology)?;
+
+        let stage = progress.stage("look at the guest VMs");
+        host.sh("ln -sfn A.new.sock /run/lab/A.sock", SHORT)?;
+        reach(a)?;
+        for name in GUESTS {
+            busy::follow(a, name, "A-new")?;
+        }
+        let replaced = busy::now(a)?;
+        let xen_after = version(a)?;
+        stage.done();
+
+        let stage = progress.stage("start host VM B, for comparison");
+        let b = Place {
+            cpu: Place::of("A").cpu,
+            ..Place::of("B")
+        };
+        topology.create_host_vm_at("B", System::Current, b)?;
+        topology.wait_for_host_vm("B")?;
+        wait_for_agent(topology, "B")?;
+        for name in GUESTS {
+            busy::follow(&topology.machine.b, name, "B")?;
+        }
+        stage.done();
+        let stage = progress.stage("restart host VM A: vmbeam rejuvenate");
+        let start = Instant::now();
+        let arguments = format!("rejuvenate A --to B --config {NEW}");
+        let rejuvenate = busy::upkeep(topology, &arguments)?;
+        let rejuvenate_seconds = start.elapsed().as_secs_f64();
+        stage.done();
+
+        let stage = progress.stage("look at the guest VMs");
+        reach(a)?;
+        for name in GUESTS {
+            busy::follow(a, name, "A-again")?;
+        }
+        let rejuvenated = busy::now(a)?;
+        let guests = GUESTS
+            .into_iter()
+            .zip(before)
+            .zip(replaced.into_iter().zip(rejuvenated))
+            .map(|((name, before), after)| guest(name, before, after))
+            .collect::<Result<Vec<_>>>()?;
+        let guests_in_a = migrate::guests(a)?
+            .iter()
+            .filter(|(name, state)| GUESTS.contains(&name.as_str()) && !state.contains('p'))
+            .count();
+        stage.done();
+        let steady = pages_before.of_host_vms();
+        Ok(Self {
+            accelerator: Accelerator::detect().name(),
+            kernel_release: topology::kernel_release()?,
+            xen_before,
+            xen_after,
+            new_host_vm_starts_with_mib: SMALL_MIB,
+            replace_seconds,
+            rejuvenate_seconds,
+            peak_extra_mib: replace["peak_extra_mib"].as_u64().context("a peak")?,
+            steady_mib: steady / 256,
+            guests_mib: GUEST_MIB * GUESTS.len() as u32,
+            guest_errors: guests.iter().map(|g| g.errors).sum(),
+            guests,
+            pages: [pages_before, pages_after],
+            pages_meanwhile,
+            replace,
+            rejuvenate,
+            guests_in_a,
+        })
+    }
+
     fn findings(&self) -> [(&'static str, Result<()>); 4] {
         [
             (
@@ -399,46 +343,6 @@ impl Report {
             ),
             ("a replacement is shorter than a restart", self.is_shorter()),
         ]
-    }
-
-    fn another_hypervisor(&self) -> Result<()> {
-        ensure!(
-            self.xen_before.starts_with(images::OLD_XEN) && self.xen_after.starts_with("4.20"),
-            "A had Xen {} and has {}",
-            self.xen_before,
-            self.xen_after
-        );
-        Ok(())
-    }
-
-    fn guests_are_well(&self) -> Result<()> {
-        ensure!(self.guest_errors == 0, "{} errors", self.guest_errors);
-        ensure!(
-            self.guests_in_a == GUESTS.len(),
-            "{} guest VMs run in A",
-            self.guests_in_a
-        );
-        self.guests.iter().try_for_each(Guest::went_on)
-    }
-
-    fn memory_is_back(&self) -> Result<()> {
-        let [before, after] = &self.pages;
-        let of = |pages: &Pages| pages.free + pages.domains.values().sum::<u64>();
-        ensure!(
-            after.domains.len() == 2 && of(before) == of(after),
-            "before {before:?}, after {after:?}"
-        );
-        Ok(())
-    }
-
-    fn is_shorter(&self) -> Result<()> {
-        ensure!(
-            self.replace_seconds < self.rejuvenate_seconds,
-            "{:.0} s against {:.0} s",
-            self.replace_seconds,
-            self.rejuvenate_seconds
-        );
-        Ok(())
     }
 
     fn print(&self) {
@@ -487,5 +391,47 @@ impl Report {
         }
         row("errors of guest VMs", self.guest_errors.to_string());
         println!();
+    }
+}
+
+impl Report {
+    fn another_hypervisor(&self) -> Result<()> {
+        ensure!(
+            self.xen_before.starts_with(images::OLD_XEN) && self.xen_after.starts_with("4.20"),
+            "A had Xen {} and has {}",
+            self.xen_before,
+            self.xen_after
+        );
+        Ok(())
+    }
+
+    fn guests_are_well(&self) -> Result<()> {
+        ensure!(self.guest_errors == 0, "{} errors", self.guest_errors);
+        ensure!(
+            self.guests_in_a == GUESTS.len(),
+            "{} guest VMs run in A",
+            self.guests_in_a
+        );
+        self.guests.iter().try_for_each(Guest::went_on)
+    }
+
+    fn memory_is_back(&self) -> Result<()> {
+        let [before, after] = &self.pages;
+        let of = |pages: &Pages| pages.free + pages.domains.values().sum::<u64>();
+        ensure!(
+            after.domains.len() == 2 && of(before) == of(after),
+            "before {before:?}, after {after:?}"
+        );
+        Ok(())
+    }
+
+    fn is_shorter(&self) -> Result<()> {
+        ensure!(
+            self.replace_seconds < self.rejuvenate_seconds,
+            "{:.0} s against {:.0} s",
+            self.replace_seconds,
+            self.rejuvenate_seconds
+        );
+        Ok(())
     }
 }
