@@ -6,7 +6,8 @@
 //!
 //! Nothing depends on it: it is not journalled, and not done for a job that another one settled.
 
-use crate::exchange::{add, commit, refused, SwapError};
+use crate::exchange::{add, commit, refused, Refusals, SwapError};
+use crate::execute::Swapped;
 use crate::migrate::{seconds, Job};
 use std::time::Instant;
 use tracing::{info, warn};
@@ -15,10 +16,13 @@ use vmbeam_uapi::Mode;
 
 impl Job<'_> {
     /// Have the frames of `self.stayed` follow. The guest runs.
-    pub(crate) fn tidy(&self) {
+    pub(crate) fn tidy(&mut self) {
         if self.stayed.is_empty() {
             return;
         }
+        // The session of the move has both host VMs for as long as it is open. All is swapped,
+        // so its end changes nothing.
+        self.exec.swapped = Swapped::Unknown;
         if let Err(e) = self.follow() {
             warn!(guest = self.guest.name, "superpages stay split: {e}");
         }
@@ -39,7 +43,7 @@ impl Job<'_> {
         info!(
             guest = self.guest.name,
             pages = status.iter().filter(|s| **s == 0).count(),
-            refused = status.iter().filter(|s| **s != 0).count(),
+            refused = %Refusals::collect(&self.stayed, &status),
             superpages = session.spent().merges,
             seconds = seconds(started),
             "the frames of pages that stayed have followed"

@@ -38,6 +38,8 @@ pub struct FakeDriver {
     pub modes: Mutex<Vec<Mode>>,
     /// Pairs whose contents were to stay where they are.
     pub kept: Arc<Mutex<Vec<(u64, u64)>>>,
+    /// Domains of which a session has pairs swapped: no other session can be bound to them.
+    pub busy: Arc<Mutex<HashSet<u32>>>,
 }
 
 struct FakeSession {
@@ -48,6 +50,9 @@ struct FakeSession {
     faults: Faults,
     mode: Mode,
     kept: Arc<Mutex<Vec<(u64, u64)>>>,
+    busy: Arc<Mutex<HashSet<u32>>>,
+    /// It is this one that has them swapped.
+    swapped: bool,
     pairs: Vec<(u64, u64)>,
     refused: Vec<bool>,
     cursor: u64,
@@ -83,6 +88,15 @@ impl Sessions for FakeDriver {
                 errno,
             });
         }
+        if [domid_a, domid_b]
+            .iter()
+            .any(|d| lock(&self.busy).contains(d))
+        {
+            return Err(Error {
+                op: Op::Open,
+                errno: Errno::EBUSY,
+            });
+        }
         let find = |d| {
             self.hosts.get(&d).cloned().ok_or(Error {
                 op: Op::Open,
@@ -102,6 +116,8 @@ impl Sessions for FakeDriver {
             ids,
             mode,
             kept: self.kept.clone(),
+            busy: self.busy.clone(),
+            swapped: false,
             a: find(domid_a)?,
             b: find(domid_b)?,
             domids: (domid_a, domid_b),
@@ -173,6 +189,19 @@ impl FakeSession {
         }
     }
 
+    /// From now on it has pairs swapped, or none any more.
+    fn claim(&mut self, swapped: bool) {
+        let mut busy = lock(&self.busy);
+        for domid in [self.domids.0, self.domids.1] {
+            match swapped {
+                true => drop(busy.insert(domid)),
+                false if self.swapped => drop(busy.remove(&domid)),
+                false => {}
+            }
+        }
+        self.swapped = swapped;
+    }
+
     fn interrupted(&mut self) -> bool {
         self.calls += 1;
         self.faults.interrupt && self.calls % 2 == 1
@@ -186,6 +215,7 @@ impl Drop for FakeSession {
             self.faults.interrupt = false;
             let _ = self.rollback();
         }
+        self.claim(false);
     }
 }
 
@@ -263,6 +293,9 @@ impl DriverSession for FakeSession {
             assert!(!self.faults.panic, "the driver panics, as it is told");
         }
         step.cursor = self.cursor;
+        if step.swapped > 0 {
+            self.claim(true);
+        }
         Ok(step)
     }
 
@@ -301,6 +334,9 @@ impl DriverSession for FakeSession {
             }
         }
         step.cursor = self.cursor;
+        if self.cursor == 0 {
+            self.claim(false);
+        }
         Ok(step)
     }
 }

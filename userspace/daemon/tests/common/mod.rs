@@ -98,6 +98,7 @@ impl World {
             faults: Mutex::default(),
             modes: Mutex::default(),
             kept: Arc::default(),
+            busy: Arc::default(),
         };
         Self {
             dir,
