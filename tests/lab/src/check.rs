@@ -34,6 +34,7 @@ use crate::product;
 use crate::progress::Progress;
 use crate::races;
 use crate::rejuvenate;
+use crate::relocate;
 use crate::replace;
 use crate::tally::Tally;
 use crate::toolstack;
@@ -75,6 +76,8 @@ pub enum Group {
     Migrate,
     /// Somebody dies in each state of a migration, on the same topology.
     Faults,
+    /// A guest VM's memory is relocated between host VMs that have little, and somebody dies.
+    Relocate,
     /// The guest hypervisor is replaced under running guest VMs.
     Rejuvenate,
     /// A host VM is replaced under running guest VMs.
@@ -91,7 +94,7 @@ pub enum Group {
     Tracing,
 }
 
-const ALL: [Group; 19] = [
+const ALL: [Group; 20] = [
     Group::Style,
     Group::Hypervisor,
     Group::Unit,
@@ -104,6 +107,7 @@ const ALL: [Group; 19] = [
     Group::Nested,
     Group::Migrate,
     Group::Faults,
+    Group::Relocate,
     Group::Rejuvenate,
     Group::Replace,
     Group::Stock,
@@ -124,6 +128,7 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
     // These take minutes: in the long form, or when they are named.
     let wanted = |group| match group {
         Group::Faults
+        | Group::Relocate
         | Group::Rejuvenate
         | Group::Replace
         | Group::DriverMutants
@@ -135,6 +140,7 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
         moves: if long { 100 } else { 5 },
         failures: long || groups.contains(&Group::Migrate),
     };
+    let plain = sizes;
     // The same guest VM, with the same devices, in all of them.
     let more = [(extent.failures, FAILURES), (wanted(Group::Faults), FAULTS)];
     let more: u32 = more.iter().filter(|m| m.0).map(|m| m.1).sum();
@@ -191,6 +197,7 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
             Group::Nested | Group::Migrate | Group::Faults => {
                 nested_only(&mut tally, wanted, extent, sizes, progress)
             }
+            Group::Relocate => relocate::check(&mut tally, plain, progress),
             Group::Rejuvenate => {
                 if let Some(topology) = upkeep::check::<rejuvenate::Report>(&mut tally, progress) {
                     evacuate::run(&mut tally, &topology, &busy::GUESTS);

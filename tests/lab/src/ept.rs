@@ -56,10 +56,11 @@ const fn step(name: &'static str, command: &'static str) -> Program {
 
 const HYPERCALL: Program = program("test-mem-swap", "test-mem-swap");
 
-const DRIVER: [Program; 5] = [
+const DRIVER: [Program; 6] = [
     step("load the driver", "insmod /lib/modules/vmbeam.ko"),
     program("vmbeam_test", "vmbeam_test"),
     program("vmbeam_half", "vmbeam_half"),
+    program("vmbeam_modes", "vmbeam_modes"),
     step(
         "load the debug driver instead",
         "rmmod vmbeam && insmod /lib/modules/vmbeam-debug.ko",

@@ -39,6 +39,8 @@ pub const ROLLED_BACK: i64 = 4;
 pub struct Migration {
     /// Pages whose memory was swapped.
     pub pages_swapped: u64,
+    /// Those of them for which none went back.
+    pub relocated: u64,
     /// Pages in the saved state.
     pub pages_sent: u64,
     /// Pages that the agents copied.

@@ -3,7 +3,6 @@
 //! Host VM A is replaced by another one, with a newer guest hypervisor, under three running guest
 //! VMs, by `vmbeam replace`; and then restarted by `vmbeam rejuvenate`, for comparison.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -22,6 +21,7 @@ use crate::channel::Channel;
 use crate::images;
 use crate::machine::Accelerator;
 use crate::migrate;
+use crate::pages::Pages;
 use crate::paths;
 use crate::product;
 use crate::progress::Progress;
@@ -47,46 +47,6 @@ const BESIDE: Place = Place {
     number: 3,
     cpu: 2,
 };
-
-/// Pages of domains, by their domids, and of nobody.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Pages {
-    free: u64,
-    domains: BTreeMap<u32, u64>,
-}
-
-impl Pages {
-    fn look(topology: &Topology) -> Result<Self> {
-        let host = &topology.machine.host;
-        // What is freed is in no list of the heap until it is scrubbed.
-        let text = host.sh(
-            "labtool pages && xl debug-keys H && sleep 1 && xl dmesg | \
-             sed -n -e '/dumping heap info/h' -e '/heap\\[node/H' -e '${x;p}' | \
-             sed -n 's/.*heap\\[node.*-> \\([0-9]*\\) pages.*/free \\1/p'",
-            SHORT,
-        )?;
-        let mut pages = Pages {
-            free: 0,
-            domains: BTreeMap::new(),
-        };
-        for line in text.lines() {
-            let (what, nr) = line.split_once(' ').context("two words")?;
-            let nr: u64 = nr.trim().parse().with_context(|| format!("in {line}"))?;
-            match what.parse() {
-                Ok(domid) => drop(pages.domains.insert(domid, nr)),
-                Err(_) => pages.free += nr,
-            }
-        }
-        ensure!(pages.free > 0, "no pages of the heap in: {text}");
-        Ok(pages)
-    }
-
-    /// All but those of the host management VM.
-    fn of_host_vms(&self) -> u64 {
-        let host_vms = self.domains.iter().filter(|(domid, _)| **domid > 0);
-        host_vms.map(|(_, pages)| pages).sum()
-    }
-}
 
 /// One guest VM in the report.
 #[derive(Debug, Serialize)]
@@ -417,9 +377,8 @@ impl Report {
 
     fn memory_is_back(&self) -> Result<()> {
         let [before, after] = &self.pages;
-        let of = |pages: &Pages| pages.free + pages.domains.values().sum::<u64>();
         ensure!(
-            after.domains.len() == 2 && of(before) == of(after),
+            after.domains.len() == 2 && before.all() == after.all(),
             "before {before:?}, after {after:?}"
         );
         Ok(())

@@ -286,13 +286,29 @@ impl Topology {
         Ok(stage.done())
     }
 
-    fn create_host_vm(&self, name: &str, system: System) -> Result<()> {
+    /// Create a host VM.
+    pub fn create_host_vm(&self, name: &str, system: System) -> Result<()> {
         self.create_host_vm_at(name, system, Place::of(name))
     }
 
     /// Create a host VM at this place.
     pub fn create_host_vm_at(&self, name: &str, system: System, place: Place) -> Result<()> {
         let config = self.host_vm_config_at(name, system, place);
+        self.create_host_vm_of(name, place, &config)
+    }
+
+    /// Create a host VM that has so many MiB, and lets its guest hypervisor believe that it has
+    /// as much as others.
+    pub fn create_small_host_vm(&self, name: &str, mib: u32) -> Result<()> {
+        let place = Place::of(name);
+        let config = self.host_vm_config_at(name, System::Current, place);
+        let maximum = self.sizes.host_vm_mib;
+        // The last of two lines counts.
+        let config = format!("{config}\nmemory={mib}\nmaxmem={maximum}");
+        self.create_host_vm_of(name, place, &config)
+    }
+
+    fn create_host_vm_of(&self, name: &str, place: Place, config: &str) -> Result<()> {
         self.machine.host.sh(
             &format!(
                 "{} && cat >/etc/xen/{name}.cfg <<'EOF'\n{config}\nEOF\nxl create /etc/xen/{name}.cfg || \

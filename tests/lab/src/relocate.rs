@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A guest VM moves between a host VM that has little memory and one that has given it some: its
+//! frames go over without any in return.
+
+use anyhow::ensure;
+use anyhow::Context;
+use anyhow::Result;
+
+use crate::faults;
+use crate::migrate;
+use crate::migrate::migrate;
+use crate::pages::Pages;
+use crate::paths;
+use crate::product;
+use crate::progress::Progress;
+use crate::tally::Tally;
+use crate::topology;
+use crate::topology::Sizes;
+use crate::topology::System;
+use crate::topology::Topology;
+use crate::topology::SHORT;
+
+const GROUP: &str = "relocate";
+
+/// There and back, in all.
+const MOVES: u32 = 30;
+/// What B has at first beside its management VM's memory, in MiB.
+const BESIDE_MIB: u32 = 192;
+/// How often a message with commands is obeyed before something else is wrong.
+const ADVICE: u32 = 3;
+
+/// Run the group.
+pub fn check(tally: &mut Tally, sizes: Sizes, progress: &Progress) {
+    let mut topology = None;
+    tally.case(
+        GROUP,
+        "host VM B comes up with little memory, a guest VM in A",
+        || {
+            topology = Some(boot(sizes, progress)?);
+            Ok(())
+        },
+    );
+    let Some(topology) = topology else { return };
+    tally.case(GROUP, "`vmbeam check` says which host VM is small", || {
+        let text = topology.machine.host.sh("vmbeam check", SHORT)?;
+        let of = |vm: &str| text.contains(&format!("memory of host VM {vm}"));
+        ensure!(!of("A") && of("B"), "it printed: {text}");
+        Ok(())
+    });
+    let mut came = false;
+    tally.case(GROUP, "the guest VM's memory goes over to B", || {
+        let before = Pages::look(&topology)?;
+        one(&topology, ["A", "B"])?;
+        let after = Pages::look(&topology)?;
+        ensure!(before.all() == after.all(), "{before:?}, then {after:?}");
+        came = true;
+        Ok(())
+    });
+    if !came {
+        return;
+    }
+    tally.case(
+        GROUP,
+        "coming back is refused, and what the message says helps",
+        || advice(&topology),
+    );
+    let mut first = None;
+    let mut way = ["B", "A"];
+    for number in 2..=MOVES {
+        let [from, to] = way;
+        let mut moved = false;
+        let name = format!("relocation {number}: {from} to {to}");
+        tally.case(GROUP, &name, || {
+            one(&topology, way)?;
+            let now = Pages::look(&topology)?;
+            let first = first.get_or_insert_with(|| now.clone());
+            ensure!(
+                now.all() == first.all() && now.of_host_vms() == first.of_host_vms(),
+                "{first:?}, then {now:?}"
+            );
+            moved = true;
+            Ok(())
+        });
+        if !moved {
+            return;
+        }
+        way.swap(0, 1);
+    }
+    tally.case(GROUP, "the guest VM is in A", || {
+        migrate::runs_only_in(&topology, way[0]).map(drop)?;
+        faults::home(&topology)
+    });
+    if let Err(e) = faults::relocated(tally, &topology, GROUP) {
+        tally.enter(GROUP, "the deaths of group faults", Err(e));
+    }
+    tally.case(GROUP, "host VM B is started again, small", || {
+        topology.restart_host_vm("B", "", progress)?;
+        grow(&topology, "B")?;
+        product::wait_for_agents(&topology)?;
+        one(&topology, ["A", "B"])
+    });
+}
+
+fn boot(sizes: Sizes, progress: &Progress) -> Result<Topology> {
+    let (topology, _) = Topology::boot_host(sizes, &paths::xen(), progress)?;
+    product::start(&topology)?;
+    let stage = progress.stage("start host VMs A and B, B with little memory");
+    topology.create_host_vm("A", System::Current)?;
+    topology.create_small_host_vm("B", sizes.management_mib + BESIDE_MIB)?;
+    grow(&topology, "B")?;
+    for vm in ["A", "B"] {
+        topology.wait_for_host_vm(vm)?;
+    }
+    product::wait_for_agents(&topology)?;
+    topology.start_guest("A", "")?;
+    topology::wait_for_check(&topology.machine.a, faults::LIMIT)?;
+    stage.done();
+    Ok(topology)
+}
+
+/// Let a host VM have as much as it believes to have.
+fn grow(topology: &Topology, vm: &str) -> Result<()> {
+    let most = topology.sizes.host_vm_mib;
+    let host = &topology.machine.host;
+    host.sh(&format!("xl mem-max {vm} {most}"), SHORT)?;
+    Ok(())
+}
+
+/// A move, of which nearly all is relocated.
+fn one(topology: &Topology, [from, to]: [&str; 2]) -> Result<()> {
+    let vm = topology.machine.vm(to);
+    let console = migrate::console_lines(vm)?;
+    let m = migrate(topology, from, to, "")?;
+    ensure!(
+        m.relocated * 10 >= m.pages_swapped * 9 && m.pages_swapped > m.pages_sent,
+        "{m:?}"
+    );
+    migrate::runs_only_in(topology, to)?;
+    let gap = migrate::longest_gap(vm, console)?;
+    println!(
+        "    {} of these relocated; {}",
+        m.relocated,
+        migrate::summary(&m, gap)?
+    );
+    Ok(())
+}
+
+/// A host VM that has given memory away has a small reserve: `vmbeam migrate` says what to do.
+fn advice(topology: &Topology) -> Result<()> {
+    let host = &topology.machine.host;
+    let dry_run = migrate::command("B", "A", "--dry-run --json");
+    for _ in 0..ADVICE {
+        let text = host.run(&dry_run, SHORT)?.text;
+        let report: serde_json::Value =
+            serde_json::from_str(&text).with_context(|| text.clone())?;
+        let blockers = report["blockers"].to_string();
+        let commands: Vec<&str> = (blockers.split('`'))
+            .filter(|part| part.starts_with("xl mem-"))
+            .collect();
+        if commands.is_empty() {
+            ensure!(blockers == "[]", "{blockers}");
+            return Ok(());
+        }
+        println!("    {blockers}");
+        host.sh(&commands.join(" && "), SHORT)?;
+    }
+    anyhow::bail!("it was obeyed {ADVICE} times, and is not content")
+}
