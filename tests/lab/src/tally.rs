@@ -107,8 +107,12 @@ impl Tally {
 
     /// Run a program here, show what it prints and enter its results.
     pub fn program(&mut self, group: &str, command: &mut Command) {
-        let text = stream(command);
-        match text {
+        self.printed(group, stream(command));
+    }
+
+    /// Enter the results of a program that ran.
+    pub fn printed(&mut self, group: &str, printed: Result<(String, bool)>) {
+        match printed {
             Ok((text, success)) => {
                 let failures = self.failures.len();
                 self.lines(group, &text);
@@ -159,7 +163,7 @@ fn clean(name: &str) -> &str {
 }
 
 /// Run a command; its output, with standard error, and whether it succeeded.
-fn stream(command: &mut Command) -> Result<(String, bool)> {
+pub fn stream(command: &mut Command) -> Result<(String, bool)> {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
