@@ -5,7 +5,7 @@
 
 use crate::client::ClientError;
 use serde::{Deserialize, Serialize};
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -81,8 +81,20 @@ impl Domain {
         arguments()
             .filter(|a| a.starts_with("socket,") && option(a, "id") == Some(chardev))
             .find_map(|a| option(a, "path"))
-            .map(PathBuf::from)
+            .map(|path| lasting(Path::new(path)))
     }
+}
+
+/// The link to a socket, beside it, that `vmbeam replace` made: whoever replaces the host VM next
+/// has a socket of another name.
+fn lasting(socket: &Path) -> PathBuf {
+    let beside = socket.parent().and_then(|dir| dir.read_dir().ok());
+    beside
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| fs::read_link(path).is_ok_and(|to| to == socket))
+        .unwrap_or_else(|| socket.to_owned())
 }
 
 /// An option of one of QEMU's arguments.
@@ -256,6 +268,15 @@ mod tests {
         let text = configuration(&domains, &names(&["C", "A"])).unwrap();
         let config = vmbeamd::config::Config::parse(Path::new("x"), &text).unwrap();
         assert_eq!((config.host_vms.len(), config.pairs.len()), (2, 1));
+    }
+
+    #[test]
+    fn the_port_of_one_that_took_the_place_of_another_is_the_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let [socket, link] = ["A.7.sock", "A.sock"].map(|name| dir.path().join(name));
+        assert_eq!(domain("A", socket.to_str()).socket().unwrap(), socket);
+        std::os::unix::fs::symlink(&socket, &link).unwrap();
+        assert_eq!(domain("A", socket.to_str()).socket().unwrap(), link);
     }
 
     #[test]
