@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use tracing::{info, warn};
-use vmbeam_wire::definition::{Definition, Entry, File, MAX_FILE};
-use vmbeam_wire::message::{AgentErrorCode, FromAgent, ToAgent};
+use vmbeam_agent_protocol::definition::MAX_FILE;
+use vmbeam_agent_protocol::{AgentErrorCode, Definition, Entry, File, FromAgent, ToAgent};
 use vmbeam_xen::command::run;
 
 /// Where `xl` and its files are expected.

@@ -8,7 +8,7 @@ use crate::preflight::Surroundings;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tracing::info;
-use vmbeam_wire::message::AgentErrorCode;
+use vmbeam_agent_protocol::AgentErrorCode;
 
 /// How long requests may take that the guest has made before it was suspended. Less than the
 /// daemon waits for the next part of the guest.

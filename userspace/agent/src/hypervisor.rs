@@ -11,10 +11,12 @@ use crate::toolstack::{self, xl, xl_within, Incoming, Outgoing, Restore, Save};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
-use vmbeam_wire::message::{
-    AgentErrorCode, Facts, Guest, GuestKind, GuestState, Toolstack, MAX_NAME,
+use vmbeam_agent_protocol::{
+    AgentErrorCode, CpuFeatures, Facts, Guest, GuestKind, GuestState, Inspection, Need, Toolstack,
+    Uuid, MAX_RUNS,
 };
-use vmbeam_wire::{is_plain, CpuFeatures, Inspection, Need, Uuid, MAX_RUNS};
+use vmbeam_wire::is_plain;
+use vmbeam_wire::message::MAX_NAME;
 use vmbeam_xen::sys::{CPUID_NO_SUBLEAF, SHUTDOWN_SUSPEND};
 use vmbeam_xen::{DomainInfo, Page, PageRun, Xen};
 

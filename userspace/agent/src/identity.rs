@@ -3,7 +3,7 @@
 //! Which host VM this is.
 
 use std::path::Path;
-use vmbeam_wire::Uuid;
+use vmbeam_agent_protocol::Uuid;
 
 /// Where Linux shows the UUID in the firmware's tables (SMBIOS, type 1), to root only. In a
 /// host VM it is the one that the host's toolstack gave the domain.

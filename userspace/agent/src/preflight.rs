@@ -5,7 +5,7 @@
 
 use crate::disks;
 use std::path::Path;
-use vmbeam_wire::{Inspection, Need, NeedKind, MAX_PAGES, MAX_RUNS};
+use vmbeam_agent_protocol::{Inspection, Need, NeedKind, MAX_PAGES, MAX_RUNS};
 
 /// Frontends that connect again by themselves after a move.
 const DEVICES: [&str; 5] = ["console", "vbd", "vif", "vkbd", "vfb"];

@@ -3,8 +3,7 @@
 //! Which guest is the one that was just restored.
 
 use crate::hypervisor::{HvError, Hypervisor};
-use vmbeam_wire::message::{AgentErrorCode, GuestState};
-use vmbeam_wire::Uuid;
+use vmbeam_agent_protocol::{AgentErrorCode, GuestState, Uuid};
 
 /// The only guest with the UUID that is expected, or, if that is not known, with this name.
 pub(crate) fn restored<H: Hypervisor>(

@@ -10,13 +10,11 @@ use std::collections::HashMap;
 use std::io::{BufWriter, Read, Write};
 use std::time::Instant;
 use tracing::{debug, info, warn};
-use vmbeam_wire::message::{
-    AgentErrorCode, Digest, FromAgent, ToAgent, Toolstack, DIGESTS_PER_CHUNK, PAGE,
+use vmbeam_agent_protocol::{
+    AgentErrorCode, Digest, Excluded, FrameRun, FromAgent, ListError, PfnRun, Reason, ToAgent,
+    Toolstack, Uuid, DIGESTS_PER_CHUNK, MAX_PAGES, MAX_RUNS, PAGE, RUNS_PER_CHUNK,
 };
-use vmbeam_wire::{
-    encode, Decoder, Excluded, Frame, FrameError, FrameRun, ListError, PfnRun, Reason, Uuid,
-    MAX_PAGES, MAX_RUNS, RUNS_PER_CHUNK,
-};
+use vmbeam_wire::{encode, Decoder, Frame, FrameError};
 use vmbeam_xen::{PageKind, PageRun};
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -535,7 +533,7 @@ impl<H: Hypervisor> Agent<H> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmbeam_wire::FrameListBuilder;
+    use vmbeam_agent_protocol::FrameListBuilder;
 
     /// Pages whose frames do not follow each other, every third one a page table.
     fn scattered(nr: u64) -> Vec<PageRun> {

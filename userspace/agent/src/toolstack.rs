@@ -15,7 +15,7 @@ use std::os::fd::AsFd;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 use tracing::{debug, warn};
-use vmbeam_wire::message::{AgentErrorCode, MAX_PART};
+use vmbeam_agent_protocol::{AgentErrorCode, MAX_PART};
 use vmbeam_xen::command::{self, Collector};
 
 /// The toolstack's program.

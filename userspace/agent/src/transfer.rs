@@ -6,8 +6,7 @@ use crate::hypervisor::{HvError, Hypervisor};
 use crate::restored::restored;
 use crate::toolstack::{Incoming, Outgoing};
 use tracing::{info, warn};
-use vmbeam_wire::message::{AgentErrorCode, FromAgent, ToAgent};
-use vmbeam_wire::Uuid;
+use vmbeam_agent_protocol::{AgentErrorCode, FromAgent, ToAgent, Uuid};
 
 /// What is on its way. One guest at a time: the port has room for no more.
 #[derive(Debug, Default)]

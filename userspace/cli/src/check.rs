@@ -10,9 +10,11 @@ use crate::output;
 use serde::Serialize;
 use std::path::Path;
 use std::process::ExitCode;
+use vmbeam_control_protocol::{
+    CheckReport, FromDaemon, HostVmMemory, JobReport, ToDaemon, Toolstack,
+};
 use vmbeam_uapi::sys::FEATURE_SWAP;
 use vmbeam_uapi::Device;
-use vmbeam_wire::message::{CheckReport, FromDaemon, HostVmMemory, JobReport, ToDaemon, Toolstack};
 
 /// One thing that a swap needs.
 #[derive(Debug, Serialize)]
@@ -255,7 +257,7 @@ pub(crate) fn run(socket: &Path, path: &Path, json: bool) -> Result<ExitCode, Cl
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmbeam_wire::message::{DriverReport, HostMemory};
+    use vmbeam_control_protocol::{DriverReport, HostMemory};
 
     #[test]
     fn an_old_source_is_a_warning() {

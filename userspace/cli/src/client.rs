@@ -5,7 +5,7 @@
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use vmbeam_wire::message::{Failure, FromDaemon, ToDaemon};
+use vmbeam_control_protocol::{Failure, FromDaemon, ToDaemon};
 use vmbeam_wire::{encode, Decoder, FrameError};
 
 /// Why the daemon did not answer as hoped.

@@ -4,7 +4,7 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
-use vmbeam_wire::message::Phase;
+use vmbeam_control_protocol::Phase;
 
 /// Shows how far a job is: a bar on a terminal, a line for each phase
 /// otherwise. Always on standard error: standard output is for the result.

@@ -11,7 +11,7 @@ use serde::Serialize;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
-use vmbeam_wire::message::{
+use vmbeam_control_protocol::{
     EvacuateReport, EvacuateRequest, EvacuateSeconds, FromDaemon, GuestMove, MoveOutcome, ToDaemon,
 };
 

@@ -8,7 +8,7 @@ use nix::sys::signal::{SigSet, Signal};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
-use vmbeam_wire::message::ToDaemon;
+use vmbeam_control_protocol::ToDaemon;
 
 /// No job whose number is known.
 const NONE: u64 = 0;

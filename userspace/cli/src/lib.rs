@@ -29,7 +29,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use client::{Client, ClientError};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use vmbeam_wire::message::{Failure, GuestRef, MigrateRequest, Mode, SwapRequest};
+use vmbeam_control_protocol::{Failure, GuestRef, MigrateRequest, Mode, SwapRequest};
 
 /// Where the daemon listens unless told otherwise.
 const CONTROL_SOCKET: &str = "/run/vmbeam/control.sock";

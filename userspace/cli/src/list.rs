@@ -5,7 +5,7 @@
 use crate::client::{Client, ClientError};
 use crate::output;
 use std::process::ExitCode;
-use vmbeam_wire::message::{FromDaemon, GuestKind, GuestState, ToDaemon};
+use vmbeam_control_protocol::{FromDaemon, GuestKind, GuestState, ToDaemon};
 
 /// Print rows in columns as wide as they need to be.
 fn table(rows: &[Vec<String>]) {

@@ -6,7 +6,7 @@ use crate::client::{Client, ClientError};
 use crate::output;
 use std::path::Path;
 use std::process::ExitCode;
-use vmbeam_wire::message::{FromDaemon, ToDaemon};
+use vmbeam_control_protocol::{FromDaemon, ToDaemon};
 
 /// Options of `vmbeam maintenance`.
 #[derive(Debug, clap::Args)]

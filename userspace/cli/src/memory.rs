@@ -7,7 +7,7 @@ use crate::exit;
 use crate::output;
 use std::path::Path;
 use std::process::ExitCode;
-use vmbeam_wire::message::{FromDaemon, HostMemory, HostVmMemory, ToDaemon};
+use vmbeam_control_protocol::{FromDaemon, HostMemory, HostVmMemory, ToDaemon};
 use vmbeam_xen::{Error, Xen};
 
 /// Pages of 1 MiB.

@@ -11,7 +11,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
-use vmbeam_wire::message::{
+use vmbeam_control_protocol::{
     FromDaemon, JobKind, MigrateReport, MigrateRequest, MigrateSeconds, Mode, SwapCounts, ToDaemon,
 };
 

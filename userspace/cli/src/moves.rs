@@ -12,7 +12,7 @@ use crate::output;
 use serde::{Serialize, Serializer};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use vmbeam_wire::message::{
+use vmbeam_control_protocol::{
     EvacuateReport, EvacuateRequest, FromDaemon, GuestMove, HostVmReport, JobKind, JobReport, Mode,
     MoveOutcome, PlanReport, ToDaemon,
 };

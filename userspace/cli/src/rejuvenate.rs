@@ -19,7 +19,7 @@ use state::{Stage, State};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
-use vmbeam_wire::message::{
+use vmbeam_control_protocol::{
     needed_mib, no_room, replacement_of, CheckReport, GuestMove, MoveOutcome,
 };
 

@@ -20,7 +20,7 @@ use state::{Size, Stage, State};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
-use vmbeam_wire::message::{replacement_of, Guest, GuestKind, GuestState};
+use vmbeam_control_protocol::{replacement_of, Guest, GuestKind, GuestState};
 
 /// Options of `vmbeam replace`.
 #[derive(Debug, clap::Args)]

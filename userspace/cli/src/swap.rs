@@ -10,7 +10,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
-use vmbeam_wire::message::{FromDaemon, Seconds, SwapCounts, SwapReport, SwapRequest, ToDaemon};
+use vmbeam_control_protocol::{FromDaemon, Seconds, SwapCounts, SwapReport, SwapRequest, ToDaemon};
 
 /// The report as JSON: names as people write them.
 #[derive(Serialize)]

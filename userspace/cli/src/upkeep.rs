@@ -18,7 +18,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use vmbeam_wire::message::{
+use vmbeam_control_protocol::{
     no_room, AgentReport, CheckReport, FromDaemon, Guest, GuestMove, GuestState, MoveOutcome,
     ToDaemon,
 };

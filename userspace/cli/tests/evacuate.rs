@@ -12,7 +12,7 @@ use common::{lock, Trouble, World};
 use std::io::{BufRead, BufReader, Lines};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::time::{Duration, Instant};
-use vmbeam_wire::message::GuestState;
+use vmbeam_control_protocol::GuestState;
 
 /// Three guests in A, none in B.
 fn world() -> World {

@@ -10,7 +10,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use vmbeam_wire::message::{
+use vmbeam_control_protocol::{
     AgentReport, CheckReport, Failure, FromDaemon, GuestRef, MigrateReport, Mode, Phase, Seconds,
     SwapReport, ToDaemon,
 };

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use vmbeam_wire::message::{
+use vmbeam_control_protocol::{
     CheckReport, FromDaemon, Guest, GuestKind, GuestState, HostMemory, HostVmMemory, HostVmReport,
     Phase, ToDaemon,
 };

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
-use vmbeam_wire::message::Guest;
+use vmbeam_agent_protocol::Guest;
 
 /// How often to look for agents that are not told yet.
 const LOOK: Duration = Duration::from_secs(1);

@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use vmbeam_wire::message::FromDaemon;
+use vmbeam_control_protocol::FromDaemon;
 use vmbeam_wire::{encode, FrameError};
 
 /// How long a client may take to say what it wants, and to take what it asked for.
@@ -125,7 +125,7 @@ impl Client {
 mod tests {
     use super::*;
     use std::io::Read;
-    use vmbeam_wire::message::Phase;
+    use vmbeam_control_protocol::Phase;
     use vmbeam_wire::Decoder;
 
     fn progress(done: u64) -> FromDaemon {

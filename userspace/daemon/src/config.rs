@@ -10,7 +10,7 @@ use std::os::unix::net::SocketAddr as UnixAddress;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use toml::Spanned;
-use vmbeam_wire::message::replacement_of;
+use vmbeam_control_protocol::replacement_of;
 
 /// Where the command line reaches the daemon.
 pub const CONTROL_SOCKET: &str = "/run/vmbeam/control.sock";

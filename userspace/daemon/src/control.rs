@@ -30,11 +30,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
-use vmbeam_uapi::sys::FEATURE_SWAP;
-use vmbeam_wire::message::{
+use vmbeam_control_protocol::{
     CheckReport, DriverReport, Failure, FromDaemon, GuestRef, HostVmReport, JobKind, MigrateReport,
     MigrateRequest, Phase, SwapReport, SwapRequest, ToDaemon,
 };
+use vmbeam_uapi::sys::FEATURE_SWAP;
 use vmbeam_wire::Decoder;
 
 /// Most command-line clients at once.

@@ -11,8 +11,7 @@ use crate::preflight::or_nothing;
 use crate::side::Side;
 use std::time::Instant;
 use tracing::warn;
-use vmbeam_wire::message::{AgentErrorCode, FromAgent, ToAgent};
-use vmbeam_wire::Definition;
+use vmbeam_agent_protocol::{AgentErrorCode, Definition, FromAgent, ToAgent};
 
 fn definition(link: &mut Link, guest: &str) -> Result<Definition, LinkError> {
     let name = guest.to_owned();

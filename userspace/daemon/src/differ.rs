@@ -8,9 +8,8 @@ use crate::journal::Probe;
 use crate::link::parts;
 use crate::load::Loaded;
 use crate::migrate::Job;
+use vmbeam_agent_protocol::{Digest, PfnRun, PAGE};
 use vmbeam_uapi::{Errno, NOT_ATTEMPTED};
-use vmbeam_wire::message::{Digest, PAGE};
-use vmbeam_wire::PfnRun;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// Pages that are looked at in search of a difference, spread over the guest: most

@@ -7,10 +7,10 @@ use std::fmt::Debug;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::warn;
+use vmbeam_control_protocol::SwapCounts;
 use vmbeam_uapi::{
     AddFailed, Device, Error, Info, Mode as BindMode, Prepared, Run, Session, Spent, Status, Step,
 };
-use vmbeam_wire::message::SwapCounts;
 
 /// Something that opens sessions.
 pub trait Driver: Debug + Send + Sync {

@@ -18,9 +18,10 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
-use vmbeam_wire::message::{
-    needed_mib, no_room, EvacuateReport, EvacuateRequest, Failure, FromDaemon, Guest, GuestMove,
-    GuestRef, JobKind, JobReport, MigrateRequest, MoveOutcome,
+use vmbeam_agent_protocol::Guest;
+use vmbeam_control_protocol::{
+    needed_mib, no_room, EvacuateReport, EvacuateRequest, Failure, FromDaemon, GuestMove, GuestRef,
+    JobKind, JobReport, MigrateRequest, MoveOutcome,
 };
 use watch::Evacuation;
 pub(crate) use watch::Evacuations;

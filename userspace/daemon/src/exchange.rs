@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Instant;
 use tracing::error;
+use vmbeam_agent_protocol::PfnRun;
+use vmbeam_control_protocol::{Failure, Phase};
 use vmbeam_uapi::{refusal_reason, Errno, Mode as BindMode, Run, NOT_ATTEMPTED};
-use vmbeam_wire::message::{Failure, Phase};
-use vmbeam_wire::PfnRun;
 
 /// Runs that the driver is handed at once. They are copied for it, and a copy of all runs of a
 /// large guest would be memory that nothing else needs.

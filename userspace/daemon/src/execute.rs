@@ -14,12 +14,12 @@ use crate::probe::{count, vote};
 use crate::side::Side;
 use std::time::Instant;
 use tracing::{info, warn};
+use vmbeam_agent_protocol::{AgentErrorCode, Guest, GuestState, PfnRun};
+use vmbeam_control_protocol::{Failure, Mode, MARGIN};
 use vmbeam_migration::{
     Command, Event, Memory, Presence, Seen, Side as Where, State as Machine, Step, Why,
 };
 use vmbeam_uapi::NOT_ATTEMPTED;
-use vmbeam_wire::message::{AgentErrorCode, Failure, Guest, GuestState, Mode, MARGIN};
-use vmbeam_wire::PfnRun;
 
 /// What is or was to be swapped. Not in the record of every state, but never forgotten.
 #[derive(Clone, Debug)]

@@ -13,8 +13,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
-use vmbeam_wire::message::{AgentReport, AgentVersions, Guest, HostMemory, Identity, Traffic};
-use vmbeam_wire::{Uuid, VERSION};
+use vmbeam_agent_protocol::{Guest, Uuid};
+use vmbeam_control_protocol::{AgentReport, AgentVersions, HostMemory, Identity, Traffic};
+use vmbeam_wire::VERSION;
 use vmbeam_xen::command::run;
 use vmbeam_xen::domains::Domains;
 

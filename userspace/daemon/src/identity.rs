@@ -12,9 +12,9 @@ use crate::driver::Driver;
 use std::process::Command;
 use std::time::Duration;
 use tracing::warn;
+use vmbeam_agent_protocol::Uuid;
+use vmbeam_control_protocol::Identity;
 use vmbeam_uapi::Mode as BindMode;
-use vmbeam_wire::message::Identity;
-use vmbeam_wire::Uuid;
 use vmbeam_xen::command::run;
 
 /// How long the command that prints a UUID may take.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::info;
-use vmbeam_wire::message::{GuestRef, JobKind, JobReport};
+use vmbeam_control_protocol::{GuestRef, JobKind, JobReport};
 
 /// Jobs that are remembered.
 const MAX_JOBS: usize = 32;

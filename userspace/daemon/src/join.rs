@@ -4,9 +4,9 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use vmbeam_agent_protocol::{Excluded, FrameList, FrameRun, PfnRun, Reason};
+use vmbeam_control_protocol::SwapRun;
 use vmbeam_uapi::Run;
-use vmbeam_wire::message::SwapRun;
-use vmbeam_wire::{Excluded, FrameList, FrameRun, PfnRun, Reason};
 
 /// Pages that both guests have and that may move on both sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -346,7 +346,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::{HashMap, HashSet};
-    use vmbeam_wire::{Excluded, FrameListBuilder, FrameRun};
+    use vmbeam_agent_protocol::{Excluded, FrameListBuilder, FrameRun};
 
     fn list(runs: &[(u64, u64, u32)], excluded: &[(u64, u32, Reason)]) -> FrameList {
         let mut b = FrameListBuilder::new();

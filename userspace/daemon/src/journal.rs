@@ -21,9 +21,9 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use vmbeam_agent_protocol::{Digest, Uuid};
+use vmbeam_control_protocol::Mode;
 use vmbeam_migration::Step;
-use vmbeam_wire::message::{Digest, Mode};
-use vmbeam_wire::Uuid;
 
 use lines::{append, before, behind, file_pairs, line, prepare, read, remove, rename, sync};
 
@@ -344,7 +344,7 @@ mod tests {
     use super::*;
     use proptest::collection::vec;
     use proptest::prelude::*;
-    use vmbeam_wire::message::SwapRun;
+    use vmbeam_control_protocol::SwapRun;
 
     fn place(host_vm: &str) -> Place {
         Place {

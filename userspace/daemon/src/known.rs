@@ -9,9 +9,8 @@ use crate::execute::{Executor, Work};
 use crate::preflight::is_alive;
 use std::collections::HashMap;
 use tracing::warn;
+use vmbeam_agent_protocol::{Guest, GuestState, Uuid};
 use vmbeam_migration::{Presence, Side as Where};
-use vmbeam_wire::message::{Guest, GuestState};
-use vmbeam_wire::Uuid;
 
 /// Which of two domains is not any more what it was, by the hypervisor's ids: another one may
 /// have its domid, its name and even its UUID. Not known of a record without these ids, or if

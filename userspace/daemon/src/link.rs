@@ -16,8 +16,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use vmbeam_wire::message::{AgentErrorCode, AgentVersions, FromAgent, ToAgent, Toolstack, Traffic};
-use vmbeam_wire::{encode_as, encode_old, Decoder, FrameError, ListError, PREVIOUS, VERSION};
+use vmbeam_agent_protocol::{AgentErrorCode, FromAgent, ListError, ToAgent, Toolstack};
+use vmbeam_control_protocol::{AgentVersions, Traffic};
+use vmbeam_wire::{encode_as, encode_old, Decoder, FrameError, PREVIOUS, VERSION};
 
 /// How often to look whether the daemon is to stop.
 const TICK: Duration = Duration::from_millis(500);

@@ -9,8 +9,8 @@ use crate::memory::Route;
 use crate::migrate::{seconds, Context};
 use std::time::Instant;
 use tracing::info;
+use vmbeam_agent_protocol::PfnRun;
 use vmbeam_uapi::{Errno, NOT_ATTEMPTED};
-use vmbeam_wire::PfnRun;
 
 /// A session with those runs that will not be refused, and the others.
 pub(crate) struct Loaded {

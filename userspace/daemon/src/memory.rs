@@ -8,9 +8,9 @@ use crate::exchange::{refused, SwapError};
 use std::process::Command;
 use std::time::Duration;
 use tracing::info;
+use vmbeam_control_protocol::{HostMemory, HostVmMemory, Mode};
 use vmbeam_uapi::sys::FEATURE_RELOCATE;
 use vmbeam_uapi::Mode as BindMode;
-use vmbeam_wire::message::{HostMemory, HostVmMemory, Mode};
 use vmbeam_xen::command::run;
 
 use crate::control::Shared;

@@ -11,7 +11,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use std::sync::atomic::AtomicU64;
 use tracing::warn;
-use vmbeam_wire::message::{Failure, HostVmMemory, MigrateReport};
+use vmbeam_control_protocol::{Failure, HostVmMemory, MigrateReport};
 
 /// One label and its value.
 type Label = [(&'static str, String); 1];

@@ -26,11 +26,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
+use vmbeam_agent_protocol::{Digest, Guest, GuestKind, PfnRun};
+use vmbeam_control_protocol::{Failure, MigrateReport, MigrateRequest, Mode, Phase};
 use vmbeam_migration::{Command, Event, Outcome, Side as Where, State as Machine, Step};
-use vmbeam_wire::message::{
-    Digest, Failure, Guest, GuestKind, MigrateReport, MigrateRequest, Mode, Phase,
-};
-use vmbeam_wire::PfnRun;
 use vmbeam_xen::stream::Contents;
 
 /// How long an agent may be away while a migration is undone or completed, before

@@ -8,7 +8,7 @@ use crate::migrate::Job;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use vmbeam_wire::message::{Failure, MigrateReport, Phase};
+use vmbeam_control_protocol::{Failure, MigrateReport, Phase};
 
 /// What a GiB more costs in the pause (`bench pause`).
 const PER_GIB: Duration = Duration::from_millis(4);
@@ -77,7 +77,7 @@ impl Job<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmbeam_wire::message::GuestRef;
+    use vmbeam_control_protocol::GuestRef;
 
     #[test]
     fn what_is_expected_is_what_was() {

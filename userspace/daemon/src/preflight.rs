@@ -11,11 +11,13 @@ use crate::memory::{chosen, no_relocation};
 use crate::side::Side;
 use std::collections::HashMap;
 use tracing::warn;
-use vmbeam_wire::message::{
-    needed_mib, no_room, AgentErrorCode, Facts, FromAgent, Guest, GuestKind, GuestState,
-    HostMemory, MigrateRequest, Mode, PlanReport, PlannedGuest, ToAgent,
+use vmbeam_agent_protocol::{
+    AgentErrorCode, Facts, FromAgent, Guest, GuestKind, GuestState, Inspection, Need, NeedKind,
+    ToAgent, Uuid,
 };
-use vmbeam_wire::{Inspection, Need, NeedKind, Uuid};
+use vmbeam_control_protocol::{
+    needed_mib, no_room, HostMemory, MigrateRequest, Mode, PlanReport, PlannedGuest,
+};
 
 pub(crate) fn mib(pages: u64) -> u64 {
     pages.div_ceil(256)
@@ -429,7 +431,7 @@ pub(crate) fn plan(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmbeam_wire::CpuFeatures;
+    use vmbeam_agent_protocol::CpuFeatures;
 
     fn guest(name: &str) -> Guest {
         Guest {

@@ -3,8 +3,8 @@
 //! What pages say that tell where the memory of a guest is.
 
 use crate::journal::Probe;
+use vmbeam_agent_protocol::Digest;
 use vmbeam_migration::Memory;
-use vmbeam_wire::message::Digest;
 
 /// What a digest at the source (or at the destination) says.
 pub(crate) fn vote(probe: &Probe, digest: &Digest, at_source: bool) -> Memory {

@@ -13,8 +13,8 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tracing::warn;
+use vmbeam_control_protocol::GuestRef;
 use vmbeam_migration::{Command, Event, Outcome};
-use vmbeam_wire::message::GuestRef;
 
 /// How long one attempt to settle a migration waits for agents.
 const ATTEMPT: Duration = Duration::from_secs(60);

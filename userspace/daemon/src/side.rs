@@ -7,8 +7,8 @@ use crate::link::{Link, LinkError, Patience};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use vmbeam_wire::message::Traffic;
-use vmbeam_wire::Uuid;
+use vmbeam_agent_protocol::Uuid;
+use vmbeam_control_protocol::Traffic;
 
 /// How often to look whether an agent is back.
 const LOOK: Duration = Duration::from_millis(250);

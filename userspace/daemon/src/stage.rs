@@ -16,9 +16,9 @@ use crate::transfer::{count, finish, until_made, Relay};
 use std::ops::Range;
 use std::time::Instant;
 use tracing::info;
+use vmbeam_agent_protocol::{Digest, PfnRun, MAX_PAGES_PER_CHUNK};
+use vmbeam_control_protocol::{Phase, SwapRun};
 use vmbeam_migration::Event;
-use vmbeam_wire::message::{Digest, Phase, SwapRun, MAX_PAGES_PER_CHUNK};
-use vmbeam_wire::PfnRun;
 
 /// What there is of a guest before it is suspended.
 pub(crate) struct Staged {

@@ -13,12 +13,9 @@ use crate::verify::{compare, Snapshot};
 use std::collections::HashSet;
 use std::time::Instant;
 use tracing::{info, warn};
+use vmbeam_agent_protocol::{FrameList, Guest, GuestKind, GuestState};
+use vmbeam_control_protocol::{Failure, Phase, Seconds, SwapReport, SwapRequest, SwapRun, Traffic};
 use vmbeam_uapi::NOT_ATTEMPTED;
-use vmbeam_wire::message::{
-    Failure, Guest, GuestKind, GuestState, Phase, Seconds, SwapReport, SwapRequest, SwapRun,
-    Traffic,
-};
-use vmbeam_wire::FrameList;
 
 /// Most runs that are listed: they must fit into one message.
 const MAX_RUN_LIST: usize = 32 << 10;
@@ -114,8 +111,9 @@ impl Job<'_> {
     ) -> Result<Snapshot, String> {
         let started = Instant::now();
         let runs = (comparable(from), comparable(to));
-        let pages =
-            |runs: &[vmbeam_wire::PfnRun]| runs.iter().map(|r| u64::from(r.nr)).sum::<u64>();
+        let pages = |runs: &[vmbeam_agent_protocol::PfnRun]| {
+            runs.iter().map(|r| u64::from(r.nr)).sum::<u64>()
+        };
         let sum = Sum::new(phase, pages(&runs.0) + pages(&runs.1), self.progress);
         let digest = |party: &mut Party<'_>, side, runs: &[_]| {
             let domid = party.guest.domid;

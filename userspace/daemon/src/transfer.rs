@@ -17,10 +17,10 @@ use crate::side::Side;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 use tracing::info;
+use vmbeam_agent_protocol::{Digest, PfnRun, MAX_PAGES_PER_CHUNK, MAX_PART};
+use vmbeam_control_protocol::{Failure, Phase, SwapRun};
 use vmbeam_migration::Event;
 use vmbeam_uapi::NOT_ATTEMPTED;
-use vmbeam_wire::message::{Digest, Failure, Phase, SwapRun, MAX_PAGES_PER_CHUNK, MAX_PART};
-use vmbeam_wire::PfnRun;
 use vmbeam_xen::stream::Scanner;
 
 /// Most pages that are copied because they cannot be swapped: 64 MiB. With more of

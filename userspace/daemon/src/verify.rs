@@ -3,7 +3,7 @@
 //! Comparing the pages of two guests before and after a swap.
 
 use std::collections::HashMap;
-use vmbeam_wire::message::Digest;
+use vmbeam_agent_protocol::Digest;
 
 /// How many mismatches are listed.
 const EXAMPLES: usize = 8;

@@ -5,7 +5,7 @@
 
 use crate::execute::{Executor, Work};
 use crate::preflight::is_alive;
-use vmbeam_wire::message::GuestState;
+use vmbeam_agent_protocol::GuestState;
 
 impl Executor<'_> {
     /// What became of the guest, which is at the source.

@@ -13,9 +13,8 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use vmbeam_wire::message::{
-    Failure, FromDaemon, GuestRef, MigrateRequest, Mode, ToAgent, ToDaemon,
-};
+use vmbeam_agent_protocol::ToAgent;
+use vmbeam_control_protocol::{Failure, FromDaemon, GuestRef, MigrateRequest, Mode, ToDaemon};
 
 /// One page every so often; far below what an agent may take over a request.
 const DRIP: Duration = Duration::from_secs(4);

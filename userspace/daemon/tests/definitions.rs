@@ -15,7 +15,7 @@ use std::fs;
 use std::os::unix::fs::{symlink, PermissionsExt};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use vmbeam_wire::message::{Failure, FromDaemon, Mode, ToDaemon};
+use vmbeam_control_protocol::{Failure, FromDaemon, Mode, ToDaemon};
 use vmbeamd::journal::State;
 
 fn dir(w: &World, name: &str) -> PathBuf {

@@ -12,7 +12,7 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use vmbeam_wire::message::{
+use vmbeam_control_protocol::{
     EvacuateReport, EvacuateRequest, Failure, FromDaemon, JobKind, JobReport, MoveOutcome, ToDaemon,
 };
 use vmbeam_wire::{encode, Decoder};

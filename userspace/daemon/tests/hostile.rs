@@ -13,8 +13,9 @@ use common::peer::{
 use common::{impostor, read_request, World, MEMORY_END};
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
+use vmbeam_agent_protocol::{AgentErrorCode, FromAgent, ToAgent};
+use vmbeam_control_protocol::{Failure, FromDaemon};
 use vmbeam_wire::encode;
-use vmbeam_wire::message::{AgentErrorCode, Failure, FromAgent, FromDaemon, ToAgent};
 
 /// Host VM B is an impostor; what does a swap between A and B say, and does one
 /// between C and D still work?

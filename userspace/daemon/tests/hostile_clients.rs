@@ -12,7 +12,8 @@ use common::{lock, World};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
-use vmbeam_wire::message::{AgentErrorCode, Failure, FromAgent, FromDaemon, ToAgent, ToDaemon};
+use vmbeam_agent_protocol::{AgentErrorCode, FromAgent, ToAgent};
+use vmbeam_control_protocol::{Failure, FromDaemon, ToDaemon};
 use vmbeam_wire::{encode, encode_old, Decoder};
 
 // The agent's side.
@@ -76,7 +77,7 @@ fn the_agent_refuses_what_makes_no_sense() {
     ] {
         let runs = runs
             .into_iter()
-            .map(|(pfn, nr)| vmbeam_wire::PfnRun { pfn, nr })
+            .map(|(pfn, nr)| vmbeam_agent_protocol::PfnRun { pfn, nr })
             .collect();
         let digest = encode(5, 5, &ToAgent::Digest { guest: 1, runs }).unwrap();
         assert_eq!(code(ask(&mut s, &digest)), AgentErrorCode::BadRequest);

@@ -14,11 +14,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use vmbeam_agent_protocol::{FromAgent, ToAgent};
+use vmbeam_control_protocol::{
+    AgentReport, Failure, FromDaemon, Identity, MigrateRequest, Mode, ToDaemon,
+};
 use vmbeam_uapi::Mode as BindMode;
 use vmbeam_wire::encode_old;
-use vmbeam_wire::message::{
-    AgentReport, Failure, FromAgent, FromDaemon, Identity, MigrateRequest, Mode, ToAgent, ToDaemon,
-};
 use vmbeamd::driver::{Driver, Pinned};
 
 /// With a guest each in A and B; A is where `domid-A` says.

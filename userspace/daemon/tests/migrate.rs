@@ -15,8 +15,8 @@ use moves::{
     assert_runs_only_in, contents, error, migrate, report, request, wait_until_runs_only_in, world,
 };
 use std::time::Duration;
+use vmbeam_control_protocol::{Failure, FromDaemon, MigrateRequest, Mode, ToDaemon};
 use vmbeam_uapi::Errno;
-use vmbeam_wire::message::{Failure, FromDaemon, MigrateRequest, Mode, ToDaemon};
 use vmbeam_xen::PageKind;
 
 #[test]

@@ -12,10 +12,11 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use vmbeam_wire::message::{
+use vmbeam_agent_protocol::{Inspection, Need, NeedKind};
+use vmbeam_control_protocol::{
     Failure, FromDaemon, GuestRef, MigrateReport, MigrateRequest, Mode, ToDaemon,
 };
-use vmbeam_wire::{encode, Decoder, Inspection, Need, NeedKind};
+use vmbeam_wire::{encode, Decoder};
 
 /// Two host VMs; B has no guest.
 fn world_with(timeout: u64) -> World {

@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use vmbeam_wire::message::{Failure, FromDaemon, ToDaemon};
+use vmbeam_control_protocol::{Failure, FromDaemon, ToDaemon};
 use vmbeam_wire::{PREVIOUS, VERSION};
 use vmbeamd::journal::State;
 

@@ -13,7 +13,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
-use vmbeam_wire::message::{FromDaemon, ToDaemon};
+use vmbeam_control_protocol::{FromDaemon, ToDaemon};
 use vmbeam_wire::{encode, Decoder};
 
 /// What the daemon runs to learn a domid tries what nobody but root may.

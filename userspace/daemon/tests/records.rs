@@ -17,7 +17,8 @@ use moves::{
 };
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use vmbeam_wire::message::{Failure, FromDaemon, JobKind, JobReport, ToAgent, ToDaemon};
+use vmbeam_agent_protocol::ToAgent;
+use vmbeam_control_protocol::{Failure, FromDaemon, JobKind, JobReport, ToDaemon};
 use vmbeamd::journal::{Record, State};
 
 fn jobs(w: &World) -> Vec<JobReport> {

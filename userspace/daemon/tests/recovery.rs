@@ -16,7 +16,7 @@ use moves::{
 };
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
-use vmbeam_wire::message::{Failure, FromDaemon, ToDaemon};
+use vmbeam_control_protocol::{Failure, FromDaemon, ToDaemon};
 use vmbeamd::journal::State;
 
 #[test]

@@ -17,8 +17,8 @@ use moves::{
 use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use vmbeam_control_protocol::{EvacuateRequest, Failure, FromDaemon, HostMemory, Mode, ToDaemon};
 use vmbeam_uapi::{Errno, Mode as BindMode};
-use vmbeam_wire::message::{EvacuateRequest, Failure, FromDaemon, HostMemory, Mode, ToDaemon};
 
 /// One that may take everything.
 const SMALL: HostMemory = HostMemory {

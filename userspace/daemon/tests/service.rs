@@ -14,7 +14,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use vmbeam_wire::message::{Failure, FromDaemon, GuestRef, MigrateRequest, Mode, ToDaemon};
+use vmbeam_control_protocol::{Failure, FromDaemon, GuestRef, MigrateRequest, Mode, ToDaemon};
 
 /// Ends with the test, whatever happens.
 struct Service(Child);

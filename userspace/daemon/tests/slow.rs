@@ -11,8 +11,9 @@ use common::{impostor, read_request, World};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
+use vmbeam_agent_protocol::{FromAgent, ToAgent};
+use vmbeam_control_protocol::{FromDaemon, ToDaemon};
 use vmbeam_wire::encode;
-use vmbeam_wire::message::{FromAgent, FromDaemon, ToAgent, ToDaemon};
 
 /// A daemon between a real agent for A and an impostor for B that answers the request for
 /// its list with one page a time, for ever; the time that a swap takes until it is refused.
@@ -99,7 +100,7 @@ fn a_peer_that_does_not_read_ends_with_the_time_of_the_request() {
                 (noise >> 24) as u8
             })
             .collect();
-        let runs = [vmbeam_wire::PfnRun { pfn: 0, nr: 128 }];
+        let runs = [vmbeam_agent_protocol::PfnRun { pfn: 0, nr: 128 }];
         let started = Instant::now();
         let e = link.write_pages(1, &runs, data).unwrap_err();
         assert_says(&e.to_string(), "did not answer within 2 s");

@@ -17,8 +17,8 @@ use moves::{
 };
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use vmbeam_control_protocol::{Failure, FromDaemon, ToDaemon};
 use vmbeam_uapi::Errno;
-use vmbeam_wire::message::{Failure, FromDaemon, ToDaemon};
 use vmbeam_xen::PageKind;
 use vmbeamd::join::JoinedRun;
 use vmbeamd::journal::{Filed, Pairs, State};

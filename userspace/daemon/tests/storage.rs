@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use vmbeam_wire::message::{Failure, FromDaemon, ToDaemon};
+use vmbeam_control_protocol::{Failure, FromDaemon, ToDaemon};
 
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;

@@ -8,8 +8,8 @@ mod common;
 
 use common::{lock, request, Faults, World};
 use std::time::Duration;
+use vmbeam_control_protocol::{Failure, FromDaemon, SwapReport, ToDaemon};
 use vmbeam_uapi::Errno;
-use vmbeam_wire::message::{Failure, FromDaemon, SwapReport, ToDaemon};
 
 fn world(names: &[&str]) -> World {
     let mut w = World::new();

@@ -8,7 +8,7 @@ use crate::upkeep::report::{self, Base, Seconds};
 use crate::upkeep::Options;
 use serde::Serialize;
 use std::path::PathBuf;
-use vmbeam_wire::message::GuestMove;
+use vmbeam_control_protocol::GuestMove;
 
 /// The one report at the end.
 #[derive(Debug, Serialize)]

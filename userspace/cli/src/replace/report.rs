@@ -10,7 +10,7 @@ use crate::upkeep::report::{self, Base, Seconds};
 use crate::upkeep::Options;
 use serde::Serialize;
 use std::path::PathBuf;
-use vmbeam_wire::message::{replacement_of, GuestMove};
+use vmbeam_control_protocol::{replacement_of, GuestMove};
 
 /// The one report at the end.
 #[derive(Debug, Serialize)]

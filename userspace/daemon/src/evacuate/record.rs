@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 use tracing::warn;
-use vmbeam_wire::message::{EvacuateReport, EvacuateRequest, Failure};
+use vmbeam_control_protocol::{EvacuateReport, EvacuateRequest, Failure};
 
 /// Version of the files' format.
 const VERSION: u32 = 1;

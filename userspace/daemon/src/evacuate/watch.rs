@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use vmbeam_wire::message::{Failure, FromDaemon};
+use vmbeam_control_protocol::{Failure, FromDaemon};
 
 /// Evacuations that have ended and can be asked for.
 const KEPT: usize = 8;

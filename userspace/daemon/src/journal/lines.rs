@@ -8,7 +8,7 @@ use fail::fail_point;
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::Path;
-use vmbeam_wire::message::Digest;
+use vmbeam_agent_protocol::Digest;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Why the journal could not be changed.

@@ -7,8 +7,8 @@ use crate::join::{select, JoinedRun};
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufWriter, Write};
 use std::ops::Range;
-use vmbeam_wire::message::{Digest, SwapRun};
-use vmbeam_wire::PfnRun;
+use vmbeam_agent_protocol::{Digest, PfnRun};
+use vmbeam_control_protocol::SwapRun;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// First bytes of such a file.

@@ -4,10 +4,10 @@
 
 use super::{unexpected, Link, LinkError};
 use std::time::Duration;
-use vmbeam_wire::message::{
-    Digest, Facts, FromAgent, Guest, ToAgent, MAX_DIGEST_PAGES, MAX_PART, PAGE,
+use vmbeam_agent_protocol::{
+    Digest, Facts, FrameList, FrameListBuilder, FromAgent, Guest, PfnRun, ToAgent,
+    MAX_DIGEST_PAGES, MAX_PART, PAGE,
 };
-use vmbeam_wire::{FrameList, FrameListBuilder, PfnRun};
 
 /// How long an agent may take over what it answers within a few seconds.
 const PROMPT: Duration = Duration::from_secs(60);

@@ -5,8 +5,7 @@
 
 use super::{unexpected, Link, LinkError};
 use std::collections::HashMap;
-use vmbeam_wire::message::{AgentErrorCode, FromAgent, ToAgent};
-use vmbeam_wire::Uuid;
+use vmbeam_agent_protocol::{AgentErrorCode, FromAgent, ToAgent, Uuid};
 
 fn is_not_known<T>(result: &Result<T, LinkError>) -> bool {
     let code = match result {

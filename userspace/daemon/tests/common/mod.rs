@@ -25,13 +25,14 @@ use vmbeam_agent::definitions::Files;
 use vmbeam_agent::gate::Gate;
 use vmbeam_agent::toolstack::{Incoming, Outgoing};
 use vmbeam_agent::{Agent, HvError, Hypervisor};
+use vmbeam_agent_protocol::{
+    AgentErrorCode, CpuFeatures, Facts, Guest, GuestKind, GuestState, Inspection, Need, Toolstack,
+    Uuid,
+};
+use vmbeam_control_protocol::{FromDaemon, GuestRef, SwapRequest, ToDaemon};
 use vmbeam_uapi::sys::{FEATURE_KEEP, FEATURE_RELOCATE, FEATURE_SWAP};
 use vmbeam_uapi::{AddFailed, Errno, Error, Info, Mode, Op, Prepared, Run, Spent, Status, Step};
-use vmbeam_wire::message::{
-    AgentErrorCode, Facts, FromDaemon, Guest, GuestKind, GuestRef, GuestState, SwapRequest,
-    ToDaemon, Toolstack,
-};
-use vmbeam_wire::{encode, CpuFeatures, Decoder, Inspection, Need, Uuid, VERSION};
+use vmbeam_wire::{encode, Decoder, VERSION};
 use vmbeam_xen::{Page, PageKind, PageRun};
 use vmbeamd::driver::{DriverSession, Sessions};
 use vmbeamd::{Config, Daemon};

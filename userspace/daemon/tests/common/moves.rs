@@ -7,7 +7,7 @@
 use crate::common::{lock, World, RESTORED};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
-use vmbeam_wire::message::{
+use vmbeam_control_protocol::{
     Failure, FromDaemon, GuestRef, MigrateReport, MigrateRequest, Mode, SwapRun, ToDaemon,
 };
 use vmbeam_xen::PageKind;

@@ -7,8 +7,10 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use vmbeam_agent::Agent;
-use vmbeam_wire::message::{FromAgent, Guest, GuestKind, GuestState, ToAgent, Toolstack};
-use vmbeam_wire::{encode, Excluded, FrameRun, Reason};
+use vmbeam_agent_protocol::{
+    Excluded, FrameRun, FromAgent, Guest, GuestKind, GuestState, Reason, ToAgent, Toolstack,
+};
+use vmbeam_wire::encode;
 
 /// Set the checksums of a frame that was tampered with, so that what was tampered
 /// with is what is found.

@@ -14,10 +14,8 @@ use vmbeam_agent::port;
 use vmbeam_agent::port::Port;
 use vmbeam_agent::Agent;
 use vmbeam_agent::PORT_NAME;
-use vmbeam_wire::encode;
-use vmbeam_wire::message::FromAgent;
-use vmbeam_wire::Decoder;
-use vmbeam_wire::FrameRun;
+use vmbeam_agent_protocol::{FrameRun, FromAgent};
+use vmbeam_wire::{encode, Decoder};
 use vmbeam_xen::PageKind;
 use vmbeam_xen::Xen;
 

@@ -3,7 +3,7 @@
 //! What a host VM has of the host's memory, and what may be moved into one that has less than
 //! its guest hypervisor believes.
 
-use super::control::Mode;
+use crate::message::Mode;
 use serde::{Deserialize, Serialize};
 
 /// Pages that a restore may touch in the host VM where it goes on, whatever the guest: the

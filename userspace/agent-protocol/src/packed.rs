@@ -79,9 +79,9 @@ fn number<N: VarInt>(bytes: &mut &[u8]) -> Option<N> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::FromAgent;
-    use crate::MAX_PAYLOAD;
+    use crate::FromAgent;
     use proptest::prelude::*;
+    use vmbeam_wire::MAX_PAYLOAD;
 
     fn payload(runs: Vec<FrameRun>) -> Vec<u8> {
         let excluded = Vec::new();

@@ -2,10 +2,11 @@
 
 //! Moving all guests of a host VM: what is wanted, and what became of it.
 
-use super::control::Mode;
-use super::report::MigrateReport;
-use super::{name, MAX_GUESTS};
+use crate::message::Mode;
+use crate::report::MigrateReport;
 use serde::{Deserialize, Serialize};
+use vmbeam_agent_protocol::MAX_GUESTS;
+use vmbeam_wire::message::name;
 
 /// What an evacuation is to do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,14 +24,14 @@ pub struct EvacuateRequest {
     pub keep_going: bool,
     /// Only find out what is in the way.
     pub dry_run: bool,
-    /// For each guest, as [`MigrateRequest::timeout_seconds`](super::MigrateRequest).
+    /// For each guest, as [`MigrateRequest::timeout_seconds`](crate::MigrateRequest).
     pub timeout_seconds: Option<u32>,
     /// How long to wait for other jobs, and for agents when the daemon was started again.
     pub wait_seconds: u32,
 }
 
 impl EvacuateRequest {
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), String> {
         name("a host VM's name", &self.from)?;
         name("a host VM's name", &self.to)?;
         let guests = self.only.as_deref().unwrap_or_default();

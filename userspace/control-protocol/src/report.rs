@@ -2,12 +2,11 @@
 
 //! What the daemon reports to the command line.
 
-use super::agent::{Guest, Toolstack};
-use super::control::{GuestRef, Mode};
-use super::memory::HostMemory;
+use crate::memory::HostMemory;
+use crate::message::{GuestRef, Mode};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use uuid::Uuid;
+use vmbeam_agent_protocol::{Guest, Toolstack, Uuid};
 
 /// Frames that follow each other in the guests and in both host VMs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,7 +76,7 @@ pub struct DriverReport {
     pub max_pairs: u64,
 }
 
-/// Answer to [`ToDaemon::Check`](super::ToDaemon::Check).
+/// Answer to [`ToDaemon::Check`](crate::ToDaemon::Check).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckReport {
     /// Version of `vmbeamd`.
@@ -92,7 +91,7 @@ pub struct CheckReport {
     pub pairs: Vec<(String, String)>,
 }
 
-/// One host VM in [`FromDaemon::List`](super::FromDaemon::List).
+/// One host VM in [`FromDaemon::List`](crate::FromDaemon::List).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostVmReport {
     /// Name of the host VM.
@@ -107,7 +106,7 @@ pub struct HostVmReport {
     pub held: Option<String>,
 }
 
-/// A job in [`FromDaemon::Status`](super::FromDaemon::Status).
+/// A job in [`FromDaemon::Status`](crate::FromDaemon::Status).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobReport {
     /// Number of the job, from 1 on.
@@ -416,7 +415,7 @@ pub fn no_room(to: &str, who: &str, needed_mib: u64, free_mib: u64) -> Option<St
     })
 }
 
-/// A guest in [`FromDaemon::Plan`](super::FromDaemon::Plan).
+/// A guest in [`FromDaemon::Plan`](crate::FromDaemon::Plan).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlannedGuest {
     /// It.

@@ -2,13 +2,13 @@
 
 //! Between the command line and the daemon.
 
-use super::evacuation::{EvacuateReport, EvacuateRequest};
-use super::memory::HostVmMemory;
-use super::report::{
+use crate::evacuation::{EvacuateReport, EvacuateRequest};
+use crate::memory::HostVmMemory;
+use crate::report::{
     CheckReport, HostVmReport, JobReport, MigrateReport, Phase, PlanReport, SwapReport,
 };
-use super::{name, short, Message, MAX_TEXT};
 use serde::{Deserialize, Serialize};
+use vmbeam_wire::message::{name, short, Message, MAX_TEXT};
 
 /// A guest, the way people name it: `A/guest`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -3,8 +3,8 @@
 //! What a management VM has of a guest besides the guest: the file that it is created from,
 //! and whether it is created when the host VM boots.
 
-use crate::preflight::is_plain;
 use serde::{Deserialize, Serialize};
+use vmbeam_wire::is_plain;
 
 /// Most bytes of a file.
 pub const MAX_FILE: usize = 64 << 10;
@@ -83,7 +83,8 @@ fn file_name(name: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{FromAgent, Message, ToAgent, MAX_GUESTS};
+    use crate::{FromAgent, ToAgent, MAX_GUESTS};
+    use vmbeam_wire::Message;
 
     fn file(name: &str, bytes: usize) -> File {
         File {

@@ -33,7 +33,7 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::FromAgent;
+    use crate::FromAgent;
     use proptest::prelude::*;
 
     fn payload(data: Vec<u8>) -> Vec<u8> {
