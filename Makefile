@@ -256,8 +256,10 @@ hv-rebase: sysroot userspace
 ## clean: remove what was built, but keep the sysroot
 .PHONY: clean
 clean:
-	rm -rf build/target build/driver build/kselftest build/images \
-		build/xen build/harness build/logs build/run build/report
+	rm -rf build/target build/driver build/kselftest build/images build/xen-tools \
+		build/xen-tools-4.17/out build/xen-tools-4.17/src build/harness build/logs build/run build/report \
+		build/deb build/docs build/mutants-driver build/kernel-tree build/matrix
+	find build/xen -mindepth 1 -maxdepth 1 ! -name dl -exec rm -rf {} +
 
 ## distclean: remove everything that was built
 .PHONY: distclean

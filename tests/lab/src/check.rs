@@ -166,15 +166,18 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
             Group::Hypervisor => continue,
             Group::Unit => tally.program(
                 "unit",
-                Command::new("cargo").args([
-                    "test",
-                    "--quiet",
-                    "--manifest-path",
-                    "userspace/Cargo.toml",
-                    "--workspace",
-                    "--",
-                    "--format=pretty",
-                ]),
+                Command::new("cargo")
+                    .args([
+                        "test",
+                        "--quiet",
+                        "--manifest-path",
+                        "userspace/Cargo.toml",
+                        "--workspace",
+                        "--",
+                        "--format=pretty",
+                    ])
+                    // These want what only `make check-long` makes.
+                    .args(long.then_some("--include-ignored")),
             ),
             Group::Mock => {
                 mock::run(&mut tally, long);

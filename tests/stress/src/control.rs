@@ -251,6 +251,10 @@ pub fn machphys_parts() -> Result<Vec<u64>> {
 
 /// Populate or decrease a reservation; gives how many extents were done.
 pub fn reserve(op: u64, domid: u16, order: u32, gfns: &[u64]) -> Result<i64> {
+    reserve_with(op, domid, order, gfns, 0)
+}
+
+fn reserve_with(op: u64, domid: u16, order: u32, gfns: &[u64], flags: u32) -> Result<i64> {
     let buffer = Buffer::new((gfns.len() * 8).div_ceil(PAGE))?;
     for (i, gfn) in gfns.iter().enumerate() {
         buffer.put(i * 8, &gfn.to_le_bytes());
@@ -259,6 +263,7 @@ pub fn reserve(op: u64, domid: u16, order: u32, gfns: &[u64]) -> Result<i64> {
     r[..8].copy_from_slice(&buffer.address().to_le_bytes());
     r[8..16].copy_from_slice(&(gfns.len() as u64).to_le_bytes());
     r[16..20].copy_from_slice(&order.to_le_bytes());
+    r[20..24].copy_from_slice(&flags.to_le_bytes());
     r[24..26].copy_from_slice(&domid.to_le_bytes());
     xen::call(MEMORY_OP, op, &mut r, true)
 }
@@ -278,6 +283,43 @@ pub fn populate(domid: u16, order: u32, gfns: &[u64]) -> Result<()> {
         gfns.len()
     );
     Ok(())
+}
+
+/// Let frames be populated on demand, all or an error.
+pub fn populate_on_demand(domid: u16, order: u32, gfns: &[u64]) -> Result<()> {
+    const ON_DEMAND: u32 = 1 << 16;
+    let done = reserve_with(POPULATE, domid, order, gfns, ON_DEMAND)?;
+    let all = done == gfns.len() as i64;
+    ensure!(all, "on demand, for d{domid}: {}", error(done));
+    Ok(())
+}
+
+/// What a domain has for populating on demand, in pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Demand {
+    /// All that it has, these included.
+    pub pages: u64,
+    /// Those that are nowhere yet.
+    pub cache: u64,
+    /// Places without one.
+    pub entries: u64,
+}
+
+/// Ask; with `fill` it gets as many as it has places for.
+pub fn demand(domid: u16, fill: bool) -> Result<Demand> {
+    const SET: u64 = 16;
+    const GET: u64 = 17;
+    let mut op = [0u8; 40];
+    op[..8].copy_from_slice(&u64::from(u32::MAX).to_le_bytes());
+    op[32..34].copy_from_slice(&domid.to_le_bytes());
+    let rc = xen::call(MEMORY_OP, if fill { SET } else { GET }, &mut op, true)?;
+    ensure!(rc == 0, "populate-on-demand of d{domid}: {}", error(rc));
+    let [pages, cache, entries] = [8, 16, 24].map(|o| get64(&op, o));
+    Ok(Demand {
+        pages,
+        cache,
+        entries,
+    })
 }
 
 /// Let a domain have its grant table at a gfn.

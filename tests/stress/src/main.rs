@@ -13,6 +13,7 @@ mod latency;
 mod mailbox;
 mod offline;
 mod races;
+mod relocation;
 mod swap;
 mod world;
 mod xen;

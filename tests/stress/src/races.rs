@@ -20,6 +20,7 @@ use crate::emulated::emulated;
 use crate::handover::handed_over;
 use crate::mailbox;
 use crate::offline::offline;
+use crate::relocation::relocated;
 use crate::swap::Statuses;
 use crate::swap::Swapper;
 use crate::world::join;
@@ -49,7 +50,7 @@ pub struct Options {
 pub type Race = (&'static str, fn(Options) -> Result<String>);
 
 /// All of them.
-pub const RACES: [Race; 12] = [
+pub const RACES: [Race; 13] = [
     ("vCPUs write to the frames that are swapped", writers),
     ("nobody writes to a frame that was handed over", handed_over),
     ("swaps of three crossing pairs of domains", crossing),
@@ -61,6 +62,10 @@ pub const RACES: [Race; 12] = [
     ("changes of memory type", types),
     ("destruction of either domain", destruction),
     ("frames that are taken offline", offline),
+    (
+        "frames relocated to where some are populated on demand",
+        relocated,
+    ),
     ("emulated accesses to the frames that are swapped", emulated),
 ];
 

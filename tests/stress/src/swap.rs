@@ -18,6 +18,10 @@ use crate::xen::PAGE;
 pub const SWAP_FRAMES: u64 = 48;
 /// `XENMEM_SWAP_check`
 pub const CHECK: u32 = 1;
+/// `XENMEM_SWAP_to_a`
+pub const TO_A: u32 = 1 << 3;
+/// `XENMEM_SWAP_to_b`
+pub const TO_B: u32 = 1 << 4;
 /// Most runs of a call.
 pub const MAX_RUNS: usize = 1024;
 /// `-ESRCH` is the answer to a domain that does not exist.
@@ -127,6 +131,11 @@ impl Swapper {
     /// Pairs that were dealt with, and pairs swapped.
     pub fn progress(&self) -> (u64, u64) {
         (self.field(40), self.field(STATS))
+    }
+
+    /// Frames that were moved to the first domain, and to the second one.
+    pub fn moved(&self) -> [u64; 2] {
+        [self.field(80), self.field(88)]
     }
 
     /// Batches in which pairs were dealt with.

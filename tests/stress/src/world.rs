@@ -176,12 +176,7 @@ impl World {
     /// The number in the frame at each gfn of a domain's window.
     pub fn numbers(&self, index: usize) -> Result<Vec<u64>> {
         let domain = &self.domains[index];
-        let mut numbers = Vec::new();
-        for part in domain.gfns().chunks(512) {
-            let mapped = Foreign::all(domain.domid, part)?;
-            numbers.extend((0..part.len()).map(|i| mapped.frame(i)[0].load(Relaxed)));
-        }
-        Ok(numbers)
+        numbers_at(domain.domid, &domain.gfns())
     }
 
     /// Swap runs of offsets into the windows, and tell the guests that it happens.
@@ -315,6 +310,16 @@ impl World {
     pub fn destroy(mut self) -> Result<()> {
         self.domains.iter_mut().try_for_each(Domain::destroy)
     }
+}
+
+/// The number in the frame at each of these gfns of a domain.
+pub fn numbers_at(domid: u16, gfns: &[u64]) -> Result<Vec<u64>> {
+    let mut numbers = Vec::new();
+    for part in gfns.chunks(512) {
+        let mapped = Foreign::all(domid, part)?;
+        numbers.extend((0..part.len()).map(|i| mapped.frame(i)[0].load(Relaxed)));
+    }
+    Ok(numbers)
 }
 
 fn number(domain: usize, offset: u64) -> u64 {

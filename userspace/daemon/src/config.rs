@@ -102,7 +102,7 @@ pub struct Config {
     pub device: PathBuf,
     /// Where migrations are noted, so that they survive the daemon.
     pub state_dir: PathBuf,
-    /// How long an agent may be silent in the middle of a request.
+    /// How long an agent may take over one request.
     pub agent_timeout: Duration,
     /// Whether host VMs are told whether they may start their guests when they boot.
     pub autostart: bool,

@@ -215,7 +215,7 @@ pub(crate) fn roll_back(
                 return SwapError {
                     failure: Failure::Failed,
                     message: format!(
-                        "{why}; swapping back failed as well ({e}), {left} pages remain swapped: destroy both guests"
+                        "{why}; swapping back failed as well ({e}), {left} pages remain swapped: let neither guest run, and see `vmbeam records`"
                     ),
                 };
             }

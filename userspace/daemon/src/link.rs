@@ -40,7 +40,7 @@ pub enum LinkError {
     /// It closed the port, or its host VM is gone.
     #[error("its port was closed")]
     Closed,
-    /// It was silent for too long.
+    /// It took too long.
     #[error("it did not answer within {} s", .0.as_secs())]
     Timeout(Duration),
     /// It is of another release.

@@ -250,7 +250,7 @@ fn somebody_else_at_the_port() {
 
 /// It hangs up at a message of this version, as those of the last one do.
 #[test]
-fn an_agent_of_the_last_version_is_named() {
+fn an_agent_of_an_old_version_is_named() {
     let mut w = World::new();
     w.agents(&["A"]);
     impostor(&w.socket("B"), |stream| loop {

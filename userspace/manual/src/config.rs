@@ -35,7 +35,7 @@ const TABLES: &[Table] = &[
                 "agent_timeout_seconds",
                 "1..3600",
                 "300",
-                "How long an agent may be silent in the middle of a request, and a restore \
+                "How long an agent may take over one request, to the last answer, and a restore \
                  take nothing, as it does while it makes room for a large guest.",
             ),
             (

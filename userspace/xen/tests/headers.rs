@@ -19,12 +19,15 @@ fn mirrors_the_headers() {
 }
 
 #[test]
+#[ignore = "wants make xen-tools-old"]
 fn mirrors_older_headers() {
     compare(&format!("{}/{OLD}", env!("CARGO_MANIFEST_DIR")));
 }
 
 fn compare(include: &str) {
     if !Path::new(include).join("xenctrl.h").exists() {
+        let built = std::env::var_os("VMBEAM_IN_SYSROOT").is_some();
+        assert!(!built, "{include} has no headers of Xen");
         eprintln!("skipped: {include} has no headers of Xen");
         return;
     }

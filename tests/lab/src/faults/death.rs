@@ -112,7 +112,7 @@ pub fn die(topology: &Topology, victim: Victim, phase: &str) -> Result<()> {
     // Between READY and the point of no return the daemon goes on or undoes.
     let expected: &[&str] = match victim {
         _ if after => &["B"],
-        Victim::Agent(_) if !["staging", "saving"].contains(&phase) => &["A", "B"],
+        Victim::Agent(_) if phase == "swapping" => &["A", "B"],
         _ => &["A"],
     };
     ensure!(
