@@ -55,8 +55,11 @@ pub(crate) struct Context<'a> {
 }
 
 /// What the toolstack says when the guest has other memory than was staged, because it
-/// ballooned for example.
-const CHANGED: &str = "memory changed while it was staged";
+/// ballooned for example, or its P2M is elsewhere.
+const CHANGED: [&str; 2] = [
+    "memory changed while it was staged",
+    "p2m generation count changed",
+];
 
 /// How a migration ended, or did not.
 pub(crate) struct Finished<'a> {
@@ -130,7 +133,7 @@ pub(crate) fn migrate<'a>(
             result: Err(e),
             unsettled: None,
             ..
-        } if e.message.contains(CHANGED) => {
+        } if CHANGED.iter().any(|words| e.message.contains(words)) => {
             info!(guest = request.from.guest, "once more: {e}");
         }
         _ => return finished,

@@ -160,13 +160,15 @@ impl Outgoing for FakeSave {
         self.suspend()?;
         let trouble = lock(&self.host).trouble;
         if matches!(trouble, Trouble::Balloons | Trouble::BalloonsOnce) {
-            if trouble == Trouble::BalloonsOnce {
-                lock(&self.host).trouble = Trouble::None;
-            }
             self.resume();
-            return Err(toolstack(
-                "xc: error: The domain's memory changed while it was staged (pfn 0x7)",
-            ));
+            // Each in the words of one of the two checks that find it.
+            return Err(toolstack(match trouble {
+                Trouble::BalloonsOnce => {
+                    lock(&self.host).trouble = Trouble::None;
+                    "xc: error: p2m generation count changed. Migration aborted."
+                }
+                _ => "xc: error: The domain's memory changed while it was staged (pfn 0x7)",
+            }));
         }
         Ok(())
     }
