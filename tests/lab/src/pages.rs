@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::bail;
 use anyhow::ensure;
 use anyhow::Context;
 use anyhow::Result;
@@ -11,6 +12,9 @@ use serde::Serialize;
 
 use crate::topology::Topology;
 use crate::topology::SHORT;
+
+/// How often to ask.
+const TRIES: u32 = 20;
 
 /// Pages of domains, by their domids, and of nobody.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -22,8 +26,21 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// Ask the host hypervisor.
+    /// Ask the host hypervisor until two answers agree: a host VM that is gone gives its last
+    /// pages back later.
     pub fn look(topology: &Topology) -> Result<Self> {
+        let mut last = Self::now(topology)?;
+        for _ in 0..TRIES {
+            let now = Self::now(topology)?;
+            if now == last {
+                return Ok(now);
+            }
+            last = now;
+        }
+        bail!("still changing: {last:?}")
+    }
+
+    fn now(topology: &Topology) -> Result<Self> {
         let host = &topology.machine.host;
         // What is freed is in no list of the heap until it is scrubbed.
         let text = host.sh(
