@@ -3,9 +3,10 @@
 //! Talking to the daemon.
 
 use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use vmbeam_control_protocol::{Failure, FromDaemon, ToDaemon};
+use vmbeam_control_protocol::{Event, Failure, FromDaemon, ToDaemon};
 use vmbeam_wire::{encode, Decoder, FrameError};
 
 /// Why the daemon did not answer as hoped.
@@ -83,14 +84,48 @@ impl Client {
         self.ask_until(request, |_| true, |_| {})
     }
 
+    /// Follow what happens, and show all that there is at a time, for as long as `wait` says that
+    /// there is more.
+    pub(crate) fn events(
+        mut self,
+        wait: impl Fn(BorrowedFd<'_>) -> std::io::Result<bool>,
+        mut show: impl FnMut(&[Event]) -> Result<(), ClientError>,
+    ) -> Result<(), ClientError> {
+        self.send(&ToDaemon::Events)?;
+        let mut decoder = Decoder::strict();
+        while wait(self.stream.as_fd())? {
+            if decoder.fill(&mut self.stream)? == 0 {
+                return Err(ClientError::Closed);
+            }
+            let mut new = Vec::new();
+            while let Some(frame) = decoder.next_frame()? {
+                match frame.decode::<FromDaemon>()? {
+                    FromDaemon::Event(event) => new.push(event),
+                    FromDaemon::Error { failure, message } => {
+                        return Err(ClientError::Daemon { failure, message });
+                    }
+                    _ => return Err(ClientError::Unexpected),
+                }
+            }
+            if !new.is_empty() {
+                show(&new)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, request: &ToDaemon) -> Result<(), ClientError> {
+        let bytes = encode(1, u64::from(std::process::id()), request)?;
+        Ok(self.stream.write_all(&bytes)?)
+    }
+
     fn ask_until(
         mut self,
         request: &ToDaemon,
         is_last: impl Fn(&FromDaemon) -> bool,
         mut part: impl FnMut(&FromDaemon),
     ) -> Result<FromDaemon, ClientError> {
-        self.stream
-            .write_all(&encode(1, u64::from(std::process::id()), request)?)?;
+        self.send(request)?;
         let mut decoder = Decoder::strict();
         loop {
             while let Some(frame) = decoder.next_frame()? {

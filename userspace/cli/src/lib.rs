@@ -11,6 +11,7 @@ mod check;
 mod client;
 mod display;
 mod evacuate;
+mod events;
 mod init;
 mod interrupt;
 mod list;
@@ -22,6 +23,7 @@ mod records;
 mod rejuvenate;
 mod replace;
 mod restart;
+mod status;
 mod swap;
 mod upkeep;
 
@@ -83,11 +85,14 @@ enum Command {
         json: bool,
     },
     /// Show what the daemon is doing and has done, and half moves that are kept
-    Status {
-        /// The driver's device
-        #[arg(long, value_name = "PATH", default_value = vmbeam_uapi::DEVICE_PATH)]
-        device: PathBuf,
-        /// Print JSON
+    Status(status::Args),
+    /// Show what happens, as it happens, until Ctrl-C
+    ///
+    /// Jobs that begin, each of their steps and how they end, warnings of vmbeamd's log, agents
+    /// that come and go, and maintenance. Whoever reads slowly holds nothing up: what does not
+    /// wait for it is counted. A vmbeamd that is restarted is waited for.
+    Events {
+        /// Print JSON, an object in each line
         #[arg(long)]
         json: bool,
     },
@@ -275,23 +280,8 @@ fn run(args: Args) -> Result<ExitCode, ClientError> {
         Command::Check { device, json } => check::run(&args.socket, &device, json),
         Command::Init(args) => init::run(&args),
         Command::List { json } => list::list(Client::connect(&args.socket)?, json),
-        Command::Status { device, json } => {
-            let code = list::status(Client::connect(&args.socket)?, json);
-            if !json {
-                if let Some(line) = maintenance::ask(&args.socket)
-                    .ok()
-                    .as_deref()
-                    .and_then(maintenance::line)
-                {
-                    println!("{line}");
-                }
-                for line in memory::lines(&memory::ask(&args.socket).unwrap_or_default()) {
-                    println!("{line}");
-                }
-                driver(records::list(&device, false));
-            }
-            code
-        }
+        Command::Status(status) => status::run(&args.socket, &status),
+        Command::Events { json } => events::run(&args.socket, json),
         Command::Records { device, json } => Ok(driver(records::list(&device, json))),
         Command::Recover { device, id } => Ok(driver(records::recover(&device, id))),
         Command::Forget {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! `vmbeam list` and `vmbeam status`
+//! `vmbeam list`
 
 use crate::client::{Client, ClientError};
 use crate::output;
@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use vmbeam_control_protocol::{FromDaemon, GuestKind, GuestState, ToDaemon};
 
 /// Print rows in columns as wide as they need to be.
-fn table(rows: &[Vec<String>]) {
+pub(crate) fn table(rows: &[Vec<String>]) {
     let rows: Vec<Vec<String>> = rows
         .iter()
         .map(|row| row.iter().map(|cell| output::name(cell)).collect())
@@ -31,7 +31,8 @@ fn table(rows: &[Vec<String>]) {
     }
 }
 
-fn row(cells: &[&str]) -> Vec<String> {
+/// One of them.
+pub(crate) fn row(cells: &[&str]) -> Vec<String> {
     cells.iter().map(|c| (*c).to_owned()).collect()
 }
 
@@ -89,29 +90,6 @@ pub(crate) fn list(client: Client, json: bool) -> Result<ExitCode, ClientError> 
     table(&rows);
     for p in problems {
         eprintln!("vmbeam: {p}");
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-pub(crate) fn status(client: Client, json: bool) -> Result<ExitCode, ClientError> {
-    let FromDaemon::Status(jobs) = client.ask(&ToDaemon::Status, |_| {})? else {
-        return Err(ClientError::Unexpected);
-    };
-    if json {
-        output::json(&jobs)?;
-    } else if jobs.is_empty() {
-        println!("No jobs since vmbeamd was started.");
-    } else {
-        let mut rows = vec![row(&["JOB", "FROM", "TO", "STATE"])];
-        for j in &jobs {
-            rows.push(row(&[
-                &j.id.to_string(),
-                &j.from.to_string(),
-                &j.to.to_string(),
-                &format!("{}{}", if j.running { "running: " } else { "" }, j.phase),
-            ]));
-        }
-        table(&rows);
     }
     Ok(ExitCode::SUCCESS)
 }

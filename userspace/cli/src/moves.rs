@@ -96,7 +96,7 @@ fn touches(job: &JobReport, host_vm: &str) -> bool {
 }
 
 /// The daemon is not there, or not there any more.
-fn is_away(error: &ClientError) -> bool {
+pub(crate) fn is_away(error: &ClientError) -> bool {
     matches!(
         error,
         ClientError::Connect { .. } | ClientError::Io(_) | ClientError::Closed

@@ -55,6 +55,16 @@ pub(crate) fn line(text: Arguments<'_>) {
     print(&(tame(&text.to_string()) + "\n"));
 }
 
+/// Begin anew at the top of an empty screen.
+pub(crate) fn clear() {
+    print("\x1b[H\x1b[2J");
+}
+
+/// Whether nothing can be printed any more.
+pub(crate) fn is_lost() -> bool {
+    LOST.get().is_some()
+}
+
 pub(crate) fn tell(text: Arguments<'_>) {
     // Nobody is left to be told.
     let _ = io::stderr().write_all((tame(&text.to_string()) + "\n").as_bytes());
@@ -63,6 +73,12 @@ pub(crate) fn tell(text: Arguments<'_>) {
 /// Print a report for programs.
 pub(crate) fn json(report: &impl serde::Serialize) -> Result<(), ClientError> {
     print(&(serde_json::to_string_pretty(report)? + "\n"));
+    Ok(())
+}
+
+/// Print a line for programs.
+pub(crate) fn json_line(line: &impl serde::Serialize) -> Result<(), ClientError> {
+    print(&(serde_json::to_string(line)? + "\n"));
     Ok(())
 }
 

@@ -10,8 +10,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use vmbeam_control_protocol::{
-    CheckReport, FromDaemon, Guest, GuestKind, GuestState, HostMemory, HostVmMemory, HostVmReport,
-    Phase, ToDaemon,
+    CheckReport, Event, EventKind, FromDaemon, Guest, GuestKind, GuestState, HostMemory,
+    HostVmMemory, HostVmReport, Phase, ToDaemon,
 };
 use vmbeam_wire::{encode, Decoder};
 
@@ -65,6 +65,7 @@ fn answer(request: &ToDaemon, names: &[&str]) -> Vec<FromDaemon> {
             }),
         }])],
         ToDaemon::Maintenance => vec![FromDaemon::Maintenance(vec!["B".into()])],
+        ToDaemon::Events => vec![FromDaemon::Event(Event::new(0, EventKind::Following))],
         ToDaemon::Abort { .. } | ToDaemon::Dismiss { .. } | ToDaemon::SetMaintenance { .. } => {
             vec![FromDaemon::Done]
         }
@@ -88,7 +89,10 @@ fn serve(mut stream: UnixStream, names: &[&str]) {
     };
     for a in answer(&frame.decode().unwrap(), names) {
         let bytes = encode(frame.request, frame.session, &a).unwrap();
-        std::io::Write::write_all(&mut stream, &bytes).unwrap();
+        // Somebody who follows without a reader has gone already.
+        if std::io::Write::write_all(&mut stream, &bytes).is_err() {
+            return;
+        }
     }
 }
 
@@ -133,6 +137,9 @@ const COMMANDS: &[(&[&str], i32)] = &[
     (&["list", "--json"], 0),
     (&["status", "--device", "/nonexistent", "--json"], 0),
     (&["status", "--device", "/nonexistent"], 0),
+    (&["status", "--watch", "--device", "/nonexistent"], 0),
+    (&["events"], 0),
+    (&["events", "--json"], 0),
     (&["records", "--device", "/nonexistent"], 1),
     (&["recover", "--device", "/nonexistent", "1"], 1),
     (&["forget", "--device", "/nonexistent", "1"], 1),

@@ -8,11 +8,13 @@
 //! `vmbeam-agent-protocol`.
 
 mod evacuation;
+mod event;
 mod memory;
 mod message;
 mod report;
 
 pub use evacuation::*;
+pub use event::{Event, EventKind, JobOutcome};
 pub use memory::{HostMemory, HostVmMemory, MARGIN};
 pub use message::{Failure, FromDaemon, GuestRef, MigrateRequest, Mode, SwapRequest, ToDaemon};
 pub use report::*;

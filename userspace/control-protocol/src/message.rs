@@ -3,6 +3,7 @@
 //! Between the command line and the daemon.
 
 use crate::evacuation::{EvacuateReport, EvacuateRequest};
+use crate::event::Event;
 use crate::memory::HostVmMemory;
 use crate::report::{
     CheckReport, HostVmReport, JobReport, MigrateReport, Phase, PlanReport, SwapReport,
@@ -164,6 +165,9 @@ pub enum ToDaemon {
     },
     /// What have the host VMs of the host's memory? Answer: [`FromDaemon::Memory`].
     Memory,
+    /// What happens from now on? Answer: [`FromDaemon::Event`], again and again, until the daemon
+    /// stops.
+    Events,
 }
 
 impl Message for ToDaemon {
@@ -262,6 +266,8 @@ pub enum FromDaemon {
     Evacuated(Box<EvacuateReport>),
     /// What each host VM has of the host's memory.
     Memory(Vec<HostVmMemory>),
+    /// Something has happened.
+    Event(Event),
 }
 
 impl FromDaemon {
@@ -269,7 +275,11 @@ impl FromDaemon {
     pub fn is_last(&self) -> bool {
         !matches!(
             self,
-            Self::Progress { .. } | Self::Job { .. } | Self::Moving { .. } | Self::Waiting { .. }
+            Self::Progress { .. }
+                | Self::Job { .. }
+                | Self::Moving { .. }
+                | Self::Waiting { .. }
+                | Self::Event(_)
         )
     }
 }

@@ -2,6 +2,7 @@
 
 //! What the daemon reports to the command line.
 
+use crate::event::JobOutcome;
 use crate::memory::HostMemory;
 use crate::message::{GuestRef, Mode};
 use serde::{Deserialize, Serialize};
@@ -121,6 +122,8 @@ pub struct JobReport {
     pub running: bool,
     /// What sort of job.
     pub kind: JobKind,
+    /// How it has ended, if it has.
+    pub outcome: Option<JobOutcome>,
 }
 
 /// What a job does.

@@ -94,12 +94,22 @@ impl Client {
     /// Show how far it is, if there is room: a job, whose guest may be suspended, never
     /// waits for the person who looks at it. Whoever looks again sees what comes then.
     pub(crate) fn show(&self, message: &FromDaemon) {
-        let Ok(mut slot) = self.stream.try_lock() else {
-            return;
-        };
-        let Some(stream) = &mut *slot else { return };
+        if let Ok(mut slot) = self.stream.try_lock() {
+            self.hand(&mut slot, message);
+        }
+    }
+
+    /// The same of what may be offered again: whether it has taken it.
+    pub(crate) fn offer(&self, message: &FromDaemon) -> bool {
+        let mut slot = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        self.hand(&mut slot, message)
+    }
+
+    fn hand(&self, slot: &mut Option<Outgoing>, message: &FromDaemon) -> bool {
+        let Some(stream) = slot else { return false };
         let mut result = stream.push();
-        if result.is_ok() && stream.rest.is_empty() {
+        let takes = result.is_ok() && stream.rest.is_empty();
+        if takes {
             if let Ok(bytes) = encode(self.request, self.session, message) {
                 stream.rest = bytes;
                 result = stream.push();
@@ -108,6 +118,7 @@ impl Client {
         if result.is_err() {
             *slot = None;
         }
+        takes
     }
 
     /// Whether it has hung up: it has nothing more to say, so an end is all that can come.

@@ -8,6 +8,7 @@ use crate::client::{Client, ClientError, CLIENT_TIMEOUT};
 use crate::config::Config;
 use crate::driver::{Driver, Pinned, Sessions};
 use crate::evacuate::Evacuations;
+use crate::events::Events;
 use crate::exchange::{refused, SwapError};
 use crate::execute::Work;
 use crate::host_vm::{self, HostVm};
@@ -17,11 +18,9 @@ use crate::jobs::{Begun, Jobs};
 use crate::journal::Journal;
 use crate::maintenance::Maintenance;
 use crate::metrics::Metrics;
-use crate::migrate::{migrate, Context as MigrateContext};
 use crate::pauses::Pauses;
 use crate::preflight::plan;
 use crate::settle::{ends, Unsettled};
-use crate::swap::swap;
 use anyhow::Context;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -31,8 +30,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 use vmbeam_control_protocol::{
-    CheckReport, DriverReport, Failure, FromDaemon, GuestRef, HostVmReport, JobKind, MigrateReport,
-    MigrateRequest, Phase, SwapReport, SwapRequest, ToDaemon,
+    CheckReport, DriverReport, EventKind, Failure, FromDaemon, HostVmReport, JobKind, ToDaemon,
 };
 use vmbeam_uapi::sys::FEATURE_SWAP;
 use vmbeam_wire::Decoder;
@@ -57,12 +55,13 @@ pub(crate) struct Shared {
     pub(crate) held: Held,
     pub(crate) jobs: Jobs,
     pub(crate) evacuations: Evacuations,
-    metrics: Metrics,
-    pauses: Pauses,
+    pub(crate) events: Arc<Events>,
+    pub(crate) metrics: Metrics,
+    pub(crate) pauses: Pauses,
     clients: AtomicUsize,
     /// Clients that have asked for something, and have not got all of the answer.
     answering: AtomicUsize,
-    stop: Arc<AtomicBool>,
+    pub(crate) stop: Arc<AtomicBool>,
     /// No client is served any more.
     closed: AtomicBool,
 }
@@ -86,15 +85,16 @@ impl Daemon {
     pub fn start(config: Config, sessions: Arc<dyn Sessions>) -> anyhow::Result<Self> {
         let driver = Arc::new(Pinned::new(sessions));
         let sources = Source::all(&config, &*driver, false);
-        Self::start_with(config, driver, sources)
+        Self::start_with(config, driver, sources, Arc::default())
     }
 
-    /// The same with a driver that has seen domains already, and where to learn the UUID of
-    /// each host VM.
+    /// The same with a driver that has seen domains already, where to learn the UUID of each
+    /// host VM, and what its log is told.
     pub fn start_with(
         config: Config,
         driver: Arc<dyn Driver>,
         sources: Vec<Source>,
+        events: Arc<Events>,
     ) -> anyhow::Result<Self> {
         let (journal, records, unreadable) = Journal::open(&config.state_dir)
             .with_context(|| format!("cannot use {}", config.state_dir.display()))?;
@@ -109,8 +109,8 @@ impl Daemon {
             .iter()
             .zip(sources)
             .map(|(c, source)| {
-                let (stop, maintenance) = (stop.clone(), maintenance.clone());
-                HostVm::new(c.clone(), source, config.agent_timeout, stop, maintenance)
+                let shared = (stop.clone(), maintenance.clone(), events.clone());
+                HostVm::new(c.clone(), source, config.agent_timeout, shared)
             })
             .map(Arc::new)
             .collect();
@@ -126,8 +126,9 @@ impl Daemon {
             host_vms,
             maintenance,
             held: Held::default(),
-            jobs: Jobs::new(journal),
+            jobs: Jobs::new(journal, events.clone()),
             evacuations: Evacuations::default(),
+            events,
             metrics: Metrics::default(),
             pauses: Pauses::default(),
             clients: AtomicUsize::new(0),
@@ -333,6 +334,10 @@ fn serve(
             Some(end) => end,
             None => return Ok(()),
         },
+        ToDaemon::Events => match shared.follow(&answer) {
+            Some(end) => end,
+            None => return Ok(()),
+        },
         ToDaemon::Check => FromDaemon::Check(shared.check()),
         ToDaemon::List => FromDaemon::List(shared.list()),
         ToDaemon::Status => FromDaemon::Status(shared.jobs.reports()),
@@ -388,11 +393,6 @@ pub(crate) fn internal() -> SwapError {
     }
 }
 
-/// A panic is a bug, but must not leave a job that goes on for ever.
-fn caught<T>(run: impl FnOnce() -> Result<T, SwapError>) -> Result<T, SwapError> {
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(|_| Err(internal()))
-}
-
 impl Shared {
     pub(crate) fn is_stopping(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
@@ -438,12 +438,19 @@ impl Shared {
 
     /// Somebody begins to work on a host VM, or has done so.
     fn maintain(&self, name: &str, on: bool) -> Result<(), SwapError> {
-        self.host_vm(name)?;
+        let before = self.host_vm(name)?.is_in_maintenance();
         self.maintenance.set(name, on).map_err(|e| SwapError {
             failure: Failure::Failed,
             message: format!("cannot note the maintenance of host VM {name}: {e}"),
         })?;
         info!(host_vm = name, on, "maintenance");
+        match (before, on) {
+            (false, true) => self
+                .events
+                .host_vm(EventKind::MaintenanceBegins, name, None),
+            (true, false) => self.events.host_vm(EventKind::MaintenanceEnds, name, None),
+            _ => {}
+        }
         Ok(())
     }
 
@@ -476,95 +483,5 @@ impl Shared {
             return refuse("vmbeamd is stopping".into());
         }
         Ok(host_vms)
-    }
-
-    /// Shows progress in the list of jobs, and to whoever watches.
-    fn progress<'a>(
-        &'a self,
-        id: u64,
-        show: impl Fn(&FromDaemon) + Sync + 'a,
-    ) -> impl Fn(Phase, u64, u64) + Sync + 'a {
-        move |phase, done, total| {
-            self.jobs.phase(id, phase.text().into());
-            show(&FromDaemon::Progress { phase, done, total });
-        }
-    }
-
-    fn swap(&self, request: &SwapRequest, client: &Client) -> Result<SwapReport, SwapError> {
-        let host_vms = self.pair(&request.from.host_vm, &request.to.host_vm)?;
-        let job = self
-            .jobs
-            .begin(JobKind::Swap, request.from.clone(), request.to.clone())?;
-        let id = job.id;
-        let progress = self.progress(id, |m| client.show(m));
-        let result = caught(|| swap(&*self.driver, host_vms, request, &progress));
-        let outcome = match &result {
-            Ok(r) if r.dry_run => format!("dry run: {} pages can be swapped", r.pages_swapped),
-            Ok(r) if r.mismatches > 0 => format!("{} pages do not match", r.mismatches),
-            Ok(r) => format!("swapped {} pages", r.pages_swapped),
-            Err(e) => e.message.clone(),
-        };
-        self.jobs.end(id, outcome);
-        result
-    }
-
-    /// Migrate a guest; also gives what is left to be settled, and the job that is to do that.
-    pub(crate) fn migrate(
-        &self,
-        request: &MigrateRequest,
-        told: impl FnOnce(&Begun),
-        show: impl Fn(&FromDaemon) + Sync,
-    ) -> (Result<MigrateReport, SwapError>, Left) {
-        let from = request.from.clone();
-        let to = GuestRef {
-            host_vm: request.to.clone(),
-            guest: from.guest.clone(),
-        };
-        let begun = self.pair(&from.host_vm, &to.host_vm).and_then(|host_vms| {
-            let job = self
-                .jobs
-                .begin(JobKind::Migrate, from.clone(), to.clone())?;
-            Ok((host_vms, job))
-        });
-        let (host_vms, job) = match begun {
-            Ok(begun) => begun,
-            Err(e) => return (Err(e), None),
-        };
-        let id = job.id;
-        told(&job);
-        let progress = self.progress(id, show);
-        let context = MigrateContext {
-            driver: &*self.driver,
-            journal: &self.jobs.journal,
-            progress: &progress,
-            cancel: &job.cancel,
-            stop: &self.stop,
-            started: Instant::now(),
-            pauses: &self.pauses,
-        };
-        // Until somebody settles what is left it has the agents.
-        let mut finished =
-            caught(|| Ok(migrate(context, host_vms, request))).unwrap_or_else(|e| Err(e).into());
-        if !request.dry_run {
-            self.metrics.migration(&finished.result);
-            if let Ok(report) = &finished.result {
-                self.pauses.note(report);
-            }
-        }
-        let outcome = match &finished.result {
-            Ok(r) if r.dry_run && r.blockers.is_empty() => "dry run: possible".into(),
-            Ok(r) if r.dry_run => format!("dry run: {}", r.blockers.join("; ")),
-            Ok(r) => format!(
-                "migrated: {} pages swapped ({} relocated), {} copied, down for {:.3} s",
-                r.pages_swapped, r.relocated, r.pages_copied, r.seconds.downtime
-            ),
-            Err(e) => e.message.clone(),
-        };
-        let Some(what) = finished.unsettled.take() else {
-            self.jobs.end(id, outcome);
-            return (finished.result, None);
-        };
-        let settling = self.jobs.hand_over(id, outcome, from, to);
-        (finished.result, Some((settling, what)))
     }
 }

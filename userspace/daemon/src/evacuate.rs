@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use vmbeam_agent_protocol::Guest;
 use vmbeam_control_protocol::{
     needed_mib, no_room, EvacuateReport, EvacuateRequest, Failure, FromDaemon, GuestMove, GuestRef,
-    JobKind, JobReport, MigrateRequest, MoveOutcome,
+    JobKind, JobOutcome, JobReport, MigrateRequest, MoveOutcome,
 };
 use watch::Evacuation;
 pub(crate) use watch::Evacuations;
@@ -72,6 +72,20 @@ fn outcome(record: &Record) -> String {
     }
 }
 
+/// The same for programs.
+fn sort(record: &Record) -> JobOutcome {
+    let report = &record.report;
+    let moved = report.count(MoveOutcome::Moved);
+    match &record.ended {
+        Some(Ended::Failed { failure, .. }) => (*failure).into(),
+        _ if report.is_blocked() && moved == 0 => JobOutcome::Refused,
+        _ if report.dry_run || moved == report.guests.len() => JobOutcome::Done,
+        _ if moved > 0 || report.interrupted => JobOutcome::Incomplete,
+        _ if report.count(MoveOutcome::Failed) > 0 => JobOutcome::Failed,
+        _ => JobOutcome::RolledBack,
+    }
+}
+
 /// What whoever watches is told at the end.
 fn end(record: &Record) -> Option<FromDaemon> {
     Some(match record.ended.as_ref()? {
@@ -92,7 +106,7 @@ impl Shared {
             .map_err(|e| format!("cannot write the journal: {e}"))
             .and_then(|()| self.conduct(record, false).map_err(|e| format!("{e:#}")));
         begun.map(|()| id).map_err(|why| {
-            self.jobs.end(id, why.clone());
+            self.jobs.end(id, JobOutcome::Refused, why.clone());
             refused(why)
         })
     }
@@ -121,6 +135,7 @@ impl Shared {
                 },
                 running,
                 kind: JobKind::Evacuate,
+                outcome: (!running).then(|| sort(&record)),
             });
             match end(&record) {
                 Some(end) => self.evacuations.enter(record).end(Some(end)),
@@ -157,10 +172,12 @@ impl Shared {
             let end = end(&record);
             if end.is_some() {
                 shared.note(&record);
-                shared.jobs.end(record.id, outcome(&record));
+                shared.jobs.end(record.id, sort(&record), outcome(&record));
             } else {
                 let goes_on = "vmbeamd goes on with it when it is started again";
-                shared.jobs.end(record.id, goes_on.into());
+                shared
+                    .jobs
+                    .end(record.id, JobOutcome::Suspended, goes_on.into());
             }
             drop(record);
             evacuation.end(end);

@@ -3,6 +3,7 @@
 //! A host VM and the connection to its agent.
 
 use crate::config::{Domid, HostVmConfig};
+use crate::events::Events;
 use crate::identity::Source;
 use crate::link::{Link, LinkError, Patience};
 use crate::maintenance::Maintenance;
@@ -14,7 +15,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 use vmbeam_agent_protocol::{Guest, Uuid};
-use vmbeam_control_protocol::{AgentReport, AgentVersions, HostMemory, Identity, Traffic};
+use vmbeam_control_protocol::{
+    AgentReport, AgentVersions, EventKind, HostMemory, Identity, Traffic,
+};
 use vmbeam_wire::VERSION;
 use vmbeam_xen::command::run;
 use vmbeam_xen::domains::Domains;
@@ -60,6 +63,7 @@ pub struct HostVm {
     /// How often an agent has answered at the beginning of a conversation.
     conversations: AtomicU64,
     maintenance: Arc<Maintenance>,
+    events: Arc<Events>,
 }
 
 /// Where the connection is.
@@ -95,8 +99,7 @@ impl HostVm {
         config: HostVmConfig,
         source: Source,
         timeout: Duration,
-        stop: Arc<AtomicBool>,
-        maintenance: Arc<Maintenance>,
+        (stop, maintenance, events): (Arc<AtomicBool>, Arc<Maintenance>, Arc<Events>),
     ) -> Self {
         let agent = Mutex::new(Agent::Missing("not tried yet".into()));
         Self {
@@ -109,6 +112,7 @@ impl HostVm {
             lost: Mutex::new(None),
             conversations: AtomicU64::new(0),
             maintenance,
+            events,
         }
     }
 
@@ -279,7 +283,7 @@ impl HostVm {
             Ok(()) => {
                 let versions = link.versions().clone();
                 info!(host_vm = self.config.name, ?versions, "agent connected");
-                *lock(&self.agent) = Agent::Connected(versions);
+                self.connected(versions);
                 self.conversations.fetch_add(1, Ordering::Relaxed);
                 *lock(&self.slot) = Slot::Idle(Box::new(link));
                 None
@@ -293,7 +297,21 @@ impl HostVm {
     }
 
     fn missing(&self, why: String) {
-        *lock(&self.agent) = Agent::Missing(why);
+        let mut agent = lock(&self.agent);
+        if let Agent::Connected(_) = &*agent {
+            let kind = EventKind::AgentDisappears;
+            self.events.host_vm(kind, &self.config.name, Some(&why));
+        }
+        *agent = Agent::Missing(why);
+    }
+
+    fn connected(&self, versions: AgentVersions) {
+        let mut agent = lock(&self.agent);
+        if let Agent::Missing(_) = &*agent {
+            let kind = EventKind::AgentAppears;
+            self.events.host_vm(kind, &self.config.name, None);
+        }
+        *agent = Agent::Connected(versions);
     }
 
     /// The same of one that was there.
@@ -526,7 +544,7 @@ impl AgentGuard<'_> {
             Ok(link.versions().clone())
         })?;
         let proof = self.vm.prove(self.domid, &versions);
-        *lock(&self.vm.agent) = Agent::Connected(versions);
+        self.vm.connected(versions);
         self.identity = Some(proof?);
         Ok(())
     }

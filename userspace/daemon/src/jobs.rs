@@ -3,6 +3,7 @@
 //! The jobs, and the journal of those that must not be forgotten: one thing, so that no record
 //! is left to nobody.
 
+use crate::events::Events;
 use crate::exchange::{refused, SwapError};
 use crate::journal::Journal;
 use crate::numbers::Numbers;
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::info;
-use vmbeam_control_protocol::{GuestRef, JobKind, JobReport};
+use vmbeam_control_protocol::{EventKind, GuestRef, JobKind, JobOutcome, JobReport};
 
 /// Jobs that are remembered.
 const MAX_JOBS: usize = 32;
@@ -39,6 +40,7 @@ pub(crate) struct Begun {
 pub(crate) struct Jobs {
     table: Mutex<Vec<Job>>,
     numbers: Numbers,
+    events: Arc<Events>,
     pub(crate) journal: Journal,
 }
 
@@ -78,25 +80,38 @@ fn alone(table: &[Job], host_vms: [&str; 2]) -> Result<(), SwapError> {
     }
 }
 
-fn say(table: &mut [Job], id: u64, phase: String, running: bool) {
-    if let Some(job) = table.iter_mut().find(|j| j.report.id == id) {
-        if !running {
-            info!(job = id, "{phase}");
-        }
-        job.report.phase = phase;
-        job.report.running = running;
-    }
-}
-
 impl Jobs {
-    pub(crate) fn new(journal: Journal) -> Self {
+    pub(crate) fn new(journal: Journal, events: Arc<Events>) -> Self {
         let table = Mutex::default();
         let numbers = Numbers::open(journal.dir());
         Self {
             table,
             numbers,
+            events,
             journal,
         }
+    }
+
+    /// A job does this now, or has ended like this. Said under the lock, so that nobody sees
+    /// its end before its last step.
+    fn say(&self, table: &mut [Job], id: u64, outcome: Option<JobOutcome>, phase: String) {
+        let Some(job) = table.iter_mut().find(|j| j.report.id == id) else {
+            return;
+        };
+        let report = &mut job.report;
+        let kind = match outcome {
+            Some(_) => {
+                info!(job = id, "{phase}");
+                EventKind::JobEnds
+            }
+            // So far, and no further.
+            None if report.phase == phase => return,
+            None => EventKind::JobStep,
+        };
+        report.phase = phase;
+        report.running = outcome.is_none();
+        report.outcome = outcome;
+        self.events.job(kind, report);
     }
 
     fn enter(&self, table: &mut Vec<Job>, kind: JobKind, from: GuestRef, to: GuestRef) -> Begun {
@@ -114,7 +129,9 @@ impl Jobs {
             phase: "starting".into(),
             running: true,
             kind,
+            outcome: None,
         };
+        self.events.job(EventKind::JobBegins, &report);
         let cancel = Arc::<AtomicBool>::default();
         table.push(Job {
             report,
@@ -126,6 +143,9 @@ impl Jobs {
     /// Enter a job that an earlier daemon had.
     pub(crate) fn known(&self, report: JobReport) {
         self.numbers.at_least(report.id);
+        if report.running {
+            self.events.job(EventKind::JobBegins, &report);
+        }
         let cancel = Arc::default();
         self.table().push(Job { report, cancel });
     }
@@ -183,21 +203,22 @@ impl Jobs {
     pub(crate) fn hand_over(
         &self,
         id: u64,
-        outcome: String,
+        outcome: JobOutcome,
+        text: String,
         from: GuestRef,
         to: GuestRef,
     ) -> Begun {
         let mut table = self.table();
-        say(&mut table, id, outcome, false);
+        self.say(&mut table, id, Some(outcome), text);
         self.enter(&mut table, JobKind::Settle, from, to)
     }
 
     pub(crate) fn phase(&self, id: u64, phase: String) {
-        say(&mut self.table(), id, phase, true);
+        self.say(&mut self.table(), id, None, phase);
     }
 
-    pub(crate) fn end(&self, id: u64, outcome: String) {
-        say(&mut self.table(), id, outcome, false);
+    pub(crate) fn end(&self, id: u64, outcome: JobOutcome, text: String) {
+        self.say(&mut self.table(), id, Some(outcome), text);
     }
 
     pub(crate) fn abort(&self, id: u64) -> Result<(), String> {

@@ -21,6 +21,7 @@ mod definitions;
 mod differ;
 pub mod driver;
 mod evacuate;
+pub mod events;
 pub mod exchange;
 mod execute;
 pub mod host_vm;
@@ -51,6 +52,7 @@ mod tidy;
 mod transfer;
 mod verify;
 mod whereabouts;
+mod work;
 
 pub use args::Args;
 pub use config::Config;

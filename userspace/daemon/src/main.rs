@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tracing::{info, warn};
 use vmbeamd::config::{Domid, HostVmConfig};
 use vmbeamd::driver::{DeviceDriver, Driver, Pinned};
+use vmbeamd::events::{Events, Warnings};
 use vmbeamd::identity::Source;
 use vmbeamd::privilege::{self, Filter};
 use vmbeamd::{Args, Config, Daemon};
@@ -23,7 +24,8 @@ fn tell_systemd(state: NotifyState<'_>) {
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    vmbeam_log::init(args.verbose);
+    let events = Arc::<Events>::default();
+    vmbeam_log::init_with(args.verbose, Warnings(events.clone()));
     let config = Config::load(&args.config)?;
     if args.check_config {
         return Ok(());
@@ -63,7 +65,7 @@ fn main() -> anyhow::Result<()> {
         // It may be loaded later; each job opens the device anew.
         Err(e) => warn!("{e}"),
     }
-    let daemon = Daemon::start_with(config, Arc::new(driver), sources)?;
+    let daemon = Daemon::start_with(config, Arc::new(driver), sources, events)?;
     privilege::restrict(args.seccomp)?;
     tell_systemd(NotifyState::Ready);
     let signal = loop {

@@ -13,7 +13,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tracing::warn;
-use vmbeam_control_protocol::GuestRef;
+use vmbeam_control_protocol::{GuestRef, JobOutcome};
 use vmbeam_migration::{Command, Event, Outcome};
 
 /// How long one attempt to settle a migration waits for agents.
@@ -52,8 +52,8 @@ pub(crate) fn ends(record: &Record) -> (GuestRef, GuestRef) {
     (here(&record.from.host_vm), here(&record.to.host_vm))
 }
 
-/// One that has come to an end, as a person is told.
-type End = String;
+/// One that has come to an end, and as a person is told.
+type End = (JobOutcome, String);
 
 impl Shared {
     /// Try until a migration has come to an end, or the daemon stops.
@@ -71,7 +71,7 @@ impl Shared {
                     }),
             };
             match attempt {
-                Ok(end) => return self.jobs.end(id, end),
+                Ok((outcome, text)) => return self.jobs.end(id, outcome, text),
                 Err(why) => {
                     warn!(job = id, "cannot settle a migration yet: {why}");
                     self.jobs.phase(id, why);
@@ -98,7 +98,8 @@ impl Shared {
             .journal
             .remove(what.id())
             .map_err(|e| format!("cannot remove the journal's record: {e}"))?;
-        Ok("dismissed: vmbeamd does nothing more about this guest".into())
+        let end = "dismissed: vmbeamd does nothing more about this guest";
+        Ok((JobOutcome::Dismissed, end.into()))
     }
 
     /// Do what can be done now. An error means: not everything.
@@ -106,7 +107,10 @@ impl Shared {
         if let Unsettled::Written(id) = what {
             match self.jobs.journal.read(*id)? {
                 Some(record) => *what = Unsettled::Known(Box::new(Work::recovered(record))),
-                None => return Ok("nothing was begun, or it has ended".into()),
+                None => {
+                    let end = "nothing was begun, or it has ended";
+                    return Ok((JobOutcome::Failed, end.into()));
+                }
             }
         }
         let Unsettled::Known(work) = what else {
@@ -141,11 +145,15 @@ impl Shared {
             match work.machine.command() {
                 Command::End(outcome) => {
                     return Ok(match outcome {
-                        Outcome::AtSource => format!("undone: {}", executor.at_source(work)),
-                        Outcome::AtDestination => {
-                            format!("completed: the guest runs in {}", executor.to.name())
-                        }
-                        Outcome::Lost => executor.lost(work),
+                        Outcome::AtSource => (
+                            JobOutcome::RolledBack,
+                            format!("undone: {}", executor.at_source(work)),
+                        ),
+                        Outcome::AtDestination => (
+                            JobOutcome::Done,
+                            format!("completed: the guest runs in {}", executor.to.name()),
+                        ),
+                        Outcome::Lost => (JobOutcome::Failed, executor.lost(work)),
                     });
                 }
                 Command::Wait(why) => return Err(executor.waits_for(work, why)),

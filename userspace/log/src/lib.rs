@@ -10,7 +10,10 @@ use nix::sys::stat::fstat;
 use std::os::fd::AsFd;
 use tracing::Level;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::Identity;
+pub use tracing_subscriber::layer::{Context as LayerContext, Layer};
 use tracing_subscriber::prelude::*;
+use tracing_subscriber::{fmt, registry, Registry};
 
 /// Whether systemd has connected this descriptor to the journal, which it says by
 /// `JOURNAL_STREAM`. A program may have been given another one since.
@@ -23,24 +26,33 @@ fn is_journal(stream: Option<&str>, fd: impl AsFd) -> bool {
 
 /// Begin to log.
 pub fn init(verbose: bool) {
+    init_with(verbose, Identity::new());
+}
+
+/// The same, and somebody else sees it as well.
+pub fn init_with(verbose: bool, other: impl Layer<Registry> + Send + Sync) {
     let level = if verbose { Level::DEBUG } else { Level::INFO };
     let stream = std::env::var("JOURNAL_STREAM").ok();
     if is_journal(stream.as_deref(), std::io::stderr()) {
         if let Ok(journal) = tracing_journald::layer() {
-            tracing_subscriber::registry()
+            registry()
+                .with(other)
                 .with(journal.with_field_prefix(Some("VMBEAM".into())))
                 .with(LevelFilter::from_level(level))
                 .init();
             return;
         }
     }
-    tracing_subscriber::fmt()
-        .with_max_level(level)
+    let lines = fmt::layer()
         .with_target(false)
         .with_ansi(false)
         // It would tell so on standard error, and panic as that is what cannot be written.
         .log_internal_errors(false)
-        .with_writer(std::io::stderr)
+        .with_writer(std::io::stderr);
+    registry()
+        .with(other)
+        .with(lines)
+        .with(LevelFilter::from_level(level))
         .init();
 }
 

@@ -140,6 +140,16 @@ const NO_MESSAGES: &[&str] = &[
     "vmbeam: cancelling; once more to leave the job to vmbeamd",
     "vmbeam: stopping after this step; once more to cancel it",
     "waiting for the agent of host VM ...",
+    "following vmbeamd",
+    "begins: ... ... -> ...",
+    "ends, ......",
+    "its agent is there",
+    "its agent is gone...",
+    "maintenance begins",
+    "maintenance ends",
+    "... events are missing here, as they were not read fast enough",
+    "job ...: ",
+    "host VM ...: ",
 ];
 
 fn top() -> PathBuf {
