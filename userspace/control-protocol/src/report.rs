@@ -176,6 +176,8 @@ pub enum Phase {
     Undo,
     /// Not a part of it: for how many milliseconds the guest will be suspended.
     Expected,
+    /// A program of the operator is run.
+    Hook,
 }
 
 impl Phase {
@@ -197,6 +199,7 @@ impl Phase {
             Self::Destroy => "cleaning up",
             Self::Undo => "undoing",
             Self::Expected => "expected pause",
+            Self::Hook => "running a hook",
         }
     }
 

@@ -2,15 +2,22 @@
 
 //! Configuration.
 
+mod hooks;
+mod metrics;
+
 use serde::Deserialize;
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::unix::net::SocketAddr as UnixAddress;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use toml::Spanned;
 use vmbeam_control_protocol::replacement_of;
+
+pub use hooks::HookConfig;
+use hooks::RawHook;
+pub use metrics::MetricsAt;
+use metrics::RawMetrics;
 
 /// Where the command line reaches the daemon.
 pub const CONTROL_SOCKET: &str = "/run/vmbeam/control.sock";
@@ -84,15 +91,6 @@ impl HostVmConfig {
     }
 }
 
-/// Where metrics can be read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MetricsAt {
-    /// A UNIX socket.
-    Socket(PathBuf),
-    /// A port of this machine that others cannot reach.
-    Port(SocketAddr),
-}
-
 /// The daemon's configuration, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -110,6 +108,8 @@ pub struct Config {
     pub uuid_command: Vec<String>,
     /// Where metrics can be read, if anywhere.
     pub metrics: Option<MetricsAt>,
+    /// What is run before and after a move.
+    pub hooks: Vec<HookConfig>,
     /// Host VMs.
     pub host_vms: Vec<HostVmConfig>,
     /// Pairs that may swap, each with its names in order.
@@ -122,6 +122,8 @@ struct Raw {
     #[serde(default)]
     daemon: RawDaemon,
     metrics: Option<RawMetrics>,
+    #[serde(default)]
+    hook: Vec<RawHook>,
     #[serde(default)]
     host_vm: Vec<RawHostVm>,
     #[serde(default)]
@@ -140,28 +142,6 @@ struct RawDaemon {
     uuid_command: Option<Spanned<Vec<String>>>,
     list_command: Option<Spanned<Vec<String>>>,
     memory_command: Option<Spanned<Vec<String>>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawMetrics {
-    listen: Spanned<String>,
-}
-
-impl RawMetrics {
-    /// A path, or an address that only this machine has.
-    fn at(&self) -> Result<MetricsAt, &'static str> {
-        let listen = self.listen.get_ref();
-        if listen.starts_with('/') {
-            check_socket(Path::new(listen))?;
-            return Ok(MetricsAt::Socket(listen.into()));
-        }
-        match listen.parse::<SocketAddr>() {
-            Ok(at) if at.ip().is_loopback() => Ok(MetricsAt::Port(at)),
-            Ok(_) => Err("must be an address of this machine only, such as 127.0.0.1:9187"),
-            Err(_) => Err("must be the path of a UNIX socket, or an address with a port, such as 127.0.0.1:9187"),
-        }
-    }
 }
 
 #[derive(Deserialize)]
@@ -254,6 +234,8 @@ impl Config {
                     .map_err(|why| place.error(Some(m.listen.span()), why))?,
             ),
         };
+
+        let hooks = hooks::check(raw.hook, &place)?;
 
         let mut names = BTreeSet::new();
         let mut host_vms = Vec::new();
@@ -362,6 +344,7 @@ impl Config {
             autostart: raw.daemon.autostart.unwrap_or(true),
             uuid_command,
             metrics,
+            hooks,
             host_vms,
             pairs,
         })

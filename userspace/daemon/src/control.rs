@@ -11,6 +11,7 @@ use crate::evacuate::Evacuations;
 use crate::events::Events;
 use crate::exchange::{refused, SwapError};
 use crate::execute::Work;
+use crate::hooks::Hooks;
 use crate::host_vm::{self, HostVm};
 use crate::http::Server;
 use crate::identity::Source;
@@ -56,6 +57,7 @@ pub(crate) struct Shared {
     pub(crate) jobs: Jobs,
     pub(crate) evacuations: Evacuations,
     pub(crate) events: Arc<Events>,
+    pub(crate) hooks: Hooks,
     pub(crate) metrics: Metrics,
     pub(crate) pauses: Pauses,
     clients: AtomicUsize,
@@ -99,6 +101,7 @@ impl Daemon {
         let (journal, records, unreadable) = Journal::open(&config.state_dir)
             .with_context(|| format!("cannot use {}", config.state_dir.display()))?;
         let maintenance = Arc::new(Maintenance::load(&config.state_dir)?);
+        let hooks = Hooks::load(config.hooks.clone(), &config.state_dir)?;
         let listener = listen(&config.control_socket)?;
         for file in unreadable {
             warn!("a migration's record cannot be used: {file}");
@@ -129,6 +132,7 @@ impl Daemon {
             jobs: Jobs::new(journal, events.clone()),
             evacuations: Evacuations::default(),
             events,
+            hooks,
             metrics: Metrics::default(),
             pauses: Pauses::default(),
             clients: AtomicUsize::new(0),
@@ -136,6 +140,7 @@ impl Daemon {
             stop,
             closed: AtomicBool::new(false),
         });
+        let recorded: Vec<_> = records.iter().map(ends).collect();
         // Before anybody can ask for something else.
         for record in records {
             let (from, to) = ends(&record);
@@ -156,6 +161,7 @@ impl Daemon {
             let what = Unsettled::Known(Box::new(Work::recovered(record)));
             spawn("settle", move || settling.settle(&job, what))?;
         }
+        shared.resume_hooks(&recorded)?;
         // They wait for those.
         shared.resume_evacuations()?;
         if let Some(at) = shared.config.metrics.clone() {

@@ -170,6 +170,10 @@ impl Jobs {
         self.table().iter().map(|j| j.report.clone()).collect()
     }
 
+    pub(crate) fn report(&self, id: u64) -> Option<JobReport> {
+        self.reports().into_iter().find(|j| j.id == id)
+    }
+
     /// Whether a stop has to wait. What is being settled waits for agents, and goes on in the
     /// next daemon.
     pub(crate) fn are_running(&self) -> bool {

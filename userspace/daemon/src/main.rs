@@ -40,6 +40,9 @@ fn main() -> anyhow::Result<()> {
     if args.seccomp != Filter::Off && config.host_vms.iter().any(by_command) {
         anyhow::bail!("with --seccomp no program can be run: give each [[host_vm]] a domid");
     }
+    if args.seccomp != Filter::Off && !config.hooks.is_empty() {
+        anyhow::bail!("with --seccomp no program can be run: there can be no [[hook]]");
+    }
     // Before any thread exists, so that all of them leave these to the wait below.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     signals.thread_block().context("cannot block signals")?;

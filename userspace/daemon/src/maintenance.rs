@@ -3,9 +3,9 @@
 //! Host VMs that somebody works on: nothing is started in them when they boot, and no guest
 //! arrives. That outlives the daemon.
 
+use crate::durable;
 use std::collections::BTreeSet;
-use std::fs;
-use std::io::{self, ErrorKind, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -23,12 +23,7 @@ impl Maintenance {
     /// What the last daemon knew. To know nothing would be to start guests.
     pub(crate) fn load(dir: &Path) -> io::Result<Self> {
         let file = dir.join(FILE);
-        let names = match fs::read(&file) {
-            Ok(text) => serde_json::from_slice(&text).map_err(io::Error::from),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(BTreeSet::new()),
-            Err(e) => Err(e),
-        };
-        let names = names.map_err(|e| {
+        let names = durable::read(&file).map_err(|e| {
             let why = format!(
                 "{}: {e}; mend it, or remove it if no host VM is in maintenance",
                 file.display()
@@ -59,14 +54,7 @@ impl Maintenance {
             true => changed.insert(host_vm.into()),
             false => changed.remove(host_vm),
         };
-        let new = self.file.with_extension("new");
-        let mut out = fs::File::create(&new)?;
-        out.write_all(&serde_json::to_vec(&changed)?)?;
-        out.sync_all()?;
-        fs::rename(&new, &self.file)?;
-        if let Some(dir) = self.file.parent() {
-            fs::File::open(dir)?.sync_all()?;
-        }
+        durable::write(&self.file, &changed)?;
         *names = changed;
         Ok(())
     }
@@ -75,6 +63,7 @@ impl Maintenance {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn maintenance_is_remembered() {

@@ -10,6 +10,7 @@
 use crate::driver::{Driver, DriverSession};
 use crate::exchange::{refused, Progress, SwapError};
 use crate::execute::{Executor, Swapped, Work};
+use crate::hooks::Hooks;
 use crate::host_vm::HostVm;
 use crate::join::JoinedRun;
 use crate::journal::{Journal, Place, State};
@@ -52,6 +53,10 @@ pub(crate) struct Context<'a> {
     pub started: Instant,
     /// How long others stood still.
     pub pauses: &'a Pauses,
+    /// What is run before.
+    pub hooks: &'a Hooks,
+    /// Its number as a job.
+    pub job: u64,
 }
 
 /// What the toolstack says when the guest has other memory than was staged, because it
@@ -127,7 +132,7 @@ pub(crate) fn migrate<'a>(
     host_vms: (&'a HostVm, &'a HostVm),
     request: &'a MigrateRequest,
 ) -> Finished<'a> {
-    let finished = attempt(context, host_vms, request);
+    let finished = attempt(context, host_vms, request, true);
     match &finished {
         Finished {
             result: Err(e),
@@ -139,13 +144,14 @@ pub(crate) fn migrate<'a>(
         _ => return finished,
     }
     drop(finished);
-    attempt(context, host_vms, request)
+    attempt(context, host_vms, request, false)
 }
 
 fn attempt<'a>(
     context: Context<'a>,
     host_vms: (&'a HostVm, &'a HostVm),
     request: &'a MigrateRequest,
+    first: bool,
 ) -> Finished<'a> {
     let mut job = match Job::begin(context, host_vms, request) {
         Ok(job) => job,
@@ -153,6 +159,14 @@ fn attempt<'a>(
     };
     if request.dry_run {
         return job.dry_run().into();
+    }
+    if first && context.hooks.of(&request.from.guest).is_some() {
+        (context.progress)(Phase::Hook, 0, 0);
+        let ends = (&request.from, &*request.to);
+        let before = context.hooks.before(context.job, ends, || job.go_on());
+        if let Err(e) = before {
+            return Err(e).into();
+        }
     }
     if let Some(why) = job
         .report

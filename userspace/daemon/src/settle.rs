@@ -71,7 +71,12 @@ impl Shared {
                     }),
             };
             match attempt {
-                Ok((outcome, text)) => return self.jobs.end(id, outcome, text),
+                Ok((outcome, text)) => {
+                    if let Some(report) = self.jobs.report(id) {
+                        self.hooks.after(&report.from, Some(outcome));
+                    }
+                    return self.jobs.end(id, outcome, text);
+                }
                 Err(why) => {
                     warn!(job = id, "cannot settle a migration yet: {why}");
                     self.jobs.phase(id, why);

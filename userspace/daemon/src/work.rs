@@ -120,6 +120,8 @@ impl Shared {
             stop: &self.stop,
             started: Instant::now(),
             pauses: &self.pauses,
+            hooks: &self.hooks,
+            job: id,
         };
         // Until somebody settles what is left it has the agents.
         let mut finished =
@@ -132,6 +134,10 @@ impl Shared {
         }
         let (outcome, text) = ended(&finished.result);
         let Some(what) = finished.unsettled.take() else {
+            if self.hooks.are_begun(&from, id) {
+                progress(Phase::Hook, 0, 0);
+                self.hooks.after(&from, Some(outcome));
+            }
             self.jobs.end(id, outcome, text);
             return (finished.result, None);
         };

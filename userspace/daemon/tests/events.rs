@@ -199,7 +199,7 @@ fn whoever_reads_slowly_holds_nothing_up_and_is_told_what_is_missing() {
     w.start();
     let mut f = Follower::new(&w.control());
     assert_eq!(f.event().unwrap().event, EventKind::Following);
-    const ROUNDS: u64 = 1000;
+    const ROUNDS: u64 = 750;
     for _ in 0..ROUNDS {
         maintain(&w, true);
         maintain(&w, false);
@@ -213,11 +213,11 @@ fn whoever_reads_slowly_holds_nothing_up_and_is_told_what_is_missing() {
         }
     }
     assert_eq!(seen + missing, 2 * ROUNDS);
-    assert!(seen > 1000 && missing > 0, "{seen} {missing}");
+    assert!(seen >= 1024 && missing > 0, "{seen} {missing}");
     // What comes later is not missing, and a stop does not wait for who does not read.
     maintain(&w, true);
     assert_eq!(f.event().unwrap().event, EventKind::MaintenanceBegins);
-    for _ in 0..400 {
+    for _ in 0..200 {
         maintain(&w, false);
         maintain(&w, true);
     }

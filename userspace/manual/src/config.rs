@@ -92,6 +92,39 @@ const TABLES: &[Table] = &[
         )],
     ),
     (
+        "[[hook]]",
+        "Programs that are run before and after moves, for one guest or for all that have none of \
+         their own; one table for each. They have the rights of the daemon, and find in their \
+         environment what is about to move: see Documentation/automation.rst. Not with --seccomp.",
+        &[
+            (
+                "guest",
+                "STRING",
+                "",
+                "Name of the guest. Otherwise it is for all guests that have no table.",
+            ),
+            (
+                "before_move",
+                "PATH",
+                "",
+                "Run before anything is done to a guest that is to move. If it fails the move is \
+                 refused.",
+            ),
+            (
+                "after_move",
+                "PATH",
+                "",
+                "Run when the guest has moved, or has not. If it fails there is a warning.",
+            ),
+            (
+                "timeout_seconds",
+                "1..120",
+                "30",
+                "How long each may take. It is killed then, with its process group, and has failed.",
+            ),
+        ],
+    ),
+    (
         "[[host_vm]]",
         "One for each host VM.",
         &[

@@ -141,6 +141,7 @@ const NO_MESSAGES: &[&str] = &[
     "vmbeam: stopping after this step; once more to cancel it",
     "waiting for the agent of host VM ...",
     "following vmbeamd",
+    "running a hook",
     "begins: ... ... -> ...",
     "ends, ......",
     "its agent is there",

@@ -2,8 +2,9 @@
 
 //! Running a program of the toolstack, but not for ever.
 
-use nix::sys::signal::SigSet;
-use std::io::Read;
+use nix::sys::signal::{killpg, SigSet, Signal};
+use nix::unistd::Pid;
+use std::io::{Error, ErrorKind, Read};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -104,6 +105,16 @@ pub fn wait(child: &mut Child, limit: Duration) -> std::io::Result<Option<ExitSt
 /// It starts with no signal blocked, whatever this program waits for: what it leaves behind,
 /// a device model say, would ignore SIGTERM for ever.
 pub fn run(command: &mut Command, limit: Duration) -> std::io::Result<Output> {
+    run_while(command, limit, || true)
+}
+
+/// The same, for as long as somebody wants it to. If it leads a process group, that is ended
+/// with it.
+pub fn run_while(
+    command: &mut Command,
+    limit: Duration,
+    wanted: impl Fn() -> bool,
+) -> std::io::Result<Output> {
     // SAFETY: sigprocmask() may be called between fork and exec, and nothing else is done.
     unsafe {
         command.pre_exec(|| Ok(SigSet::empty().thread_set_mask()?));
@@ -115,13 +126,24 @@ pub fn run(command: &mut Command, limit: Duration) -> std::io::Result<Output> {
         .spawn()?;
     let out = Collector::new(child.stdout.take(), false);
     let err = Collector::new(child.stderr.take(), true);
-    let Some(status) = wait(&mut child, limit)? else {
+    let deadline = Instant::now() + limit;
+    let status = loop {
+        if let Some(status) = wait(&mut child, LOOK)? {
+            break status;
+        }
+        let (kind, why) = if Instant::now() >= deadline {
+            let why = format!("it did not end within {} s", limit.as_secs());
+            (ErrorKind::TimedOut, why)
+        } else if !wanted() {
+            (ErrorKind::Interrupted, "it was ended".into())
+        } else {
+            continue;
+        };
+        // There is no such group if it is in another one. PIDs are that small.
+        let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
         child.kill()?;
         child.wait()?;
-        return Err(std::io::Error::new(
-            std::io::ErrorKind::TimedOut,
-            format!("it did not end within {} s", limit.as_secs()),
-        ));
+        return Err(Error::new(kind, why));
     };
     let ended = out.settle();
     err.settle();

@@ -62,6 +62,8 @@ pub struct World {
     pub autostart: bool,
     /// Whether A may be replaced.
     pub replaceable: bool,
+    /// What the configuration has besides.
+    pub more: String,
     /// The domids of host VMs that have a fixed one.
     pub domids: HashMap<String, u32>,
     daemon: Option<Daemon>,
@@ -115,6 +117,7 @@ impl World {
             metrics: None,
             autostart: false,
             replaceable: false,
+            more: String::new(),
             daemon: None,
         }
     }
@@ -173,6 +176,7 @@ impl World {
             }
         }
         text.push_str("[[pair]]\nbetween = [\"A\", \"B\"]\n[[pair]]\nbetween = [\"C\", \"D\"]\n");
+        text.push_str(&self.more);
         let config = Config::parse(Path::new("test.toml"), &text).unwrap();
         Daemon::start(config, self.driver.clone()).map_err(|e| format!("{e:#}"))
     }
