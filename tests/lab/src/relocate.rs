@@ -44,8 +44,8 @@ pub fn check(tally: &mut Tally, sizes: Sizes, progress: &Progress) {
     let Some(topology) = topology else { return };
     tally.case(GROUP, "`vmbeam check` says which host VM is small", || {
         let text = topology.machine.host.sh("vmbeam check", SHORT)?;
-        let of = |vm: &str| text.contains(&format!("memory of host VM {vm}"));
-        ensure!(!of("A") && of("B"), "it printed: {text}");
+        let small = |vm: &str| text.contains(&format!("memory of host VM {vm}: small:"));
+        ensure!(!small("A") && small("B"), "it printed: {text}");
         Ok(())
     });
     let mut came = false;
@@ -127,13 +127,13 @@ fn grow(topology: &Topology, vm: &str) -> Result<()> {
     Ok(())
 }
 
-/// A move, of which nearly all is relocated.
+/// A move, of which most is relocated: all but what a guest hypervisor has touched when it booted.
 fn one(topology: &Topology, [from, to]: [&str; 2]) -> Result<()> {
     let vm = topology.machine.vm(to);
     let console = migrate::console_lines(vm)?;
     let m = migrate(topology, from, to, "")?;
     ensure!(
-        m.relocated * 10 >= m.pages_swapped * 9 && m.pages_swapped > m.pages_sent,
+        m.relocated * 4 >= m.pages_swapped * 3 && m.pages_swapped > m.pages_sent,
         "{m:?}"
     );
     migrate::runs_only_in(topology, to)?;
