@@ -40,6 +40,10 @@ const VMBEAM: &[Section] = &[
         &[
             ("/run/vmbeam/control.sock", "Where vmbeamd listens."),
             ("/dev/vmbeam", "The driver's device."),
+            (
+                "/var/lib/vmbeam/rejuvenate-HOST_VM.json, replace-HOST_VM.json",
+                "How far vmbeam rejuvenate and vmbeam replace are, until they have come to an end.",
+            ),
         ],
     ),
     (
@@ -56,6 +60,14 @@ const VMBEAM: &[Section] = &[
             (
                 "vmbeam migrate web --from A --to B",
                 "Move the running guest web from host VM A to host VM B.",
+            ),
+            (
+                "vmbeam evacuate A --to B",
+                "Move all guests of host VM A, and report once.",
+            ),
+            (
+                "vmbeam replace A --config /etc/xen/A-new.cfg",
+                "Have another guest hypervisor in place of that of A, under its running guests.",
             ),
         ],
     ),
