@@ -195,7 +195,7 @@ fn a_hook_that_cannot_be_noted_is_not_run() {
 /// What a daemon has left that ended while it ran a hook.
 fn note(w: &World, after: &str) {
     std::fs::create_dir_all(w.journal()).unwrap();
-    let text = format!(r#"[{{"guest":"guest","from":"A","to":"B","job":1,"after":{after}}}]"#);
+    let text = format!(r#"[{{"guest":"guest","from":"A","to":"B","job":99,"after":{after}}}]"#);
     std::fs::write(w.journal().join("hooks.json"), text).unwrap();
 }
 
@@ -228,6 +228,14 @@ fn without_one_after_it_the_hook_before_a_move_is_told_that_it_is_run_again() {
     let w = world("[[hook]]\nbefore_move = \"DIR/hook\"\n");
     note(&w, "null");
     let w = begun(w);
+    // What is no move changes nothing about that.
+    let mut dry = moves::request("A", "B");
+    dry.dry_run = true;
+    w.ask(&ToDaemon::Migrate(dry));
+    let pause = |paused| lock(&w.hosts["A"]).guests.get_mut(&1).unwrap().paused = paused;
+    pause(true);
+    error(migrate(&w, "A", "B"));
+    pause(false);
     report(migrate(&w, "A", "B"));
     assert_eq!(told(&w), ["before_move before_move guest A B  again=yes"]);
     assert_eq!(noted(&w), "[]");
