@@ -6,6 +6,7 @@
 //! Xen looks at the highest leaves only when it restores a guest (`x86_cpu_policies_are_compatible()`
 //! in Xen 4.17 to 4.20), so features have to be compared before.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -47,7 +48,7 @@ const WORDS: [(u32, u32, Register); 16] = [
 const COPIES: u32 = 0x0183_f3ff;
 
 /// Which features there are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CpuFeatures([u32; WORDS.len()]);
 
 /// One feature, named by where CPUID has it, as in the manuals.

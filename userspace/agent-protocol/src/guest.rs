@@ -3,10 +3,11 @@
 //! Guests, and what their host VM is like.
 
 use crate::cpu::CpuFeatures;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What sort of guest it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum GuestKind {
     /// Paravirtualized: the only sort whose frames can be listed so far.
@@ -16,7 +17,7 @@ pub enum GuestKind {
 }
 
 /// What a guest is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum GuestState {
     /// Runs, or waits for something.
@@ -30,7 +31,7 @@ pub enum GuestState {
 }
 
 /// A guest VM, as its guest hypervisor sees it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Guest {
     /// Name, from xenstore.
     pub name: String,

@@ -7,6 +7,7 @@ use crate::client::{Client, ClientError};
 use crate::exit;
 use crate::memory;
 use crate::output;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::path::Path;
 use std::process::ExitCode;
@@ -17,9 +18,11 @@ use vmbeam_uapi::sys::FEATURE_SWAP;
 use vmbeam_uapi::Device;
 
 /// One thing that a swap needs.
-#[derive(Debug, Serialize)]
-struct Item {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Item {
+    /// What it is.
     name: String,
+    /// It is there.
     ok: bool,
     /// Nothing is missing for a swap, but somebody should look at it.
     warning: bool,

@@ -7,6 +7,7 @@ use crate::interrupt::Interrupt;
 use crate::moves;
 use crate::output;
 use crate::{exit, MemoryMode};
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::path::Path;
 use std::process::ExitCode;
@@ -72,20 +73,48 @@ pub(crate) struct Watch {
     json: bool,
 }
 
-/// The one report at the end, as JSON.
-#[derive(Serialize)]
-struct Json<'a> {
+/// The report of an evacuation.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Evacuation")]
+pub(crate) struct Json<'a> {
+    /// The host VM that was to be left.
     from: &'a str,
+    /// The host VM where its guests were to go.
     to: &'a str,
+    /// Nothing was changed because nothing was to be.
     dry_run: bool,
+    /// Guests that moved at once.
     parallel: u32,
+    /// Why no guest can move.
     blockers: &'a [String],
+    /// Memory of all guests.
     needed_mib: u64,
+    /// Memory that the destination had for them.
     free_mib: u64,
+    /// The guests, in the order in which they move.
     #[serde(serialize_with = "moves::json")]
+    #[schemars(with = "Vec<moves::Moved<'static>>")]
     guests: &'a [GuestMove],
+    /// It was stopped with guests left.
     interrupted: bool,
+    /// What took how long.
     seconds: EvacuateSeconds,
+}
+
+/// A job that was only begun.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Begun {
+    /// Its number.
+    job: u64,
+}
+
+/// What `vmbeam evacuate` prints: the report, or what was begun.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[allow(dead_code, reason = "for the schema")]
+pub(crate) enum Printed<'a> {
+    Report(Json<'a>),
+    Begun(Begun),
 }
 
 impl<'a> From<&'a EvacuateReport> for Json<'a> {
@@ -204,7 +233,7 @@ fn detach(socket: &Path, request: &ToDaemon, json: bool) -> Result<ExitCode, Cli
         return Err(ClientError::Unexpected);
     };
     if json {
-        output::json(&serde_json::json!({ "job": id }))?;
+        output::json(&Begun { job: id })?;
     } else {
         println!("job {id}");
     }

@@ -23,6 +23,7 @@ mod records;
 mod rejuvenate;
 mod replace;
 mod restart;
+mod schema;
 mod status;
 mod swap;
 mod upkeep;
@@ -96,6 +97,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Print the JSON Schema of what a command prints with --json
+    Schema(schema::Args),
     /// List half moves that the driver could not put back when their program ended
     Records {
         /// The driver's device
@@ -281,6 +284,7 @@ fn run(args: Args) -> Result<ExitCode, ClientError> {
         Command::Init(args) => init::run(&args),
         Command::List { json } => list::list(Client::connect(&args.socket)?, json),
         Command::Status(status) => status::run(&args.socket, &status),
+        Command::Schema(args) => schema::run(&args),
         Command::Events { json } => events::run(&args.socket, json),
         Command::Records { device, json } => Ok(driver(records::list(&device, json))),
         Command::Recover { device, id } => Ok(driver(records::recover(&device, id))),

@@ -7,6 +7,7 @@ use crate::display::Display;
 use crate::exit;
 use crate::interrupt::{signals, Going};
 use crate::output;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,34 +16,53 @@ use vmbeam_control_protocol::{
     FromDaemon, JobKind, MigrateReport, MigrateRequest, MigrateSeconds, Mode, SwapCounts, ToDaemon,
 };
 
-/// The report as JSON: names as people write them.
-#[derive(Serialize)]
+/// The report of a migration.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Migration")]
 pub(crate) struct Json<'a> {
+    /// The guest.
     guest: &'a str,
+    /// Host VM where it was.
     from: &'a str,
+    /// Host VM where it is; after a dry run, where it would go.
     to: &'a str,
+    /// How its memory got there.
     mode: Mode,
+    /// Nothing was changed because nothing was to be.
     dry_run: bool,
+    /// In a dry run, what is in the way.
     blockers: &'a [String],
+    /// Its memory.
     guest_mib: u64,
+    /// Pages that changed places; in a dry run, that may.
     pages_swapped: u64,
     /// Those of them without one in return.
     relocated: u64,
+    /// Pages that were not there at the source, so that they read as zeroes.
     pages_empty: u64,
+    /// Pages whose contents were copied by the agents.
     pages_copied: u64,
+    /// Pages whose contents were in the saved state; in a dry run, at least.
     pages_sent: u64,
+    /// Pages that the hypervisor would not swap, by reason.
     pages_refused: &'a BTreeMap<String, u64>,
+    /// Pages found to be right at the destination.
     pages_verified: u64,
+    /// Bytes of the saved state.
     stream_bytes: u64,
+    /// Messages to and from both agents.
     wire_messages: u64,
+    /// Their bytes.
     wire_bytes: u64,
     #[serde(flatten)]
     counts: SwapCounts,
+    /// What could not be done after the guest ran, and is being tried again.
     pending: Option<&'a str>,
     /// Why the guest's copy was not made before the guest was suspended.
     unstaged: Option<&'a str>,
     /// Seconds of the downtime, by what they went into.
     pause: BTreeMap<&'a str, f64>,
+    /// What took how long.
     seconds: &'a MigrateSeconds,
 }
 

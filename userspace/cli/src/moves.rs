@@ -9,6 +9,7 @@ use crate::display::Display;
 use crate::interrupt::Interrupt;
 use crate::migrate::Json;
 use crate::output;
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -60,16 +61,23 @@ pub(crate) fn print(moved: &GuestMove) {
     }
 }
 
+/// A guest that was to move.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Moved<'a> {
+    /// Its name.
+    guest: &'a str,
+    /// Its memory.
+    mib: u64,
+    /// What became of it.
+    outcome: MoveOutcome,
+    /// Why, if it did not move.
+    reasons: &'a [String],
+    /// How it moved, as `vmbeam migrate` prints it, if that is known.
+    migration: Option<Json<'a>>,
+}
+
 /// The same as JSON, with migrations as `vmbeam migrate` prints them.
 pub(crate) fn json<S: Serializer>(guests: &[GuestMove], to: S) -> Result<S::Ok, S::Error> {
-    #[derive(Serialize)]
-    struct Moved<'a> {
-        guest: &'a str,
-        mib: u64,
-        outcome: MoveOutcome,
-        reasons: &'a [String],
-        migration: Option<Json<'a>>,
-    }
     to.collect_seq(guests.iter().map(|g| Moved {
         guest: &g.guest,
         mib: g.mib,

@@ -3,6 +3,7 @@
 //! Half moves that the driver keeps: `vmbeam records`, `recover` and `forget`.
 
 use crate::exit;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::path::Path;
 use std::process::ExitCode;
@@ -10,13 +11,20 @@ use vmbeam_uapi::sys::names;
 use vmbeam_uapi::{Device, Errno, Error, Record, Session};
 
 /// A record as it is printed.
-#[derive(Debug, Serialize)]
-struct Shown {
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Record")]
+pub(crate) struct Shown {
+    /// Number of the record.
     id: u64,
+    /// The two host VMs, by their domids.
     domains: [u32; 2],
+    /// What the driver was doing.
     state: &'static str,
+    /// Pages that were to change places.
     pages: u64,
+    /// Those that have, and are not back.
     pages_swapped: u64,
+    /// Why they are not.
     reason: String,
 }
 

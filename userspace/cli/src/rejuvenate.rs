@@ -6,7 +6,7 @@
 //! Every step looks first whether it is done already. What cannot be seen is in a small
 //! file ([`state`]).
 
-mod report;
+pub(crate) mod report;
 mod state;
 
 use crate::client::ClientError;

@@ -7,7 +7,7 @@
 //! file ([`state`]).
 
 mod memory;
-mod report;
+pub(crate) mod report;
 mod state;
 mod takeover;
 

@@ -6,40 +6,61 @@ use crate::client::{Client, ClientError};
 use crate::display::Display;
 use crate::exit;
 use crate::output;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 use vmbeam_control_protocol::{FromDaemon, Seconds, SwapCounts, SwapReport, SwapRequest, ToDaemon};
 
-/// The report as JSON: names as people write them.
-#[derive(Serialize)]
-struct Json<'a> {
+/// The report of a swap.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Swap")]
+pub(crate) struct Json<'a> {
+    /// The first guest, as HOST_VM/GUEST.
     from: String,
+    /// The second guest.
     to: String,
+    /// Nothing was changed because nothing was to be.
     dry_run: bool,
+    /// Memory of the first guest.
     guest_mib: u64,
+    /// Pages that either guest has.
     pages_listed: u64,
+    /// Pages that changed places; in a dry run, that would have.
     pages_swapped: u64,
+    /// Pages that did not, by reason.
     pages_refused: &'a BTreeMap<String, u64>,
+    /// Some pairs of frames that the hypervisor refused.
     refused_examples: Vec<Example<'a>>,
+    /// Swapped pages found to be right on both sides.
     pages_verified: u64,
+    /// Pages that were not swapped and are unchanged, counted on each side.
     unmoved_verified: u64,
+    /// Pages that are not what they should be.
     mismatches: u64,
+    /// Some of them.
     mismatch_examples: &'a [u64],
+    /// Runs handed to the driver.
     runs: u64,
+    /// What took how long.
     seconds: &'a Seconds,
     #[serde(flatten)]
     counts: SwapCounts,
+    /// Messages to and from both agents.
     wire_messages: u64,
+    /// Their bytes.
     wire_bytes: u64,
 }
 
 /// A refused pair of frames.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Example<'a> {
+    /// Why.
     reason: &'a str,
+    /// Frame of the first host VM.
     gfn_from: u64,
+    /// Frame of the second one.
     gfn_to: u64,
 }
 

@@ -7,6 +7,7 @@
 
 #[path = "../../daemon/tests/common/mod.rs"]
 mod common;
+mod schema;
 
 use common::{lock, Trouble, World};
 use std::io::{BufRead, BufReader, Lines};
@@ -47,8 +48,18 @@ fn result(out: Output) -> (i32, String, String) {
     )
 }
 
+/// What a command printed that moves guests.
+#[track_caller]
 fn json(text: &str) -> serde_json::Value {
-    serde_json::from_str(text).unwrap()
+    let report: serde_json::Value = serde_json::from_str(text).unwrap();
+    // A migration says which guest, and has no list of them.
+    let command = match &report {
+        report if report.is_array() => "status",
+        report if report.get("guest").is_some() => "migrate",
+        _ => "evacuate",
+    };
+    schema::assert_fits(command, &report);
+    report
 }
 
 /// Name and outcome of each guest.

@@ -6,6 +6,7 @@
 
 #[path = "../../daemon/tests/common/mod.rs"]
 mod common;
+mod schema;
 
 use common::{lock, World};
 use nix::sys::signal::{kill, Signal};
@@ -106,6 +107,7 @@ fn each_event_is_a_line_for_programs() {
         .iter()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
+    all.iter().for_each(|e| schema::assert_fits("events", e));
     let of = |kind: &str| all.iter().find(|e| e["event"] == kind).unwrap();
     assert_eq!(of("job_begins")["kind"], "migrate");
     assert_eq!(of("job_begins")["from"]["guest"], "guest");

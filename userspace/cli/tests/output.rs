@@ -5,13 +5,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod schema;
+
 use std::fs::File;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use vmbeam_control_protocol::{
     CheckReport, Event, EventKind, FromDaemon, Guest, GuestKind, GuestState, HostMemory,
-    HostVmMemory, HostVmReport, Phase, ToDaemon,
+    HostVmMemory, HostVmReport, JobKind, JobReport, Phase, ToDaemon,
 };
 use vmbeam_wire::{encode, Decoder};
 
@@ -47,7 +49,15 @@ fn answer(request: &ToDaemon, names: &[&str]) -> Vec<FromDaemon> {
             maintenance: false,
             held: None,
         }])],
-        ToDaemon::Status => vec![FromDaemon::Status(vec![])],
+        ToDaemon::Status => vec![FromDaemon::Status(vec![JobReport {
+            id: 1,
+            from: "A/g".parse().unwrap(),
+            to: "B/g".parse().unwrap(),
+            phase: "swapping".into(),
+            running: true,
+            kind: JobKind::Migrate,
+            outcome: None,
+        }])],
         ToDaemon::Swap(_) => vec![progress(Phase::Commit), FromDaemon::Swapped(Box::default())],
         ToDaemon::Migrate(_) => vec![
             FromDaemon::Job { id: 1 },
@@ -152,6 +162,9 @@ const COMMANDS: &[(&[&str], i32)] = &[
     (&["evacuate", "A", "--to", "B"], 0),
     (&["evacuate", "A", "--to", "B", "--json"], 0),
     (&["evacuate", "A", "--to", "B", "--detach"], 0),
+    (&["evacuate", "A", "--to", "B", "--detach", "--json"], 0),
+    (&["maintenance", "--json"], 0),
+    (&["schema", "events"], 0),
     (&["watch", "1"], 0),
     (&["watch", "1", "--json"], 0),
     (&["rejuvenate", "A", "--config", "/nonexistent"], 3),
@@ -206,6 +219,20 @@ fn a_result_that_is_lost_is_told() {
             prints,
             "{args:?}: {stderr}"
         );
+    }
+}
+
+#[test]
+fn what_is_printed_for_programs_fits_its_schema() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = daemon(&dir, &["g"]);
+    let printing = COMMANDS.iter().filter(|(args, _)| args.contains(&"--json"));
+    // They go on for ever with a daemon like this.
+    for (args, code) in printing.filter(|(args, _)| args[0] != "events") {
+        let out = command(&socket, args).output().unwrap();
+        assert_eq!(out.status.code(), Some(*code), "{args:?}");
+        let json = serde_json::from_slice(&out.stdout).unwrap();
+        schema::assert_fits(args[0], &json);
     }
 }
 

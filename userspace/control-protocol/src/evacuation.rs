@@ -4,6 +4,7 @@
 
 use crate::message::Mode;
 use crate::report::MigrateReport;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vmbeam_agent_protocol::MAX_GUESTS;
 use vmbeam_wire::message::name;
@@ -43,7 +44,7 @@ impl EvacuateRequest {
 }
 
 /// What became of a guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MoveOutcome {
     /// Nothing yet; it is where it was.
@@ -95,7 +96,7 @@ impl GuestMove {
 }
 
 /// Seconds that an evacuation took.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EvacuateSeconds {
     /// Finding out whether it is possible.
     pub preflight: f64,

@@ -4,10 +4,11 @@
 
 use crate::message::{Failure, GuestRef};
 use crate::report::{JobKind, JobReport};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What sort of thing has happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
     /// The daemon is followed from here on: what was before is not known.
@@ -33,7 +34,7 @@ pub enum EventKind {
 }
 
 /// How a job has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum JobOutcome {
     /// It has done what it was to do.
@@ -65,7 +66,7 @@ impl From<Failure> for JobOutcome {
 }
 
 /// Something that has happened. What it does not have to do with is empty.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Event {
     /// When: milliseconds since the beginning of 1970, UTC.
     pub time_ms: u64,

@@ -4,6 +4,7 @@
 //! its guest hypervisor believes.
 
 use crate::message::Mode;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Pages that a restore may touch in the host VM where it goes on, whatever the guest: the
@@ -17,7 +18,7 @@ pub const MARGIN: u64 = 4096;
 const MIB: u64 = 256;
 
 /// What the host's hypervisor says of a host VM.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HostMemory {
     /// Pages that it has, the reserve included.
     pub pages: u64,

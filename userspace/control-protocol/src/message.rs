@@ -8,11 +8,12 @@ use crate::memory::HostVmMemory;
 use crate::report::{
     CheckReport, HostVmReport, JobReport, MigrateReport, Phase, PlanReport, SwapReport,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vmbeam_wire::message::{name, short, Message, MAX_TEXT};
 
 /// A guest, the way people name it: `A/guest`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct GuestRef {
     /// Name of the host VM.
     pub host_vm: String,
@@ -60,7 +61,7 @@ pub struct SwapRequest {
 }
 
 /// How the memory of a migrating guest gets there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// By swapping it.

@@ -5,6 +5,7 @@
 use crate::event::JobOutcome;
 use crate::memory::HostMemory;
 use crate::message::{GuestRef, Mode};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use vmbeam_agent_protocol::{Guest, Toolstack, Uuid};
@@ -92,8 +93,8 @@ pub struct CheckReport {
     pub pairs: Vec<(String, String)>,
 }
 
-/// One host VM in [`FromDaemon::List`](crate::FromDaemon::List).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A host VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HostVmReport {
     /// Name of the host VM.
     pub name: String,
@@ -107,8 +108,8 @@ pub struct HostVmReport {
     pub held: Option<String>,
 }
 
-/// A job in [`FromDaemon::Status`](crate::FromDaemon::Status).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A job of the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct JobReport {
     /// Number of the job, from 1 on.
     pub id: u64,
@@ -127,7 +128,7 @@ pub struct JobReport {
 }
 
 /// What a job does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum JobKind {
     /// It swaps the memory of two guests.
@@ -214,7 +215,7 @@ impl Phase {
 }
 
 /// Seconds that each part of a swap took.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Seconds {
     /// Frame list of the source.
     pub list_from: f64,
@@ -303,7 +304,7 @@ impl Traffic {
 }
 
 /// What a swap took, as the driver and the hypervisor counted it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SwapCounts {
     /// Hypercalls.
     pub hypercalls: u64,
@@ -320,7 +321,7 @@ pub struct SwapCounts {
 }
 
 /// Seconds that each part of a migration took.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MigrateSeconds {
     /// Finding out whether it is possible.
     pub preflight: f64,
@@ -344,8 +345,7 @@ pub struct MigrateSeconds {
     pub resume: f64,
     /// Destroying what was left at the source.
     pub destroy: f64,
-    /// From the request to suspend the guest until it ran again: the sum of
-    /// [`MigrateReport::pause`]. The guest itself stood still for a little less.
+    /// From the request to suspend the guest until it ran again: the sum of `pause`. The guest itself stood still for a little less.
     pub downtime: f64,
     /// The whole job.
     pub total: f64,

@@ -6,19 +6,28 @@ use super::Args;
 use crate::moves;
 use crate::upkeep::report::{self, Base, Seconds};
 use crate::upkeep::Options;
+use schemars::JsonSchema;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use vmbeam_control_protocol::GuestMove;
 
-/// The one report at the end.
-#[derive(Debug, Serialize)]
-pub(super) struct Report {
+/// The report of `vmbeam rejuvenate`.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Rejuvenation")]
+pub(crate) struct Report {
     #[serde(flatten)]
     pub(super) base: Base,
+    /// The guests, on their way to the other host VM.
     #[serde(serialize_with = "moves::json")]
+    #[schemars(with = "Vec<moves::Moved<'static>>")]
     pub(super) evacuated: Vec<GuestMove>,
+    /// The guests, on their way back.
     #[serde(serialize_with = "moves::json")]
+    #[schemars(with = "Vec<moves::Moved<'static>>")]
     pub(super) returned: Vec<GuestMove>,
+    /// What took how long, by step.
+    #[schemars(with = "BTreeMap<String, f64>")]
     pub(super) seconds: Seconds,
     /// What the host VM is created from.
     #[serde(skip)]

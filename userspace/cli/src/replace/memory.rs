@@ -3,10 +3,11 @@
 //! How much of the host's memory a replacement takes while it lasts.
 
 use crate::restart::Toolstack;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Memory of the host that nobody had, in MiB, as far as the toolstack tells.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Memory {
     /// Before the new host VM was created.

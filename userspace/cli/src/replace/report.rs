@@ -8,24 +8,34 @@ use super::Args;
 use crate::moves;
 use crate::upkeep::report::{self, Base, Seconds};
 use crate::upkeep::Options;
+use schemars::JsonSchema;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use vmbeam_control_protocol::{replacement_of, GuestMove};
 
-/// The one report at the end.
-#[derive(Debug, Serialize)]
-pub(super) struct Report {
+/// The report of `vmbeam replace`.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Replacement")]
+pub(crate) struct Report {
     #[serde(flatten)]
     pub(super) base: Base,
+    /// The guests, on their way to the new host VM.
     #[serde(serialize_with = "moves::json")]
+    #[schemars(with = "Vec<moves::Moved<'static>>")]
     pub(super) moved: Vec<GuestMove>,
     /// On the way back, of one that is undone.
     #[serde(serialize_with = "moves::json")]
+    #[schemars(with = "Vec<moves::Moved<'static>>")]
     pub(super) returned: Vec<GuestMove>,
     /// Memory of the new host VM when it starts, and at most.
     pub(super) new_mib: Option<Size>,
+    /// Memory of the host that nobody had.
     pub(super) memory: Memory,
+    /// The most that the replacement took of it.
     pub(super) peak_extra_mib: Option<u64>,
+    /// What took how long, by step.
+    #[schemars(with = "BTreeMap<String, f64>")]
     pub(super) seconds: Seconds,
     /// What the new host VM is created from.
     #[serde(skip)]

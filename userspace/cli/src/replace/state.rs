@@ -4,6 +4,7 @@
 
 use super::memory::Memory;
 use crate::upkeep::record::{self, ago, boot_id, digest};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use vmbeam_xen::domains::Domains;
@@ -12,7 +13,7 @@ use vmbeam_xen::domains::Domains;
 const VERSION: u32 = 1;
 
 /// Memory of the new host VM in MiB.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Size {
     /// When it starts,

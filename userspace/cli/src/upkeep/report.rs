@@ -3,6 +3,7 @@
 //! What is printed at the end.
 
 use super::Options;
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 /// Seconds of each step of this run, in their order.
@@ -39,10 +40,13 @@ impl Serialize for Seconds {
 }
 
 /// What both reports have.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, JsonSchema)]
 pub(crate) struct Base {
+    /// The host VM.
     pub(crate) host_vm: String,
+    /// The host VM where its guests go.
     pub(crate) to: String,
+    /// Nothing was changed because nothing was to be.
     pub(crate) dry_run: bool,
     /// It goes on with what an earlier run began.
     pub(crate) resumed: bool,
@@ -50,13 +54,19 @@ pub(crate) struct Base {
     pub(crate) step: &'static str,
     /// Why it did not get further.
     pub(crate) error: Option<String>,
+    /// What is in the way.
     pub(crate) blockers: Vec<String>,
+    /// The guest hypervisor, as it was.
     pub(crate) hypervisor_before: Option<String>,
+    /// The guest hypervisor, as it is.
     pub(crate) hypervisor_after: Option<String>,
+    /// The domid that the host VM had.
     pub(crate) domid_before: Option<u32>,
+    /// The domid that it has.
     pub(crate) domid_after: Option<u32>,
     /// The host VM did not shut down in time and was destroyed.
     pub(crate) forced: bool,
+    /// It was stopped by Ctrl-C.
     pub(crate) interrupted: bool,
 }
 

@@ -5,6 +5,9 @@
 
 #![allow(dead_code, reason = "every test file uses a part of it")]
 
+#[path = "../schema/mod.rs"]
+mod schema;
+
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 use std::os::unix::fs::PermissionsExt;
@@ -90,10 +93,17 @@ pub struct Done {
 }
 
 impl Done {
+    #[track_caller]
     pub fn of(out: Output) -> Self {
+        let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap_or_default();
+        if let Some(fields) = report.as_object() {
+            let both = ["replace", "rejuvenate"];
+            let command = both[usize::from(fields.contains_key("evacuated"))];
+            schema::assert_fits(command, &report);
+        }
         Self {
             code: out.status.code().unwrap_or(137),
-            report: serde_json::from_slice(&out.stdout).unwrap_or_default(),
+            report,
             stderr: String::from_utf8(out.stderr).unwrap(),
         }
     }
