@@ -114,6 +114,11 @@ pub enum FromAgent {
     },
     /// Answer to [`ToAgent::Uuids`]: domid and UUID of each guest.
     Uuids(Vec<(u32, Uuid)>),
+    /// Answer to [`ToAgent::Time`].
+    Time {
+        /// Nanoseconds since 1970, UTC.
+        nanoseconds: u64,
+    },
 }
 
 impl FromAgent {
@@ -145,6 +150,7 @@ impl FromAgent {
             Self::Autostart(_) => "Autostart",
             Self::Staged { .. } => "Staged",
             Self::Uuids(_) => "Uuids",
+            Self::Time { .. } => "Time",
         }
     }
 }

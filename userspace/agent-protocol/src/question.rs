@@ -169,6 +169,8 @@ pub enum ToAgent {
         /// It.
         uuid: Uuid,
     },
+    /// What time is it? Answer: [`FromAgent::Time`], at once.
+    Time,
 }
 
 impl Message for ToAgent {

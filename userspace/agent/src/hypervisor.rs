@@ -9,7 +9,7 @@ use crate::identity;
 use crate::preflight::{self, Size, Surroundings};
 use crate::toolstack::{self, xl, xl_within, Incoming, Outgoing, Restore, Save};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tracing::{debug, info, warn};
 use vmbeam_agent_protocol::{
     AgentErrorCode, CpuFeatures, Facts, Guest, GuestKind, GuestState, Inspection, Need, Toolstack,
@@ -54,6 +54,10 @@ pub trait Hypervisor {
     fn toolstack(&self) -> Toolstack;
     /// First frame number that this host VM does not have.
     fn memory_end(&self) -> Result<u64, HvError>;
+    /// What time it is in the management VM.
+    fn now(&self) -> SystemTime {
+        SystemTime::now()
+    }
     /// All guests.
     fn guests(&self) -> Result<Vec<Guest>, HvError>;
     /// Domid and UUID of each of them. None by default: then guests are known by their names.

@@ -18,6 +18,7 @@ mod disks;
 pub mod gate;
 pub mod hypervisor;
 mod identity;
+mod list;
 pub mod port;
 pub mod preflight;
 mod restored;

@@ -12,7 +12,7 @@ use serde::Serialize;
 use std::path::Path;
 use std::process::ExitCode;
 use vmbeam_control_protocol::{
-    CheckReport, FromDaemon, HostVmMemory, JobReport, ToDaemon, Toolstack,
+    CheckReport, Clocks, FromDaemon, HostVmMemory, JobReport, ToDaemon, Toolstack,
 };
 use vmbeam_uapi::sys::FEATURE_SWAP;
 use vmbeam_uapi::Device;
@@ -221,6 +221,22 @@ fn agents(report: &CheckReport, items: &mut Vec<Item>) {
             Ok(pairs.join(", "))
         },
     ));
+    for ((a, b), clocks) in &report.clocks {
+        items.push(clock(&format!("{a} and {b}"), clocks));
+    }
+}
+
+/// Whether a guest would find another time.
+fn clock(pair: &str, clocks: &Clocks) -> Item {
+    let (warning, detail) = match clocks {
+        Clocks::Together => (false, "within a second of each other".into()),
+        Clocks::Apart(why) => (true, why.clone()),
+        Clocks::Unknown(why) => (false, format!("not compared: {why}")),
+    };
+    Item {
+        warning,
+        ..item(format!("clocks of host VMs {pair}"), Ok(detail))
+    }
 }
 
 pub(crate) fn run(socket: &Path, path: &Path, json: bool) -> Result<ExitCode, ClientError> {
@@ -333,6 +349,7 @@ mod tests {
             driver,
             agents: Vec::new(),
             pairs: Vec::new(),
+            clocks: Vec::new(),
         };
         let driver = |can_swap| {
             Ok(DriverReport {

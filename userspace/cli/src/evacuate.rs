@@ -87,6 +87,8 @@ pub(crate) struct Json<'a> {
     parallel: u32,
     /// Why no guest can move.
     blockers: &'a [String],
+    /// What somebody should know, and what stops nothing.
+    warnings: &'a [String],
     /// Memory of all guests.
     needed_mib: u64,
     /// Memory that the destination had for them.
@@ -125,6 +127,7 @@ impl<'a> From<&'a EvacuateReport> for Json<'a> {
             dry_run: r.dry_run,
             parallel: r.parallel,
             blockers: &r.blockers,
+            warnings: &r.warnings,
             needed_mib: r.needed_mib,
             free_mib: r.free_mib,
             guests: &r.guests,
@@ -169,6 +172,9 @@ fn print(report: &EvacuateReport) {
     );
     for blocker in &report.blockers {
         println!("  in the way       {blocker}");
+    }
+    for warning in &report.warnings {
+        println!("  warning          {warning}");
     }
     report.guests.iter().for_each(moves::print);
     println!("  checks           {:.3} s", report.seconds.preflight);

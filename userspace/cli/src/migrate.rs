@@ -60,6 +60,8 @@ pub(crate) struct Json<'a> {
     pending: Option<&'a str>,
     /// Why the guest's copy was not made before the guest was suspended.
     unstaged: Option<&'a str>,
+    /// What was not in the way.
+    warnings: &'a [String],
     /// Seconds of the downtime, by what they went into.
     pause: BTreeMap<&'a str, f64>,
     /// What took how long.
@@ -89,6 +91,7 @@ impl<'a> From<&'a MigrateReport> for Json<'a> {
             counts: r.counts,
             pending: r.pending.as_deref(),
             unstaged: r.unstaged.as_deref(),
+            warnings: &r.warnings,
             pause: r.pause.iter().map(|(p, ns)| (&**p, in_s(*ns))).collect(),
             seconds: &r.seconds,
         }
@@ -115,6 +118,9 @@ fn print_dry_run(r: &MigrateReport) {
     }
     for blocker in &r.blockers {
         println!("  in the way      {blocker}");
+    }
+    for warning in &r.warnings {
+        println!("  warning         {warning}");
     }
 }
 
@@ -164,6 +170,9 @@ fn print(r: &MigrateReport, verify: bool) {
     }
     if let (true, Some(why)) = (r.mode.is_external(), &r.unstaged) {
         println!("  not staged      {why}");
+    }
+    for warning in &r.warnings {
+        println!("  warning         {warning}");
     }
     if let Some(pending) = &r.pending {
         println!("  still to do     {pending}");

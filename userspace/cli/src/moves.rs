@@ -234,7 +234,12 @@ impl Mover<'_> {
     pub(crate) fn plan(&self, from: &str, to: &str) -> Result<PlanReport, ClientError> {
         let (from, to, mode) = (from.into(), to.into(), self.mode);
         match self.ask(&ToDaemon::Plan { from, to, mode })? {
-            FromDaemon::Plan(plan) => Ok(plan),
+            FromDaemon::Plan(plan) => {
+                for warning in &plan.warnings {
+                    eprintln!("vmbeam: warning: {warning}");
+                }
+                Ok(plan)
+            }
             _ => Err(ClientError::Unexpected),
         }
     }

@@ -166,6 +166,7 @@ fn check_says_what_is_missing() {
             identity: None,
         }],
         pairs: vec![],
+        clocks: vec![],
     });
     let (code, stdout, _) = with(vec![answer], &["check", "--json"]);
     assert_eq!(code, 1);

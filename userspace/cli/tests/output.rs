@@ -41,6 +41,7 @@ fn answer(request: &ToDaemon, names: &[&str]) -> Vec<FromDaemon> {
             driver: Err("x".into()),
             agents: vec![],
             pairs: vec![],
+            clocks: vec![],
         })],
         ToDaemon::List => vec![FromDaemon::List(vec![HostVmReport {
             name: "A".into(),

@@ -117,6 +117,9 @@ pub struct EvacuateReport {
     pub parallel: u32,
     /// Why no guest can move.
     pub blockers: Vec<String>,
+    /// What is not in the way, and somebody should look at.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// Memory of all guests, in MiB.
     pub needed_mib: u64,
     /// Memory that the destination had for them, in MiB.

@@ -91,6 +91,19 @@ pub struct CheckReport {
     pub agents: Vec<AgentReport>,
     /// Pairs of host VMs that may swap.
     pub pairs: Vec<(String, String)>,
+    /// The clocks of those of them that there should be.
+    pub clocks: Vec<((String, String), Clocks)>,
+}
+
+/// The clocks of a pair of host VMs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Clocks {
+    /// They show about the same time.
+    Together,
+    /// They do not: so much, and what to do about it.
+    Apart(String),
+    /// Why that is not known.
+    Unknown(String),
 }
 
 /// A host VM.
@@ -393,6 +406,9 @@ pub struct MigrateReport {
     pub pending: Option<String>,
     /// Why the copy was not made before the guest was suspended, if it was not.
     pub unstaged: Option<String>,
+    /// What is not in the way, and somebody should look at.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// What the guest was suspended for, in the order in which it began: parts of the pause,
     /// and their nanoseconds.
     pub pause: Vec<(String, u64)>,
@@ -436,6 +452,8 @@ pub struct PlanReport {
     /// Why no guest can. Not that memory is too little for all of them: whether all
     /// are to move is for others to say.
     pub blockers: Vec<String>,
+    /// What is not in the way, and somebody should look at.
+    pub warnings: Vec<String>,
     /// The guests, in the order of their domids.
     pub guests: Vec<PlannedGuest>,
     /// Memory of all guests, in MiB.

@@ -420,12 +420,14 @@ impl Shared {
                 batch_pairs: i.batch_pairs,
                 max_pairs: i.max_pairs,
             });
+        let pairs: Vec<_> = self.config.pairs.iter().cloned().collect();
         CheckReport {
             daemon_version: crate::VERSION.into(),
             protocol: vmbeam_wire::VERSION,
             driver,
             agents: host_vm::reports(&self.host_vms),
-            pairs: self.config.pairs.iter().cloned().collect(),
+            clocks: self.clocks(&pairs),
+            pairs,
         }
     }
 

@@ -413,6 +413,7 @@ impl<'a> Evacuating<'a> {
             dry_run: self.request.dry_run,
             parallel: AT_A_TIME,
             blockers: plan.blockers,
+            warnings: plan.warnings,
             needed_mib: needed,
             free_mib: plan.free_mib,
             guests: guests.collect(),

@@ -5,7 +5,7 @@
 use crate::config::{Domid, HostVmConfig};
 use crate::events::Events;
 use crate::identity::Source;
-use crate::link::{Link, LinkError, Patience};
+use crate::link::{Link, LinkError, Patience, Reading};
 use crate::maintenance::Maintenance;
 use crate::memory;
 use crate::port;
@@ -554,8 +554,8 @@ impl AgentGuard<'_> {
         self.identity.map(|i| i.uuid)
     }
 
-    /// The guests, for a person who waits: not for as long as a job would.
-    pub fn guests_soon(&mut self) -> Result<Vec<Guest>, String> {
+    /// Greet it for a person who waits: not for as long as a job would.
+    fn greet_soon(&mut self) -> Result<(), String> {
         self.with(|link| {
             link.set_patience(Patience {
                 until: Some(Instant::now() + SHOWN_WITHIN),
@@ -563,8 +563,19 @@ impl AgentGuard<'_> {
             });
             Ok(())
         })?;
-        self.greet_within(SHOWN_WITHIN)?;
+        self.greet_within(SHOWN_WITHIN)
+    }
+
+    /// The guests, for a person who waits.
+    pub fn guests_soon(&mut self) -> Result<Vec<Guest>, String> {
+        self.greet_soon()?;
         self.with(Link::guests)
+    }
+
+    /// What its clock shows, the same.
+    pub(crate) fn time_soon(&mut self) -> Result<Option<Reading>, String> {
+        self.greet_soon()?;
+        self.with(Link::time)
     }
 
     fn failed(&mut self, error: &LinkError) {

@@ -15,6 +15,7 @@ pub mod args;
 mod autostart;
 pub mod boot;
 mod client;
+mod clock;
 pub mod config;
 pub mod control;
 mod definitions;

@@ -4,6 +4,7 @@
 
 mod patience;
 mod requests;
+mod time;
 mod uuids;
 
 use crate::config::HostVmConfig;
@@ -16,6 +17,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+pub(crate) use time::Reading;
 use vmbeam_agent_protocol::{AgentErrorCode, FromAgent, ListError, ToAgent, Toolstack};
 use vmbeam_control_protocol::{AgentVersions, Traffic};
 use vmbeam_wire::{encode_as, encode_old, Decoder, FrameError, PREVIOUS, VERSION};

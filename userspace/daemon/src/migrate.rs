@@ -250,6 +250,7 @@ impl<'a> Job<'a> {
             uuid,
             blockers,
             unstaged,
+            warnings,
         } = check(context.driver, host_vms, request)?;
         if !request.dry_run && !blockers.is_empty() {
             return Err(refused(blockers.join("; ")));
@@ -262,6 +263,7 @@ impl<'a> Job<'a> {
             blockers,
             guest_mib: mib(guest.pages),
             unstaged,
+            warnings,
             ..MigrateReport::default()
         };
         report.seconds.preflight = seconds(started);

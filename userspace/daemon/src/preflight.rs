@@ -3,10 +3,11 @@
 //! What is in the way of a migration: all that can be found out before anything is done to
 //! the guest.
 
+use crate::clock;
 use crate::driver::Driver;
 use crate::exchange::{both, refused, SwapError};
 use crate::host_vm::HostVm;
-use crate::link::{unexpected, Link, LinkError};
+use crate::link::{unexpected, Link, LinkError, Reading};
 use crate::memory::{chosen, no_relocation};
 use crate::side::Side;
 use std::collections::HashMap;
@@ -151,6 +152,8 @@ pub(crate) struct Checked<'a> {
     pub(crate) blockers: Vec<String>,
     /// Why its copy cannot be made while it runs, if so.
     pub(crate) unstaged: Option<String>,
+    /// What is not in the way.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Everything that can be found out without touching the guest.
@@ -163,7 +166,11 @@ pub(crate) fn check<'a>(
     let memory = to.vm.memory();
     let mode = chosen(request.mode, &memory);
     let (domids, ids) = domids(driver, (&mut from, &mut to), mode)?;
-    let Inventory { here, there, uuids } = Inventory::of(&mut from, &mut to)?;
+    let inventory = Inventory::of(&mut from, &mut to)?;
+    let warnings = inventory.warnings(from.name(), to.name());
+    let Inventory {
+        here, there, uuids, ..
+    } = inventory;
     let name = &request.from.guest;
     let guest = named(&here.0, name, from.name()).map_err(refused)?.clone();
     let mut blockers = blockers_of(to.name(), &guest, &there);
@@ -194,6 +201,7 @@ pub(crate) fn check<'a>(
         uuid,
         blockers,
         unstaged,
+        warnings,
     })
 }
 
@@ -355,23 +363,34 @@ struct Inventory {
     there: (Vec<Guest>, Facts),
     /// UUIDs of the guests here and there, by their domids.
     uuids: (HashMap<u32, Uuid>, HashMap<u32, Uuid>),
+    /// What the clocks show, of agents that tell.
+    clocks: (Option<Reading>, Option<Reading>),
 }
 
 impl Inventory {
+    /// What is wrong, and not in the way.
+    fn warnings(&self, from: &str, to: &str) -> Vec<String> {
+        let (Some(a), Some(b)) = self.clocks else {
+            return Vec::new();
+        };
+        clock::apart((from, a), (to, b)).into_iter().collect()
+    }
+
     fn of(from: &mut Side<'_>, to: &mut Side<'_>) -> Result<Self, SwapError> {
         let ask = |side: &mut Side<'_>| {
             side.greet()?;
             let known = (side.talk(|l| l.guests())?, side.talk(|l| l.facts())?);
-            Ok((known, side.talk(|l| l.uuids())?))
+            Ok((known, side.talk(|l| l.uuids())?, side.talk(|l| l.time())?))
         };
         let (here, there) = both(|| ask(from), || ask(to));
         let refused = |e: String| refused(e);
-        let (here, uuids_here) = here.map_err(refused)?;
-        let (there, uuids_there) = there.map_err(refused)?;
+        let (here, uuids_here, clock_here) = here.map_err(refused)?;
+        let (there, uuids_there, clock_there) = there.map_err(refused)?;
         Ok(Self {
             here,
             there,
             uuids: (uuids_here, uuids_there),
+            clocks: (clock_here, clock_there),
         })
     }
 }
@@ -396,11 +415,14 @@ pub(crate) fn plan(
     report.blockers.extend(closed(to.vm));
     let relocation = no_relocation(driver, to.name(), mode, &memory);
     report.blockers.extend(relocation);
+    let inventory = Inventory::of(&mut from, &mut to)?;
+    report.warnings = inventory.warnings(from.name(), to.name());
     let Inventory {
         mut here,
         there,
         uuids,
-    } = Inventory::of(&mut from, &mut to)?;
+        ..
+    } = inventory;
     here.0.retain(is_alive);
     let (here, there) = (&here, &there);
     let pair = blockers_of_pair(mode, (from.name(), &here.1), (to.name(), &there.1));

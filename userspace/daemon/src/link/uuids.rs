@@ -7,7 +7,7 @@ use super::{unexpected, Link, LinkError};
 use std::collections::HashMap;
 use vmbeam_agent_protocol::{AgentErrorCode, FromAgent, ToAgent, Uuid};
 
-fn is_not_known<T>(result: &Result<T, LinkError>) -> bool {
+pub(super) fn is_not_known<T>(result: &Result<T, LinkError>) -> bool {
     let code = match result {
         Err(LinkError::Agent { code, .. }) => *code,
         _ => return false,

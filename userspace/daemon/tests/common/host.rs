@@ -52,6 +52,8 @@ pub struct FakeHost {
     pub dir: Option<PathBuf>,
     /// UUIDs of guests that do not have the one that goes with their name.
     pub uuids: HashMap<u32, Uuid>,
+    /// By how much its clock is fast.
+    pub fast: Duration,
 }
 
 impl FakeHost {
@@ -212,6 +214,10 @@ impl Hypervisor for FakeHypervisor {
 
     fn memory_end(&self) -> Result<u64, HvError> {
         Ok(MEMORY_END)
+    }
+
+    fn now(&self) -> SystemTime {
+        SystemTime::now() + lock(&self.0).fast
     }
 
     fn guests(&self) -> Result<Vec<Guest>, HvError> {

@@ -20,7 +20,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use vmbeam_agent::definitions::Files;
 use vmbeam_agent::gate::Gate;
 use vmbeam_agent::toolstack::{Incoming, Outgoing};
