@@ -101,6 +101,8 @@ pub(crate) struct Executor<'a> {
     pub(crate) from: Side<'a>,
     pub(crate) to: Side<'a>,
     pub(crate) swapped: Swapped,
+    /// Memory of the guest was at the destination for a while, and is back.
+    pub(crate) was_away: bool,
     /// Neither agent does anything for the guest any more, as far as they said.
     pub(crate) idle: bool,
     /// How long agents may be away.
@@ -353,6 +355,7 @@ impl<'a> Executor<'a> {
                 return Ok(Event::Torn);
             }
             Swapped::By(mut session) => {
+                self.was_away = true;
                 let back = roll_back(&mut *session, "it is undone", &|_, _, _| {});
                 return Ok(self.rolled_back(back.failure, back.message, Event::Done));
             }
@@ -365,6 +368,7 @@ impl<'a> Executor<'a> {
                 return Err(self.waits_for(work, Why::Memory));
             }
         }
+        self.was_away = true;
         let Some(Moved { pairs, .. }) = &work.moved else {
             return Err("the journal does not say what was swapped".into());
         };

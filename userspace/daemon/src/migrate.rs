@@ -295,6 +295,7 @@ impl<'a> Job<'a> {
             from,
             to,
             swapped: Swapped::Back,
+            was_away: false,
             idle: false,
             deadline: started,
             ended: false,

@@ -137,6 +137,7 @@ impl Shared {
             from: side(a, from.host_domid),
             to: side(b, to.host_domid),
             swapped: Swapped::Unknown,
+            was_away: false,
             idle: false,
             deadline: Instant::now() + ATTEMPT,
             ended: false,

@@ -273,6 +273,7 @@ impl Job<'_> {
                 self.report.relocated = took.moves;
             }
             Err(e) => {
+                self.exec.was_away = e.failure == Failure::RolledBack;
                 self.exec.swapped = match e.failure {
                     // Some pairs are swapped, and their host VM may be gone.
                     Failure::Failed => Swapped::Torn,

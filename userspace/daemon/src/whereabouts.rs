@@ -17,6 +17,11 @@ impl Executor<'_> {
         };
         let state = guests.iter().find(|g| Some(g.domid) == domid);
         match state.map(|g| g.state) {
+            // Xen keeps the end of a queue of events, and the guest's memory the queue.
+            Some(GuestState::Running) if self.was_away => format!(
+                "the guest runs in {vm}; if its network or a disk is silent there, restart it: an event may have been lost while its memory was in {}",
+                self.to.name()
+            ),
             Some(GuestState::Running) => format!("the guest runs in {vm}"),
             Some(GuestState::Paused) => format!("the guest is in {vm}, and paused"),
             Some(GuestState::Shutdown) => {

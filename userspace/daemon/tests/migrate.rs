@@ -187,6 +187,9 @@ fn a_swap_that_fails_is_undone() {
     }
 }
 
+/// What an administrator is told whose guest may wait for an event for ever.
+const AWAY: &str = "the guest runs in A; if its network or a disk is silent there, restart it: an event may have been lost while its memory was in B";
+
 #[test]
 fn a_page_that_arrives_wrong_stops_it() {
     let w = world();
@@ -197,6 +200,7 @@ fn a_page_that_arrives_wrong_stops_it() {
     let (failure, message) = error(migrate(&w, "A", "B"));
     assert_eq!(failure, Failure::RolledBack);
     assert!(message.contains("0xc9"), "{message}");
+    assert!(message.contains(AWAY), "{message}");
     // All but the page that the driver spoiled is as it was.
     let (running, now) = contents(&w, "A").unwrap();
     let wrong: Vec<_> = pages.iter().filter(|(p, v)| now[*p] != **v).collect();
@@ -213,6 +217,8 @@ fn limits_of_time_and_ctrl_c() {
     let (failure, message) = error(w.ask(&ToDaemon::Migrate(r.clone())));
     assert_eq!(failure, Failure::RolledBack);
     assert!(message.contains("--max-downtime"), "{message}");
+    // Nothing was swapped.
+    assert!(message.ends_with("the guest runs in A"), "{message}");
     assert_runs_only_in(&w, "A", &pages);
     r.max_downtime_ms = None;
     r.timeout_seconds = Some(1);
