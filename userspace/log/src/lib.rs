@@ -3,9 +3,12 @@
 //! Where VMBeam's programs log to.
 //!
 //! As a service of systemd they write to the journal, with each field (the job, the
-//! host VM) as a field of its own, and the journal's time. Otherwise lines with a time
+//! host VM) as a field of its own besides, and the journal's time. Otherwise lines with a time
 //! go to standard error. A log that cannot be written loses its lines, and no more.
 
+mod journal;
+
+use journal::Journal;
 use nix::sys::stat::fstat;
 use std::os::fd::AsFd;
 use tracing::Level;
@@ -34,10 +37,10 @@ pub fn init_with(verbose: bool, other: impl Layer<Registry> + Send + Sync) {
     let level = if verbose { Level::DEBUG } else { Level::INFO };
     let stream = std::env::var("JOURNAL_STREAM").ok();
     if is_journal(stream.as_deref(), std::io::stderr()) {
-        if let Ok(journal) = tracing_journald::layer() {
+        if let Ok(journal) = Journal::connect() {
             registry()
                 .with(other)
-                .with(journal.with_field_prefix(Some("VMBEAM".into())))
+                .with(journal)
                 .with(LevelFilter::from_level(level))
                 .init();
             return;
