@@ -3,6 +3,7 @@
 //! Tests of the patched toolstack alone, with a PV guest on the host
 //! hypervisor: what `xl save --external-memory` writes and who restores it.
 
+mod changed;
 mod refused;
 mod staged;
 mod stream;
@@ -81,6 +82,7 @@ pub fn run(tally: &mut Tally, topology: &Topology) {
     destroy(host);
     staged::run(tally, host);
     destroy(host);
+    changed::run(tally, host);
 }
 
 fn destroy(host: &Channel) {
