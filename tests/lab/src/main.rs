@@ -22,6 +22,7 @@ mod load;
 mod machine;
 mod migrate;
 mod mock;
+mod monitor;
 mod moves;
 mod open;
 mod outside;

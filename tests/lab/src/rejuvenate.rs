@@ -21,9 +21,11 @@ use crate::channel::Channel;
 use crate::images;
 use crate::machine::Accelerator;
 use crate::migrate;
+use crate::monitor;
 use crate::paths;
 use crate::product;
 use crate::progress::Progress;
+use crate::tally::Tally;
 use crate::topology;
 use crate::topology::Sizes;
 use crate::topology::System;
@@ -31,6 +33,8 @@ use crate::topology::Topology;
 use crate::topology::SHORT;
 use crate::upkeep;
 
+/// The group.
+pub const NAME: &str = "rejuvenate";
 /// Configuration of host VM A after the job, in the host management VM.
 const NEXT: &str = "/etc/xen/A-next.cfg";
 
@@ -122,9 +126,9 @@ impl Guest {
 }
 
 impl upkeep::Report for Report {
-    const NAME: &str = "rejuvenate";
+    const NAME: &str = NAME;
 
-    /// Bring it up: the old guest hypervisor in A with three guest VMs, the current one in B.
+    /// Bring it up: the old guest hypervisor in A, the current one in B.
     fn boot(progress: &Progress) -> Result<Topology> {
         let stage = progress.stage("images: the host with the old guest hypervisor");
         images::with_old_xen()?;
@@ -135,12 +139,19 @@ impl upkeep::Report for Report {
         product::start(&topology)?;
         topology.start_host_vms_with([System::Old, System::Current], progress)?;
         product::wait_for_agents(&topology)?;
-        busy::start(&topology, progress)?;
-        for name in GUESTS {
-            // It has no console of them yet.
-            busy::follow(&topology.machine.b, name, "B")?;
-        }
         Ok(topology)
+    }
+
+    fn start_guests(topology: &Topology, progress: &Progress) -> Result<()> {
+        busy::start(topology, progress)?;
+        // It has no console of them yet.
+        GUESTS
+            .into_iter()
+            .try_for_each(|name| busy::follow(&topology.machine.b, name, "B"))
+    }
+
+    fn alone(tally: &mut Tally, topology: &Topology) {
+        monitor::run(tally, topology);
     }
 
     fn run(topology: &Topology, progress: &Progress) -> Result<Self> {

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A guest VM of an old toolstack whose move was undone: what watches it there goes on with that, so
+//! that it restarts when it reboots.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use anyhow::Result;
+
+use crate::migrate::ROLLED_BACK;
+use crate::rejuvenate;
+use crate::tally::Tally;
+use crate::topology;
+use crate::topology::Topology;
+use crate::topology::SHORT;
+
+const NAME: &str = "watched";
+const MIB: u32 = 96;
+const LIMIT: Duration = Duration::from_secs(600);
+/// A domain is made anew within seconds.
+const RESTART: Duration = Duration::from_secs(120);
+
+/// In A, which has no guest VM.
+pub fn run(tally: &mut Tally, topology: &Topology) {
+    let group = rejuvenate::NAME;
+    tally.case(
+        group,
+        "a guest VM whose move was undone still restarts when it reboots",
+        || restarts(topology),
+    );
+    let _ = topology.machine.a.run(&format!("xl destroy {NAME}"), LIMIT);
+}
+
+fn restarts(topology: &Topology) -> Result<()> {
+    let (host, a) = (&topology.machine.host, &topology.machine.a);
+    a.sh(
+        &format!(
+            "cat >/etc/xen/{NAME}.cfg <<'EOF'\n{}\nEOF\nxl create /etc/xen/{NAME}.cfg",
+            topology::guest_config(NAME, MIB, "vmbeam.spare=4")
+        ),
+        LIMIT,
+    )?;
+    topology::wait_for_check_of(a, NAME, LIMIT)?;
+    let output = host.run(
+        &format!("vmbeam migrate {NAME} --from A --to B --max-downtime 1 2>&1"),
+        LIMIT,
+    )?;
+    ensure!(
+        output.code == ROLLED_BACK && output.text.contains("was suspended for"),
+        "exit status {}, printed: {}",
+        output.code,
+        output.text.trim()
+    );
+    topology::wait_for_check_of(a, NAME, LIMIT)?;
+    let result = a.sh(
+        &format!(
+            "old=$(xl domid {NAME}) && xl reboot {NAME} && \
+             until new=$(xl domid {NAME} 2>/dev/null) && [ \"$new\" != \"$old\" ]; do sleep 1; done"
+        ),
+        RESTART,
+    );
+    let log = a.sh(&format!("tail -n 20 /var/log/xen/xl-{NAME}.log"), SHORT)?;
+    ensure!(
+        result.is_ok() && log.contains("has shut down, reason code 2"),
+        "it did not restart; who watched it says: {log}"
+    );
+    topology::wait_for_check_of(a, NAME, LIMIT)?;
+    Ok(())
+}
