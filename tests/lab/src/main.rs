@@ -36,6 +36,7 @@ mod races;
 mod rejuvenate;
 mod relocate;
 mod replace;
+mod slow_disk;
 mod soak;
 mod stock;
 mod superpages;

@@ -15,6 +15,7 @@ use nix::sched::CpuSet;
 use nix::unistd::Pid;
 
 use crate::disk;
+use crate::late;
 use crate::meter::Meter;
 use crate::talk;
 
@@ -35,6 +36,7 @@ const BEAT: Duration = Duration::from_millis(50);
 static HEART: Meter = Meter::new();
 static TALK: Meter = Meter::new();
 static DISK: Meter = Meter::new();
+static LATE: Meter = Meter::new();
 
 #[derive(clap::Args, Debug)]
 pub struct Arguments {
@@ -66,7 +68,7 @@ fn heart(meter: &Meter) -> Result<()> {
 /// What the other activities did, or what went wrong with one.
 fn others() -> Result<String> {
     let mut text = String::new();
-    for (name, meter) in [("talk", &TALK), ("disk", &DISK)] {
+    for (name, meter) in [("talk", &TALK), ("disk", &DISK), ("late", &LATE)] {
         if let Some(fault) = meter.fault() {
             bail!("{name}: {fault}");
         }
@@ -126,6 +128,8 @@ pub fn fill(arguments: Arguments) -> Result<()> {
         TALK.watch(move |meter| talk::talk(&address, meter));
     }
     if let Some(path) = arguments.disk {
+        let same = path.clone();
+        LATE.watch(move |meter| late::work(&same, seed, meter));
         DISK.watch(move |meter| disk::work(&path, seed, meter));
     }
 

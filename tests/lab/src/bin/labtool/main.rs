@@ -9,6 +9,7 @@ mod exec;
 mod fill;
 mod frames;
 mod grant;
+mod late;
 mod lie;
 mod meter;
 mod net;
