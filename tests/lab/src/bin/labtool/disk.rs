@@ -60,7 +60,7 @@ fn open(path: &Path) -> Option<File> {
 
 /// Write and verify for ever, once the disk is there.
 pub fn work(path: &Path, seed: u64, meter: &Meter) -> Result<()> {
-    use_disk(wait_for(|| open(path)), seed, meter)
+    use_disk(&wait_for(|| open(path)), seed, meter)
         .with_context(|| format!("disk {}", path.display()))
 }
 
@@ -69,8 +69,8 @@ pub fn blocks(mut file: &File) -> Result<u64> {
     Ok(file.seek(SeekFrom::End(0))? / BLOCK as u64)
 }
 
-fn use_disk(file: File, seed: u64, meter: &Meter) -> Result<()> {
-    let blocks = blocks(&file)?;
+fn use_disk(file: &File, seed: u64, meter: &Meter) -> Result<()> {
+    let blocks = blocks(file)?;
     ensure!(blocks > late::BLOCKS, "it is too small");
     let blocks = blocks - late::BLOCKS;
     // Which write was the last one to each block; the first is number 1.
@@ -119,7 +119,7 @@ mod tests {
         file.set_len((8 + late::BLOCKS) * BLOCK as u64).unwrap();
         let other = file.try_clone().unwrap();
         let meter: &'static Meter = Box::leak(Box::new(Meter::new()));
-        let user = thread::spawn(move || use_disk(file, 1, meter));
+        let user = thread::spawn(move || use_disk(&file, 1, meter));
         // Twice around without a word, then somebody writes.
         let () = wait_for(|| (meter.done() > 16).then_some(()));
         while !user.is_finished() {
