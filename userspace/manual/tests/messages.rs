@@ -150,6 +150,9 @@ const NO_MESSAGES: &[&str] = &[
     "maintenance ends",
     "... events are missing here, as they were not read fast enough",
     "job ...: ",
+    ": ...",
+    "clocks of host VMs ...",
+    "within a second of each other",
     "host VM ...: ",
 ];
 
@@ -194,7 +197,17 @@ fn general(text: &str) -> String {
 /// All messages, with a file that has it.
 fn messages() -> BTreeMap<String, PathBuf> {
     let mut files = Vec::new();
-    for part in ["agent", "cli", "daemon", "uapi", "wire", "xen"] {
+    let parts = [
+        "agent",
+        "agent-protocol",
+        "cli",
+        "control-protocol",
+        "daemon",
+        "uapi",
+        "wire",
+        "xen",
+    ];
+    for part in parts {
         sources(&top().join("userspace").join(part).join("src"), &mut files);
     }
     sources(&top().join("drivers/vmbeam"), &mut files);
