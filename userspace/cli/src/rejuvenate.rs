@@ -132,7 +132,7 @@ impl Rejuvenation<'_> {
         self.report.evacuated = guests;
         result?;
         // Somebody may have started another one meanwhile.
-        self.up.must_be_empty(&name)?;
+        self.up.must_be_empty(&name, state.domid, None)?;
         self.reach(state, Stage::Empty)
     }
 
@@ -149,9 +149,13 @@ impl Rejuvenation<'_> {
         self.up.must_go_on()?;
         // Whatever its name is by now.
         let domains = self.up.toolstack.domains().map_err(&incomplete)?;
-        if state.stage == Stage::Empty && domains.has(state.domid) {
+        let told = state.stage == Stage::Ending;
+        if (told || state.stage == Stage::Empty) && domains.has(state.domid) {
             self.report.base.step = "shutdown";
             let started = Instant::now();
+            let silence = told.then(|| self.up.shutdown_timeout());
+            self.up.must_be_empty(name, state.domid, silence)?;
+            self.reach(state, Stage::Ending)?;
             let ended = self.up.end(name, state.domid);
             self.report.seconds.set("shutdown", seconds(started));
             self.report.base.forced = ended?;

@@ -19,8 +19,8 @@ use report::Report;
 use state::{Size, Stage, State};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
-use vmbeam_control_protocol::{replacement_of, Guest, GuestKind, GuestState};
+use std::time::{Duration, Instant};
+use vmbeam_control_protocol::{replacement_of, Guest, GuestKind, GuestState, MoveOutcome};
 
 /// Options of `vmbeam replace`.
 #[derive(Debug, clap::Args)]
@@ -286,6 +286,8 @@ impl Replacement<'_> {
                 ))),
             }
         })?;
+        state.answered = true;
+        self.reach(state, Stage::Checking)?;
         self.done(started, state);
         let started = self.step("check", state);
         self.up.mover.wait_until_idle([&name, &self.to])?;
@@ -319,20 +321,22 @@ impl Replacement<'_> {
     fn remove_new(&mut self, state: &mut State) -> Result<(), Stop> {
         let incomplete = stop(exit::INCOMPLETE);
         let started = self.step("undo", state);
-        self.reach(state, Stage::Undoing)?;
+        if state.stage != Stage::Removing {
+            self.reach(state, Stage::Undoing)?;
+        }
         let domains = self.up.toolstack.domains().map_err(&incomplete)?;
         let new = match state.new {
             Some(new) => Some(new),
             None => domains.named(&self.to).map_err(&incomplete)?,
         };
         if let Some(new) = new.filter(|new| domains.has(*new)) {
-            match self.up.guests(&self.to) {
-                Ok((seen, _)) if seen == new => self.up.must_be_empty(&self.to)?,
-                // An agent that has never answered has got no guest.
-                _ if state.guests.is_empty() => {}
-                Ok(_) => return Err(incomplete("vmbeamd still sees the old one".into())),
-                Err(why) => return Err(incomplete(why)),
-            }
+            let silence = match state.answered {
+                true => (state.stage == Stage::Removing).then(|| self.up.shutdown_timeout()),
+                // No guest gets to an agent that has never answered.
+                false => Some(Duration::ZERO),
+            };
+            self.up.must_be_empty(&self.to, new, silence)?;
+            self.reach(state, Stage::Removing)?;
             self.report.base.forced = self.up.end(&self.to, new)?;
         }
         takeover::remove(&self.new_port(state)).map_err(&incomplete)?;
@@ -361,7 +365,7 @@ impl Replacement<'_> {
         self.report.moved = guests;
         self.done(started, state);
         result?;
-        self.up.must_be_empty(&name)?;
+        self.up.must_be_empty(&name, state.domid, None)?;
         self.reach(state, Stage::Empty)
     }
 
@@ -375,10 +379,10 @@ impl Replacement<'_> {
         let name = state.host_vm.clone();
         let started = self.step("shutdown", state);
         // One that has begun to shut down does not answer any more.
-        match self.up.guests(&name) {
-            Ok((seen, _)) if seen == state.domid => self.up.must_be_empty(&name)?,
-            _ => {}
-        }
+        let told = state.stage == Stage::Ending;
+        let silence = told.then(|| self.up.shutdown_timeout());
+        self.up.must_be_empty(&name, state.domid, silence)?;
+        self.reach(state, Stage::Ending)?;
         self.report.base.forced = self.up.end(&name, state.domid)?;
         self.done(started, state);
         Ok(())
@@ -428,21 +432,61 @@ impl Replacement<'_> {
     fn undo(&mut self, state: &mut State) -> Result<(), Stop> {
         let incomplete = stop(exit::INCOMPLETE);
         let name = state.host_vm.clone();
+        if state.stage == Stage::Removing {
+            return self.remove_new(state);
+        }
         self.reach(state, Stage::Undoing)?;
         self.up.mover.wait_until_idle([&name, &self.to])?;
         let domains = self.up.toolstack.domains().map_err(&incomplete)?;
         if state.new.is_some_and(|new| domains.has(new)) && !state.guests.is_empty() {
             let started = self.step("move", state);
-            let (blockers, mut guests) = self.up.survey(&self.to, &name)?;
-            if !blockers.is_empty() {
-                return Err(incomplete(blockers.join("; ")));
-            }
-            let result = self.up.move_all(&mut guests, &self.to, &name);
-            self.report.returned = guests;
+            let result = self.bring_back(&name);
             self.done(started, state);
             result?;
         }
         self.remove_new(state)
+    }
+
+    /// What has moved returns, guest by guest: the old host VM has given its memory away, and needs
+    /// a reserve for each that comes.
+    fn bring_back(&mut self, name: &str) -> Result<(), Stop> {
+        loop {
+            let plan = self.up.mover.plan(&self.to, name)?;
+            let Some(largest) = plan.guests.iter().map(|p| p.guest.pages).max() else {
+                return Ok(());
+            };
+            let lacks = plan.memory.and_then(|m| m.lacks_for(largest, plan.mode));
+            if let Some((lacks, larger)) = lacks {
+                self.fill(name, lacks, larger)?;
+            }
+            let (blockers, mut guests) = self.up.survey(&self.to, name)?;
+            if !blockers.is_empty() {
+                return Err(stop(exit::INCOMPLETE)(blockers.join("; ")));
+            }
+            let rest = guests.split_off(guests.len().min(1));
+            let result = self.up.move_all(&mut guests, &self.to, name);
+            let returned = &mut self.report.returned;
+            returned.retain(|g| g.outcome == MoveOutcome::Moved);
+            returned.extend(guests.into_iter().chain(rest));
+            result?;
+        }
+    }
+
+    /// Give a host VM a reserve that it lacks, if the host has so much.
+    fn fill(&self, name: &str, lacks: u64, (set, max): (u64, u64)) -> Result<(), Stop> {
+        let incomplete = stop(exit::INCOMPLETE);
+        let toolstack = &self.up.toolstack;
+        let free = toolstack.free_mib().map_err(&incomplete)?;
+        if free < lacks {
+            return Err(incomplete(format!(
+                "the host has {free} MiB of free memory, and host VM {name} lacks {lacks} MiB, without which it would die of a guest that comes back; shut something else down"
+            )));
+        }
+        let Some(domid) = toolstack.domid(name).map_err(&incomplete)? else {
+            return Err(incomplete(format!("host VM {name} does not run")));
+        };
+        toolstack.fill(domid, set).map_err(&incomplete)?;
+        toolstack.allow(domid, max).map_err(incomplete)
     }
 
     /// A person wants to go back.
@@ -457,7 +501,7 @@ impl Replacement<'_> {
         let domains = self.up.toolstack.domains().map_err(&refuse)?;
         let taken = state.take_up(&domains, None, &self.up.file);
         taken.map_err(&refuse)?;
-        if state.stage == Stage::Empty {
+        if matches!(state.stage, Stage::Empty | Stage::Ending) {
             return Err(refuse(format!(
                 "all guests of host VM {name} are in the new one, and the old one may be shut down already: go on without --undo; `vmbeam replace` with the old configuration goes back after that"
             )));
@@ -493,7 +537,7 @@ impl Replacement<'_> {
         if self.args.options.dry_run {
             return Ok(());
         }
-        if state.stage == Stage::Undoing {
+        if state.stage >= Stage::Undoing {
             self.undo(&mut state)?;
             return Err(stop(exit::ROLLED_BACK)(
                 "an earlier run had begun to undo it, and that is done".into(),

@@ -26,6 +26,9 @@ use vmbeam_control_protocol::{
 /// How often to look whether the agent is there.
 pub(crate) const LOOK: Duration = Duration::from_secs(2);
 
+/// How long an agent may take to say that it has no guest, if it has to.
+const ANSWER: Duration = Duration::from_secs(10);
+
 /// Options of both.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -266,25 +269,70 @@ impl<'a> Upkeep<'a> {
         )))
     }
 
-    /// Nothing is shut down that has a guest, which would die.
-    pub(crate) fn must_be_empty(&self, name: &str) -> Result<(), Stop> {
-        // What is written down of a guest that has left may still be on its way.
-        self.mover.wait_until_idle([name; 2])?;
-        let (_, left) = self.guests(name).map_err(stop(exit::INCOMPLETE))?;
+    /// Nothing is shut down that has a guest, which would die, or that cannot tell. An agent may
+    /// be silent, if at all, only for so long.
+    pub(crate) fn must_be_empty(
+        &self,
+        name: &str,
+        domid: u32,
+        silence: Option<Duration>,
+    ) -> Result<(), Stop> {
+        let incomplete = stop(exit::INCOMPLETE);
+        let started = Instant::now();
+        let (seen, left) = loop {
+            // What is written down of a guest that has left may still be on its way.
+            self.mover.wait_until_idle([name; 2])?;
+            let why = match self.guests(name) {
+                Ok(told) => break told,
+                Err(why) => why,
+            };
+            if !self.toolstack.domains().map_err(&incomplete)?.has(domid) {
+                return Ok(());
+            }
+            match started.elapsed() >= silence.unwrap_or(ANSWER) {
+                true if silence.is_some() => return Ok(()),
+                true => {
+                    return Err(incomplete(format!(
+                        "{why}; nothing is shut down whose agent does not say that it has no guest"
+                    )))
+                }
+                false => {}
+            }
+            self.must_go_on()?;
+            std::thread::sleep(LOOK);
+        };
+        if seen != domid {
+            return Err(incomplete(format!(
+                "host VM {name} is another domain by now, {seen}; nothing was shut down"
+            )));
+        }
         // What is being torn down is none any more.
         match left.iter().find(|g| g.state != GuestState::Dying) {
             None => Ok(()),
-            Some(guest) => Err(stop(exit::INCOMPLETE)(format!(
+            Some(guest) => Err(incomplete(format!(
                 "host VM {name} has a new guest, {}; nothing was shut down",
                 guest.name
             ))),
         }
     }
 
+    /// How long the agent may be silent of a host VM that was told to end.
+    pub(crate) fn shutdown_timeout(&self) -> Duration {
+        Duration::from_secs(self.options.shutdown_timeout.into())
+    }
+
     /// End a host VM that has no guest any more; says whether it had to be destroyed.
     pub(crate) fn end(&self, name: &str, domid: u32) -> Result<bool, Stop> {
+        if !self
+            .toolstack
+            .domains()
+            .map_err(stop(exit::INCOMPLETE))?
+            .has(domid)
+        {
+            return Ok(false);
+        }
         eprintln!("shutting down host VM {name}");
-        let limit = Duration::from_secs(self.options.shutdown_timeout.into());
+        let limit = self.shutdown_timeout();
         let interrupt = || self.mover.interrupt.is_wanted();
         let ending = self.toolstack.end(name, domid, limit, interrupt);
         match ending.map_err(stop(exit::INCOMPLETE))? {

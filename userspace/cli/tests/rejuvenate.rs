@@ -351,6 +351,35 @@ fn ctrl_c_stops_between_steps() {
     lab.assert_done();
 }
 
+/// An earlier run may have found it empty long ago.
+#[test]
+fn a_host_vm_that_does_not_say_that_it_is_empty_is_not_shut_down() {
+    let lab = Lab::start();
+    lab.put("hang-shutdown", "");
+    let child = spawn(lab.command(&[]));
+    wait_for("A is being shut down", || !lab.calls().is_empty());
+    interrupt(&child);
+    assert_eq!(Done::of(child.wait_with_output().unwrap()).code, 5);
+    lab.remove("hang-shutdown");
+    let file = lab.path("state/rejuvenate-A.json");
+    let kept = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, kept.replace("\"ending\"", "\"empty\"")).unwrap();
+    lock(&lab.w.hosts["A"]).add_guest(7, "late", 16);
+    let silent = lock(&lab.w.hosts["A"]);
+    let done = lab.run(&[]);
+    drop(silent);
+    done.assert_ended(5, "shutdown");
+    let words = "nothing is shut down whose agent does not say that it has no guest";
+    assert!(done.stderr.contains(words), "{done:?}");
+    let done = lab.run(&[]);
+    done.assert_ended(5, "shutdown");
+    assert!(done.stderr.contains("a new guest, late"), "{done:?}");
+    assert_eq!(lab.calls(), ["shutdown -F 1"]);
+    lock(&lab.w.hosts["A"]).guests.remove(&7);
+    assert_eq!(lab.run(&[]).code, 0);
+    lab.assert_done();
+}
+
 /// A rejuvenation that has failed on the way back; A is domain 5.
 fn failed_on_the_way_back(lab: &Lab) {
     lock(&lab.w.hosts["A"]).trouble = Trouble::RestoreFails;

@@ -17,6 +17,7 @@ use lab::{domains, Lab};
 use std::collections::HashMap;
 use std::process::Command;
 use upkeep::{assert_like_the_example, interrupt, spawn, wait_for, Done};
+use vmbeam_control_protocol::HostMemory;
 
 #[test]
 fn the_new_host_vm_gets_the_guests_and_the_name() {
@@ -270,17 +271,8 @@ fn the_old_host_vm_goes_on_if_the_new_one_is_of_no_use() {
 #[test]
 fn a_guest_that_does_not_get_there_is_gone_on_with_or_all_come_back() {
     for undo in [false, true] {
-        let lab = Lab::start();
-        lock(&lab.new).trouble = Trouble::RestoreFails;
-        let done = lab.run(&[]);
-        done.assert_ended(5, "move");
-        assert_eq!(lab.running()[0], ["guest", "second"]);
-        lock(&lab.new).trouble = Trouble::None;
-        // One has moved by then.
-        let request = ["migrate", "guest", "--from", "A", "--to", "A.new"];
-        let mut migrate = Command::new(env!("CARGO_BIN_EXE_vmbeam"));
-        migrate.arg("--socket").arg(lab.w.control()).args(request);
-        assert!(migrate.output().unwrap().status.success());
+        let lab = half_way();
+        assert_eq!(lab.running(), [["second"], ["guest"]]);
         // Another configuration is not what it was begun with.
         lab.put("other.cfg", "name = \"A\"\nmemory = 300\n");
         let other = lab.path("other.cfg");
@@ -306,22 +298,26 @@ fn a_guest_that_does_not_get_there_is_gone_on_with_or_all_come_back() {
 }
 
 /// Killed at one of its calls of the toolstack, before or after that is done.
-fn killed(nr: u32, after: bool) -> Option<Lab> {
-    let lab = Lab::start();
+fn killed_in(lab: &Lab, args: &[&str], nr: u32, after: bool) -> bool {
     lab.put("kill-at", &format!("{nr}\n"));
     if after {
         lab.put("kill-after", "");
     }
-    let done = lab.run(&[]);
+    let done = lab.run(args);
     lab.remove("kill-at");
-    (done.code == 137).then_some(lab)
+    done.code == 137
+}
+
+fn killed(nr: u32, after: bool) -> Option<Lab> {
+    let lab = Lab::start();
+    killed_in(&lab, &[], nr, after).then_some(lab)
 }
 
 /// Calls of the toolstack, but `info`, are fewer.
-const CALLS: u32 = 11;
+const CALLS: u32 = 12;
 
 /// For each of its calls, until there are no more; at least so many.
-fn each_call(try_it: impl Fn(u32) -> bool + Sync) {
+fn each_call(least: usize, try_it: impl Fn(u32) -> bool + Sync) {
     let calls = std::thread::scope(|s| {
         let one = |nr| {
             let try_it = &try_it;
@@ -332,13 +328,13 @@ fn each_call(try_it: impl Fn(u32) -> bool + Sync) {
             .filter_map(|t| t.join().unwrap().then_some(()))
             .count()
     });
-    assert!((8..CALLS as usize).contains(&calls), "{calls} calls");
+    assert!((least..CALLS as usize).contains(&calls), "{calls} calls");
 }
 
 #[test]
 fn whenever_it_is_killed_it_is_gone_on_with() {
     for after in [false, true] {
-        each_call(|nr| {
+        each_call(8, |nr| {
             let Some(lab) = killed(nr, after) else {
                 return false;
             };
@@ -352,13 +348,13 @@ fn whenever_it_is_killed_it_is_gone_on_with() {
 
 #[test]
 fn whenever_it_is_killed_it_is_undone_until_the_old_host_vm_is_empty() {
-    each_call(|nr| {
+    each_call(8, |nr| {
         let Some(lab) = killed(nr, true) else {
             return false;
         };
         let (begun, empty) = (
             lab.path("state/replace-A.json").exists(),
-            lab.stage() == "empty",
+            matches!(&*lab.stage(), "empty" | "ending"),
         );
         let done = lab.run(&["--undo"]);
         match (begun, empty) {
@@ -376,6 +372,113 @@ fn whenever_it_is_killed_it_is_undone_until_the_old_host_vm_is_empty() {
         }
         true
     });
+}
+
+/// One guest has moved, and another one could not.
+fn half_way() -> Lab {
+    let lab = Lab::start();
+    lock(&lab.new).trouble = Trouble::RestoreFails;
+    lab.run(&[]).assert_ended(5, "move");
+    lock(&lab.new).trouble = Trouble::None;
+    let request = ["migrate", "guest", "--from", "A", "--to", "A.new"];
+    let mut migrate = Command::new(env!("CARGO_BIN_EXE_vmbeam"));
+    migrate.arg("--socket").arg(lab.w.control()).args(request);
+    assert!(migrate.output().unwrap().status.success());
+    lab
+}
+
+#[test]
+fn an_undo_that_is_killed_is_gone_on_with() {
+    each_call(5, |nr| {
+        let lab = half_way();
+        if !killed_in(&lab, &["--undo"], nr, nr % 2 == 0) {
+            return false;
+        }
+        let begun = lab.stage() != "moving";
+        // With the configuration that is what nobody wanted any more.
+        let args = match (begun, nr % 3) {
+            (true, 0) => &[][..],
+            _ => &["--undo"],
+        };
+        let done = lab.run(args);
+        let code = if args.is_empty() { 4 } else { 0 };
+        assert_eq!(done.code, code, "call {nr}: {done:?}");
+        lab.assert_as_before();
+        true
+    });
+}
+
+/// The old host VM has given its memory to the new one.
+#[test]
+fn what_comes_back_finds_a_reserve() {
+    let lab = half_way();
+    let gave = HostMemory {
+        pages: 280_000,
+        max_pages: 311_552,
+        cache: 128,
+        entries: 30_000,
+    };
+    let text = |memory: &HostMemory| serde_json::to_string(memory).unwrap();
+    lab.put("memory-1", &text(&gave));
+    let cache = gave.cache + (12_000 << 1);
+    let pages = gave.pages - gave.cache + cache;
+    lab.put(
+        "filled-1",
+        &text(&HostMemory {
+            pages,
+            cache,
+            ..gave
+        }),
+    );
+    lab.put("free", "20\n");
+    let done = lab.run(&["--undo"]);
+    done.assert_ended(5, "move");
+    let words = "the host has 20 MiB of free memory, and host VM A lacks 48 MiB";
+    assert!(done.stderr.contains(words), "{done:?}");
+    assert!(!lab.calls().iter().any(|c| c.starts_with("mem-")));
+    lab.remove("free");
+    let done = lab.run(&["--undo"]);
+    done.assert_ended(0, "undone");
+    assert_eq!(done.names("returned"), ["guest"]);
+    let calls = lab.calls();
+    assert!(calls.contains(&"mem-set 1 1142".into()), "{calls:?}");
+    assert!(calls.contains(&"mem-max 1 1216".into()), "{calls:?}");
+    lab.assert_as_before();
+}
+
+#[test]
+fn a_host_vm_that_does_not_say_that_it_is_empty_is_not_shut_down() {
+    let no_end = |lab: &Lab, host: &common::Host, args: &[&str], step: &str| {
+        lock(host).add_guest(7, "late", 16);
+        let silent = lock(host);
+        let done = lab.run(args);
+        drop(silent);
+        done.assert_ended(5, step);
+        let words = "nothing is shut down whose agent does not say that it has no guest";
+        assert!(done.stderr.contains(words), "{done:?}");
+        let done = lab.run(args);
+        done.assert_ended(5, step);
+        assert!(done.stderr.contains("a new guest, late"), "{done:?}");
+        let ends = |call: &String| call.starts_with("shutdown") || call.starts_with("destroy");
+        assert!(!lab.calls().iter().any(ends), "{:?}", lab.calls());
+        lock(host).guests.remove(&7);
+    };
+    // The old one, by a run that goes on where another one has found it to be empty.
+    let mut all = (1..CALLS).filter_map(|nr| killed(nr, false));
+    let lab = all.find(|lab| lab.stage() == "empty").unwrap();
+    no_end(&lab, &lab.w.hosts["A"].clone(), &[], "shutdown");
+    lab.run(&[]).assert_ended(0, "done");
+    lab.assert_replaced();
+    // The new one, which could not take the guests when it was looked at.
+    let mut all = (1..CALLS).filter_map(|nr| {
+        let lab = Lab::start();
+        lock(&lab.new).free_mib = 2;
+        killed_in(&lab, &[], nr, false).then_some(lab)
+    });
+    let lab = all.find(|lab| lab.stage() == "undoing").unwrap();
+    no_end(&lab, &lab.new.clone(), &["--undo"], "undo");
+    lab.run(&["--undo"]).assert_ended(0, "undone");
+    lab.assert_as_before();
 }
 
 #[test]

@@ -80,20 +80,33 @@ impl HostMemory {
         self.lacks(pages) == 0
     }
 
-    /// How to have these numbers become larger, by so many pages.
-    fn remedy(&self, name: &str, reserve: u64, growth: u64) -> String {
+    /// What `xl mem-set` and then `xl mem-max` have to be given for these numbers to become larger,
+    /// by so many pages.
+    fn larger(&self, reserve: u64, growth: u64) -> (u64, u64) {
         let memory = self.pages + reserve;
+        let set = mib(memory);
         // libxl adds 1 MiB.
         let max = mib((memory + growth).max(self.max_pages)) - 1;
-        let set = mib(memory);
+        // It takes no maximum below what was set.
+        (set, if reserve > 0 { max.max(set) } else { max })
+    }
+
+    /// How to have that.
+    fn remedy(&self, name: &str, reserve: u64, growth: u64) -> String {
+        let (set, max) = self.larger(reserve, growth);
         match reserve {
             0 => format!("`xl mem-max {name} {max}` lets it"),
             _ => format!(
-                "give it more, by `xl mem-set {name} {set}` and then `xl mem-max {name} {}`",
-                // It takes no maximum below what was set.
-                max.max(set)
+                "give it more, by `xl mem-set {name} {set}` and then `xl mem-max {name} {max}`"
             ),
         }
+    }
+
+    /// MiB that it lacks in its reserve for a guest of so many pages to come, and what it has to be
+    /// given then.
+    pub fn lacks_for(&self, pages: u64, mode: Mode) -> Option<(u64, (u64, u64))> {
+        let lacks = self.lacks(touches(pages, mode) + MARGIN);
+        (lacks > 0).then(|| (mib(lacks), self.larger(lacks, pages.min(self.entries))))
     }
 
     /// Why `who` cannot come into host VM `name` with so many pages: for example `guest x`.

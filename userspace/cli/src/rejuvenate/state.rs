@@ -18,8 +18,10 @@ const VERSION: u32 = 2;
 pub(super) enum Stage {
     /// Guests may be in the host VM.
     Leaving,
-    /// None is: it may be shut down.
+    /// None is: it is to be shut down.
     Empty,
+    /// It was told to, so that its agent may be silent.
+    Ending,
     /// A domain of its name that was not there is the new one.
     Creating,
     /// The new one is there.
@@ -119,7 +121,7 @@ impl State {
             return Ok(());
         };
         match self.stage {
-            Stage::Leaving | Stage::Empty if now == self.domid => Ok(()),
+            Stage::Leaving | Stage::Empty | Stage::Ending if now == self.domid => Ok(()),
             Stage::Creating if now != self.domid => self.created(now, &args.config),
             Stage::Created { domid, config } if now == domid => {
                 if config == digest(&args.config)? {

@@ -38,10 +38,14 @@ pub(super) enum Stage {
     Checking,
     /// Guests may be in both.
     Moving,
-    /// None is in the old one, which may be shut down: there is no way back.
+    /// None is in the old one, which is to be shut down: there is no way back.
     Empty,
+    /// It was told to, so that its agent may be silent.
+    Ending,
     /// The way back: guests may be in both, and the new one is removed at its end.
     Undoing,
+    /// All are in the old one. The new one was told to shut down, or is gone already.
+    Removing,
 }
 
 /// What must be known to go on.
@@ -66,6 +70,9 @@ pub(super) struct State {
     pub(super) size: Size,
     /// Domid of the new one, once it is there.
     pub(super) new: Option<u32>,
+    /// Its agent has answered: guests may have got there, by whatever way.
+    #[serde(default)]
+    pub(super) answered: bool,
     /// Guests that were to leave the old one.
     pub(super) guests: Vec<String>,
     pub(super) stage: Stage,
@@ -97,6 +104,7 @@ impl State {
             config,
             size,
             new: None,
+            answered: false,
             guests: Vec::new(),
             stage: Stage::Creating,
             memory,
@@ -132,14 +140,20 @@ impl State {
                 "a replacement of host VM {name} was begun {begun} ago, and the host was restarted since, with whatever ran on it; see `vmbeam list`, and remove {file}"
             ));
         }
+        let lost = match self.stage {
+            Stage::Creating | Stage::Checking | Stage::Removing => false,
+            Stage::Moving | Stage::Undoing => !self.guests.is_empty(),
+            // Nothing else replaces the old one.
+            Stage::Empty | Stage::Ending => true,
+        };
         if let Some(new) = self.new.filter(|new| !domains.has(*new)) {
-            if self.stage >= Stage::Moving && !self.guests.is_empty() {
+            if lost {
                 return Err(format!(
-                    "a replacement of host VM {name} was begun {begun} ago, and the new host VM, domain {new}, is gone since, with the guests that had moved to it; see `vmbeam list`, and remove {file}"
+                    "a replacement of host VM {name} was begun {begun} ago, and the new host VM, domain {new}, is gone since, with whatever guests had moved to it; see `vmbeam list`, and remove {file}"
                 ));
             }
         }
-        let (Some(config), true) = (config, self.stage != Stage::Undoing) else {
+        let (Some(config), true) = (config, self.stage < Stage::Undoing) else {
             return Ok(());
         };
         if digest(config)? != self.digest {

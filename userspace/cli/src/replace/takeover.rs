@@ -4,6 +4,7 @@
 //! boots. Each of this can be done again when it is done already.
 
 use crate::restart::value;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::symlink;
@@ -41,9 +42,11 @@ pub(super) fn link(path: &Path, to: &Path) -> Result<(), String> {
     if fs::read_link(path).is_ok_and(|found| found == to) {
         return Ok(());
     }
-    let mut new = path.as_os_str().to_owned();
+    // Nothing is started from one that is left behind by whoever is killed here.
+    let mut new = OsString::from(".");
+    new.push(path.file_name().unwrap_or_default());
     new.push("~");
-    let new = PathBuf::from(new);
+    let new = path.with_file_name(new);
     remove(&new)?;
     symlink(to, &new)
         .and_then(|()| fs::rename(&new, path))
@@ -69,6 +72,12 @@ pub(super) fn wait_until_free(socket: &Path) {
     }
 }
 
+/// Not what is looked at when the host boots.
+fn is_hidden(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    name.as_encoded_bytes().starts_with(b".")
+}
+
 /// The entry that starts this host VM when the host boots, if there is one.
 pub(super) fn entry(directory: &Path, host_vm: &str) -> Result<Option<PathBuf>, String> {
     let entries = match fs::read_dir(directory) {
@@ -78,7 +87,7 @@ pub(super) fn entry(directory: &Path, host_vm: &str) -> Result<Option<PathBuf>, 
     };
     let mut found = entries.flatten().map(|e| e.path()).filter(|path| {
         let text = fs::read_to_string(path).unwrap_or_default();
-        value(&text, "name") == Some(host_vm)
+        !is_hidden(path) && value(&text, "name") == Some(host_vm)
     });
     match (found.next(), found.next()) {
         (Some(first), Some(second)) => Err(format!(
@@ -163,6 +172,13 @@ mod tests {
         assert_eq!(fs::read_link(auto.join("A")).unwrap(), config);
         let kept = fs::read_to_string(dir.path().join("A-new.cfg.replaced")).unwrap();
         assert!(kept.starts_with("# old"));
+        // What somebody has left who was killed, from now on and before.
+        symlink(&old, auto.join(".A~")).unwrap();
+        start().unwrap();
+        remove(&auto.join("A")).unwrap();
+        symlink(&old, auto.join("A")).unwrap();
+        start().unwrap();
+        assert!(!auto.join(".A~").is_symlink());
         // Two of them.
         symlink(&old, auto.join("zz")).unwrap();
         assert!(start().unwrap_err().contains("both start host VM A"));
