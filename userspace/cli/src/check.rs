@@ -329,7 +329,7 @@ mod tests {
             shown[..2],
             [
                 ("ok", "1087 MiB, at most 1089; all of it is there"),
-                ("ok", "small: 639 MiB, at most 1217; a reserve of 178 MiB for 754 MiB that are not there"),
+                ("ok", "small: 639 MiB, at most 1217; a reserve of 178 MiB for 754 MiB that are not there: start nothing in it"),
             ]
         );
         assert_eq!(shown[2].0, "WARNING");

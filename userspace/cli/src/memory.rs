@@ -73,9 +73,13 @@ pub(crate) fn text(memory: &HostMemory) -> String {
     match memory.is_small() {
         false => format!("{pages} MiB, at most {max}; all of it is there"),
         true => format!(
-            "small: {pages} MiB, at most {max}; a reserve of {} MiB for {} MiB that are not there",
+            "small: {pages} MiB, at most {max}; a reserve of {} MiB for {} MiB that are not there{}",
             cache / MIB,
-            entries / MIB
+            entries / MIB,
+            match memory.is_backed() {
+                true => "",
+                false => ": start nothing in it",
+            }
         ),
     }
 }

@@ -249,7 +249,7 @@ fn a_host_vm_that_starts_small_is_seen_by_whoever_looks() {
     let status = ["status", "--device", "/nonexistent"];
     let shown = text(command(&socket, &status).output().unwrap());
     for line in [
-        "Host VM B: small: 639 MiB, at most 641; a reserve of 0 MiB for 754 MiB that are not there",
+        "Host VM B: small: 639 MiB, at most 641; a reserve of 0 MiB for 754 MiB that are not there: start nothing in it",
         "Host VM B: its reserve is 0 MiB, and less than 16 MiB: it dies with",
         "Host VM B: it may have 641 MiB, so that at most 1 MiB of guests can be relocated to it; `xl mem-max B 1394` lets it",
     ] {

@@ -14,6 +14,9 @@ const RESTORE: u64 = 8192;
 const RESTORE_SHARE: u64 = 16;
 /// Pages that stay for what the guest hypervisor and its management VM do meanwhile.
 pub const MARGIN: u64 = 4096;
+/// Pages without which a host VM that lacks memory may die of giving some away: the hypervisor
+/// looks for zeroes only among the last 32 pages that were touched.
+const GIVES: u64 = 33;
 /// Pages of 1 MiB.
 const MIB: u64 = 256;
 
@@ -136,6 +139,17 @@ impl HostMemory {
             ));
         }
         all
+    }
+
+    /// Why it can give nothing away: its guest hypervisor writes to all that a guest leaves behind.
+    pub fn cannot_give(&self, name: &str) -> Option<String> {
+        (!self.bears(GIVES)).then(|| {
+            format!(
+                "host VM {name} has a reserve of {} pages, and could die of giving memory away; {}",
+                self.cache,
+                self.remedy(name, self.lacks(MARGIN), 0)
+            )
+        })
     }
 
     /// Why a guest whose copy is made must not be suspended: so many pages of it are to be

@@ -9,7 +9,7 @@ use crate::driver::{Driver, DriverSession};
 use crate::exchange::{add, commit, roll_back, take_empty};
 use crate::journal::{Journal, Pairs, Place, Probe, Record, State, WriteError};
 use crate::link::LinkError;
-use crate::memory::Route;
+use crate::memory::{refill, Route};
 use crate::probe::{count, vote};
 use crate::side::Side;
 use std::time::Instant;
@@ -143,7 +143,11 @@ impl<'a> Executor<'a> {
             Command::SwapBack => self.swap_back(work),
             Command::Look => self.look(work),
             Command::Resume(side) => self.resume(work, side),
-            Command::Destroy(side) => self.destroy(work, side),
+            Command::Destroy(side) => {
+                // The guest runs on. What is destroyed is scrubbed, which takes of the reserve.
+                self.refill(work);
+                self.destroy(work, side)
+            }
             Command::Stage
             | Command::Stream
             | Command::Prepare
@@ -345,6 +349,15 @@ impl<'a> Executor<'a> {
             }
         }
         Ok(event)
+    }
+
+    /// Give host VMs the reserves that they need after a relocation, or after one was undone.
+    fn refill(&self, work: &Work) {
+        let Record { from, to, .. } = &work.record;
+        if work.record.mode == Mode::Relocate {
+            let undone = work.machine.reached() != Step::Destroy;
+            refill([(self.from.vm, from), (self.to.vm, to)], undone);
+        }
     }
 
     fn put_back(&mut self, work: &Work) -> Result<Event, String> {

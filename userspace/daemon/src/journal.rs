@@ -54,6 +54,9 @@ pub struct Place {
     /// Which the hypervisor never gives to another domain; as far as it was known.
     #[serde(default)]
     pub host_id: Option<u64>,
+    /// Pages that the host VM had before a relocation, as far as it was known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pages: Option<u64>,
 }
 
 /// A page that tells where the memory is.

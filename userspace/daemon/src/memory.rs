@@ -4,11 +4,12 @@
 //! than its guest hypervisor believes.
 
 use crate::driver::Driver;
-use crate::exchange::{refused, SwapError};
+use crate::exchange::{both, refused, SwapError};
+use crate::journal::Place;
 use std::process::Command;
 use std::time::Duration;
-use tracing::info;
-use vmbeam_control_protocol::{HostMemory, HostVmMemory, Mode};
+use tracing::{info, warn};
+use vmbeam_control_protocol::{HostMemory, HostVmMemory, Mode, MARGIN};
 use vmbeam_uapi::sys::FEATURE_RELOCATE;
 use vmbeam_uapi::Mode as BindMode;
 use vmbeam_xen::command::run;
@@ -18,6 +19,9 @@ use crate::host_vm::{expected, side_by_side, HostVm};
 
 /// How long the command may take that asks the hypervisor.
 const LIMIT: Duration = Duration::from_secs(10);
+
+/// The same if it fills a reserve before, which may be of many GiB.
+const FILLING: Duration = Duration::from_secs(120);
 
 /// The hypervisor tells it only to root.
 pub(crate) const UNPRIVILEGED: &str = "vmbeamd may not ask the hypervisor with --user or --seccomp";
@@ -34,7 +38,8 @@ pub(crate) fn ask(
     let mut command = Command::new(program);
     command.args(arguments).arg(domid.to_string());
     command.args(reserve.map(|pages| format!("--reserve={pages}")));
-    let out = run(&mut command, LIMIT).map_err(|e| failed(&e.to_string()))?;
+    let limit = reserve.map_or(LIMIT, |_| FILLING);
+    let out = run(&mut command, limit).map_err(|e| failed(&e.to_string()))?;
     if !out.status.success() {
         let why = out.err.lines().next().unwrap_or("it says nothing").trim();
         return Err(failed(why));
@@ -42,30 +47,72 @@ pub(crate) fn ask(
     serde_json::from_str(&out.out).map_err(|e| failed(&format!("not what was asked for: {e}")))
 }
 
-/// How a guest's memory gets there if that is left open.
-pub(crate) fn chosen(wanted: Mode, to: &Result<HostMemory, String>) -> Mode {
-    match (wanted, to) {
-        (Mode::Auto, Ok(memory)) if memory.is_small() => Mode::Relocate,
-        (Mode::Auto, _) => Mode::Swap,
-        _ => wanted,
+/// What both host VMs of a move have, the source first.
+pub(crate) struct Both(pub(crate) [Result<HostMemory, String>; 2]);
+
+impl Both {
+    pub(crate) fn ask(from: &HostVm, to: &HostVm) -> Self {
+        let (from, to) = both(|| from.memory(), || to.memory());
+        Self([from, to])
+    }
+
+    /// Whether the destination has less memory than its guest hypervisor believes, if that is
+    /// known.
+    pub(crate) fn small(&self) -> Option<bool> {
+        self.to().map(|m| m.is_small())
+    }
+
+    pub(crate) fn to(&self) -> Option<HostMemory> {
+        self.0[1].clone().ok()
+    }
+
+    /// How a guest's memory gets there if that is left open. A page that is not there, on
+    /// either side, cannot be swapped.
+    pub(crate) fn chosen(&self, driver: &dyn Driver, wanted: Mode) -> Mode {
+        let small =
+            |memory: &Result<HostMemory, String>| memory.as_ref().is_ok_and(HostMemory::is_small);
+        let [from, to] = &self.0;
+        let can = || {
+            driver
+                .info()
+                .is_ok_and(|i| i.features & FEATURE_RELOCATE != 0)
+        };
+        match wanted {
+            Mode::Auto if small(to) || small(from) && can() => Mode::Relocate,
+            Mode::Auto => Mode::Swap,
+            _ => wanted,
+        }
+    }
+
+    /// Why nothing at all can be moved by this mode.
+    pub(crate) fn in_the_way(
+        &self,
+        driver: &dyn Driver,
+        (from, to): (&str, &str),
+        mode: Mode,
+    ) -> Vec<String> {
+        let relocates = mode == Mode::Relocate;
+        let mut all = Vec::new();
+        for (name, memory) in [from, to].iter().zip(&self.0) {
+            match memory {
+                Err(why) if relocates || why != UNPRIVILEGED => all.push(format!(
+                    "nothing can be moved from or to host VM {name}, whose reserve is not known: {why}"
+                )),
+                _ => {}
+            }
+        }
+        if let (true, Ok(memory)) = (relocates, &self.0[0]) {
+            all.extend(memory.cannot_give(from));
+        }
+        if relocates {
+            all.extend(no_relocation(driver));
+        }
+        all
     }
 }
 
 /// Why nothing at all can be relocated.
-pub(crate) fn no_relocation(
-    driver: &dyn Driver,
-    to: &str,
-    mode: Mode,
-    memory: &Result<HostMemory, String>,
-) -> Option<String> {
-    if mode != Mode::Relocate {
-        return None;
-    }
-    if let Err(why) = memory {
-        return Some(format!(
-            "nothing can be relocated to host VM {to}, whose reserve is not known: {why}"
-        ));
-    }
+fn no_relocation(driver: &dyn Driver) -> Option<String> {
     match driver.info() {
         Ok(info) if info.features & FEATURE_RELOCATE != 0 => None,
         Ok(_) => Some(
@@ -136,6 +183,45 @@ pub(crate) fn holds(vm: &HostVm, copies: u64) -> Result<(), SwapError> {
     }
 }
 
+/// Frames have gone over, or they have come back: none of the two host VMs is to be worse off for
+/// that than it must be. Each gets a margin. And when one has more of a reserve than it has a
+/// use for any more, the hypervisor gives the rest to the host: the other one gets as much,
+/// which needs it now, or the same one, which has a use for it again.
+pub(crate) fn refill(sides: [(&HostVm, &Place); 2], undone: bool) {
+    let fill = |(vm, place): (&HostVm, &Place), pages| {
+        let (name, domid) = (&vm.config.name, place.host_domid);
+        // It may have ended since, and its number may be another domain's.
+        let there = vm.is_still(domid, place.host_uuid);
+        match there.and_then(|there| match there {
+            true => vm.reserve(domid, pages),
+            false => Err("it has ended".into()),
+        }) {
+            Ok(memory) => {
+                info!(host_vm = name, ?memory, "its reserve after a relocation");
+                Some(memory)
+            }
+            Err(why) => {
+                warn!("host VM {name} may lack a reserve after a relocation: {why}");
+                None
+            }
+        }
+    };
+    let now = sides.map(|side| fill(side, MARGIN));
+    let before = sides.map(|(_, place)| place.pages);
+    let ([Some(a), Some(b)], [Some(a_had), Some(b_had)]) = (now, before) else {
+        return;
+    };
+    let lost = match undone {
+        true => [a_had.saturating_sub(a.pages), b_had.saturating_sub(b.pages)],
+        false => [(a_had + b_had).saturating_sub(a.pages + b.pages), 0],
+    };
+    for ((side, now), lost) in sides.into_iter().zip([a, b]).zip(lost) {
+        if lost > 0 {
+            fill(side, now.cache + lost);
+        }
+    }
+}
+
 impl Shared {
     /// All host VMs' memory.
     pub(crate) fn memories(&self) -> Vec<HostVmMemory> {
@@ -169,22 +255,5 @@ mod tests {
         let failing = ["sh", "-c", "echo no such domain >&2; exit 1"].map(String::from);
         let e = ask(&failing, 3, None).unwrap_err();
         assert!(e.ends_with("`: no such domain"), "{e}");
-    }
-
-    #[test]
-    fn a_small_destination_is_relocated_to_unless_somebody_wants_otherwise() {
-        let small = Ok(HostMemory {
-            entries: 1,
-            ..HostMemory::default()
-        });
-        let full = Ok(HostMemory::default());
-        let unknown = Err(String::new());
-        assert_eq!(chosen(Mode::Auto, &small), Mode::Relocate);
-        assert_eq!(chosen(Mode::Auto, &full), Mode::Swap);
-        assert_eq!(chosen(Mode::Auto, &unknown), Mode::Swap);
-        for mode in [Mode::Swap, Mode::Copy, Mode::Relocate] {
-            assert_eq!(chosen(mode, &small), mode);
-            assert_eq!(chosen(mode, &full), mode);
-        }
     }
 }

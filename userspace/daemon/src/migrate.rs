@@ -95,8 +95,9 @@ pub(crate) struct Job<'a> {
     /// How the memory gets there.
     pub(crate) mode: Mode,
     pub(crate) route: Route,
-    /// The destination lacks memory that its guest hypervisor believes it has.
-    pub(crate) small: bool,
+    /// The destination lacks memory that its guest hypervisor believes it has, if that is
+    /// known.
+    pub(crate) small: Option<bool>,
     started: Instant,
     pub(crate) guest: Guest,
     /// What it has been suspended for, if it may have been.
@@ -243,7 +244,7 @@ impl<'a> Job<'a> {
             from,
             to,
             mode,
-            small,
+            memory,
             domids,
             ids,
             guest,
@@ -273,6 +274,10 @@ impl<'a> Job<'a> {
             guest,
             host_uuid: vm.uuid(),
             host_id: ids.map(|ids| ids[id]),
+            pages: match mode {
+                Mode::Relocate => memory.0[id].as_ref().ok().map(|m| m.pages),
+                _ => None,
+            },
         };
         let ends = (
             place(&from, domids.0, Some(guest.domid), 0),
@@ -308,7 +313,7 @@ impl<'a> Job<'a> {
             work,
             mode,
             route: Route::new(domids, mode),
-            small,
+            small: memory.small(),
             started: context.started,
             guest,
             pause: None,

@@ -8,7 +8,7 @@ use crate::driver::Driver;
 use crate::exchange::{both, refused, SwapError};
 use crate::host_vm::HostVm;
 use crate::link::{unexpected, Link, LinkError, Reading};
-use crate::memory::{chosen, no_relocation};
+use crate::memory::Both;
 use crate::side::Side;
 use std::collections::HashMap;
 use tracing::warn;
@@ -141,8 +141,8 @@ pub(crate) struct Checked<'a> {
     pub(crate) to: Side<'a>,
     /// How its memory gets there.
     pub(crate) mode: Mode,
-    /// The destination has less memory than its guest hypervisor believes.
-    pub(crate) small: bool,
+    /// What both host VMs have of the host's memory.
+    pub(crate) memory: Both,
     pub(crate) domids: (u32, u32),
     /// The hypervisor's ids of both host VMs, if it was asked.
     pub(crate) ids: Option<[u64; 2]>,
@@ -163,8 +163,8 @@ pub(crate) fn check<'a>(
     request: &MigrateRequest,
 ) -> Result<Checked<'a>, SwapError> {
     let (mut from, mut to) = take(host_vms)?;
-    let memory = to.vm.memory();
-    let mode = chosen(request.mode, &memory);
+    let memory = Both::ask(from.vm, to.vm);
+    let mode = memory.chosen(driver, request.mode);
     let (domids, ids) = domids(driver, (&mut from, &mut to), mode)?;
     let inventory = Inventory::of(&mut from, &mut to)?;
     let warnings = inventory.warnings(from.name(), to.name());
@@ -184,8 +184,8 @@ pub(crate) fn check<'a>(
     let needs = format!("guest {name} needs");
     let room = no_room(to.name(), &needs, needed_mib(guest.pages), there.1.free_mib);
     blockers.extend(room);
-    blockers.extend(no_relocation(driver, to.name(), mode, &memory));
-    blockers.extend(no_reserve(to.name(), &guest, mode, &memory));
+    blockers.extend(memory.in_the_way(driver, (from.name(), to.name()), mode));
+    blockers.extend(no_reserve(to.name(), &guest, mode, memory.to()));
     blockers.extend(looked_at(&mut from, &mut to, &guest, mode));
     if let Some(uuid) = uuid.filter(|_| !request.dry_run) {
         to.talk(|l| l.expect(uuid)).map_err(refused)?;
@@ -194,7 +194,7 @@ pub(crate) fn check<'a>(
         from,
         to,
         mode,
-        small: memory.is_ok_and(|m| m.is_small()),
+        memory,
         domids,
         ids,
         guest,
@@ -290,17 +290,11 @@ fn other_cpu(to: &str, guest: &Guest, there: &Facts) -> Option<String> {
 }
 
 /// Why a destination that has less memory than it believes cannot take a guest.
-fn no_reserve(
-    to: &str,
-    guest: &Guest,
-    mode: Mode,
-    memory: &Result<HostMemory, String>,
-) -> Vec<String> {
+fn no_reserve(to: &str, guest: &Guest, mode: Mode, memory: Option<HostMemory>) -> Vec<String> {
     let who = format!("guest {}", guest.name);
-    memory.as_ref().map_or_else(
-        |_| Vec::new(),
-        |memory| memory.in_the_way(to, &who, guest.pages, mode),
-    )
+    memory.map_or_else(Vec::new, |memory| {
+        memory.in_the_way(to, &who, guest.pages, mode)
+    })
 }
 
 /// Why nothing may arrive.
@@ -402,19 +396,20 @@ pub(crate) fn plan(
     mode: Mode,
 ) -> Result<PlanReport, SwapError> {
     let (mut from, mut to) = take(host_vms)?;
-    let memory = to.vm.memory();
-    let mode = chosen(mode, &memory);
+    let memory = Both::ask(from.vm, to.vm);
+    let mode = memory.chosen(driver, mode);
     let mut report = PlanReport {
         mode,
-        memory: memory.clone().ok(),
+        memory: memory.to(),
         ..PlanReport::default()
     };
     if let Err(e) = domids(driver, (&mut from, &mut to), mode) {
         report.blockers.push(e.message);
     }
     report.blockers.extend(closed(to.vm));
-    let relocation = no_relocation(driver, to.name(), mode, &memory);
-    report.blockers.extend(relocation);
+    let names = (from.name(), to.name());
+    let in_the_way = memory.in_the_way(driver, names, mode);
+    report.blockers.extend(in_the_way);
     let inventory = Inventory::of(&mut from, &mut to)?;
     report.warnings = inventory.warnings(from.name(), to.name());
     let Inventory {
@@ -438,7 +433,7 @@ pub(crate) fn plan(
             &there.0,
             &uuids,
         ));
-        blockers.extend(no_reserve(to.name(), guest, mode, &memory));
+        blockers.extend(no_reserve(to.name(), guest, mode, memory.to()));
         blockers.extend(looked_at(&mut from, &mut to, guest, mode));
         PlannedGuest {
             blockers,

@@ -33,6 +33,8 @@ pub(crate) struct Staged {
     others: Vec<JoinedRun>,
     /// Pairs that were refused.
     refused: Vec<JoinedRun>,
+    /// How many pages are to be copied because of that. The destination's reserve bears them.
+    copies: u64,
     /// What was found out since the guest was suspended.
     confirmed: Option<Confirmed>,
 }
@@ -89,6 +91,7 @@ impl Job<'_> {
         self.staged = Some(Staged {
             relay,
             refused: beyond(&runs, &rehearsal.good),
+            copies: count(&rehearsal.bad),
             pairs: rehearsal.good,
             empty: rehearsal.empty,
             digest,
@@ -219,6 +222,10 @@ impl Job<'_> {
         copies.extend(&loaded.bad);
         copies.sort_by_key(|r| r.pfn);
         self.bounded(&copies, &loaded.good)?;
+        // The guest stands still: this is only asked if there is a reason.
+        if count(&copies) > staged.copies {
+            self.reserve_holds(&copies)?;
+        }
         let probes = if self.route.relocates() {
             let [known, _] = digests;
             self.probes_afar(&loaded, there, known)?

@@ -217,9 +217,13 @@ impl Job<'_> {
     /// Refuse what would take more of the destination's reserve than it has: pages that are
     /// copied are touched there, and more than that is touched by whatever runs there.
     pub(crate) fn reserve_holds(&self, copies: &[PfnRun]) -> Result<(), SwapError> {
+        let absent = self.report.pages_refused.contains_key("populate_on_demand");
         match self.small {
-            true => holds(self.exec.to.vm, count(copies)),
-            false => Ok(()),
+            Some(true) => holds(self.exec.to.vm, count(copies)),
+            None if absent => Err(refused(
+                "pages are not there in one of the two host VMs, and vmbeamd may not ask what reserve they have; run it without --user and --seccomp",
+            )),
+            _ => Ok(()),
         }
     }
 

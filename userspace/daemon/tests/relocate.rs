@@ -41,7 +41,6 @@ fn said_of_b(w: &World, memory: HostMemory) {
 /// A has everything, and B has nothing of half of what a guest will get there.
 fn small() -> World {
     let w = world();
-    write(&w, "memory-1", HostMemory::default());
     said_of_b(&w, SMALL);
     lock(&w.hosts["B"]).start_small(1024..1536);
     w
@@ -96,17 +95,28 @@ fn every_page_is_right_if_somebody_wants_to_know() {
 }
 
 #[test]
-fn what_has_all_its_memory_or_does_not_tell_is_swapped_with() {
-    for memory in [Some(HostMemory::default()), None] {
-        let w = world();
-        if let Some(memory) = memory {
-            said_of_b(&w, memory);
+fn what_has_all_its_memory_is_swapped_with() {
+    let w = world();
+    let (_, pages) = contents(&w, "A").unwrap();
+    let r = report(migrate_by(&w, Mode::Auto, true));
+    assert_eq!((r.mode, r.relocated), (Mode::Swap, 0));
+    assert_runs_only_in(&w, "B", &pages);
+    assert_eq!(modes(&w), [BindMode::Swap, BindMode::Keep]);
+}
+
+/// Nor is it known then what it may hold, by whatever mode.
+#[test]
+fn what_does_not_tell_takes_and_gives_nothing() {
+    for (domid, name) in [(1, "A"), (2, "B")] {
+        let w = small();
+        std::fs::remove_file(w.dir.path().join(format!("memory-{domid}"))).unwrap();
+        let why = format!(
+            "nothing can be moved from or to host VM {name}, whose reserve is not known: `sh -c"
+        );
+        for mode in [Mode::Auto, Mode::Relocate, Mode::Swap, Mode::Copy] {
+            assert_refused(&w, mode, &why);
         }
-        let (_, pages) = contents(&w, "A").unwrap();
-        let r = report(migrate_by(&w, Mode::Auto, true));
-        assert_eq!((r.mode, r.relocated), (Mode::Swap, 0));
-        assert_runs_only_in(&w, "B", &pages);
-        assert_eq!(modes(&w), [BindMode::Swap, BindMode::Keep]);
+        assert_eq!(lock(&w.hosts["B"]).touched, 0);
     }
 }
 
@@ -163,9 +173,16 @@ fn what_the_destination_may_not_hold_is_refused_with_figures() {
     let old = "the driver or the host hypervisor cannot relocate memory";
     assert_refused(&w, Mode::Auto, old);
     lock(&w.driver.faults).old = false;
-    std::fs::remove_file(w.dir.path().join("memory-2")).unwrap();
-    let unknown = "nothing can be relocated to host VM B, whose reserve is not known: `sh -c";
-    assert_refused(&w, Mode::Relocate, unknown);
+    // Nor may the source be without anything when what a guest leaves is scrubbed.
+    let gave = HostMemory {
+        pages: 280_000,
+        max_pages: 311_552,
+        cache: 3,
+        entries: 30_000,
+    };
+    write(&w, "memory-1", gave);
+    let dry = "host VM A has a reserve of 3 pages, and could die of giving memory away; give it more, by `xl mem-set A 1110`";
+    assert_refused(&w, Mode::Auto, dry);
 }
 
 #[test]
@@ -250,6 +267,120 @@ fn a_reserve_that_has_shrunk_meanwhile_refuses_before_the_guest_is_suspended() {
     assert_eq!(lock(&w.hosts["A"]).suspended, 0);
 }
 
+/// What is found in the pause is not passed over because there was enough before.
+#[test]
+fn more_to_be_copied_than_before_must_be_in_the_reserve_as_well() {
+    for (cache, good) in [(4096 + 100, false), (4096 + 200, true)] {
+        let w = small();
+        let (_, pages) = contents(&w, "A").unwrap();
+        // Something maps pages of the guest when it is suspended.
+        let gfns: Vec<u64> = lock(&w.hosts["A"]).guests[&1].pages[20..200]
+            .iter()
+            .map(|p| p.gfn)
+            .collect();
+        lock(&w.driver.faults).busy_when_suspended = gfns;
+        let low = HostMemory { cache, ..SMALL };
+        write(&w, "next-2", low);
+        let answer = migrate_by(&w, Mode::Auto, false);
+        if good {
+            assert!(report(answer).pages_copied > 100);
+            assert_runs_only_in(&w, "B", &pages);
+            continue;
+        }
+        let (failure, message) = error(answer);
+        assert_eq!(failure, Failure::RolledBack);
+        let words = "the reserve of host VM B has shrunk to 16 MiB, and 17 MiB are needed";
+        assert!(message.contains(words), "{message}");
+        assert_runs_only_in(&w, "A", &pages);
+        assert_eq!(lock(&w.hosts["B"]).touched, 0);
+    }
+}
+
+/// What the command was asked to fill.
+fn reserved(w: &World) -> Vec<String> {
+    let text = std::fs::read_to_string(w.dir.path().join("reserved")).unwrap_or_default();
+    text.lines().map(|l| l.replace("--reserve=", "")).collect()
+}
+
+/// The hypervisor takes what a host VM has no use for any more out of its reserve, and gives it to
+/// the host. Nobody is in debt because of that.
+#[test]
+fn a_reserve_that_was_cut_is_not_lost() {
+    let backed = HostMemory {
+        cache: 40_000,
+        entries: 40_000,
+        ..SMALL
+    };
+    let full = HostMemory {
+        pages: 300_000,
+        max_pages: 311_552,
+        ..HostMemory::default()
+    };
+    let moves = 512 - 32 - 2;
+    for undone in [false, true] {
+        let w = small();
+        write(&w, "memory-1", full);
+        said_of_b(&w, backed);
+        // B has given what it has got, or had. A got a reserve of the hypervisor.
+        let (cache, entries) = match undone {
+            false => (backed.cache - moves, backed.entries - moves),
+            true => (backed.cache - moves, backed.entries),
+        };
+        let b = HostMemory {
+            pages: backed.pages - u64::from(undone) * moves,
+            cache,
+            entries,
+            ..backed
+        };
+        write(&w, "next-2", b);
+        if undone {
+            lock(&w.driver.faults).fail_at = Some(700);
+            let (failure, message) = error(migrate_by(&w, Mode::Auto, false));
+            assert_eq!(failure, Failure::RolledBack, "{message}");
+            let again = format!("2 {}", backed.cache);
+            assert_eq!(reserved(&w), ["1 4096", "1 4096", "2 4096", &again]);
+        } else {
+            let a = HostMemory {
+                pages: full.pages - moves + 128,
+                cache: 128,
+                entries: moves,
+                ..full
+            };
+            write(&w, "next-1", a);
+            let r = report(migrate_by(&w, Mode::Auto, false));
+            assert_eq!(r.relocated, moves);
+            let its = format!("1 {moves}");
+            assert_eq!(reserved(&w), ["1 4096", "2 4096", &its]);
+        }
+    }
+}
+
+/// Pages that are not there at the source cannot be swapped, whatever the destination has.
+#[test]
+fn a_small_host_vm_is_left_for_a_full_one_by_relocation() {
+    let w = world();
+    {
+        let mut a = lock(&w.hosts["A"]);
+        let pages = a.guests[&1].pages.clone();
+        a.start_small(pages[600..700].iter().map(|p| p.gfn));
+    }
+    write(&w, "memory-1", SMALL);
+    let (_, pages) = contents(&w, "A").unwrap();
+    let r = report(migrate_by(&w, Mode::Auto, false));
+    assert_eq!(
+        (r.mode, r.pages_copied, r.relocated),
+        (Mode::Relocate, 0, 0)
+    );
+    assert!(r.pages_refused.is_empty() && r.pages_empty > 90, "{r:?}");
+    assert_runs_only_in(&w, "B", &pages);
+    assert_eq!(lock(&w.hosts["A"]).touched, 0);
+    // Only by what can.
+    let w = world();
+    write(&w, "memory-1", SMALL);
+    lock(&w.driver.faults).old = true;
+    assert_eq!(report(migrate_by(&w, Mode::Auto, false)).mode, Mode::Swap);
+}
+
 #[test]
 fn what_is_undone_gives_the_memory_back() {
     // In the middle of the swap, and behind it.
@@ -270,8 +401,7 @@ fn what_is_undone_gives_the_memory_back() {
         assert_eq!(absent(&w, "A"), HashSet::new());
         assert_eq!(absent(&w, "B"), before);
         // What does not come back has a reserve.
-        let reserved = std::fs::read_to_string(w.dir.path().join("reserved"));
-        assert_eq!(reserved.unwrap(), "1 --reserve=4096\n");
+        assert_eq!(reserved(&w), ["1 4096", "1 4096", "2 4096"]);
         if !late {
             assert_runs_only_in(&w, "A", &pages);
         }
@@ -320,6 +450,7 @@ fn everybody_can_see_what_is_there() {
     w.metrics = Some(w.dir.path().join("metrics.sock").display().to_string());
     w.start();
     said_of_b(&w, SMALL);
+    std::fs::remove_file(w.dir.path().join("memory-1")).unwrap();
     let mut stream = UnixStream::connect(w.dir.path().join("metrics.sock")).unwrap();
     stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
     let mut text = String::new();

@@ -11,6 +11,8 @@ pub struct Faults {
     pub open: Option<Errno>,
     /// Refuse the pair with this frame in A with this status.
     pub refuse: HashMap<u64, i32>,
+    /// Somebody has these frames in A mapped once a guest of it was suspended.
+    pub busy_when_suspended: Vec<u64>,
     /// Fail the commit once the cursor is here.
     pub fail_at: Option<u64>,
     /// Swap at most this many pairs a call.
@@ -143,6 +145,10 @@ impl FakeSession {
         }
         if let Some(status) = self.faults.refuse.get(&a) {
             return *status;
+        }
+        let suspended = lock(&self.a).suspended > 0;
+        if suspended && self.faults.busy_when_suspended.contains(&a) {
+            return -(Errno::EBUSY as i32);
         }
         let there = (lock(&self.a).has(a), lock(&self.b).has(b));
         match (self.mode, there) {

@@ -29,7 +29,7 @@ use vmbeam_agent_protocol::{
     AgentErrorCode, CpuFeatures, Facts, Guest, GuestKind, GuestState, Inspection, Need, Toolstack,
     Uuid,
 };
-use vmbeam_control_protocol::{FromDaemon, GuestRef, SwapRequest, ToDaemon};
+use vmbeam_control_protocol::{FromDaemon, GuestRef, HostMemory, SwapRequest, ToDaemon};
 use vmbeam_uapi::sys::{FEATURE_KEEP, FEATURE_RELOCATE, FEATURE_SWAP};
 use vmbeam_uapi::{AddFailed, Errno, Error, Info, Mode, Op, Prepared, Run, Spent, Status, Step};
 use vmbeam_wire::{encode, Decoder, VERSION};
@@ -91,6 +91,11 @@ impl World {
             .map(|(domid, name)| format!("{domid} {}\n", uuid(name)))
             .collect();
         std::fs::write(dir.path().join("uuids"), shown.concat()).unwrap();
+        // Each has all of its memory, whatever its domid.
+        let full = serde_json::to_string(&HostMemory::default()).unwrap();
+        for domid in 1..=6 {
+            std::fs::write(dir.path().join(format!("memory-{domid}")), &full).unwrap();
+        }
         let driver = FakeDriver {
             // A is domain 5 after it was restarted.
             hosts: ["A", "B", "C", "D", "A"]
