@@ -60,8 +60,13 @@ driver-mutants: userspace kernel kselftest
 
 ## check-long: the same with the long forms of the tests that have one
 .PHONY: check-long
-check-long: images harness xen-debug deb-programs deb-dkms-install deb-xen xen-tools-old trace-tools
+check-long: images harness xen-debug deb-programs deb-dkms-install deb-xen xen-tools-old trace-tools installed-disks
 	@$(lab) check --long $(GROUPS)
+
+## installed-disks: the disks of Debian hosts and management VMs for the group `installed`
+.PHONY: installed-disks
+installed-disks: images deb-programs deb-dkms deb-xen
+	@scripts/installed.sh
 
 ## coverage: which lines of the driver its tests reach, in a plain VM
 .PHONY: coverage

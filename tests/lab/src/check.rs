@@ -24,6 +24,7 @@ use crate::driver_mutants;
 use crate::ept;
 use crate::evacuate;
 use crate::faults;
+use crate::installed;
 use crate::lies;
 use crate::machine::Accelerator;
 use crate::migrate;
@@ -95,6 +96,8 @@ pub enum Group {
     Package,
     /// The driver's trace events with perf, trace-cmd and bpftrace.
     Tracing,
+    /// Debian with systemd on the host and in the management VMs, from the packages.
+    Installed,
 }
 
 const ALL: [Group; 20] = [
@@ -118,6 +121,7 @@ const ALL: [Group; 20] = [
     Group::DriverMutants,
     Group::Package,
     Group::Tracing,
+    Group::Installed,
 ];
 
 /// How often a guest VM connects its devices anew in [`migrate::failures`], at most.
@@ -136,7 +140,8 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
         | Group::Replace
         | Group::DriverMutants
         | Group::Package
-        | Group::Tracing => groups.contains(&group) || (long && groups.is_empty()),
+        | Group::Tracing
+        | Group::Installed => groups.contains(&group) || (long && groups.is_empty()),
         _ => groups.is_empty() || groups.contains(&group),
     };
     let extent = Extent {
@@ -217,6 +222,7 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
                 packaged::run(&mut tally, sizes, progress);
             }
             Group::Tracing => tracing::run(&mut tally),
+            Group::Installed => installed::run(&mut tally, progress),
         }
         tally.spent(&format!("{group:?}").to_lowercase(), start.elapsed());
     }

@@ -106,59 +106,8 @@ pub fn socket(name: &str) -> PathBuf {
 impl Machine {
     /// Start QEMU. Nothing has booted yet when this returns.
     pub fn start(config: &Config) -> Result<Self> {
-        let (run, logs) = (paths::run(), paths::logs());
-        let _ = fs::remove_dir_all(&run);
-        fs::create_dir_all(&run)?;
-        fs::create_dir_all(&logs)?;
-
-        let log = |name: &str| logs.join(name).display().to_string();
-        let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args([
-            "-nodefaults",
-            "-display",
-            "none",
-            "-no-reboot",
-            "-machine",
-            "pc",
-        ])
-        .args(config.accelerator.arguments())
-        .args(["-smp", &config.cpus.to_string()])
-        .args(["-m", &config.memory_mib.to_string()])
-        .arg("-qmp")
-        .arg(format!(
-            "unix:{},server=on,wait=off",
-            socket("qmp").display()
-        ))
-        .arg("-chardev")
-        .arg(format!(
-            "socket,id=console,path={},server=on,wait=off,logfile={}",
-            socket("console").display(),
-            log("host.log")
-        ))
-        .args([
-            "-serial",
-            "chardev:console",
-            "-device",
-            "virtio-serial-pci,max_ports=16",
-        ]);
-        for name in ["host", "A", "B"] {
-            qemu.arg("-chardev")
-                .arg(format!(
-                    "socket,id=lab{name},path={},server=on,wait=off",
-                    socket(name).display()
-                ))
-                .arg("-device")
-                .arg(format!("virtserialport,chardev=lab{name},name=lab.{name}"));
-        }
-        for name in ["A", "B"] {
-            qemu.arg("-chardev")
-                .arg(format!(
-                    "file,id=log{name},path={}",
-                    log(&format!("host-vm-{name}.log"))
-                ))
-                .arg("-device")
-                .arg(format!("virtserialport,chardev=log{name},name=log.{name}"));
-        }
+        let mut qemu = qemu(config.accelerator, config.cpus, config.memory_mib)?;
+        qemu.arg("-no-reboot");
         qemu.arg("-kernel")
             .arg(&config.xen)
             .arg("-append")
@@ -173,6 +122,27 @@ impl Machine {
             config.dom0_options,
             paths::image(config.image).display()
         ));
+        Self::run(qemu)
+    }
+
+    /// The same with disks, from the first of which it starts. What is written to them is gone
+    /// with the machine; it may restart.
+    pub fn start_disks(cpus: u32, memory_mib: u32, disks: &[Disk<'_>]) -> Result<Self> {
+        let mut qemu = qemu(Accelerator::detect(), cpus, memory_mib)?;
+        for Disk { name, image } in disks {
+            qemu.arg("-drive")
+                .arg(format!(
+                    "file={},if=none,id={name},format=raw,cache=unsafe,snapshot=on",
+                    image.display()
+                ))
+                .arg("-device")
+                .arg(format!("virtio-blk-pci,drive={name},serial={name}"));
+        }
+        Self::run(qemu)
+    }
+
+    fn run(mut qemu: Command) -> Result<Self> {
+        let logs = paths::logs();
         let child = qemu
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -207,6 +177,66 @@ impl Drop for Machine {
         let _ = self.qemu.kill();
         let _ = self.qemu.wait();
     }
+}
+
+/// A disk of a machine: its serial number, and the image.
+#[derive(Clone, Debug)]
+pub struct Disk<'a> {
+    /// `/dev/disk/by-id/virtio-NAME` in the machine.
+    pub name: &'a str,
+    /// A raw image.
+    pub image: PathBuf,
+}
+
+/// QEMU with the ports that every machine has; their directory is new.
+fn qemu(accelerator: Accelerator, cpus: u32, memory_mib: u32) -> Result<Command> {
+    let (run, logs) = (paths::run(), paths::logs());
+    let _ = fs::remove_dir_all(&run);
+    fs::create_dir_all(&run)?;
+    fs::create_dir_all(&logs)?;
+
+    let log = |name: &str| logs.join(name).display().to_string();
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args(["-nodefaults", "-display", "none", "-machine", "pc"])
+        .args(accelerator.arguments())
+        .args(["-smp", &cpus.to_string()])
+        .args(["-m", &memory_mib.to_string()])
+        .arg("-qmp")
+        .arg(format!(
+            "unix:{},server=on,wait=off",
+            socket("qmp").display()
+        ))
+        .arg("-chardev")
+        .arg(format!(
+            "socket,id=console,path={},server=on,wait=off,logfile={}",
+            socket("console").display(),
+            log("host.log")
+        ))
+        .args([
+            "-serial",
+            "chardev:console",
+            "-device",
+            "virtio-serial-pci,max_ports=16",
+        ]);
+    for name in ["host", "A", "B"] {
+        qemu.arg("-chardev")
+            .arg(format!(
+                "socket,id=lab{name},path={},server=on,wait=off",
+                socket(name).display()
+            ))
+            .arg("-device")
+            .arg(format!("virtserialport,chardev=lab{name},name=lab.{name}"));
+    }
+    for name in ["A", "B"] {
+        qemu.arg("-chardev")
+            .arg(format!(
+                "file,id=log{name},path={}",
+                log(&format!("host-vm-{name}.log"))
+            ))
+            .arg("-device")
+            .arg(format!("virtserialport,chardev=log{name},name=log.{name}"));
+    }
+    Ok(qemu)
 }
 
 /// Ends QEMU when its start fails.

@@ -17,6 +17,7 @@ mod ept;
 mod evacuate;
 mod faults;
 mod images;
+mod installed;
 mod lies;
 mod load;
 mod machine;
