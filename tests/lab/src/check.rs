@@ -100,7 +100,7 @@ pub enum Group {
     Installed,
 }
 
-const ALL: [Group; 20] = [
+const ALL: [Group; 21] = [
     Group::Style,
     Group::Hypervisor,
     Group::Unit,
