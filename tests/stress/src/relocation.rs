@@ -110,7 +110,7 @@ pub fn relocated(options: Options) -> Result<String> {
     ))
 }
 
-/// Move and swap random runs to and fro, and keep the model as they say.
+/// Move and swap random runs there and back, and keep the model as they say.
 fn move_about(
     world: &World,
     empty: u64,

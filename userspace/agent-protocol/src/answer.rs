@@ -73,7 +73,7 @@ pub enum FromAgent {
     /// not be answered. The only message that nobody asks for; its request and
     /// session are 0.
     Started,
-    /// Answer to [`ToAgent::Facts`].
+    /// Answer to [`crate::ToAgent::Facts`].
     Facts(Facts),
     /// A part of a guest that is being saved.
     Part {
@@ -88,7 +88,7 @@ pub enum FromAgent {
         /// Bytes of it.
         bytes: u32,
     },
-    /// Answer to [`ToAgent::Finish`].
+    /// Answer to [`crate::ToAgent::Finish`].
     Restored {
         /// The guest, which is paused; nothing if it is not complete yet.
         guest: Option<u32>,
@@ -99,22 +99,22 @@ pub enum FromAgent {
         #[serde(with = "crate::compressed")]
         data: Vec<u8>,
     },
-    /// Answer to [`ToAgent::Inspect`].
+    /// Answer to [`crate::ToAgent::Inspect`].
     Inspected(Inspection),
-    /// Answer to [`ToAgent::Provide`]: those of them that are not there.
+    /// Answer to [`crate::ToAgent::Provide`]: those of them that are not there.
     Lacking(Vec<Need>),
-    /// Answer to [`ToAgent::Definition`].
+    /// Answer to [`crate::ToAgent::Definition`].
     Definition(Definition),
-    /// Answer to [`ToAgent::Autostart`]: their names.
+    /// Answer to [`crate::ToAgent::Autostart`]: their names.
     Autostart(Vec<String>),
-    /// Answer to [`ToAgent::Staged`].
+    /// Answer to [`crate::ToAgent::Staged`].
     Staged {
         /// The guest, once it has all its pages and devices, and waits for its state.
         guest: Option<u32>,
     },
-    /// Answer to [`ToAgent::Uuids`]: domid and UUID of each guest.
+    /// Answer to [`crate::ToAgent::Uuids`]: domid and UUID of each guest.
     Uuids(Vec<(u32, Uuid)>),
-    /// Answer to [`ToAgent::Time`].
+    /// Answer to [`crate::ToAgent::Time`].
     Time {
         /// Nanoseconds since 1970, UTC.
         nanoseconds: u64,

@@ -5,9 +5,9 @@
 use crate::compressed;
 use crate::list::PfnRun;
 
-/// Most pages that one [`ToAgent::Digest`] may ask for.
+/// Most pages that one [`crate::ToAgent::Digest`] may ask for.
 pub const MAX_DIGEST_PAGES: u64 = 64 << 10;
-/// Most digests in one [`FromAgent::DigestChunk`].
+/// Most digests in one [`crate::FromAgent::DigestChunk`].
 pub const DIGESTS_PER_CHUNK: usize = 4096;
 /// Most guests that one agent may list.
 pub const MAX_GUESTS: usize = 1024;

@@ -13,40 +13,40 @@ use vmbeam_wire::message::{name, short, Message, MAX_NAME};
 /// From the daemon to an agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToAgent {
-    /// Begin a session. Answer: [`FromAgent::Hello`].
+    /// Begin a session. Answer: [`crate::FromAgent::Hello`].
     Hello {
         /// Version of `vmbeamd`.
         daemon_version: String,
     },
-    /// Which guests are there? Answer: [`FromAgent::Guests`].
+    /// Which guests are there? Answer: [`crate::FromAgent::Guests`].
     ListGuests,
     /// Send a guest's frame list. Answer: any number of
-    /// [`FromAgent::FramesChunk`], then [`FromAgent::FramesEnd`].
+    /// [`crate::FromAgent::FramesChunk`], then [`crate::FromAgent::FramesEnd`].
     Frames {
         /// The guest's domid in its host VM.
         guest: u32,
     },
-    /// Send the digests of these pages. Answer: [`FromAgent::DigestChunk`] in
-    /// the order asked for, then [`FromAgent::Done`].
+    /// Send the digests of these pages. Answer: [`crate::FromAgent::DigestChunk`] in
+    /// the order asked for, then [`crate::FromAgent::Done`].
     Digest {
         /// The guest's domid in its host VM.
         guest: u32,
         /// Pages, in ascending order.
         runs: Vec<PfnRun>,
     },
-    /// Pause a guest. Answer: [`FromAgent::Paused`].
+    /// Pause a guest. Answer: [`crate::FromAgent::Paused`].
     Pause {
         /// The guest's domid in its host VM.
         guest: u32,
     },
-    /// Let a guest run. Answer: [`FromAgent::Done`].
+    /// Let a guest run. Answer: [`crate::FromAgent::Done`].
     Unpause {
         /// The guest's domid in its host VM.
         guest: u32,
     },
-    /// What can move to or from here? Answer: [`FromAgent::Facts`].
+    /// What can move to or from here? Answer: [`crate::FromAgent::Facts`].
     Facts,
-    /// Begin to save a guest. Answer: [`FromAgent::Done`], and then
+    /// Begin to save a guest. Answer: [`crate::FromAgent::Done`], and then
     /// [`ToAgent::Pull`] until the end.
     Send {
         /// The guest's domid in its host VM.
@@ -57,9 +57,9 @@ pub enum ToAgent {
         staged: bool,
     },
     /// The next part of the guest that is being saved. Answer:
-    /// [`FromAgent::Part`], after a short while even if there is nothing.
+    /// [`crate::FromAgent::Part`], after a short while even if there is nothing.
     Pull,
-    /// Begin to restore a guest. Answer: [`FromAgent::Done`], and then
+    /// Begin to restore a guest. Answer: [`crate::FromAgent::Done`], and then
     /// [`ToAgent::Push`] and [`ToAgent::Finish`].
     Receive {
         /// Name that the guest will have.
@@ -70,19 +70,19 @@ pub enum ToAgent {
         staged: bool,
     },
     /// The next part of the guest that is being restored. Answer:
-    /// [`FromAgent::Taken`], after a short while even if nothing was taken.
+    /// [`crate::FromAgent::Taken`], after a short while even if nothing was taken.
     Push {
         /// It.
         #[serde(with = "crate::compressed")]
         data: Vec<u8>,
     },
-    /// There are no more parts. Answer: [`FromAgent::Restored`], after a short
+    /// There are no more parts. Answer: [`crate::FromAgent::Restored`], after a short
     /// while even if the guest is not complete; ask again then.
     Finish,
     /// Give up what [`ToAgent::Send`] or [`ToAgent::Receive`] began, if
-    /// anything. Answer: [`FromAgent::Done`] when its program has ended.
+    /// anything. Answer: [`crate::FromAgent::Done`] when its program has ended.
     Abort,
-    /// The contents of these pages. Answer: [`FromAgent::Pages`].
+    /// The contents of these pages. Answer: [`crate::FromAgent::Pages`].
     ReadPages {
         /// The guest's domid in its host VM.
         guest: u32,
@@ -90,7 +90,7 @@ pub enum ToAgent {
         runs: Vec<PfnRun>,
     },
     /// Replace the contents of these pages of a paused guest. Answer:
-    /// [`FromAgent::Done`].
+    /// [`crate::FromAgent::Done`].
     WritePages {
         /// The guest's domid in its host VM.
         guest: u32,
@@ -101,36 +101,36 @@ pub enum ToAgent {
         data: Vec<u8>,
     },
     /// Let a guest run whose saving ended, or did not. Answer:
-    /// [`FromAgent::Done`] when it does.
+    /// [`crate::FromAgent::Done`] when it does.
     Resume {
         /// The guest's domid in its host VM.
         guest: u32,
     },
-    /// Destroy a guest that does not run. Answer: [`FromAgent::Done`] when it is
+    /// Destroy a guest that does not run. Answer: [`crate::FromAgent::Done`] when it is
     /// gone.
     Destroy {
         /// The guest's domid in its host VM.
         guest: u32,
     },
-    /// What is in the way of moving this guest? Answer: [`FromAgent::Inspected`].
+    /// What is in the way of moving this guest? Answer: [`crate::FromAgent::Inspected`].
     Inspect {
         /// The guest's domid in its host VM.
         guest: u32,
         /// Its ordinary pages are not to be in its saved state.
         external: bool,
     },
-    /// Which of these are not there? Answer: [`FromAgent::Lacking`].
+    /// Which of these are not there? Answer: [`crate::FromAgent::Lacking`].
     Provide {
         /// What a guest needs that is to come.
         needs: Vec<Need>,
     },
-    /// What is written down of a guest? Answer: [`FromAgent::Definition`].
+    /// What is written down of a guest? Answer: [`crate::FromAgent::Definition`].
     Definition {
         /// The guest's name.
         name: String,
     },
     /// Write this down of a guest that has come, whatever there was. Answer:
-    /// [`FromAgent::Done`] when it is durable.
+    /// [`crate::FromAgent::Done`] when it is durable.
     Define {
         /// The guest's name.
         name: String,
@@ -138,19 +138,19 @@ pub enum ToAgent {
         definition: Definition,
     },
     /// A guest has left, and is written down elsewhere: put what is written down of it aside.
-    /// Answer: [`FromAgent::Done`] when nothing starts it here any more.
+    /// Answer: [`crate::FromAgent::Done`] when nothing starts it here any more.
     Undefine {
         /// The guest's name.
         name: String,
     },
-    /// Which guests are started when this host VM boots? Answer: [`FromAgent::Autostart`].
+    /// Which guests are started when this host VM boots? Answer: [`crate::FromAgent::Autostart`].
     Autostart,
-    /// Whether they may be. Answer: [`FromAgent::Done`].
+    /// Whether they may be. Answer: [`crate::FromAgent::Done`].
     MayStart {
         /// All of them, or none.
         allowed: bool,
     },
-    /// How far is the guest that is being restored? Answer: [`FromAgent::Staged`], after a
+    /// How far is the guest that is being restored? Answer: [`crate::FromAgent::Staged`], after a
     /// short while even if it is not made yet; ask again then.
     Staged,
     /// Suspend the guest that is being saved, which waits for that, and go on. Answer: as that
@@ -162,14 +162,14 @@ pub enum ToAgent {
         /// The guest's domid in its host VM.
         guest: u32,
     },
-    /// Which UUIDs have the guests? Answer: [`FromAgent::Uuids`].
+    /// Which UUIDs have the guests? Answer: [`crate::FromAgent::Uuids`].
     Uuids,
-    /// The guest that is restored next has this UUID. Answer: [`FromAgent::Done`].
+    /// The guest that is restored next has this UUID. Answer: [`crate::FromAgent::Done`].
     Expect {
         /// It.
         uuid: Uuid,
     },
-    /// What time is it? Answer: [`FromAgent::Time`], at once.
+    /// What time is it? Answer: [`crate::FromAgent::Time`], at once.
     Time,
 }
 
