@@ -37,7 +37,6 @@ mod races;
 mod rejuvenate;
 mod relocate;
 mod replace;
-mod slow_disk;
 mod soak;
 mod stock;
 mod superpages;

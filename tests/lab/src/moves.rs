@@ -14,7 +14,6 @@ use crate::migrate;
 use crate::migrate::migrate;
 use crate::migrate::Places;
 use crate::migrate::BALLAST;
-use crate::slow_disk;
 use crate::superpages::Superpages;
 use crate::tally::Tally;
 use crate::topology::Topology;
@@ -81,7 +80,6 @@ pub fn run(tally: &mut Tally, topology: &Topology, moves: u32) -> Option<Places>
         }
         places.swap(0, 1);
     }
-    slow_disk::run(tally, topology, &workload, places);
     tally.case("migrate", "B's memory is free again", || {
         topology
             .machine

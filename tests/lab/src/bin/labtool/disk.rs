@@ -18,27 +18,26 @@ use anyhow::Context;
 use anyhow::Result;
 
 use crate::fill::pattern;
-use crate::late;
 use crate::meter::wait_for;
 use crate::meter::Meter;
 
-pub const BLOCK: usize = 4096;
-pub const O_DIRECT: i32 = 0o40000;
+const BLOCK: usize = 4096;
+const O_DIRECT: i32 = 0o40000;
 
 /// Each operation costs the device model some milliseconds.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Direct access wants its memory aligned.
 #[repr(align(4096))]
-pub struct Block(pub [u8; BLOCK]);
+struct Block([u8; BLOCK]);
 
 impl Block {
-    pub fn new() -> Box<Self> {
+    fn new() -> Box<Self> {
         Box::new(Block([0; BLOCK]))
     }
 
     /// What the write of this number puts into this block.
-    pub fn fill(&mut self, seed: u64, number: u64) {
+    fn fill(&mut self, seed: u64, number: u64) {
         for (i, word) in self.0.chunks_exact_mut(8).enumerate() {
             let value = match i {
                 0 => number,
@@ -60,19 +59,13 @@ fn open(path: &Path) -> Option<File> {
 
 /// Write and verify for ever, once the disk is there.
 pub fn work(path: &Path, seed: u64, meter: &Meter) -> Result<()> {
-    use_disk(&wait_for(|| open(path)), seed, meter)
+    use_disk(wait_for(|| open(path)), seed, meter)
         .with_context(|| format!("disk {}", path.display()))
 }
 
-/// How many a disk has.
-pub fn blocks(mut file: &File) -> Result<u64> {
-    Ok(file.seek(SeekFrom::End(0))? / BLOCK as u64)
-}
-
-fn use_disk(file: &File, seed: u64, meter: &Meter) -> Result<()> {
-    let blocks = blocks(file)?;
-    ensure!(blocks > late::BLOCKS, "it is too small");
-    let blocks = blocks - late::BLOCKS;
+fn use_disk(mut file: File, seed: u64, meter: &Meter) -> Result<()> {
+    let blocks = file.seek(SeekFrom::End(0))? / BLOCK as u64;
+    ensure!(blocks > 0, "it is empty");
     // Which write was the last one to each block; the first is number 1.
     let mut last = vec![0_u64; blocks as usize];
     let (mut wanted, mut found) = (Block::new(), Block::new());
@@ -116,10 +109,10 @@ mod tests {
             .open(&path)
             .unwrap();
         std::fs::remove_file(&path).unwrap();
-        file.set_len((8 + late::BLOCKS) * BLOCK as u64).unwrap();
+        file.set_len(8 * BLOCK as u64).unwrap();
         let other = file.try_clone().unwrap();
         let meter: &'static Meter = Box::leak(Box::new(Meter::new()));
-        let user = thread::spawn(move || use_disk(&file, 1, meter));
+        let user = thread::spawn(move || use_disk(file, 1, meter));
         // Twice around without a word, then somebody writes.
         let () = wait_for(|| (meter.done() > 16).then_some(()));
         while !user.is_finished() {

@@ -15,7 +15,6 @@ use nix::sched::CpuSet;
 use nix::unistd::Pid;
 
 use crate::disk;
-use crate::late;
 use crate::meter::Meter;
 use crate::talk;
 
@@ -36,7 +35,6 @@ const BEAT: Duration = Duration::from_millis(50);
 static HEART: Meter = Meter::new();
 static TALK: Meter = Meter::new();
 static DISK: Meter = Meter::new();
-static LATE: Meter = Meter::new();
 
 #[derive(clap::Args, Debug)]
 pub struct Arguments {
@@ -68,7 +66,7 @@ fn heart(meter: &Meter) -> Result<()> {
 /// What the other activities did, or what went wrong with one.
 fn others() -> Result<String> {
     let mut text = String::new();
-    for (name, meter) in [("talk", &TALK), ("disk", &DISK), ("late", &LATE)] {
+    for (name, meter) in [("talk", &TALK), ("disk", &DISK)] {
         if let Some(fault) = meter.fault() {
             bail!("{name}: {fault}");
         }
@@ -128,8 +126,6 @@ pub fn fill(arguments: Arguments) -> Result<()> {
         TALK.watch(move |meter| talk::talk(&address, meter));
     }
     if let Some(path) = arguments.disk {
-        let same = path.clone();
-        LATE.watch(move |meter| late::work(&same, seed, meter));
         DISK.watch(move |meter| disk::work(&path, seed, meter));
     }
 

@@ -9,7 +9,6 @@ mod exec;
 mod fill;
 mod frames;
 mod grant;
-mod late;
 mod lie;
 mod meter;
 mod net;
