@@ -102,8 +102,8 @@ pub enum Group {
 
 const ALL: [Group; 21] = [
     Group::Style,
-    Group::Hypervisor,
     Group::Unit,
+    Group::Hypervisor,
     Group::Mock,
     Group::Harness,
     Group::Races,
@@ -157,7 +157,7 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
         false => sizes,
     };
     let mut tally = Tally::default();
-    let builds = wanted(Group::Hypervisor).then(|| thread::spawn(move || hypervisor(long)));
+    let mut builds = None;
     for group in ALL.into_iter().filter(|g| wanted(*g)) {
         let start = Instant::now();
         match group {
@@ -167,8 +167,11 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
                     tally.program("style", &mut Command::new("scripts/report-check.sh"));
                 }
             }
-            // It has begun, and has time to the end.
-            Group::Hypervisor => continue,
+            // It has time to the end.
+            Group::Hypervisor => {
+                builds = Some(thread::spawn(move || hypervisor(long)));
+                continue;
+            }
             Group::Unit => tally.program(
                 "unit",
                 Command::new("cargo")
