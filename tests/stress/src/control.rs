@@ -286,9 +286,9 @@ pub fn populate(domid: u16, order: u32, gfns: &[u64]) -> Result<()> {
 }
 
 /// Let frames be populated on demand, all or an error.
-pub fn populate_on_demand(domid: u16, order: u32, gfns: &[u64]) -> Result<()> {
+pub fn populate_on_demand(domid: u16, gfns: &[u64]) -> Result<()> {
     const ON_DEMAND: u32 = 1 << 16;
-    let done = reserve_with(POPULATE, domid, order, gfns, ON_DEMAND)?;
+    let done = reserve_with(POPULATE, domid, 0, gfns, ON_DEMAND)?;
     let all = done == gfns.len() as i64;
     ensure!(all, "on demand, for d{domid}: {}", error(done));
     Ok(())

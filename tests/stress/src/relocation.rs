@@ -13,7 +13,6 @@ use anyhow::Result;
 use nix::errno::Errno;
 
 use crate::control;
-use crate::control::Demand;
 use crate::mailbox;
 use crate::races::Options;
 use crate::races::FRAMES;
@@ -34,9 +33,10 @@ use crate::xen::Foreign;
 
 /// Where, in the window of the second domain, there is nothing at first: so many frames on.
 const EMPTY: u64 = 0x2000;
-/// Frames that a vCPU writes to, of those that come and go.
+/// Frames that a vCPU writes to, of those that come and go, which are the first ones.
 const HOT: u64 = 64;
-const LARGE: u32 = 9;
+/// Those that come and go; the others are taken away and made anew, with nothing in them.
+const MOVED: u64 = FRAMES - 64;
 /// The giver has nothing there: what the receiver has reads as zeros.
 const NOTHING: Errno = Errno::ENODATA;
 
@@ -48,8 +48,9 @@ pub fn relocated(options: Options) -> Result<String> {
     let world = World::new(2, 1, FRAMES, false)?;
     let [a, b] = [&world.domains[0], &world.domains[1]];
     let empty = b.base + EMPTY;
-    let extents: Vec<u64> = (empty..empty + FRAMES).step_by(1 << LARGE).collect();
-    control::populate_on_demand(b.domid, LARGE, &extents)?;
+    // In single frames: of a large one all is populated when one is touched.
+    let places: Vec<u64> = (empty..empty + FRAMES).collect();
+    control::populate_on_demand(b.domid, &places)?;
     let begin = control::demand(b.domid, true)?;
     ensure!(
         begin.entries == FRAMES && begin.cache == FRAMES,
@@ -81,18 +82,22 @@ pub fn relocated(options: Options) -> Result<String> {
             domain.domid
         );
     }
-    // To look at a frame is to populate it.
-    let places: Vec<u64> = (empty..empty + FRAMES).collect();
-    let found = [world.numbers(0)?, numbers_at(b.domid, &places)?];
+    for domain in [a, b] {
+        control::demand(domain.domid, true)?;
+    }
+    let mut found = [world.numbers(0)?, numbers_at(b.domid, &places)?];
+    for frames in found.iter_mut().chain(&mut model) {
+        frames.truncate(MOVED as usize);
+    }
     ensure!(found == model, "frames are elsewhere than the statuses say");
     for (domain, places) in [(a, FRAMES), (b, 2 * FRAMES)] {
         let now = control::demand(domain.domid, false)?;
-        let all = Demand {
-            pages: domain.low + places,
-            cache: 0,
-            entries: 0,
-        };
-        ensure!(now == all, "d{} has {now:?}, not {all:?}", domain.domid);
+        ensure!(
+            now.pages == domain.low + places && now.cache == now.entries,
+            "d{} has {now:?}, and {} places",
+            domain.domid,
+            domain.low + places
+        );
         if let Some(errors) = control::audit(domain.domid)? {
             ensure!(
                 errors == [0; 3],
@@ -124,7 +129,7 @@ fn move_about(
     let mut moved = [0; 2];
     let start = Instant::now();
     while start.elapsed() < options.time {
-        let offsets = random_runs(&mut random, FRAMES);
+        let offsets = random_runs(&mut random, MOVED);
         let runs: Vec<Run> = offsets
             .iter()
             .map(|r| Run {
@@ -156,7 +161,8 @@ fn move_about(
     Ok((statuses, moved))
 }
 
-/// Give both domains all that they have places for, again and again, and look at their frames.
+/// Give both domains all that they have places for, again and again, look at frames, and take
+/// them away.
 fn disturb(world: &World, empty: u64, seed: u64, stop: &AtomicBool) -> Result<()> {
     let mut random = fastrand::Rng::with_seed(seed);
     while !stop.load(Relaxed) {
@@ -168,11 +174,11 @@ fn disturb(world: &World, empty: u64, seed: u64, stop: &AtomicBool) -> Result<()
             "d{} has more than it has places for: {now:?}",
             domain.domid
         );
-        let first = [domain.base, empty][index];
-        drop(Foreign::any(
-            domain.domid,
-            &[first + random.u64(0..FRAMES)],
-        )?);
+        let gfn = [[domain.base, empty][index] + random.u64(MOVED..FRAMES)];
+        drop(Foreign::all(domain.domid, &gfn)?);
+        let gone = control::reserve(control::DECREASE, domain.domid, 0, &gfn)?;
+        ensure!(gone == 1, "decrease_reservation: {}", control::error(gone));
+        control::populate_on_demand(domain.domid, &gfn)?;
     }
     Ok(())
 }
