@@ -153,7 +153,7 @@ fn one(topology: &Topology, [from, to]: [&str; 2], percent: u64) -> Result<()> {
 /// A host VM that has given memory away has a small reserve: `vmbeam migrate` says what to do.
 fn advice(topology: &Topology) -> Result<()> {
     let host = &topology.machine.host;
-    let dry_run = migrate::command("B", "A", "--dry-run --json");
+    let dry_run = migrate::command("B", "A", "--dry-run --json 2>/dev/null");
     for _ in 0..ADVICE {
         let text = host.run(&dry_run, SHORT)?.text;
         let report: serde_json::Value =
