@@ -195,9 +195,14 @@ struct Going {
 
 impl Going {
     fn start(w: &World, args: &[&str]) -> Self {
-        let mut command = command(w, args);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
+        let vmbeam = command(w, args);
+        // Whoever runs the tests may ignore Ctrl-C, as shells let their background jobs do.
+        let mut command = Command::new("env");
+        command
+            .arg("--default-signal=INT")
+            .arg(vmbeam.get_program());
+        command.args(vmbeam.get_args()).stdout(Stdio::piped());
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let said = BufReader::new(child.stderr.take().unwrap()).lines();
         Self { child, said }
     }
