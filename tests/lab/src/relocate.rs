@@ -30,8 +30,6 @@ const BESIDE_MIB: u32 = 192;
 /// Of a guest VM's pages, what is relocated at least, in percent: others are exchanged with what the
 /// guest hypervisor of B has touched when it booted, each time.
 const RELOCATED: u64 = 50;
-/// So many moves let the daemon fill reserves, from then on both host VMs together have the same.
-const SETTLED: u32 = 3;
 /// How often a message with commands is obeyed before something else is wrong.
 const ADVICE: u32 = 3;
 
@@ -86,14 +84,8 @@ pub fn check(tally: &mut Tally, sizes: Sizes, progress: &Progress) {
             advice(&topology, way)?;
             one(&topology, way)?;
             let now = Pages::look(&topology)?;
-            let (settled, first) = (number > SETTLED, first.get_or_insert_with(|| now.clone()));
-            ensure!(
-                now.all() == first.all() && (!settled || now.of_host_vms() == first.of_host_vms()),
-                "{first:?}, then {now:?}"
-            );
-            if !settled {
-                *first = now;
-            }
+            let first = first.get_or_insert_with(|| now.clone());
+            ensure!(now.all() == first.all(), "{first:?}, then {now:?}");
             moved = true;
             Ok(())
         });
