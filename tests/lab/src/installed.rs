@@ -133,7 +133,7 @@ fn settled(system: &Channel) -> Result<()> {
 fn types(system: &Channel, command: &str, limit: Duration) -> Result<String> {
     println!("    {}# {command}", system.name());
     let output = system.run(
-        &format!("cd /root/packages 2>/dev/null || cd; yes | {command}"),
+        &format!("cd ~/packages 2>/dev/null || cd; yes | {command}"),
         limit,
     )?;
     ensure!(
@@ -149,7 +149,7 @@ fn types(system: &Channel, command: &str, limit: Duration) -> Result<String> {
 fn copy_packages(system: &Channel, of: &str) -> Result<()> {
     system.sh(
         &format!(
-            "mkdir -p /root/packages && tar -x -C /root/packages --strip-components=2 \
+            "mkdir -p ~/packages && tar -x -C ~/packages --strip-components=2 \
              -f /dev/disk/by-id/virtio-packages ./{of}"
         ),
         SHORT,

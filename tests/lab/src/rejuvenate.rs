@@ -22,12 +22,10 @@ use crate::images;
 use crate::machine::Accelerator;
 use crate::migrate;
 use crate::monitor;
-use crate::paths;
 use crate::product;
 use crate::progress::Progress;
 use crate::tally::Tally;
 use crate::topology;
-use crate::topology::Sizes;
 use crate::topology::System;
 use crate::topology::Topology;
 use crate::topology::SHORT;
@@ -130,13 +128,7 @@ impl upkeep::Report for Report {
 
     /// Bring it up: the old guest hypervisor in A, the current one in B.
     fn boot(progress: &Progress) -> Result<Topology> {
-        let stage = progress.stage("images: the host with the old guest hypervisor");
-        images::with_old_xen()?;
-        stage.done();
-        let sizes = Sizes::for_guests(GUESTS.len() as u32, GUEST_MIB);
-        let (topology, _) =
-            Topology::boot_host_with(sizes, &paths::xen(), "host-old", (1, ""), progress)?;
-        product::start(&topology)?;
+        let topology = upkeep::boot_host(progress)?;
         topology.start_host_vms_with([System::Old, System::Current], progress)?;
         product::wait_for_agents(&topology)?;
         Ok(topology)

@@ -22,13 +22,11 @@ use crate::images;
 use crate::machine::Accelerator;
 use crate::migrate;
 use crate::pages::Pages;
-use crate::paths;
 use crate::product;
 use crate::progress::Progress;
 use crate::rejuvenate::version;
 use crate::topology;
 use crate::topology::Place;
-use crate::topology::Sizes;
 use crate::topology::System;
 use crate::topology::Topology;
 use crate::topology::SHORT;
@@ -181,13 +179,7 @@ impl upkeep::Report for Report {
 
     /// Bring it up: the old guest hypervisor in A with three guest VMs, and no B.
     fn boot(progress: &Progress) -> Result<Topology> {
-        let stage = progress.stage("images: the host with the old guest hypervisor");
-        images::with_old_xen()?;
-        stage.done();
-        let sizes = Sizes::for_guests(GUESTS.len() as u32, GUEST_MIB);
-        let (topology, _) =
-            Topology::boot_host_with(sizes, &paths::xen(), "host-old", (1, ""), progress)?;
-        product::start(&topology)?;
+        let topology = upkeep::boot_host(progress)?;
         product::stop_daemon(&topology)?;
         topology.machine.host.sh(
             "sed -i '/^name = \"A\"/a replaceable = true' /etc/vmbeam/vmbeamd.toml",

@@ -10,9 +10,12 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::busy;
+use crate::images;
 use crate::paths;
+use crate::product;
 use crate::progress::Progress;
 use crate::tally::Tally;
+use crate::topology::Sizes;
 use crate::topology::Topology;
 
 /// What a command did.
@@ -41,6 +44,18 @@ pub trait Report: Serialize + Sized {
         fs::write(&path, serde_json::to_string_pretty(self)? + "\n")
             .with_context(|| format!("cannot write {}", path.display()))
     }
+}
+
+/// The host alone, with room for the guest VMs and with the old guest hypervisor in its image.
+pub fn boot_host(progress: &Progress) -> Result<Topology> {
+    let stage = progress.stage("images: the host with the old guest hypervisor");
+    images::with_old_xen()?;
+    stage.done();
+    let sizes = Sizes::for_guests(busy::GUESTS.len() as u32, busy::GUEST_MIB);
+    let (topology, _) =
+        Topology::boot_host_with(sizes, &paths::xen(), "host-old", (1, ""), progress)?;
+    product::start(&topology)?;
+    Ok(topology)
 }
 
 /// `make demo-NAME`: true if everything verified.

@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
+#[path = "common/moves.rs"]
+mod moves;
 
 use common::peer::proxy;
 use common::{lock, World};
@@ -12,7 +14,7 @@ use std::io::Write;
 use std::time::Duration;
 use vmbeam_agent_protocol::{AgentErrorCode, FromAgent, ToAgent};
 use vmbeam_control_protocol::{
-    Clocks, EvacuateRequest, FromDaemon, GuestRef, MigrateReport, MigrateRequest, Mode, ToDaemon,
+    Clocks, EvacuateRequest, FromDaemon, MigrateReport, MigrateRequest, Mode, ToDaemon,
 };
 use vmbeam_wire::encode;
 
@@ -20,16 +22,9 @@ const FAST: &str = "the clock of host VM B is 5.0 s ahead of that of host VM A, 
 
 fn migrate(w: &World, dry_run: bool) -> MigrateReport {
     let answer = w.ask(&ToDaemon::Migrate(MigrateRequest {
-        from: GuestRef {
-            host_vm: "A".into(),
-            guest: "guest".into(),
-        },
-        to: "B".into(),
-        mode: Mode::Swap,
         dry_run,
         verify: false,
-        timeout_seconds: None,
-        max_downtime_ms: None,
+        ..moves::request("A", "B")
     }));
     match answer {
         FromDaemon::Migrated(report) => *report,

@@ -5,16 +5,18 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
+#[path = "common/moves.rs"]
+mod moves;
 
 use common::{lock, Trouble, World};
+use moves::world;
 use std::io::{ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use vmbeam_control_protocol::{
-    Event, EventKind, Failure, FromDaemon, GuestRef, JobKind, JobOutcome, MigrateRequest, Mode,
-    ToDaemon,
+    Event, EventKind, Failure, FromDaemon, JobKind, JobOutcome, MigrateRequest, ToDaemon,
 };
 use vmbeam_wire::{encode, Decoder};
 
@@ -68,28 +70,11 @@ impl Follower {
     }
 }
 
-fn world() -> World {
-    let mut w = World::new();
-    lock(&w.hosts["B"]).guests.clear();
-    w.agents(&["A", "B"]);
-    w.start();
-    w.wait_agent("A", None);
-    w.wait_agent("B", None);
-    w
-}
-
 fn migrate(w: &World, dry_run: bool) -> FromDaemon {
     w.ask(&ToDaemon::Migrate(MigrateRequest {
-        from: GuestRef {
-            host_vm: "A".into(),
-            guest: "guest".into(),
-        },
-        to: "B".into(),
-        mode: Mode::Swap,
         dry_run,
         verify: false,
-        timeout_seconds: None,
-        max_downtime_ms: None,
+        ..moves::request("A", "B")
     }))
 }
 
