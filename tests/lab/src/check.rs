@@ -178,6 +178,7 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
                     .args([
                         "test",
                         "--quiet",
+                        "--no-fail-fast",
                         "--manifest-path",
                         "userspace/Cargo.toml",
                         "--workspace",

@@ -38,7 +38,9 @@ impl Tally {
             }
             Err(e) => {
                 println!("not ok - {group}: {name}: {e:#}");
-                self.failures.push(format!("{group}: {name}"));
+                // The closing lines may be all that is kept of a run.
+                self.failures
+                    .push(format!("{group}: {name}: {}", short(&e)));
             }
         }
     }
@@ -80,10 +82,10 @@ impl Tally {
                 .strip_prefix("test ")
                 .and_then(|l| l.rsplit_once(" ... "))
             {
-                match result {
-                    "ok" => self.enter(group, name, Ok(())),
-                    "ignored" => self.skip(group, name),
-                    _ => self.enter(group, name, Err(anyhow::anyhow!("{result}"))),
+                match result.strip_prefix("ignored") {
+                    Some(why) => self.skip(group, &format!("{name}{why}")),
+                    None if result == "ok" => self.enter(group, name, Ok(())),
+                    None => self.enter(group, name, Err(anyhow::anyhow!("{result}"))),
                 }
             }
         }
@@ -151,6 +153,16 @@ impl Tally {
     }
 }
 
+/// The reason of a failure, on one line of a length that can be read.
+fn short(error: &anyhow::Error) -> String {
+    const LENGTH: usize = 600;
+    let line = format!("{error:#}").replace('\n', " | ");
+    match line.char_indices().nth(LENGTH) {
+        Some((end, _)) => format!("{} …", &line[..end]),
+        None => line,
+    }
+}
+
 /// The description behind the number of a result, if it has one.
 fn clean(name: &str) -> &str {
     let (number, rest) = name.split_once(' ').unwrap_or(("", name));
@@ -206,6 +218,7 @@ mod tests {
             count("test a ... ok\ntest b ... FAILED\ntest c ... ignored\n"),
             (1, 1, 1)
         );
+        assert_eq!(count("test a ... ignored, wants more\n"), (0, 0, 1));
     }
 
     #[test]
