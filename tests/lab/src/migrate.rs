@@ -45,6 +45,8 @@ pub struct Migration {
     pub pages_sent: u64,
     /// Pages that the agents copied.
     pub pages_copied: u64,
+    /// Frames that could not follow: a superpage of each host VM at most.
+    pub frames_left: u64,
     /// Pages whose digests were compared, with `--verify`.
     pub pages_verified: u64,
     stream_bytes: u64,

@@ -46,6 +46,9 @@ pub(crate) struct Json<'a> {
     pages_sent: u64,
     /// Pages that the hypervisor would not swap, by reason.
     pages_refused: &'a BTreeMap<String, u64>,
+    /// Pages that were not swapped whose frames could not follow the others afterwards: each may
+    /// have cost both host VMs a superpage.
+    frames_left: u64,
     /// Pages found to be right at the destination.
     pages_verified: u64,
     /// Bytes of the saved state.
@@ -84,6 +87,7 @@ impl<'a> From<&'a MigrateReport> for Json<'a> {
             pages_copied: r.pages_copied,
             pages_sent: r.pages_sent,
             pages_refused: &r.pages_refused,
+            frames_left: r.frames_left,
             pages_verified: r.pages_verified,
             stream_bytes: r.stream_bytes,
             wire_messages: r.traffic.messages,
@@ -137,6 +141,9 @@ fn print(r: &MigrateReport, verify: bool) {
     println!("  copied          {} pages", r.pages_copied);
     for (reason, nr) in &r.pages_refused {
         println!("    {nr:>9} {}", reason.replace('_', " "));
+    }
+    if r.frames_left > 0 {
+        println!("  frames left     {}", r.frames_left);
     }
     println!("  saved state     {} bytes", r.stream_bytes);
     println!(

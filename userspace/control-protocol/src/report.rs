@@ -394,6 +394,10 @@ pub struct MigrateReport {
     pub pages_sent: u64,
     /// Pages that the hypervisor would not swap, by reason.
     pub pages_refused: BTreeMap<String, u64>,
+    /// Pages that were not swapped whose frames could not follow the others afterwards, as something
+    /// holds them: each may have cost both host VMs a superpage.
+    #[serde(default)]
+    pub frames_left: u64,
     /// Pages found to be right at the destination.
     pub pages_verified: u64,
     /// Bytes of the saved state.

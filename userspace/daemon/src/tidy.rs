@@ -6,13 +6,25 @@
 //!
 //! Nothing depends on it: it is not journalled, and not done for a job that another one settled.
 
-use crate::exchange::{add, commit, refused, Refusals, SwapError};
+use crate::exchange::{add, commit, pairs, refused, Refusals, SwapError};
 use crate::execute::Swapped;
+use crate::join::JoinedRun;
 use crate::migrate::{seconds, Job};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 use tracing::{info, warn};
 use vmbeam_uapi::sys::FEATURE_KEEP;
 use vmbeam_uapi::Mode;
+
+/// Waits before what is refused is tried again: a backend in the host holds a page for as long as
+/// a request takes.
+const AGAIN: [Duration; 5] = [
+    Duration::from_millis(100),
+    Duration::from_millis(200),
+    Duration::from_millis(400),
+    Duration::from_millis(800),
+    Duration::from_millis(1600),
+];
 
 impl Job<'_> {
     /// Have the frames of `self.stayed` follow. The guest runs.
@@ -28,23 +40,45 @@ impl Job<'_> {
         }
     }
 
-    fn follow(&self) -> Result<(), SwapError> {
+    fn follow(&mut self) -> Result<(), SwapError> {
         let started = Instant::now();
         let driver = self.context.driver;
         if driver.info().map_err(refused)?.features & FEATURE_KEEP == 0 {
             return Ok(());
         }
         let (a, b) = self.route.domids;
-        let mut session = driver.open(a, b, Mode::Keep).map_err(refused)?;
-        add(&mut *session, &self.stayed, &|_, _, _| {})?;
-        let pages: usize = self.stayed.iter().map(|r| r.nr as usize).sum();
-        let mut status = vec![0; pages];
-        commit(&mut *session, &mut status, &|_, _, _| {})?;
+        let mut left = std::mem::take(&mut self.stayed);
+        let (mut pages, mut superpages) = (0, 0);
+        let mut waits = AGAIN.into_iter();
+        let refusals = loop {
+            let mut session = driver.open(a, b, Mode::Keep).map_err(refused)?;
+            add(&mut *session, &left, &|_, _, _| {})?;
+            let nr: usize = left.iter().map(|r| r.nr as usize).sum();
+            let mut status = vec![0; nr];
+            commit(&mut *session, &mut status, &|_, _, _| {})?;
+            superpages += session.spent().merges;
+            let refusals = Refusals::collect(&left, &status);
+            left = pairs(&left, &status)
+                .filter(|pair| pair.3 != 0)
+                .map(|(pfn, gfn_a, gfn_b, _)| JoinedRun {
+                    pfn,
+                    gfn_a,
+                    gfn_b,
+                    nr: 1,
+                })
+                .collect();
+            pages += nr - left.len();
+            match waits.next() {
+                Some(wait) if !left.is_empty() => thread::sleep(wait),
+                _ => break refusals,
+            }
+        };
+        self.report.frames_left = left.len() as u64;
         info!(
             guest = self.guest.name,
-            pages = status.iter().filter(|s| **s == 0).count(),
-            refused = %Refusals::collect(&self.stayed, &status),
-            superpages = session.spent().merges,
+            pages,
+            refused = %refusals,
+            superpages,
             seconds = seconds(started),
             "the frames of pages that stayed have followed"
         );

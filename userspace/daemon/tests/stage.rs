@@ -220,6 +220,44 @@ fn what_has_changed_since_is_found() {
     assert_eq!(kept, stayed);
 }
 
+/// What holds a frame for a while, or for good, costs a superpage at most.
+#[test]
+fn a_frame_that_is_held_follows_later_or_is_left() {
+    for lets_go in [true, false] {
+        let w = world();
+        let (_, pages) = contents(&w, "A").unwrap();
+        let table = lock(&w.hosts["A"]).guests[&1]
+            .pages
+            .iter()
+            .find(|p| p.kind != PageKind::Ordinary)
+            .unwrap()
+            .gfn;
+        let busy = -(Errno::EBUSY as i32);
+        lock(&w.driver.faults).refuse.insert(table, busy);
+        let tries = || {
+            let kept = lock(&w.driver.kept);
+            kept.iter().filter(|(a, _)| *a == table).count()
+        };
+        let r = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while lets_go && tries() < 2 {
+                    std::thread::yield_now();
+                }
+                if lets_go {
+                    lock(&w.driver.faults).refuse.clear();
+                }
+            });
+            report(migrate(&w, "A", "B"))
+        });
+        assert_runs_only_in(&w, "B", &pages);
+        assert_eq!(r.frames_left, u64::from(!lets_go));
+        match lets_go {
+            true => assert_eq!(tries(), 3),
+            false => assert_eq!(tries(), 6),
+        }
+    }
+}
+
 #[test]
 fn a_guest_that_balloons_at_the_gate_goes_on() {
     let w = world();
