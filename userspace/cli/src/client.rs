@@ -43,7 +43,7 @@ pub(crate) enum ClientError {
 fn advice(error: &std::io::Error) -> &'static str {
     match error.kind() {
         std::io::ErrorKind::PermissionDenied => "run as root",
-        _ => "is it running? Start it with `vmbeamd`",
+        _ => "is it running? `systemctl start vmbeamd` starts it, or `vmbeamd` without systemd",
     }
 }
 
