@@ -309,6 +309,7 @@ mod tests {
             max_pages: 311_552,
             cache: 45_796,
             entries: 193_252,
+            host_free: 0,
         };
         // The same, but for what it has touched since.
         let low = HostMemory {

@@ -26,6 +26,7 @@ fn look(domid: u32) -> Result<HostMemory, Error> {
         max_pages: domain.max_pages,
         cache,
         entries,
+        host_free: xen.free_pages()?,
     })
 }
 
@@ -68,6 +69,7 @@ pub(crate) fn text(memory: &HostMemory) -> String {
         max_pages,
         cache,
         entries,
+        ..
     } = memory;
     let (pages, max) = (pages / MIB, max_pages / MIB);
     match memory.is_small() {

@@ -447,19 +447,14 @@ impl Replacement<'_> {
         self.remove_new(state)
     }
 
-    /// What has moved returns, guest by guest: the old host VM has given its memory away, and needs
-    /// a reserve for each that comes.
+    /// What has moved returns, guest by guest: vmbeamd gives the old host VM, whose memory went away
+    /// with them, a reserve for each.
     fn bring_back(&mut self, name: &str) -> Result<(), Stop> {
         loop {
-            let plan = self.up.mover.plan(&self.to, name)?;
-            let Some(largest) = plan.guests.iter().map(|p| p.guest.pages).max() else {
-                return Ok(());
-            };
-            let lacks = plan.memory.and_then(|m| m.lacks_for(largest, plan.mode));
-            if let Some((lacks, larger)) = lacks {
-                self.fill(name, lacks, larger)?;
-            }
             let (blockers, mut guests) = self.up.survey(&self.to, name)?;
+            if guests.is_empty() {
+                return Ok(());
+            }
             if !blockers.is_empty() {
                 return Err(stop(exit::INCOMPLETE)(blockers.join("; ")));
             }
@@ -470,23 +465,6 @@ impl Replacement<'_> {
             returned.extend(guests.into_iter().chain(rest));
             result?;
         }
-    }
-
-    /// Give a host VM a reserve that it lacks, if the host has so much.
-    fn fill(&self, name: &str, lacks: u64, (set, max): (u64, u64)) -> Result<(), Stop> {
-        let incomplete = stop(exit::INCOMPLETE);
-        let toolstack = &self.up.toolstack;
-        let free = toolstack.free_mib().map_err(&incomplete)?;
-        if free < lacks {
-            return Err(incomplete(format!(
-                "the host has {free} MiB of free memory, and host VM {name} lacks {lacks} MiB, without which it would die of a guest that comes back; shut something else down"
-            )));
-        }
-        let Some(domid) = toolstack.domid(name).map_err(&incomplete)? else {
-            return Err(incomplete(format!("host VM {name} does not run")));
-        };
-        toolstack.fill(domid, set).map_err(&incomplete)?;
-        toolstack.allow(domid, max).map_err(incomplete)
     }
 
     /// A person wants to go back.

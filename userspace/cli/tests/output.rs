@@ -73,6 +73,7 @@ fn answer(request: &ToDaemon, names: &[&str]) -> Vec<FromDaemon> {
                 max_pages: 164_096,
                 cache: 85,
                 entries: 193_252,
+                host_free: 51_200,
             }),
         }])],
         ToDaemon::Maintenance => vec![FromDaemon::Maintenance(vec!["B".into()])],

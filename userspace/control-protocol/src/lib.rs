@@ -15,7 +15,7 @@ mod report;
 
 pub use evacuation::*;
 pub use event::{Event, EventKind, JobOutcome};
-pub use memory::{HostMemory, HostVmMemory, MARGIN};
+pub use memory::{reserve_for, HostMemory, HostVmMemory, MARGIN};
 pub use message::{Failure, FromDaemon, GuestRef, MigrateRequest, Mode, SwapRequest, ToDaemon};
 pub use report::*;
 pub use vmbeam_agent_protocol::{Guest, GuestKind, GuestState, Toolstack};

@@ -31,6 +31,9 @@ pub struct HostMemory {
     pub cache: u64,
     /// Places without a page, each of which takes one of the reserve when it is touched.
     pub entries: u64,
+    /// Pages that the host has for reserves: they are nobody's.
+    #[serde(default)]
+    pub host_free: u64,
 }
 
 /// A host VM, and what is known of its memory.
@@ -45,6 +48,11 @@ pub struct HostVmMemory {
 /// Whole MiB that so many pages are, or more.
 fn mib(pages: u64) -> u64 {
     pages.div_ceil(MIB)
+}
+
+/// The reserve that a host VM needs for a guest of so many pages to come.
+pub fn reserve_for(pages: u64, mode: Mode) -> u64 {
+    touches(pages, mode) + MARGIN
 }
 
 /// Pages that a move into a host VM may touch there before the driver moves any.
@@ -83,71 +91,72 @@ impl HostMemory {
         self.lacks(pages) == 0
     }
 
-    /// What `xl mem-set` and then `xl mem-max` have to be given for these numbers to become larger,
-    /// by so many pages.
-    fn larger(&self, reserve: u64, growth: u64) -> (u64, u64) {
+    /// How to have a reserve and a maximum that are larger by so many pages.
+    fn remedy(&self, name: &str, reserve: u64, growth: u64) -> String {
         let memory = self.pages + reserve;
         let set = mib(memory);
         // libxl adds 1 MiB.
         let max = mib((memory + growth).max(self.max_pages)) - 1;
-        // It takes no maximum below what was set.
-        (set, if reserve > 0 { max.max(set) } else { max })
-    }
-
-    /// How to have that.
-    fn remedy(&self, name: &str, reserve: u64, growth: u64) -> String {
-        let (set, max) = self.larger(reserve, growth);
         match reserve {
             0 => format!("`xl mem-max {name} {max}` lets it"),
+            // It takes no maximum below what was set.
             _ => format!(
-                "give it more, by `xl mem-set {name} {set}` and then `xl mem-max {name} {max}`"
+                "give it more, by `xl mem-set {name} {set}` and then `xl mem-max {name} {}`",
+                max.max(set)
             ),
         }
     }
 
-    /// MiB that it lacks in its reserve for a guest of so many pages to come, and what it has to be
-    /// given then.
-    pub fn lacks_for(&self, pages: u64, mode: Mode) -> Option<(u64, (u64, u64))> {
-        let lacks = self.lacks(touches(pages, mode) + MARGIN);
-        (lacks > 0).then(|| (mib(lacks), self.larger(lacks, pages.min(self.entries))))
-    }
-
-    /// Why `who` cannot come into host VM `name` with so many pages: for example `guest x`.
+    /// Why `who` cannot come into host VM `name` with so many pages: for example `guest x`. A
+    /// reserve that is too small is filled before, if the host has the pages.
     pub fn in_the_way(&self, name: &str, who: &str, pages: u64, mode: Mode) -> Vec<String> {
         let mut all = Vec::new();
         if !self.is_small() {
             return all;
         }
-        let comes = pages.min(self.entries);
-        if mode == Mode::Relocate && self.growth() < comes {
+        let needed = reserve_for(pages, mode);
+        let lacks = self.lacks(needed);
+        let comes = match mode {
+            Mode::Relocate => pages.min(self.entries),
+            _ => 0,
+        };
+        // The hypervisor takes out of the reserve what there is no place for any more.
+        let cut = (self.cache + lacks + comes).saturating_sub(self.entries);
+        let grows = lacks.max((lacks + comes).saturating_sub(cut));
+        if self.growth() < grows {
             all.push(format!(
-                "host VM {name} has {} MiB and may have {} MiB, and {who} may bring up to {} MiB; {}",
+                "host VM {name} has {} MiB and may have {} MiB, and with {who} it may need {} MiB; {}",
                 self.pages / MIB,
                 self.max_pages / MIB,
-                mib(comes),
-                self.remedy(name, 0, comes)
+                mib(self.pages + grows),
+                self.remedy(name, 0, grows)
             ));
         }
-        let needed = touches(pages, mode) + MARGIN;
-        if !self.bears(needed) {
+        if self.host_free < lacks {
             all.push(format!(
-                "host VM {name} has a reserve of {} MiB, and {who} may touch {} MiB before memory is moved, with a margin of {} MiB; it would die without a reserve: {}",
+                "host VM {name} has a reserve of {} MiB, and {who} may touch {} MiB before memory is moved, with a margin of {} MiB; it would die without a reserve, and the host has no more than {} MiB for it: shut something else down",
                 self.cache / MIB,
                 mib(needed),
                 MARGIN / MIB,
-                self.remedy(name, self.lacks(needed), comes)
+                self.host_free / MIB
             ));
         }
         all
     }
 
-    /// Why it can give nothing away: its guest hypervisor writes to all that a guest leaves behind.
+    /// Whether it could die of giving pages away: its guest hypervisor writes to all that a guest
+    /// leaves behind.
+    pub fn dies_of_giving(&self) -> bool {
+        !self.bears(GIVES)
+    }
+
+    /// Why it can give nothing away. A reserve that is too small is filled before.
     pub fn cannot_give(&self, name: &str) -> Option<String> {
-        (!self.bears(GIVES)).then(|| {
+        (self.dies_of_giving() && self.host_free < self.lacks(MARGIN)).then(|| {
             format!(
-                "host VM {name} has a reserve of {} pages, and could die of giving memory away; {}",
+                "host VM {name} has a reserve of {} pages, and could die of giving memory away, and the host has no more than {} MiB for it: shut something else down",
                 self.cache,
-                self.remedy(name, self.lacks(MARGIN), 0)
+                self.host_free / MIB
             )
         })
     }
@@ -203,6 +212,7 @@ mod tests {
             max_pages: max_mib * MIB,
             cache: 45_796,
             entries: 193_252,
+            host_free: 0,
         }
     }
 
@@ -213,7 +223,7 @@ mod tests {
         assert_eq!(ways(small(1217), Mode::Relocate), [""; 0]);
         assert_eq!(
             ways(small(641), Mode::Relocate),
-            ["host VM B has 639 MiB and may have 641 MiB, and guest g may bring up to 191 MiB; `xl mem-max B 830` lets it"]
+            ["host VM B has 639 MiB and may have 641 MiB, and with guest g it may need 831 MiB; `xl mem-max B 830` lets it"]
         );
         // Only what is not there can be brought: a host VM that has given a little.
         let gave = HostMemory {
@@ -221,16 +231,51 @@ mod tests {
             max_pages: 278_784,
             cache: 1_438,
             entries: 1_438,
+            host_free: 0,
         };
         assert_eq!(ways(gave, Mode::Relocate), [""; 0]);
+        // One that had all that it may have, and has given all of a guest, but for what its
+        // reserve got, takes it again: the reserve makes room for it.
+        let gave = HostMemory {
+            pages: 278_784 - guest + 128,
+            max_pages: 278_784,
+            cache: 128,
+            entries: guest,
+            host_free: 1 << 20,
+        };
+        assert_eq!(ways(gave, Mode::Relocate), [""; 0]);
+        let less = HostMemory {
+            max_pages: 278_783,
+            ..gave
+        };
+        assert_eq!(
+            ways(less, Mode::Relocate),
+            ["host VM B has 899 MiB and may have 1088 MiB, and with guest g it may need 1089 MiB; `xl mem-max B 1088` lets it"]
+        );
+        // What the reserve gets has to be allowed as well, if nothing comes instead.
+        let low = HostMemory {
+            cache: 0,
+            host_free: 1 << 20,
+            ..small(641)
+        };
+        assert_eq!(
+            ways(low, Mode::Swap),
+            ["host VM B has 639 MiB and may have 641 MiB, and with guest g it may need 700 MiB; `xl mem-max B 699` lets it"]
+        );
         let dry = HostMemory {
             cache: 4_973,
+            host_free: 10_361,
             ..small(1217)
         };
         assert_eq!(
             ways(dry, Mode::Relocate),
-            ["host VM B has a reserve of 19 MiB, and guest g may touch 60 MiB before memory is moved, with a margin of 16 MiB; it would die without a reserve: give it more, by `xl mem-set B 681` and then `xl mem-max B 1216`"]
+            ["host VM B has a reserve of 19 MiB, and guest g may touch 60 MiB before memory is moved, with a margin of 16 MiB; it would die without a reserve, and the host has no more than 40 MiB for it: shut something else down"]
         );
+        let filled = HostMemory {
+            host_free: 10_362,
+            ..dry
+        };
+        assert_eq!(ways(filled, Mode::Relocate), [""; 0]);
         // A copy is written as a whole.
         assert_eq!(ways(small(1217), Mode::Swap), [""; 0]);
         assert!(ways(small(1217), Mode::Copy)[0].contains("may touch 251 MiB"));

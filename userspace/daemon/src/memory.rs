@@ -9,7 +9,7 @@ use crate::journal::Place;
 use std::process::Command;
 use std::time::Duration;
 use tracing::{info, warn};
-use vmbeam_control_protocol::{HostMemory, HostVmMemory, Mode, MARGIN};
+use vmbeam_control_protocol::{reserve_for, HostMemory, HostVmMemory, Mode, MARGIN};
 use vmbeam_uapi::sys::FEATURE_RELOCATE;
 use vmbeam_uapi::Mode as BindMode;
 use vmbeam_xen::command::run;
@@ -109,6 +109,42 @@ impl Both {
         }
         all
     }
+
+    /// Give both the reserves without which a guest of so many pages must not move, of what the
+    /// host has.
+    pub(crate) fn fill(
+        &mut self,
+        (from, to): (&HostVm, &HostVm),
+        domids: (u32, u32),
+        pages: u64,
+        mode: Mode,
+    ) -> Result<(), SwapError> {
+        let [source, destination] = &mut self.0;
+        let gives = |m: &HostMemory| match mode == Mode::Relocate && m.dies_of_giving() {
+            true => MARGIN,
+            false => 0,
+        };
+        let takes = |_: &HostMemory| reserve_for(pages, mode);
+        let ends: [(_, _, _, &dyn Fn(&HostMemory) -> u64); 2] = [
+            (from, domids.0, source, &gives),
+            (to, domids.1, destination, &takes),
+        ];
+        for (vm, domid, memory, wants) in ends {
+            let Ok(known) = memory else { continue };
+            let reserve = wants(known);
+            if known.lacks(reserve) > 0 {
+                let name = &vm.config.name;
+                let filled = vm.reserve(domid, reserve).map_err(|why| {
+                    refused(format!(
+                        "host VM {name} got no reserve for this move: {why}"
+                    ))
+                })?;
+                info!(host_vm = name, memory = ?filled, "its reserve before a move");
+                *known = filled;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Why nothing at all can be relocated.
@@ -183,10 +219,9 @@ pub(crate) fn holds(vm: &HostVm, copies: u64) -> Result<(), SwapError> {
     }
 }
 
-/// Frames have gone over, or they have come back: none of the two host VMs is to be worse off for
-/// that than it must be. Each gets a margin. And when one has more of a reserve than it has a
-/// use for any more, the hypervisor gives the rest to the host: the other one gets as much,
-/// which needs it now, or the same one, which has a use for it again.
+/// Frames have gone over, or they have come back: each host VM gets a margin again. And if it was
+/// undone, each gets what the hypervisor has cut of its reserve meanwhile. What was cut otherwise is
+/// the host's, which has it for the next move that needs a reserve.
 pub(crate) fn refill(sides: [(&HostVm, &Place); 2], undone: bool) {
     let fill = |(vm, place): (&HostVm, &Place), pages| {
         let (name, domid) = (&vm.config.name, place.host_domid);
@@ -207,16 +242,10 @@ pub(crate) fn refill(sides: [(&HostVm, &Place); 2], undone: bool) {
         }
     };
     let now = sides.map(|side| fill(side, MARGIN));
-    let before = sides.map(|(_, place)| place.pages);
-    let ([Some(a), Some(b)], [Some(a_had), Some(b_had)]) = (now, before) else {
-        return;
-    };
-    let lost = match undone {
-        true => [a_had.saturating_sub(a.pages), b_had.saturating_sub(b.pages)],
-        false => [(a_had + b_had).saturating_sub(a.pages + b.pages), 0],
-    };
-    for ((side, now), lost) in sides.into_iter().zip([a, b]).zip(lost) {
-        if lost > 0 {
+    for (side, now) in sides.into_iter().zip(now).filter(|_| undone) {
+        let had = side.1.pages;
+        let lost = had.zip(now).map(|(had, now)| had.saturating_sub(now.pages));
+        if let (Some(now), Some(lost @ 1..)) = (now, lost) {
             fill(side, now.cache + lost);
         }
     }
@@ -247,6 +276,7 @@ mod tests {
             max_pages: 3,
             cache: 2,
             entries: 1,
+            host_free: 5,
         };
         let text = serde_json::to_string(&memory).unwrap();
         assert_eq!(printed(&text), Ok(memory));

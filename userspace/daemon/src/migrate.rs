@@ -244,7 +244,7 @@ impl<'a> Job<'a> {
             from,
             to,
             mode,
-            memory,
+            mut memory,
             domids,
             ids,
             guest,
@@ -255,6 +255,9 @@ impl<'a> Job<'a> {
         } = check(context.driver, host_vms, request)?;
         if !request.dry_run && !blockers.is_empty() {
             return Err(refused(blockers.join("; ")));
+        }
+        if !request.dry_run {
+            memory.fill((from.vm, to.vm), domids, guest.pages, mode)?;
         }
         let mut report = MigrateReport {
             from: request.from.clone(),

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The only unsafe code of this crate, in four files: opening and calling the libraries.
+//! The only unsafe code of this crate, in five files: opening and calling the libraries.
 
 mod handles;
 mod memory;
+mod reserve;
 
 use handles::{EventChannelOp, Policy};
 
@@ -78,6 +79,7 @@ functions!(Ctrl {
     xc_vcpu_getcontext: fn(*mut c_void, u32, u32, *mut c_void) -> c_int,
     xc_domain_get_pod_target: fn(*mut c_void, u32, *mut u64, *mut u64, *mut u64) -> c_int,
     xc_domain_set_pod_target: fn(*mut c_void, u32, u64, *mut u64, *mut u64, *mut u64) -> c_int,
+    xc_availheap: fn(*mut c_void, c_int, c_int, c_int, *mut u64) -> c_int,
 });
 
 functions!(Guest {
@@ -356,48 +358,6 @@ impl Xen {
             .into_iter()
             .find(|d| d.domid == domid)
             .ok_or(Error::NoDomain(domid))
-    }
-
-    /// Populate on demand, of an HVM domain: pages that it has for that, and places that may
-    /// take one of them each.
-    pub fn populate_on_demand(&self, domid: u32) -> Result<(u64, u64), Error> {
-        let (mut pages, mut cache, mut entries) = (0, 0, 0);
-        // SAFETY: the library writes three numbers.
-        let rc = unsafe {
-            (self.ctrl.xc_domain_get_pod_target)(
-                self.xch.as_ptr(),
-                domid,
-                &mut pages,
-                &mut cache,
-                &mut entries,
-            )
-        };
-        if rc == 0 {
-            Ok((cache, entries))
-        } else {
-            Err(Error::last("xc_domain_get_pod_target"))
-        }
-    }
-
-    /// Have a domain get so many pages in all: those that it lacks are for populate on demand.
-    pub fn set_populate_on_demand(&self, domid: u32, pages: u64) -> Result<(), Error> {
-        let null = std::ptr::null_mut;
-        // SAFETY: the library writes numbers where it is given a place, and has none here.
-        let rc = unsafe {
-            (self.ctrl.xc_domain_set_pod_target)(
-                self.xch.as_ptr(),
-                domid,
-                pages,
-                null(),
-                null(),
-                null(),
-            )
-        };
-        if rc == 0 {
-            Ok(())
-        } else {
-            Err(Error::last("xc_domain_set_pod_target"))
-        }
     }
 
     /// Pause a domain. Pauses add up.

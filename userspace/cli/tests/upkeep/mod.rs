@@ -47,7 +47,6 @@ list)
 		[ ! -e "$f" ] || echo "${f#domid-} $(cat "$f") 1024 1 -b---- 1.0"
 	done ;;
 info) cat free 2>/dev/null || echo $((1000 - 300 * $(ls domid-* | wc -l))) ;;
-mem-set) [ ! -e "filled-$2" ] || mv "filled-$2" "memory-$2" ;;
 shutdown)
 	[ ! -e refuse-shutdown ] || { echo "no such power button" >&2; exit 1; }
 	[ -e hang-shutdown ] || rm $(grep -lx "$3" domid-*) ;;

@@ -159,7 +159,7 @@ impl World {
         text.push_str(&format!("uuid_command = [\"sh\", \"-c\", {find:?}]\n"));
         // What is in the file of that domid, and the next time what is in the next one.
         let print = format!(
-            "cd '{dir}'; if [ $1 ]; then echo $0 $1 >>reserved; fi; cat memory-$0 && if [ -e next-$0 ]; then mv next-$0 memory-$0; fi"
+            "cd '{dir}'; if [ $1 ] && [ -e refuses-$0 ]; then exit 1; fi; if [ $1 ]; then echo $0 $1 >>reserved; if [ -e filled-$0 ]; then mv filled-$0 memory-$0; fi; fi; cat memory-$0 && if [ -e next-$0 ]; then mv next-$0 memory-$0; fi"
         );
         text.push_str(&format!("memory_command = [\"sh\", \"-c\", {print:?}]\n"));
         if let Some(command) = &self.domid_command {
