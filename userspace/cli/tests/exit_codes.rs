@@ -137,7 +137,10 @@ fn without_a_daemon() {
         let out = vmbeam(none, args);
         assert_eq!(out.status.code(), Some(1));
         let text = String::from_utf8(out.stderr).unwrap();
-        assert!(text.contains("`systemctl start vmbeamd` starts it"), "{text}");
+        assert!(
+            text.contains("`systemctl start vmbeamd` starts it"),
+            "{text}"
+        );
     }
 }
 

@@ -120,18 +120,16 @@ impl Both {
         mode: Mode,
     ) -> Result<(), SwapError> {
         let [source, destination] = &mut self.0;
-        let gives = |m: &HostMemory| match mode == Mode::Relocate && m.dies_of_giving() {
-            true => MARGIN,
-            false => 0,
+        let gives = match source {
+            Ok(m) if mode == Mode::Relocate && m.dies_of_giving() => MARGIN,
+            _ => 0,
         };
-        let takes = |_: &HostMemory| reserve_for(pages, mode);
-        let ends: [(_, _, _, &dyn Fn(&HostMemory) -> u64); 2] = [
-            (from, domids.0, source, &gives),
-            (to, domids.1, destination, &takes),
-        ];
-        for (vm, domid, memory, wants) in ends {
+        let takes = reserve_for(pages, mode);
+        for (vm, domid, memory, reserve) in [
+            (from, domids.0, source, gives),
+            (to, domids.1, destination, takes),
+        ] {
             let Ok(known) = memory else { continue };
-            let reserve = wants(known);
             if known.lacks(reserve) > 0 {
                 let name = &vm.config.name;
                 let filled = vm.reserve(domid, reserve).map_err(|why| {

@@ -3,10 +3,11 @@
 //! What the next daemon has to know of an evacuation, beside the records of migrations.
 
 use crate::boot;
+use crate::durable;
 use crate::journal::Journal;
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 use tracing::warn;
@@ -115,13 +116,7 @@ impl Record {
         if self.request.dry_run {
             return Ok(());
         }
-        let file = file(journal, self.id);
-        let new = file.with_extension("new");
-        let mut out = File::create(&new)?;
-        out.write_all(&serde_json::to_vec(self)?)?;
-        out.sync_all()?;
-        fs::rename(&new, &file)?;
-        File::open(journal.dir())?.sync_all()
+        durable::write(&file(journal, self.id), self)
     }
 
     pub(super) fn remove(journal: &Journal, id: u64) {
