@@ -151,6 +151,10 @@ impl Hypervisor for &Hv {
         unsupported()
     }
 
+    fn stands_still(&self, _: u32) -> Result<bool, HvError> {
+        unsupported()
+    }
+
     fn raise_events(&self, _: u32) -> Result<(), HvError> {
         unsupported()
     }
@@ -171,7 +175,7 @@ impl Hypervisor for &Hv {
         unsupported()
     }
 
-    fn files(&self) -> Files {
+    fn files(&self) -> Result<Files, HvError> {
         Files::system()
     }
 

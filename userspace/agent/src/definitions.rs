@@ -6,27 +6,18 @@
 //!
 //! Nothing is deleted that is not somewhere else: what is put aside has another name.
 
+mod system;
+
 use crate::hypervisor::{HvError, Hypervisor};
-use nix::unistd::{access, AccessFlags};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{symlink, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
 use tracing::{info, warn};
 use vmbeam_agent_protocol::definition::MAX_FILE;
 use vmbeam_agent_protocol::{AgentErrorCode, Definition, Entry, File, FromAgent, ToAgent};
-use vmbeam_xen::command::run;
 
-/// Where `xl` and its files are expected.
-const CONFIG: &str = "/etc/xen";
-/// What says where the script looks for what it starts at boot, and where that is otherwise.
-const DEFAULTS: &str = "/etc/default/xendomains";
-const AUTO: &str = "/etc/xen/auto";
-/// How long `xl` may take to read a file.
-const READ: Duration = Duration::from_secs(30);
 /// A file of a guest that has left, or that was there before one came.
 const ASIDE: [&str; 2] = [".moved", ".replaced"];
 
@@ -37,6 +28,8 @@ pub struct Files {
     pub config: PathBuf,
     /// That of what is created at boot, if there is one.
     pub auto: Option<PathBuf>,
+    /// That of guests that are restored at boot, if any are.
+    pub saved: Option<PathBuf>,
     /// The name of the guest that a file makes, if it makes one.
     pub name_of: fn(&Path) -> io::Result<Option<String>>,
 }
@@ -46,34 +39,6 @@ fn failed(path: &Path, e: impl std::fmt::Display) -> HvError {
         code: AgentErrorCode::Toolstack,
         message: format!("{}: {e}", path.display()),
     }
-}
-
-/// The name that `xl` would give a guest that is created from this.
-fn name_by_xl(path: &Path) -> io::Result<Option<String>> {
-    let mut xl = Command::new("xl");
-    let xl = xl.args(["create", "--quiet", "--dryrun", "--defconfig"]);
-    let out = run(xl.arg(path), READ)?;
-    // What it cannot read it does not start either.
-    if !out.status.success() {
-        return Ok(None);
-    }
-    let told: serde_json::Value = serde_json::from_str(&out.out)?;
-    let name = told
-        .pointer("/c_info/name")
-        .or(told.pointer("/config/c_info/name"));
-    let Some(name) = name.and_then(|n| n.as_str()) else {
-        return Err(io::Error::other("xl does not tell the guest's name"));
-    };
-    Ok(Some(name.into()))
-}
-
-/// The value that a file of shell variables gives last.
-fn variable(text: &str, name: &str) -> Option<String> {
-    let value = |line: &str| {
-        let value = line.trim().strip_prefix(name)?.strip_prefix('=')?;
-        Some(value.trim_matches(['"', '\'']).to_owned())
-    };
-    text.lines().filter_map(value).next_back()
 }
 
 /// The names of what a shell finds in a directory that may not be there.
@@ -124,18 +89,19 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
     path.with_file_name(name)
 }
 
-impl Files {
-    /// Those of this management VM.
-    pub fn system() -> Self {
-        let text = fs::read_to_string(DEFAULTS).unwrap_or_default();
-        let auto = variable(&text, "XENDOMAINS_AUTO").unwrap_or_else(|| AUTO.into());
-        Self {
-            config: CONFIG.into(),
-            auto: Some(auto).filter(|a| !a.is_empty()).map(PathBuf::from),
-            name_of: name_by_xl,
-        }
-    }
+/// A name beside it that is nobody's yet.
+fn free(path: &Path, ending: &str) -> PathBuf {
+    let mut names = (0..).map(|nr| match nr {
+        0 => beside(path, ending),
+        nr => beside(path, &format!("{ending}.{nr}")),
+    });
+    let nobodys = |p: &PathBuf| p.symlink_metadata().is_err();
+    names
+        .find(nobodys)
+        .unwrap_or_else(|| beside(path, ending))
+}
 
+impl Files {
     fn name_of(&self, path: &Path) -> Result<Option<String>, HvError> {
         (self.name_of)(path).map_err(|e| failed(path, e))
     }
@@ -160,9 +126,13 @@ impl Files {
         Ok(started)
     }
 
-    /// The guests that are created at boot.
+    /// The guests that are created or restored at boot.
     pub fn autostart(&self) -> Result<Vec<String>, HvError> {
         let mut guests: Vec<_> = self.started()?.into_iter().map(|s| s.1).collect();
+        if let Some(saved) = &self.saved {
+            let files = names(saved)?.into_iter();
+            guests.extend(files.filter(|n| is_file(&saved.join(n))).map(|n| shown(&n)));
+        }
         guests.sort();
         guests.dedup();
         Ok(guests)
@@ -280,10 +250,30 @@ impl Files {
             true => {
                 let name = path.file_name().unwrap_or_default();
                 // What is in the other directory is taken for guests whatever its name.
-                fs::rename(path, beside(&self.config.join(name), ending))
+                fs::rename(path, free(&self.config.join(name), ending))
             }
         };
         done.map_err(|e| failed(path, e))
+    }
+
+    /// What was saved of a guest that lives elsewhere is not restored. It is large, and stays in its
+    /// directory, with a name that the script does not see.
+    fn saved_aside(&self, guest: &str) -> Result<(), HvError> {
+        let (Some(dir), false) = (&self.saved, guest.contains('/')) else {
+            return Ok(());
+        };
+        let path = dir.join(guest);
+        if !is_file(&path) {
+            return Ok(());
+        }
+        let to = free(&dir.join(format!(".{guest}")), ASIDE[0]);
+        fs::rename(&path, &to).map_err(|e| failed(&path, e))?;
+        warn!(
+            guest,
+            "what was saved of it is not restored any more, and is now {}",
+            to.display()
+        );
+        sync(dir)
     }
 
     /// Write down a guest that has come.
@@ -291,11 +281,25 @@ impl Files {
         let mut config = None;
         if let Some(file) = &definition.config {
             let path = self.put(guest, &self.config, file)?;
-            let _ = fs::remove_file(beside(&path, ASIDE[0]));
+            let moved = beside(&path, ASIDE[0]);
+            if fs::read(&moved).is_ok_and(|text| text == file.text) {
+                fs::remove_file(&moved).map_err(|e| failed(&moved, e))?;
+            }
             sync(&self.config)?;
             config = Some(path);
         }
-        let (Some(entry), Some(auto)) = (&definition.autostart, &self.auto) else {
+        let Some(entry) = &definition.autostart else {
+            return Ok(());
+        };
+        let Some(auto) = &self.auto else {
+            if let (Entry::File(file), None) = (entry, &config) {
+                self.put(guest, &self.config, file)?;
+                sync(&self.config)?;
+            }
+            warn!(
+                guest,
+                "nothing is started at boot here, nor will this guest be"
+            );
             return Ok(());
         };
         fs::create_dir_all(auto).map_err(|e| failed(auto, e))?;
@@ -352,6 +356,7 @@ impl Files {
         if let Some(path) = &config {
             self.aside(path, ASIDE[0])?;
         }
+        self.saved_aside(guest)?;
         if config.is_some() || !started.is_empty() {
             sync(&self.config)?;
             info!(guest, "put aside what was written down of the guest");
@@ -365,7 +370,7 @@ pub(crate) fn request<H: Hypervisor>(
     hypervisor: &H,
     request: &ToAgent,
 ) -> Result<FromAgent, HvError> {
-    let files = hypervisor.files();
+    let files = hypervisor.files()?;
     match request {
         ToAgent::Definition { name } => return Ok(FromAgent::Definition(files.definition(name)?)),
         ToAgent::Autostart => return Ok(FromAgent::Autostart(files.autostart()?)),
@@ -379,11 +384,6 @@ pub(crate) fn request<H: Hypervisor>(
         _ => {}
     }
     Ok(FromAgent::Done)
-}
-
-/// Whether a directory can be written to, root or not.
-pub fn is_writable(dir: &Path) -> bool {
-    access(dir, AccessFlags::W_OK).is_ok()
 }
 
 #[cfg(test)]
@@ -412,8 +412,11 @@ mod tests {
                 None => fs::write(config.join(name), text).unwrap(),
             }
         }
+        let saved = dir.path().join("save");
+        fs::create_dir_all(&saved).unwrap();
         let files = Files {
             auto: Some(config.join("auto")),
+            saved: Some(saved),
             config,
             name_of: first_line,
         };
@@ -517,7 +520,8 @@ mod tests {
 
     #[test]
     fn what_was_there_is_not_lost() {
-        let a = vm(&[("g.cfg", "name=g\nnew"), ("auto/g", "-> ../g.cfg")]);
+        let a_again = || vm(&[("g.cfg", "name=g\nnew"), ("auto/g", "-> ../g.cfg")]);
+        let a = a_again();
         let old = [("g.cfg", "name=g\nold"), ("auto/first", "-> ../g.cfg")];
         let b = vm(&old);
         moves(&a, &b);
@@ -525,6 +529,27 @@ mod tests {
         let text = |name: &str| fs::read_to_string(b.files.config.join(name)).unwrap();
         assert_eq!(text("g.cfg"), "name=g\nnew");
         assert_eq!(text("g.cfg.replaced"), "name=g\nold");
+        // Nor is what was there before that, and nothing of two files of one name.
+        let old = [
+            ("g.cfg", "name=g\nold"),
+            ("g.cfg.replaced", "oldest"),
+            ("g.cfg.moved", "edited"),
+            ("auto/g.cfg", "name=g\nolder"),
+        ];
+        let b = vm(&old);
+        moves(&a_again(), &b);
+        let all = [
+            "auto/g -> ../g.cfg",
+            "g.cfg",
+            "g.cfg.moved",
+            "g.cfg.replaced",
+            "g.cfg.replaced.1",
+            "g.cfg.replaced.2",
+        ];
+        assert_eq!(b.all(), all);
+        let text = |name: &str| fs::read_to_string(b.files.config.join(name)).unwrap();
+        assert_eq!(text("g.cfg.replaced.1"), "name=g\nold");
+        assert_eq!(text("g.cfg.replaced.2"), "name=g\nolder");
         // What is not the guest's stays, and nothing is written.
         for (there, came) in [("g.cfg", "name=g\n"), ("h.cfg", "name=h\n")] {
             let b = vm(&[("g.cfg", "name=h\n")]);
@@ -540,13 +565,34 @@ mod tests {
         }
     }
 
+    /// It would run twice.
     #[test]
-    fn where_the_script_looks() {
-        let text =
-            "# XENDOMAINS_AUTO=/no\nXENDOMAINS_AUTO=\"/first\"\n XENDOMAINS_AUTO='/srv/auto'\n";
-        let auto = |text| variable(text, "XENDOMAINS_AUTO");
-        assert_eq!(auto(text).as_deref(), Some("/srv/auto"));
-        assert_eq!(auto("XENDOMAINS_AUTO=\n").as_deref(), Some(""));
-        assert_eq!(auto("XENDOMAINS_AUTO_ONLY=false\n"), None);
+    fn what_was_saved_is_not_restored_where_the_guest_is_not() {
+        let a = vm(&[("g.cfg", "name=g\n")]);
+        let saved = a.files.saved.clone().unwrap();
+        fs::write(saved.join("g"), "Xen saved domain").unwrap();
+        fs::write(saved.join("h"), "Xen saved domain").unwrap();
+        fs::create_dir(saved.join("dir")).unwrap();
+        assert_eq!(a.files.autostart().unwrap(), ["g", "h"]);
+        for _ in 0..2 {
+            a.files.undefine("g").unwrap();
+            assert_eq!(a.files.autostart().unwrap(), ["h"]);
+        }
+        assert!(saved.join(".g.moved").exists());
+        a.files.undefine("../save/h").unwrap();
+        assert_eq!(a.files.autostart().unwrap(), ["h"]);
+        let mut never = a.files.clone();
+        never.saved = None;
+        assert_eq!(never.autostart().unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn a_host_vm_that_starts_nothing_keeps_what_comes() {
+        let a = vm(&[("auto/g", "name=g\n")]);
+        let mut b = vm(&[]);
+        b.files.auto = None;
+        let definition = a.files.definition("g").unwrap();
+        b.files.define("g", &definition).unwrap();
+        assert_eq!(b.all(), ["g"]);
     }
 }

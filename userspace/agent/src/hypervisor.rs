@@ -2,12 +2,13 @@
 
 //! What the agent needs of its guest hypervisor.
 
-use crate::definitions::{is_writable, Files};
+use crate::definitions::Files;
 use crate::disks;
 use crate::gate::Gate;
 use crate::identity;
 use crate::preflight::{self, Size, Surroundings};
 use crate::toolstack::{self, xl, xl_within, Incoming, Outgoing, Restore, Save};
+use nix::unistd::{access, AccessFlags};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 use tracing::{debug, info, warn};
@@ -94,6 +95,8 @@ pub trait Hypervisor {
     /// Begin to save a guest, without the contents of ordinary pages if
     /// `external`. It stays, paused. With `staged`, it runs on until [`Outgoing::go`].
     fn save(&self, guest: u32, external: bool, staged: bool) -> Result<Box<dyn Outgoing>, HvError>;
+    /// Whether a guest that is there does nothing: it is paused, or has shut down.
+    fn stands_still(&self, guest: u32) -> Result<bool, HvError>;
     /// Make every event of a guest pending that its management VM can raise: none that
     /// comes later changes the guest's memory then, and none that came while its memory
     /// was elsewhere is missed.
@@ -114,7 +117,7 @@ pub trait Hypervisor {
     /// Destroy a guest that does not run; not to be there is success.
     fn destroy(&self, guest: u32) -> Result<(), HvError>;
     /// What is written down of guests.
-    fn files(&self) -> Files;
+    fn files(&self) -> Result<Files, HvError>;
     /// What starts them at boot.
     fn gate(&self) -> Gate;
 }
@@ -184,7 +187,8 @@ impl Surroundings for Xen {
     }
 
     fn can_write(&self, dir: &Path) -> bool {
-        is_writable(dir)
+        // Root or not.
+        access(dir, AccessFlags::W_OK).is_ok()
     }
 
     fn text(&self, path: &Path) -> Option<String> {
@@ -238,6 +242,28 @@ fn find(xen: &Xen, domid: u32) -> Result<DomainInfo, HvError> {
         });
     }
     Ok(xen.domain(domid)?)
+}
+
+/// Wait until nobody knows this guest any more. That it cannot be told is no such thing.
+fn until_gone(
+    domid: u32,
+    limit: Duration,
+    mut look: impl FnMut() -> Result<(), HvError>,
+) -> Result<(), HvError> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match look() {
+            Err(e) if e.code == AgentErrorCode::NoGuest => return Ok(()),
+            Err(e) => return Err(e),
+            Ok(()) if Instant::now() >= deadline => {
+                return Err(HvError {
+                    code: AgentErrorCode::Toolstack,
+                    message: format!("guest {domid} does not go away"),
+                })
+            }
+            Ok(()) => std::thread::sleep(LOOK),
+        }
+    }
 }
 
 impl Hypervisor for Xen {
@@ -337,7 +363,7 @@ impl Hypervisor for Xen {
         let unseen = disks::unseen(self, domid, || self.can_see_rings());
         inspection.problems.extend(unseen);
         if let Some(name) = self.name(domid) {
-            let path = self.files().path_of(&name)?;
+            let path = self.files()?.path_of(&name)?;
             preflight::definition(self, path.as_deref(), &mut inspection);
         }
         Ok(inspection)
@@ -361,6 +387,11 @@ impl Hypervisor for Xen {
     fn save(&self, domid: u32, external: bool, staged: bool) -> Result<Box<dyn Outgoing>, HvError> {
         find(self, domid)?;
         Ok(Box::new(Save::start(domid, external, staged)?))
+    }
+
+    fn stands_still(&self, domid: u32) -> Result<bool, HvError> {
+        let info = find(self, domid)?;
+        Ok(info.paused || info.shutdown.is_some())
     }
 
     fn raise_events(&self, domid: u32) -> Result<(), HvError> {
@@ -439,20 +470,10 @@ impl Hypervisor for Xen {
         }
         xl_within(&["destroy", &domid.to_string()], DESTROY)?;
         // Its memory is free when the hypervisor does not know it any more.
-        let deadline = Instant::now() + RESUME;
-        while find(self, domid).is_ok() {
-            if Instant::now() >= deadline {
-                return Err(HvError {
-                    code: AgentErrorCode::Toolstack,
-                    message: format!("guest {domid} does not go away"),
-                });
-            }
-            std::thread::sleep(LOOK);
-        }
-        Ok(())
+        until_gone(domid, RESUME, || find(self, domid).map(drop))
     }
 
-    fn files(&self) -> Files {
+    fn files(&self) -> Result<Files, HvError> {
         Files::system()
     }
 
@@ -464,6 +485,29 @@ impl Hypervisor for Xen {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_looked_at_is_not_gone() {
+        let error = |code| HvError {
+            code,
+            message: String::new(),
+        };
+        let ends_by = |code| {
+            let mut looks = 0;
+            until_gone(7, RESUME, || {
+                looks += 1;
+                match looks {
+                    1 => Ok(()),
+                    _ => Err(error(code)),
+                }
+            })
+        };
+        assert!(ends_by(AgentErrorCode::NoGuest).is_ok());
+        let e = ends_by(AgentErrorCode::Hypervisor).unwrap_err();
+        assert_eq!(e.code, AgentErrorCode::Hypervisor);
+        let e = until_gone(7, Duration::ZERO, || Ok(())).unwrap_err();
+        assert!(e.message.contains("does not go away"), "{e}");
+    }
 
     fn info() -> DomainInfo {
         DomainInfo {

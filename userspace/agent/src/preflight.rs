@@ -5,6 +5,7 @@
 
 use crate::disks;
 use std::path::Path;
+use vmbeam_agent_protocol::preflight::{MAX_ITEM, MAX_ITEMS};
 use vmbeam_agent_protocol::{Inspection, Need, NeedKind, MAX_PAGES, MAX_RUNS};
 
 /// Frontends that connect again by themselves after a move.
@@ -12,6 +13,9 @@ const DEVICES: [&str; 5] = ["console", "vbd", "vif", "vkbd", "vfb"];
 /// What the toolstack lets a guest have beyond its target, in KiB
 /// (`LIBXL_MAXMEM_CONSTANT`).
 const SLACK: u64 = 1024;
+
+/// Files, devices and bridges of a guest that are looked for; its definition is one need more.
+const NEEDS: usize = MAX_ITEMS - 1;
 
 /// A guest management VM's xenstore and file system.
 pub trait Surroundings {
@@ -82,10 +86,34 @@ pub fn inspect(here: &impl Surroundings, domid: u32, pool: u32, size: Size) -> I
     }));
     // What is not here either is not missed there.
     needs.retain(|need| is_there(here, need));
+    needs.sort_by(|a, b| (a.kind as u8, &a.name).cmp(&(b.kind as u8, &b.name)));
     needs.dedup();
+    let many = (needs.len() > NEEDS).then(|| {
+        format!("it needs more than {NEEDS} files, devices and bridges; shut it down, and start it there")
+    });
+    needs.truncate(NEEDS);
     Inspection {
-        problems: problems.into_iter().flatten().collect(),
+        problems: problems
+            .into_iter()
+            .chain([many])
+            .flatten()
+            .map(short)
+            .collect(),
         needs,
+    }
+}
+
+/// What fits into an answer.
+fn short(problem: String) -> String {
+    const MORE: &str = " ...";
+    match problem
+        .char_indices()
+        .map(|(at, _)| at)
+        .take_while(|at| at + MORE.len() <= MAX_ITEM)
+        .last()
+    {
+        Some(end) if problem.len() > MAX_ITEM => problem[..end].to_owned() + MORE,
+        _ => problem,
     }
 }
 
@@ -219,6 +247,8 @@ pub fn definition(here: &impl Surroundings, path: Option<&Path>, inspection: &mu
 mod tests {
     use super::*;
     use std::collections::{BTreeMap, BTreeSet};
+    use vmbeam_agent_protocol::FromAgent;
+    use vmbeam_wire::Message;
 
     #[derive(Default)]
     struct Fake {
@@ -316,6 +346,34 @@ mod tests {
                 (NeedKind::Pool, "fast"),
             ]
         );
+    }
+
+    /// What the daemon takes is bounded, and an answer that it does not take tells nobody anything.
+    #[test]
+    fn whatever_a_guest_has_the_answer_is_one() {
+        let mut many = guest();
+        for nr in 0..2 * MAX_ITEMS {
+            let disk = format!("/srv/images/a-directory-of-its-own/{nr}.qcow2");
+            let node = |name: &str| format!("/b/qdisk/{nr}/{name}");
+            let backend = format!("/libxl/7/device/vbd/{nr}/backend");
+            many.store.insert(backend, format!("/b/qdisk/{nr}"));
+            many.store.insert(node("params"), format!("qcow2:{disk}"));
+            many.files.insert(disk);
+        }
+        let inspection = inspect(&many, 7, 2, SIZE);
+        assert_eq!(FromAgent::Inspected(inspection.clone()).check(), Ok(()));
+        let told = |words: &str| inspection.problems.iter().any(|p| p.contains(words));
+        assert!(told("it needs more than 63 files"), "{inspection:?}");
+        assert!(told("a-directory-of-its-own/1.qcow2"), "{inspection:?}");
+        // A bridge for each of several cards is one bridge.
+        let mut cards = guest();
+        for nr in 1..2 * MAX_ITEMS {
+            let backend = format!("/libxl/7/device/vif/{nr}/backend");
+            cards.store.insert(backend, "/b/vif".into());
+        }
+        let inspection = inspect(&cards, 7, 2, SIZE);
+        assert_eq!(inspection.needs.len(), 5, "{inspection:?}");
+        assert_eq!(inspection.problems, [""; 0]);
     }
 
     #[test]

@@ -24,9 +24,10 @@ const XL: &str = "xl";
 pub const PAUSE: Duration = Duration::from_secs(2);
 /// How long a command may take that only asks, or changes one thing.
 const COMMAND: Duration = Duration::from_secs(60);
-/// How long a program may take to end that has been told to give up: it lets
-/// its guest run again, or destroys what there is of it.
-const GIVE_UP: Duration = Duration::from_secs(60);
+/// How long a program may take to end that has been told to give up: it lets its guest run again,
+/// or destroys what there is of it. libxl waits 60 s for a guest to notice that it shall suspend
+/// itself before it withdraws that, and 60 s for one that has noticed.
+const GIVE_UP: Duration = Duration::from_secs(150);
 
 /// A guest that is being saved.
 pub trait Outgoing: Debug {

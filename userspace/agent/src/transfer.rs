@@ -129,6 +129,15 @@ impl Transfer {
         };
         let (data, end) = save.pull()?;
         if end {
+            // The toolstack says nothing if it could not pause it.
+            if !hypervisor.stands_still(*guest)? {
+                return Err(HvError {
+                    code: AgentErrorCode::Toolstack,
+                    message: format!(
+                        "guest {guest} runs although it has been saved; was it unpaused by somebody?"
+                    ),
+                });
+            }
             hypervisor.drain(*guest)?;
             // It has come this far without: nothing to give up for.
             if let Err(e) = hypervisor.raise_events(*guest) {

@@ -201,6 +201,24 @@ fn a_host_vm_that_boots_starts_no_guest_that_lives_elsewhere() {
 }
 
 #[test]
+fn a_host_vm_that_boots_restores_no_guest_that_lives_elsewhere() {
+    let mut w = World::new();
+    w.autostart = true;
+    with_domids(&mut w);
+    // A saved it when it was shut down, and it was started in B since. Nothing else starts it.
+    lock(&w.hosts["A"]).guests.clear();
+    with_files(&w, &[]);
+    let save = dir(&w, "A").join("save");
+    fs::create_dir_all(&save).unwrap();
+    fs::write(save.join("guest"), "Xen saved domain").unwrap();
+    w.agents(&["A", "B"]);
+    w.start();
+    wait("A is told", || gate(&w, "A").as_deref() == Some("yes"));
+    assert!(!save.join("guest").exists());
+    assert!(save.join(".guest.moved").exists());
+}
+
+#[test]
 fn a_host_vm_that_boots_keeps_what_has_another_definition_there() {
     let mut w = World::new();
     w.autostart = true;

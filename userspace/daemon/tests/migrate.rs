@@ -129,6 +129,7 @@ fn whatever_fails_before_the_point_of_no_return_is_undone() {
         ("A", Trouble::SaveFails),
         ("A", Trouble::DiskBusy),
         ("A", Trouble::SaveDies),
+        ("A", Trouble::SaveRuns),
         ("B", Trouble::RestoreFails),
     ] {
         let w = world();

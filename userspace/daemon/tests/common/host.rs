@@ -415,17 +415,24 @@ impl Hypervisor for FakeHypervisor {
         Ok(())
     }
 
-    fn files(&self) -> Files {
+    fn stands_still(&self, guest: u32) -> Result<bool, HvError> {
+        let host = lock(&self.0);
+        let guest = host.guests.get(&guest).ok_or_else(|| no_guest(guest))?;
+        Ok(guest.paused || guest.ended.is_some())
+    }
+
+    fn files(&self) -> Result<Files, HvError> {
         let config = lock(&self.0).dir.clone().unwrap_or("/none".into());
-        Files {
+        Ok(Files {
             auto: Some(config.join("auto")),
+            saved: Some(config.join("save")),
             config,
             name_of: name_in,
-        }
+        })
     }
 
     fn gate(&self) -> Gate {
-        Gate(self.files().config.join("run/may-start"))
+        Gate(self.files().unwrap().config.join("run/may-start"))
     }
 }
 

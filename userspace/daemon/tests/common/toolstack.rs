@@ -217,7 +217,11 @@ impl Outgoing for FakeSave {
             std::thread::sleep(Duration::from_millis(20));
         }
         self.at = end;
-        Ok((data, end == self.stream.len() && !self.waits))
+        let end = end == self.stream.len() && !self.waits;
+        if end && trouble == Trouble::SaveRuns {
+            self.resume();
+        }
+        Ok((data, end))
     }
 
     fn abort(&mut self) -> Result<(), HvError> {

@@ -24,6 +24,8 @@ pub enum Trouble {
     /// A page table becomes an ordinary page, and the other way round, when a guest is
     /// suspended.
     TablesMove,
+    /// A guest that has been saved is unpaused by somebody.
+    SaveRuns,
     /// A save never says anything.
     SaveHangs,
     /// A save dies and leaves the guest as it is.
