@@ -42,6 +42,9 @@ const PATIENCE_S: u32 = 30;
 /// How long a victim has been at its work when it is killed, in microseconds.
 const AT_WORK_US: u32 = 500_000;
 
+/// What a guest hypervisor needs of its free memory for any guest, in MiB.
+const ROOM_MIB: u64 = 8;
+
 /// Who dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Victim {
@@ -239,7 +242,8 @@ pub fn kill(topology: &Topology, victim: Victim) -> Result<bool> {
             machine.vm(vm).sh(
                 &format!(
                     "cfg=/etc/xen/{GUEST}.cfg; [ -e $cfg ] || cfg=$cfg.moved; \
-                     setsid xl create $cfg 'name=\"glutton\"' >/dev/null 2>&1 </dev/null &"
+                     memory=$(($(xl info free_memory) - {ROOM_MIB})); \
+                     setsid xl create $cfg 'name=\"glutton\"' memory=$memory >/dev/null 2>&1 </dev/null &"
                 ),
                 SHORT,
             )?;
