@@ -4,6 +4,7 @@
 
 use crate::sys;
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
 /// What a page of a guest is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +122,11 @@ impl Frames {
         self.nr
     }
 
+    /// In how many runs they are.
+    pub fn runs(&self) -> usize {
+        self.runs.len()
+    }
+
     /// The page of a frame.
     pub fn pfn_of(&self, gfn: u64) -> Option<u64> {
         let run = self.runs.iter().find(|r| within(r.gfn, r.nr, gfn))?;
@@ -230,30 +236,45 @@ fn in_order(mut runs: Vec<PageRun>) -> Vec<PageRun> {
     runs
 }
 
-/// Of pages with the same pfn leave one, as broken.
+/// Of pages with the same pfn leave the first one, as broken. A guest says which pfn its frames
+/// have, so this takes memory by the number of runs, and not of pages.
 fn one_each(runs: &[PageRun]) -> Vec<PageRun> {
-    let mut pages: Vec<PageRun> = runs
-        .iter()
-        .flat_map(|r| {
-            (0..u64::from(r.nr)).map(|i| PageRun {
-                pfn: r.pfn + i,
-                gfn: r.gfn + i,
-                nr: 1,
-                kind: r.kind,
-            })
-        })
-        .collect();
-    pages.sort_unstable_by_key(|p| (p.pfn, p.gfn));
-    pages.dedup_by(|next, kept| {
-        let same = next.pfn == kept.pfn;
-        if same {
-            kept.kind = PageKind::Broken;
-        }
-        same
-    });
+    let mut cuts: Vec<(u64, usize)> = Vec::with_capacity(2 * runs.len());
+    for (i, run) in runs.iter().enumerate() {
+        cuts.extend([(run.pfn, i), (run.pfn + u64::from(run.nr), i)]);
+    }
+    cuts.sort_unstable();
+    // Those that have pages here, the one of the first frames first: how far frames are from
+    // pages is the same all along a run.
+    let mut here: BTreeSet<(i64, usize)> = BTreeSet::new();
     let mut merged = Vec::new();
-    for page in pages {
-        append(&mut merged, page);
+    let mut from = 0;
+    for (pfn, i) in cuts {
+        if let (Some((_, first)), true) = (here.first(), from < pfn) {
+            let PageRun {
+                pfn: start,
+                gfn,
+                kind,
+                ..
+            } = runs[*first];
+            let run = PageRun {
+                pfn: from,
+                gfn: gfn + (from - start),
+                // A part of that run.
+                nr: (pfn - from) as u32,
+                kind: if here.len() > 1 {
+                    PageKind::Broken
+                } else {
+                    kind
+                },
+            };
+            append(&mut merged, run);
+        }
+        from = pfn;
+        let key = (runs[i].gfn.wrapping_sub(runs[i].pfn) as i64, i);
+        if !here.remove(&key) {
+            here.insert(key);
+        }
     }
     merged
 }
@@ -307,6 +328,31 @@ mod tests {
                 (6, 1, Descriptors),
                 (7, 1, Broken),
                 (10, 1, Broken),
+            ]
+        );
+    }
+
+    /// A guest that says this has the agent list it, and not run out of memory.
+    #[test]
+    fn a_page_of_two_frames_costs_no_more_than_it_has_runs() {
+        const LARGE: u32 = 1 << 31;
+        let run = |pfn, gfn, nr| PageRun {
+            pfn,
+            gfn,
+            nr,
+            kind: PageKind::Ordinary,
+        };
+        let all = one_each(&[run(7, 1 << 40, LARGE), run(100, 50, 2), run(101, 9, 1)]);
+        let found: Vec<_> = all.iter().map(|r| (r.pfn, r.gfn, r.nr, r.kind)).collect();
+        use PageKind::*;
+        let rest = (1 << 40) + 102 - 7;
+        assert_eq!(
+            found,
+            [
+                (7, 1 << 40, 93, Ordinary),
+                (100, 50, 1, Broken),
+                (101, 9, 1, Broken),
+                (102, rest, LARGE - 95, Ordinary),
             ]
         );
     }

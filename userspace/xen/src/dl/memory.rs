@@ -13,6 +13,9 @@ use tracing::debug;
 
 /// Frames that are mapped at once.
 const MAP_BATCH: usize = 1024;
+/// Runs of pages that are listed at most: a guest can say what it likes of the order of its pages,
+/// and this is four times what can move.
+const MOST_RUNS: usize = 1 << 22;
 /// Pages that the largest guest that can move may be spread over.
 const MOST_PFNS: u64 = 1 << 32;
 
@@ -49,11 +52,15 @@ impl Xen {
         let pfn_end = info.pages.saturating_mul(4).max(1 << 20).max(most);
         let mut frames = Frames::new();
         let mut gfns = Vec::with_capacity(sys::PFN_TYPE_BATCH);
+        let mut pfns = Vec::with_capacity(sys::PFN_TYPE_BATCH);
         let end = m2p.len();
         for gfn in 0..end {
-            // Most frames of others are told apart without a hypercall.
-            if m2p.get(gfn) < pfn_end {
+            // Most frames of others are told apart without a hypercall. It is read once: guests
+            // write there.
+            let pfn = m2p.get(gfn);
+            if pfn < pfn_end {
                 gfns.push(gfn as u64);
+                pfns.push(pfn);
             }
             if gfns.len() < sys::PFN_TYPE_BATCH && gfn + 1 < end || gfns.is_empty() {
                 continue;
@@ -71,11 +78,17 @@ impl Xen {
             if rc != 0 {
                 return Err(Error::last("xc_get_pfn_type_batch"));
             }
-            for (gfn, ty) in gfns.drain(..).zip(types) {
+            for ((gfn, pfn), ty) in gfns.drain(..).zip(pfns.drain(..)).zip(types) {
                 // "Not a page of this domain".
                 if ty & sys::PFINFO_LTAB_MASK != sys::PFINFO_XTAB {
-                    frames.push(gfn, m2p.get(gfn as usize), ty);
+                    frames.push(gfn, pfn, ty);
                 }
+            }
+            if frames.runs() > MOST_RUNS {
+                return Err(Error::Unsupported(format!(
+                    "the memory of guest {} is in more than {MOST_RUNS} pieces, by what it says itself; its frames cannot be listed",
+                    info.domid
+                )));
             }
             if frames.count() >= info.pages {
                 break;
