@@ -151,6 +151,10 @@ impl Hypervisor for &Hv {
         unsupported()
     }
 
+    fn orphan(&self) -> Option<String> {
+        None
+    }
+
     fn stands_still(&self, _: u32) -> Result<bool, HvError> {
         unsupported()
     }

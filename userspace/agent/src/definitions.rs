@@ -96,9 +96,7 @@ fn free(path: &Path, ending: &str) -> PathBuf {
         nr => beside(path, &format!("{ending}.{nr}")),
     });
     let nobodys = |p: &PathBuf| p.symlink_metadata().is_err();
-    names
-        .find(nobodys)
-        .unwrap_or_else(|| beside(path, ending))
+    names.find(nobodys).unwrap_or_else(|| beside(path, ending))
 }
 
 impl Files {

@@ -6,6 +6,7 @@ use crate::definitions::Files;
 use crate::disks;
 use crate::gate::Gate;
 use crate::identity;
+use crate::orphan::orphan;
 use crate::preflight::{self, Size, Surroundings};
 use crate::toolstack::{self, xl, xl_within, Incoming, Outgoing, Restore, Save};
 use nix::unistd::{access, AccessFlags};
@@ -95,6 +96,8 @@ pub trait Hypervisor {
     /// Begin to save a guest, without the contents of ordinary pages if
     /// `external`. It stays, paused. With `staged`, it runs on until [`Outgoing::go`].
     fn save(&self, guest: u32, external: bool, staged: bool) -> Result<Box<dyn Outgoing>, HvError>;
+    /// The process of a save that an agent before this one began, if it still runs.
+    fn orphan(&self) -> Option<String>;
     /// Whether a guest that is there does nothing: it is paused, or has shut down.
     fn stands_still(&self, guest: u32) -> Result<bool, HvError>;
     /// Make every event of a guest pending that its management VM can raise: none that
@@ -387,6 +390,10 @@ impl Hypervisor for Xen {
     fn save(&self, domid: u32, external: bool, staged: bool) -> Result<Box<dyn Outgoing>, HvError> {
         find(self, domid)?;
         Ok(Box::new(Save::start(domid, external, staged)?))
+    }
+
+    fn orphan(&self) -> Option<String> {
+        orphan()
     }
 
     fn stands_still(&self, domid: u32) -> Result<bool, HvError> {

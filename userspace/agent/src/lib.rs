@@ -19,6 +19,7 @@ pub mod gate;
 pub mod hypervisor;
 mod identity;
 mod list;
+mod orphan;
 pub mod port;
 pub mod preflight;
 mod restored;

@@ -60,7 +60,7 @@ impl Transfer {
                 external,
                 staged,
             } => {
-                self.must_be_idle()?;
+                self.must_be_idle(hypervisor)?;
                 info!(guest, external, staged, "saving a guest");
                 *self = Self::Out(*guest, hypervisor.save(*guest, *external, *staged)?);
             }
@@ -78,7 +78,7 @@ impl Transfer {
                 external,
                 staged,
             } => {
-                self.must_be_idle()?;
+                self.must_be_idle(hypervisor)?;
                 info!(name, external, staged, "restoring a guest");
                 let restore = hypervisor.restore(name, *external, *staged)?;
                 *self = Self::In(name.clone(), None, restore);
@@ -103,11 +103,11 @@ impl Transfer {
             ToAgent::Finish => return self.finish(hypervisor, expected),
             ToAgent::Abort => self.abort(),
             ToAgent::Resume { guest } => {
-                self.must_be_idle()?;
+                self.must_be_idle(hypervisor)?;
                 hypervisor.resume(*guest)?;
             }
             ToAgent::Destroy { guest } => {
-                self.must_be_idle()?;
+                self.must_be_idle(hypervisor)?;
                 hypervisor.destroy(*guest)?;
             }
             _ => return Err(out_of_turn("not a request about a guest's move")),
@@ -116,9 +116,15 @@ impl Transfer {
     }
 
     /// While a program works on a guest, nobody else does.
-    fn must_be_idle(&self) -> Result<(), HvError> {
-        match self {
-            Self::None => Ok(()),
+    fn must_be_idle<H: Hypervisor>(&self, hypervisor: &H) -> Result<(), HvError> {
+        match (self, hypervisor.orphan()) {
+            (Self::None, None) => Ok(()),
+            (Self::None, Some(process)) => Err(HvError {
+                code: AgentErrorCode::Toolstack,
+                message: format!(
+                    "`xl save` of an earlier agent still runs (process {process}); it ends by itself within two minutes"
+                ),
+            }),
             _ => Err(out_of_turn("another guest is on its way")),
         }
     }

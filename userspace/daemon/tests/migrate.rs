@@ -145,6 +145,24 @@ fn whatever_fails_before_the_point_of_no_return_is_undone() {
     }
 }
 
+/// It could suspend the guest at any time, whoever lets it run.
+#[test]
+fn nobody_works_on_guests_beside_what_an_earlier_agent_has_begun() {
+    let w = world();
+    let (_, pages) = contents(&w, "A").unwrap();
+    lock(&w.hosts["A"]).trouble = Trouble::Orphan;
+    let (_, message) = error(migrate(&w, "A", "B"));
+    assert!(
+        message.contains("`xl save` of an earlier agent"),
+        "{message}"
+    );
+    // Nor is it believed that the guest runs on, before that has ended.
+    assert_eq!(w.records(), 1);
+    lock(&w.hosts["A"]).trouble = Trouble::None;
+    wait_until_runs_only_in(&w, "A", &pages);
+    report(migrate(&w, "A", "B"));
+}
+
 #[test]
 fn a_guest_that_restarts_or_ends_while_it_is_saved() {
     for (trouble, words, running) in [

@@ -415,6 +415,10 @@ impl Hypervisor for FakeHypervisor {
         Ok(())
     }
 
+    fn orphan(&self) -> Option<String> {
+        (lock(&self.0).trouble == Trouble::Orphan).then(|| "17".into())
+    }
+
     fn stands_still(&self, guest: u32) -> Result<bool, HvError> {
         let host = lock(&self.0);
         let guest = host.guests.get(&guest).ok_or_else(|| no_guest(guest))?;

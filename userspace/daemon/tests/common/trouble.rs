@@ -24,6 +24,8 @@ pub enum Trouble {
     /// A page table becomes an ordinary page, and the other way round, when a guest is
     /// suspended.
     TablesMove,
+    /// A save of an agent that was there before is still going on.
+    Orphan,
     /// A guest that has been saved is unpaused by somebody.
     SaveRuns,
     /// A save never says anything.

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What an agent before this one has left behind: a save that goes on when whoever started it has
+//! been restarted. It can suspend its guest later than anybody expects, and lets it run again when
+//! it notices that nobody reads any more; until then nobody else may work on guests.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const PROC: &str = "/proc";
+/// Where agents have guests saved to: no person does.
+const TO: &[u8] = b"/proc/self/fd/1";
+
+/// The number of such a process. Once there is none there will be none.
+pub fn orphan() -> Option<String> {
+    static NONE: AtomicBool = AtomicBool::new(false);
+    if NONE.load(Ordering::Relaxed) {
+        return None;
+    }
+    let found = orphan_in(Path::new(PROC));
+    NONE.store(found.is_none(), Ordering::Relaxed);
+    found
+}
+
+fn orphan_in(proc: &Path) -> Option<String> {
+    let saves = |line: Vec<u8>| {
+        let words: Vec<_> = line.split(|b| *b == 0).filter(|w| !w.is_empty()).collect();
+        matches!(words[..], [xl, b"save", .., to] if xl.ends_with(b"xl") && to == TO)
+    };
+    fs::read_dir(proc).ok()?.flatten().find_map(|process| {
+        let line = fs::read(process.path().join("cmdline")).ok()?;
+        saves(line).then(|| process.file_name().to_string_lossy().into_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_save_of_an_earlier_agent_is_found() {
+        let proc = tempfile::tempdir().unwrap();
+        let process = |number: &str, line: &str| {
+            let dir = proc.path().join(number);
+            fs::create_dir(&dir).unwrap();
+            fs::write(dir.join("cmdline"), line.replace(' ', "\0") + "\0").unwrap();
+        };
+        process("1", "/sbin/init");
+        process("7", "xl restore --external-memory -p /proc/self/fd/0");
+        process("8", "xl save 3 /var/lib/xen/save/guest");
+        fs::write(proc.path().join("uptime"), "1").unwrap();
+        assert_eq!(orphan_in(proc.path()), None);
+        process(
+            "9",
+            "/usr/sbin/xl save --external-memory --staged 3 -p 7 /proc/self/fd/1",
+        );
+        assert_eq!(orphan_in(proc.path()).as_deref(), Some("9"));
+    }
+}
