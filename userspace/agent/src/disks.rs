@@ -71,10 +71,17 @@ fn cache(here: &impl Surroundings, backend: &str) -> Option<String> {
     is_cached.then_some(params)
 }
 
-/// The pages of the rings of a guest's disks, by what the frontends say.
+/// The pages of the rings of a guest's disks, by what the frontends say. A disk that is not
+/// connected has nothing under way.
 fn rings(here: &impl Surroundings, domid: u32) -> Vec<(String, u32)> {
+    /// `XenbusStateConnected`.
+    const CONNECTED: &str = "4";
     let mut rings = Vec::new();
-    for (number, _) in disks(here, domid) {
+    for (number, backend) in disks(here, domid) {
+        let state = here.read(&format!("{backend}/state"));
+        if state.is_some_and(|state| state.trim() != CONNECTED) {
+            continue;
+        }
         let front = format!("/local/domain/{domid}/device/vbd/{number}");
         let mut queues = vec![front.clone()];
         let queue = |n: String| n.starts_with("queue-").then(|| format!("{front}/{n}"));
@@ -101,6 +108,15 @@ pub(crate) fn drain(
     ring: impl Fn(u32) -> Result<(u32, u32), HvError>,
 ) -> Result<(), HvError> {
     let started = Instant::now();
+    // A xenstore that says nothing is no guest without disks.
+    if here.list(&format!("/libxl/{domid}")).is_empty() {
+        return Err(HvError {
+            code: AgentErrorCode::Toolstack,
+            message: format!(
+                "xenstore does not tell which disks guest {domid} has; does xenstored run?"
+            ),
+        });
+    }
     let rings = rings(here, domid);
     for (number, reference) in &rings {
         loop {
@@ -233,7 +249,13 @@ mod tests {
         let never = |_| Ok((3, u32::MAX));
         let e = drain(&fake, 7, 3 * LOOK, never).unwrap_err();
         assert!(e.message.contains("not done 4 of its requests"), "{e}");
-        // Without a disk there is nothing to wait for.
-        drain(&Fake::default(), 7, DRAIN, never).unwrap();
+        // Without a disk, or with one that is not connected, there is nothing to wait for.
+        let none = [("/libxl/7/device/vif/0/backend".into(), "/b".into())];
+        drain(&Fake(none.into()), 7, DRAIN, never).unwrap();
+        let closed = ("/b/qdisk/7/51712/state", "6");
+        let fake = Fake::with(&[(&*one, "8"), closed]);
+        drain(&fake, 7, DRAIN, never).unwrap();
+        let e = drain(&Fake::default(), 7, DRAIN, never).unwrap_err();
+        assert!(e.message.contains("does xenstored run"), "{e}");
     }
 }
