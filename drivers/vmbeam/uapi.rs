@@ -362,8 +362,8 @@ macro_rules! request {
 }
 
 request! {
-    Info: 40, 0; Bind: 32, BIND_KEEP | BIND_TO_B | BIND_TO_A; Add: 40, 0; Check: 48, 0;
-    Commit: 56, 0; Status: 64, 0; Rollback: 32, 0; Cancel: 8, 0; Record: 104, 0; Adopt: 16, 0;
+    Info: 40, 0; Bind: 32, BIND_KEEP | BIND_TO_B | BIND_TO_A; Add: 40, 0; Check: 56, 0;
+    Commit: 64, 0; Status: 80, 0; Rollback: 32, 0; Cancel: 8, 0; Record: 120, 0; Adopt: 16, 0;
     Abandon: 24, 0;
 }
 

@@ -38,7 +38,7 @@ pub fn ioctl<T>(file: &File, request: u32, arg: &mut T) -> Result<(), Errno> {
 
 fn commit(file: &File, expected: u64, nr: u64) -> (Result<(), Errno>, sys::Commit) {
     let mut arg = sys::Commit {
-        size: 56,
+        size: size_of::<sys::Commit>() as u32,
         expected,
         nr,
         ..Default::default()
@@ -105,7 +105,7 @@ fn work(file: &File, seed: u64) -> Result<i64> {
             },
             3 => {
                 let mut arg = sys::Check {
-                    size: 48,
+                    size: size_of::<sys::Check>() as u32,
                     nr: rng.u64(1..PAIRS),
                     ..Default::default()
                 };

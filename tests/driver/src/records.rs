@@ -171,7 +171,7 @@ fn half([a, b]: &[Domain; 2]) -> Result<File> {
     };
     race::ioctl(&file, sys::IOCTL_ADD, &mut add).context("ADD")?;
     let mut commit = sys::Commit {
-        size: 56,
+        size: size_of::<sys::Commit>() as u32,
         nr: DONE,
         ..Default::default()
     };

@@ -158,7 +158,6 @@ impl Device {
     /// Continue the session of a record, in its mode.
     pub fn adopt(self, record: &sys::Record) -> Result<Session, Error> {
         let info = self.info()?;
-        // A driver that is older than the modes has none but the first.
         let mode = sys::Mode::from_flags(record.mode).ok_or(Error {
             op: Op::Adopt,
             errno: Errno::EOPNOTSUPP,
@@ -182,7 +181,7 @@ impl Device {
     /// Bind the file to two host VMs, for good. An id is the one that the hypervisor
     /// never gives to another domain; 0 takes whichever domain has the domid. A mode that
     /// [`Device::info`] does not have among its features is refused with
-    /// [`Errno::EOPNOTSUPP`], also by a driver that is older than the modes.
+    /// [`Errno::EOPNOTSUPP`].
     pub fn session(
         self,
         domids: [u32; 2],
