@@ -154,7 +154,7 @@ impl MiscDevice for Vmbeam {
         let View { status, spent } = me.turns.view();
 
         seq_print!(m, "vmbeam-state:\t{}\n", names::state(status.state));
-        if status.state != uapi::STATE_UNBOUND {
+        if ![uapi::STATE_UNBOUND, uapi::STATE_ABANDONED].contains(&status.state) {
             seq_print!(
                 m,
                 "vmbeam-domains:\t{} {}\n",
@@ -232,7 +232,7 @@ impl Vmbeam {
     ///
     /// [`EBADFD`], and those of [`records::next`].
     fn record(&self, arg: Arg<uapi::Record>) -> Result {
-        // Who has a file that is bound to two domains has nothing to do with others.
+        // Who has a file that was bound to two domains has nothing to do with others.
         if self.turns.view().status.state != uapi::STATE_UNBOUND {
             return Err(EBADFD);
         }

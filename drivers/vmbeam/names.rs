@@ -14,6 +14,7 @@ pub const fn state(state: u32) -> &'static str {
         STATE_COMMITTED => "committed",
         STATE_ROLLING_BACK => "rolling-back",
         STATE_ROLLED_BACK => "rolled-back",
+        STATE_ABANDONED => "abandoned",
         _ => "unknown",
     }
 }

@@ -86,7 +86,7 @@ pub(crate) fn settle(mut session: KBox<Session>) {
 ///
 /// [`ENOENT`], [`EBADFD`].
 pub(crate) fn adopt(session: &mut KBox<Session>, arg: Arg<uapi::Adopt>) -> Result {
-    if session.is_bound() {
+    if !session.is_new() {
         return Err(EBADFD);
     }
     let mut table = RECORDS.lock();

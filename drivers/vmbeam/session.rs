@@ -114,8 +114,10 @@ pub(crate) struct Checked {
 /// The state of one open file.
 #[derive(Default)]
 pub(crate) struct Session {
-    /// `None` until `BIND`.
+    /// `None` until `BIND`, and after `ABANDON`.
     pub(crate) bound: Option<Bound>,
+    /// Whether `ABANDON` came. Who was handed the file for two domains gets no others by that.
+    pub(crate) abandoned: bool,
     /// Its pairs, and which of them are swapped.
     pub(crate) ledger: Ledger<Charged>,
     /// What it took.
@@ -144,6 +146,11 @@ impl Session {
         self.bound.is_some()
     }
 
+    /// Whether it can be given domains: it has none, and never had.
+    pub(crate) fn is_new(&self) -> bool {
+        !self.is_bound() && !self.abandoned
+    }
+
     /// IOCTL: `BIND`: bind the file to two domains.
     ///
     /// # Errors
@@ -161,7 +168,7 @@ impl Session {
         if domains.a == domains.b {
             return Err(EINVAL);
         }
-        if self.is_bound() {
+        if !self.is_new() {
             return Err(EBADFD);
         }
 
@@ -192,7 +199,7 @@ impl Session {
         }
     }
 
-    /// IOCTL: `ABANDON`: give everything up that is known of the pairs.
+    /// IOCTL: `ABANDON`: give everything up that is known of the pairs, for good.
     ///
     /// # Errors
     ///
@@ -206,13 +213,23 @@ impl Session {
         if arg.value.expected != arg.value.cursor {
             return Err(ESTALE);
         }
-        *self = Self::default();
+        *self = Self {
+            abandoned: true,
+            ..Self::default()
+        };
         Ok(())
     }
 
     /// Where the session stands, for others to see.
     pub(crate) fn view(&self) -> View {
         match &self.bound {
+            None if self.abandoned => View {
+                status: uapi::Status {
+                    state: uapi::STATE_ABANDONED,
+                    ..uapi::Status::default()
+                },
+                ..View::default()
+            },
             None => View::default(),
             Some(bound) => View::new(bound.domains, bound.mode, self.ledger.counts(), &self.spent),
         }
@@ -222,7 +239,7 @@ impl Session {
 /// What others see of a session.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct View {
-    /// For `STATUS`; its state is 0 for one that is not bound.
+    /// For `STATUS`; all 0 for one that has not been bound.
     pub(crate) status: uapi::Status,
     /// What it took.
     pub(crate) spent: Spent,

@@ -73,6 +73,8 @@ pub const STATE_COMMITTED: u32 = 4;
 pub const STATE_ROLLING_BACK: u32 = 5;
 /// Every pair is where it was at first.
 pub const STATE_ROLLED_BACK: u32 = 6;
+/// Was bound, and `VMBEAM_IOCTL_ABANDON` came.
+pub const STATE_ABANDONED: u32 = 7;
 
 macro_rules! abi_struct {
     ($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident: $ty:ty,)* }) => {

@@ -373,12 +373,14 @@ TEST_F(half, domain_dies_and_abandon)
 	EXPECT_EQ(FRAMES / 2, record.swapped);
 	ASSERT_EQ(0, do_adopt(self->fd, record.id));
 	EXPECT_EQ(0, do_abandon(self->fd, FRAMES / 2, NULL));
+	REOPEN();
 	EXPECT_FAIL(ENOENT, do_adopt(self->fd, record.id));
 	EXPECT_EQ(0, count_records(NULL));
 }
 
 TEST_F(half, abandon)
 {
+	struct vmbeam_record record;
 	__u64 cursor;
 
 	ASSERT_EQ(0, do_commit(self->fd, 0, FRAMES / 2, NULL, NULL));
@@ -387,8 +389,18 @@ TEST_F(half, abandon)
 	EXPECT_EQ(VMBEAM_STATE_COMMITTING, get_status(self->fd).state);
 	ASSERT_EQ(0, do_abandon(self->fd, FRAMES / 2, &cursor));
 	EXPECT_EQ(FRAMES / 2, cursor);
-	EXPECT_EQ(VMBEAM_STATE_UNBOUND, get_status(self->fd).state);
+	EXPECT_EQ(VMBEAM_STATE_ABANDONED, get_status(self->fd).state);
+	EXPECT_EQ(0, get_status(self->fd).swapped);
+	/* For good: whoever was handed the file for two domains gets no others by this. */
+	EXPECT_FAIL(EBADFD, do_open(self->fd, self->a, self->b));
+	EXPECT_FAIL(EBADFD, do_record(self->fd, 0, &record));
+	EXPECT_FAIL(EBADFD, do_adopt(self->fd, 1));
+	EXPECT_FAIL(EBADFD, add_one(self->fd, 0, 0, 1));
+	EXPECT_FAIL(EBADFD, do_check(self->fd, 0, 0, NULL, NULL));
+	EXPECT_FAIL(EBADFD, do_commit(self->fd, FRAMES / 2, 0, NULL, NULL));
+	EXPECT_FAIL(EBADFD, do_rollback(self->fd, FRAMES / 2, NULL));
 	EXPECT_FAIL(EBADFD, do_abandon(self->fd, FRAMES / 2, NULL));
+	EXPECT_FAIL(ENOENT, do_cancel(self->fd));
 	REOPEN();
 	EXPECT_AWAY(0, FRAMES / 2);
 	EXPECT_HOME(FRAMES / 2, FRAMES / 2);

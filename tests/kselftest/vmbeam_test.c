@@ -400,6 +400,7 @@ TEST_F(pair, domid_used_again)
 	ASSERT_EQ(0, do_adopt(self->fd, record.id));
 	EXPECT_FAIL(ESRCH, do_rollback(self->fd, 4, NULL));
 	EXPECT_EQ(0, do_abandon(self->fd, 4, NULL));
+	REOPEN();
 	/* By its own id it can be used like any. */
 	EXPECT_FAIL(ESRCH, do_open_ids(self->fd, self->a, self->b, &id_a, &id_b));
 	id_b = 0;

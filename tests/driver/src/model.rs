@@ -41,6 +41,7 @@ pub struct Bound {
 #[derive(Clone, Debug, Default)]
 pub struct Session {
     bound: Option<Bound>,
+    abandoned: bool,
     /// `BIND_*`
     mode: u32,
     /// Frames that went over alone, and came back so.
@@ -148,6 +149,7 @@ impl Session {
     pub fn state(&self) -> u32 {
         let (all, none) = (self.cursor == self.marks.len(), self.cursor == 0);
         match (self.bound, self.committing, self.rolling_back) {
+            (None, _, _) if self.abandoned => 7,
             (None, _, _) => 0,
             (_, false, false) if self.marks.is_empty() => 1,
             (_, false, false) => 2,
@@ -165,7 +167,7 @@ impl Session {
         {
             return Err(Errno::EINVAL);
         }
-        if self.bound.is_some() {
+        if self.state() != 0 {
             return Err(Errno::EBADFD);
         }
         let (a, b) = world.domains([arg.domid_a, arg.domid_b], [arg.id_a, arg.id_b])?;
@@ -208,7 +210,10 @@ impl Session {
         }
         world.claim(self.number, bound.ids, false);
         let cursor = self.cursor();
-        *self = Self::default();
+        *self = Self {
+            abandoned: true,
+            ..Self::default()
+        };
         Answer {
             result: Ok(()),
             out: sys::Abandon { cursor, ..arg },
@@ -519,7 +524,7 @@ impl Session {
 
     /// `ADOPT`
     pub fn adopt(&mut self, world: &mut World, arg: sys::Adopt) -> Answer<sys::Adopt> {
-        let result = if self.bound.is_some() {
+        let result = if self.state() != 0 {
             Err(Errno::EBADFD)
         } else {
             world.take_record(arg.id).map(|session| *self = session)

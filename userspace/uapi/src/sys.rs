@@ -15,8 +15,8 @@ pub use vmbeam_core::uapi::{
 };
 use vmbeam_core::uapi::{
     NR_ABANDON, NR_ADD, NR_ADOPT, NR_BIND, NR_CANCEL, NR_CHECK, NR_COMMIT, NR_INFO, NR_RECORD,
-    NR_ROLLBACK, NR_STATUS, STATE_COMMITTED, STATE_COMMITTING, STATE_EMPTY, STATE_LOADED,
-    STATE_ROLLED_BACK, STATE_ROLLING_BACK, STATE_UNBOUND,
+    NR_ROLLBACK, NR_STATUS, STATE_ABANDONED, STATE_COMMITTED, STATE_COMMITTING, STATE_EMPTY,
+    STATE_LOADED, STATE_ROLLED_BACK, STATE_ROLLING_BACK, STATE_UNBOUND,
 };
 
 /// `VMBEAM_IOCTL_INFO`
@@ -60,6 +60,8 @@ pub enum State {
     RollingBack = STATE_ROLLING_BACK,
     /// Every pair is where it was at first.
     RolledBack = STATE_ROLLED_BACK,
+    /// Was bound, and was given up.
+    Abandoned = STATE_ABANDONED,
 }
 
 impl State {
@@ -73,6 +75,7 @@ impl State {
             STATE_COMMITTED => Self::Committed,
             STATE_ROLLING_BACK => Self::RollingBack,
             STATE_ROLLED_BACK => Self::RolledBack,
+            STATE_ABANDONED => Self::Abandoned,
             _ => return None,
         })
     }

@@ -68,6 +68,7 @@ fn expected() -> BTreeMap<String, u64> {
         ("COMMITTED", sys::State::Committed),
         ("ROLLING_BACK", sys::State::RollingBack),
         ("ROLLED_BACK", sys::State::RolledBack),
+        ("ABANDONED", sys::State::Abandoned),
     ] {
         m.insert(format!("VMBEAM_STATE_{name}"), value as u64);
         assert_eq!(sys::State::from_raw(value as u32), Some(value));

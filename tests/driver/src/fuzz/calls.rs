@@ -396,7 +396,7 @@ fn fdinfo(open: &Open, status: &sys::Status) -> Result<()> {
         format!("mode:\t{}", sys::names::mode(status.mode)),
         format!("moved:\t{}", status.moved),
     ];
-    if status.state != 0 {
+    if ![0, 7].contains(&status.state) {
         lines.push(format!("domains:\t{} {}", status.domid_a, status.domid_b));
     }
     for line in lines {

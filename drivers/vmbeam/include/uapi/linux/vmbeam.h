@@ -32,7 +32,7 @@
  *
  * Whoever holds a file that is bound to two domains can exchange memory of these
  * two and do nothing else. A file that is not bound yet can be bound to any two,
- * and see and take over what earlier sessions left.
+ * and see and take over what earlier sessions left. There is no way back to that.
  */
 #ifndef _UAPI_LINUX_VMBEAM_H
 #define _UAPI_LINUX_VMBEAM_H
@@ -53,6 +53,7 @@
  * @VMBEAM_STATE_COMMITTED: every pair has been dealt with
  * @VMBEAM_STATE_ROLLING_BACK: the pairs at and after the cursor are back
  * @VMBEAM_STATE_ROLLED_BACK: every pair is where it was at first
+ * @VMBEAM_STATE_ABANDONED: was bound, and VMBEAM_IOCTL_ABANDON came
  */
 enum vmbeam_state {
 	VMBEAM_STATE_UNBOUND = 0,
@@ -62,6 +63,7 @@ enum vmbeam_state {
 	VMBEAM_STATE_COMMITTED = 4,
 	VMBEAM_STATE_ROLLING_BACK = 5,
 	VMBEAM_STATE_ROLLED_BACK = 6,
+	VMBEAM_STATE_ABANDONED = 7,
 };
 
 /* The hypervisor implements the swap of frames. */
@@ -132,7 +134,7 @@ struct vmbeam_info {
  * they merely keep in stock, and which would have frames refused; they do so
  * when the domain next accesses a device.
  *
- * Errors: EBADFD (already bound), EINVAL (same domain twice, or not a domid, or
+ * Errors: EBADFD (bound, now or before), EINVAL (same domain twice, or not a domid, or
  * two of VMBEAM_BIND_*), ESRCH (no such domain, it is dying, or its id is
  * another one), EPERM (dom0 or another control domain), ENXIO (a domain without
  * hardware-assisted paging: PV or shadow; or with nested virtualization on EPT),
@@ -302,7 +304,7 @@ struct vmbeam_commit {
  * @size: sizeof(struct vmbeam_status)
  * @flags: must be 0
  * @state: out: enum vmbeam_state
- * @domid_a: out: first domain, valid unless the session is unbound
+ * @domid_a: out: first domain, valid unless the session is unbound or abandoned
  * @domid_b: out: second domain, likewise
  * @activity: out: number of the ioctl that works on the session now (the nr in
  *	its _IO()), or 0
@@ -413,9 +415,9 @@ struct vmbeam_cancel {
  * When the last reference to a file goes while some of its pairs are swapped
  * and some are not, the driver rolls back by itself. If the hypervisor refuses,
  * the session is kept as a record. This tells the first record whose id is
- * larger than @id. Only for a file that is not bound.
+ * larger than @id. Only for a file that has not been bound.
  *
- * Errors: ENOENT (there are no more), EBADFD (the file is bound).
+ * Errors: ENOENT (there are no more), EBADFD (the file is bound, or was).
  */
 struct vmbeam_record {
 	__u32 size;
@@ -450,7 +452,7 @@ struct vmbeam_record {
  * the file had been bound to the two domains from the start, and closing it
  * tries a rollback again.
  *
- * Errors: EBADFD (already bound), ENOENT (no such record).
+ * Errors: EBADFD (bound, now or before), ENOENT (no such record).
  */
 struct vmbeam_adopt {
 	__u32 size;
@@ -465,10 +467,10 @@ struct vmbeam_adopt {
  * @expected: where the caller believes the cursor to be
  * @cursor: out: where it is
  *
- * Give the session up: its pairs stay as they are, nobody knows any more which
- * are swapped, and the file is not bound any longer. For when at least one of
- * the two domains is gone, and for a caller that has written down itself what is
- * where.
+ * Give the session up: its pairs stay as they are, and nobody knows any more which
+ * are swapped. Of what follows on this file only INFO, STATUS and CANCEL do not
+ * fail with EBADFD. For when at least one of the two domains is gone, and for a
+ * caller that has written down itself what is where.
  *
  * Errors: EBADFD (not bound), ESTALE (@expected is not the cursor, which is in
  * @cursor).
