@@ -179,6 +179,12 @@ impl Session {
             return Err(EIO);
         }
         domains.ids = reply.ids;
+        if mode.relocates() {
+            // Of the two domains the hypervisor looks more closely at the one that gives. On the
+            // way back, of which there may be need at any time, that is the other one.
+            let back = (What::Check, mode.opposite(), 0);
+            hypervisor::swap_frames(domains, back, &[], &mut []).result?;
+        }
         let place = Place::take(domains)?;
         [arg.value.id_a, arg.value.id_b] = reply.ids;
         arg.write()?;

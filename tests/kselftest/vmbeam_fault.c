@@ -218,6 +218,22 @@ TEST_F(fault, call_errors_before_the_first_pair)
 	EXPECT_HOME(0, 8);
 }
 
+/* A relocation that could not be rolled back is not begun. */
+TEST_F(fault, no_way_back)
+{
+	static const __u32 modes[] = { VMBEAM_BIND_TO_B, VMBEAM_BIND_TO_A };
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(modes); i++) {
+		/* The domain that would give on the way back has devices. */
+		fail_call(2, 0, -ENOTEMPTY);
+		EXPECT_FAIL(EBUSY, do_open_as(self->fd, self->a, self->b, modes[i]));
+		EXPECT_TRUE(happened(VMBEAM_DEBUG_FAIL_CALL));
+		EXPECT_EQ(VMBEAM_STATE_UNBOUND, get_status(self->fd).state);
+	}
+	EXPECT_EQ(0, do_open_as(self->fd, self->a, self->b, VMBEAM_BIND_TO_B));
+}
+
 /* After an answer that makes no sense nothing moves any more. */
 static bool is_broken(int fd, __u64 cursor)
 {

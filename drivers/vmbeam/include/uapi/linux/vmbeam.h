@@ -139,8 +139,9 @@ struct vmbeam_info {
  * another one), EPERM (dom0 or another control domain), ENXIO (a domain without
  * hardware-assisted paging: PV or shadow; or with nested virtualization on EPT),
  * EBUSY (a mode that a swap does not handle: passed-through device, altp2m
- * possible, memory sharing or paging; or another session has pairs of one of
- * these domains swapped, or was left with some), EOPNOTSUPP (the hypervisor
+ * possible, memory sharing or paging; in a relocation: a domain that was given
+ * devices or memory of them, as each gives, there or back; or another session has
+ * pairs of one of these domains swapped, or was left with some), EOPNOTSUPP (the hypervisor
  * lacks the operation, or has another version of it), ENOSPC (too many sessions
  * and records), ENOMEM. What commits and rollbacks need is allocated here and
  * with the runs: they do not fail for lack of kernel memory.
