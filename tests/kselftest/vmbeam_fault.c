@@ -326,6 +326,25 @@ TEST_F(fault, call_that_claims_all)
 	FORGET_BROKEN();
 }
 
+/* The same when its statuses cannot be written, either. */
+TEST_F(fault, call_that_claims_all_unheard)
+{
+	const size_t elements = 4096, size = elements * sizeof(__s32);
+	char *array = mmap(NULL, size + 4096, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct vmbeam_commit commit;
+
+	ASSERT_NE(MAP_FAILED, array);
+	ASSERT_EQ(0, mprotect(array + size, 4096, PROT_NONE));
+	ASSERT_EQ(0, load_backwards(self->fd, self->a, self->b, 5000));
+	inject(VMBEAM_DEBUG_FAIL_CALL, elements / BATCH + 1, 10, 0, CLAIM_ALL);
+	EXPECT_EQ(0, do_commit(self->fd, 0, 0, (void *)array, &commit));
+	EXPECT_EQ(elements + 10, commit.cursor);
+	EXPECT_TRUE(is_broken(self->fd, elements + 10));
+	FORGET_BROKEN();
+	munmap(array, size + 4096);
+}
+
 /* The error comes at every hypercall of a commit in turn, after part of it. */
 TEST_F_TIMEOUT(fault, call_errors_in_the_middle, 120)
 {

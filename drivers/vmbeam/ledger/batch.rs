@@ -102,6 +102,21 @@ pub(super) struct Reply<'a, E> {
     pub(super) result: Result<(), Stop<E>>,
 }
 
+impl<E> Reply<'_, E> {
+    /// Go on, now that the caller was told, or could not be. That nobody knows any more what is
+    /// swapped comes before what the caller lacks.
+    ///
+    /// # Errors
+    ///
+    /// The loop shall end.
+    pub(super) fn go_on(self, told: Result<(), E>) -> Result<(), Stop<E>> {
+        match self.result {
+            Err(Stop::Broken(how)) => Err(Stop::Broken(how)),
+            result => told.map_err(Stop::Error).and(result),
+        }
+    }
+}
+
 impl<M: Memory> Batch<M> {
     /// For this many runs and pairs in one hypercall.
     ///

@@ -132,14 +132,14 @@ impl<M: Memory> Ledger<M> {
             let reply = Batch::<M>::ask(&batch.runs, &mut batch.status, what, outside)?;
 
             // What the caller does not learn is not done: nothing has changed.
-            outside.tell(tally.done, reply.status)?;
-            for status in reply.status {
+            let told = outside.tell(tally.done, reply.status);
+            for status in reply.status.iter().filter(|_| told.is_ok()) {
                 tally.done = tally.done.saturating_add(1);
                 if *status != 0 {
                     tally.refused = tally.refused.saturating_add(1);
                 }
             }
-            reply.result?;
+            reply.go_on(told)?;
         }
     }
 
@@ -182,8 +182,8 @@ impl<M: Memory> Ledger<M> {
             for status in reply.status {
                 self.advance(*status, tally)?;
             }
-            outside.tell(at, reply.status)?;
-            reply.result?;
+            let told = outside.tell(at, reply.status);
+            reply.go_on(told)?;
         }
         self.audit()
     }

@@ -127,6 +127,48 @@ proptest! {
     }
 
     #[test]
+    fn a_lie_is_noticed_when_the_caller_cannot_be_told(
+        runs in distinct_runs(),
+        lie in lie(),
+        at in 0usize..60,
+        check in any::<bool>(),
+    ) {
+        let mut session = Session::default();
+        prop_assert_eq!(session.add(&runs), Ok(()));
+        let total = session.counts().pairs;
+        let mut fate = vec![Swap; at % total as usize];
+        fate.push(lie);
+        fate.extend([Swap; 400]);
+        let go = |deaf, fate: &[Fate]| {
+            let (mut session, mut world) = (Session::default(), World::new(fate.to_vec()));
+            session.add(&runs).unwrap();
+            world.deaf = deaf;
+            let (ledger, batch) = (&mut session.ledger, &mut session.batch);
+            let (tally, result) = match check {
+                true => ledger.check(0, total, batch, &mut world),
+                false => ledger.commit(total, batch, &mut world),
+            };
+            (session, world, tally, result)
+        };
+        // It comes in the last hypercall.
+        let calls = go(0, &fate).1.calls;
+        let (session, world, tally, result) = go(calls, &fate);
+        prop_assert_eq!(result, Err(EIO));
+        prop_assert_eq!(&world.broken, &[Broken::Answer]);
+        prop_assert!(session.ledger.is_half_way());
+        if !check {
+            prop_assert_eq!(tally.done as usize, world.told.len());
+            prop_assert_eq!(session.counts().cursor, tally.done);
+        }
+
+        // Where all is well, what the caller lacks is what ends the call.
+        let (session, world, _, result) = go(1, &[Swap]);
+        prop_assert_eq!(result, Err(EFAULT));
+        prop_assert_eq!(session.ledger.is_half_way(), !check && session.counts().cursor < total);
+        prop_assert_eq!(world.broken, []);
+    }
+
+    #[test]
     fn a_check_tells_and_changes_nothing(
         runs in distinct_runs(),
         fate in fates(),

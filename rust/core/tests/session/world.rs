@@ -38,6 +38,7 @@ pub const EIO: i32 = 5;
 pub const EINTR: i32 = 4;
 pub const EBUSY: i32 = 16;
 pub const ENOMEM: i32 = 12;
+pub const EFAULT: i32 = 14;
 
 /// What happens to a pair, or to the hypercall at that pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +72,8 @@ pub struct World {
     pub way: Way,
     /// What the caller was told, one a pair asked for.
     pub told: Vec<i32>,
+    /// The hypercall after which the caller can be told nothing; 0 for none.
+    pub deaf: u32,
     pub broken: Vec<Broken>,
 }
 
@@ -85,6 +88,7 @@ impl World {
             calls: 0,
             way: Way::There,
             told: vec![],
+            deaf: 0,
             broken: vec![],
         }
     }
@@ -145,6 +149,9 @@ impl Outside for World {
     fn tell(&mut self, at: u32, status: &[i32]) -> Result<(), i32> {
         assert_eq!(at as usize, self.told.len());
         self.told.extend(status);
+        if self.deaf != 0 && self.calls >= self.deaf {
+            return Err(EFAULT);
+        }
         Ok(())
     }
 
