@@ -57,3 +57,9 @@ pub(crate) fn resize<T: Clone + Default>(
 pub(crate) fn truncate<T>(list: &mut KVVec<T>, len: usize) {
     list.truncate(len);
 }
+
+/// Drop what is not to be kept.
+#[inline(never)]
+pub(crate) fn retain<T>(list: &mut KVVec<T>, keep: impl Fn(&T) -> bool) {
+    list.retain(|element| keep(element));
+}

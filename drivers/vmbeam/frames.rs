@@ -32,6 +32,9 @@ pub trait Chunks {
     ///
     /// The chunk is a new one, for which there is no memory.
     fn chunk(&mut self, number: u64) -> Result<&mut [u64], Self::Error>;
+
+    /// Drop all chunks whose words are 0.
+    fn prune(&mut self);
 }
 
 /// Where a chunk is among others, which are in the order of their numbers, or where it
@@ -88,6 +91,8 @@ pub fn take<C: Chunks>(
     for run in runs {
         if let Err(refusal) = take_run(used, run) {
             give_back(used, runs.get(..index as usize).unwrap_or(&[]));
+            // What is not taken takes no memory, and none of the chunks that there can be.
+            used.iter_mut().for_each(Chunks::prune);
             return Err((index, refusal));
         }
         index = index.saturating_add(1);

@@ -23,7 +23,7 @@ struct Chunk {
     words: KVVec<u64>,
 }
 
-/// All chunks in which a frame is or was in use, by number.
+/// All chunks in which a frame is in use, by number.
 #[derive(Default)]
 pub(crate) struct Frames(KVVec<Chunk>);
 
@@ -47,6 +47,12 @@ impl Chunks for Frames {
         };
         let chunk = self.0.get_mut(at).ok_or(EINVAL)?;
         Ok(&mut chunk.words)
+    }
+
+    fn prune(&mut self) {
+        alloc::retain(&mut self.0, |chunk| {
+            chunk.words.iter().any(|word| *word != 0)
+        });
     }
 }
 

@@ -622,12 +622,17 @@ TEST_F_TIMEOUT(pair, add_too_many_runs, 120)
 TEST_F_TIMEOUT(pair, add_too_far_apart, 60)
 {
 	const unsigned int blocks = 1 << 14;
+	struct vmbeam_run twice[] = {
+		{ 32768ULL * blocks, 0, 1, 0 }, { 32768ULL * blocks, 1, 1, 0 },
+	};
 	struct vmbeam_run *runs = calloc(blocks, sizeof(*runs));
 	struct vmbeam_add add;
 	unsigned int i;
 
 	ASSERT_NE(NULL, runs);
 	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	/* A call that fails uses no block up. */
+	EXPECT_FAIL(EEXIST, do_add(self->fd, twice, 2, NULL));
 	for (i = 0; i < blocks; i++) {
 		runs[i].gfn_a = 32768ULL * i;
 		runs[i].gfn_b = i;

@@ -25,6 +25,11 @@ impl Chunks for Room {
         }
         Ok(self.1.entry(number).or_insert_with(|| vec![0; WORDS]))
     }
+
+    fn prune(&mut self) {
+        self.1
+            .retain(|_, words| words.iter().any(|word| *word != 0));
+    }
 }
 
 impl Room {
@@ -89,11 +94,26 @@ proptest! {
                 (Err((index, Refusal::InUse)), Err(bad)) => prop_assert_eq!(index, bad),
                 (Err((index, Refusal::NoChunk(()))), expected) => {
                     prop_assert!(expected.is_ok() || expected >= Err(index));
-                    prop_assert!(used.iter().any(|side| side.1.len() == room));
+                    let wanted = |side: usize| {
+                        let mut numbers: HashSet<_> = model[side].iter().map(|f| f / CHUNK).collect();
+                        for run in &call[..=index as usize] {
+                            let first = [run.gfn_a, run.gfn_b][side];
+                            let last = first + u64::from(run.nr) - 1;
+                            numbers.extend(first / CHUNK..=last / CHUNK);
+                        }
+                        numbers.len()
+                    };
+                    prop_assert!(wanted(0).max(wanted(1)) > room);
                 }
                 (got, expected) => prop_assert!(false, "{got:?}, expected {expected:?}"),
             }
             prop_assert_eq!(used.clone().map(|side| side.frames()), model.clone());
+            // Nor is there a chunk that nobody uses.
+            let chunks = model.clone().map(|frames| {
+                let numbers = frames.iter().map(|frame| frame / CHUNK);
+                numbers.collect::<HashSet<_>>().len()
+            });
+            prop_assert_eq!([used[0].1.len(), used[1].1.len()], chunks);
         }
     }
 }

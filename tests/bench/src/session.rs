@@ -32,6 +32,11 @@ impl Chunks for Frames {
         });
         Ok(&mut self.0[at].1)
     }
+
+    fn prune(&mut self) {
+        self.0
+            .retain(|(_, words)| words.iter().any(|word| *word != 0));
+    }
 }
 
 /// Memory of this program.

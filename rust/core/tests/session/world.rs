@@ -196,6 +196,11 @@ impl Chunks for Frames {
         }
         Ok(self.0.entry(number).or_insert_with(|| vec![0; WORDS]))
     }
+
+    fn prune(&mut self) {
+        self.0
+            .retain(|_, words| words.iter().any(|word| *word != 0));
+    }
 }
 
 impl Memory for Heap {
