@@ -224,7 +224,7 @@ impl Session {
         let user = StatusArray::new(arg.value.status);
         let went = self.spent.went;
 
-        bound.place.claim(&bound.domains)?;
+        bound.place.claim()?;
         // Before anything moves, so that bad pointers are found in time; and no more than one
         // batch of them, so that a signal does not wait for it.
         arg.write()?;

@@ -65,6 +65,13 @@ pub(crate) fn swap_frames(
     }
 }
 
+/// Whether one of the domains is gone, for ever, as no other domain has its id.
+pub(crate) fn gone(domains: Domains) -> bool {
+    let reply = swap_frames(domains, (What::Check, Mode::Swap, 0), &[], &mut []);
+
+    reply.result == Err(ESRCH)
+}
+
 /// Whether frames can be swapped here.
 pub(crate) fn implemented() -> bool {
     debug::HAS_MODEL || xen::implements_swap()

@@ -60,8 +60,7 @@ pub(crate) fn settle(mut session: KBox<Session>) {
         return;
     };
     let index = bound.place.index();
-    // What cannot be put back ever is in nobody's way.
-    bound.place.note(error != ESRCH);
+    bound.place.keep();
     let mut table = RECORDS.lock();
     let id = table.last_id.saturating_add(1);
 
@@ -98,6 +97,9 @@ pub(crate) fn adopt(session: &mut KBox<Session>, arg: Arg<uapi::Adopt>) -> Resul
     drop(table);
 
     *session = record.session;
+    if let Some(bound) = &session.bound {
+        bound.place.adopt();
+    }
     Ok(())
 }
 

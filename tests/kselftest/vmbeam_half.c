@@ -513,14 +513,48 @@ TEST_F(half, one_session_of_a_domain_at_a_time)
 TEST_F(half, record_of_a_dead_domain)
 {
 	__u32 c = domain_create(DOMAIN_HAP, FRAMES);
+	int other = open(DEVICE, O_RDWR | O_CLOEXEC);
+	struct vmbeam_record record;
 
 	ASSERT_NE(NO_DOMAIN, c);
 	ASSERT_EQ(0, do_commit(self->fd, 0, 8, NULL, NULL));
 	domain_destroy(self->b);
 	self->b = c;
 	REOPEN();
-	ASSERT_EQ(1, count_records(NULL));
+	ASSERT_EQ(1, count_records(&record));
 	EXPECT_EQ(0, do_open(self->fd, self->a, c));
+	ASSERT_EQ(0, add_one(self->fd, 16, 16, 8));
+	ASSERT_EQ(0, do_commit(self->fd, 0, 4, NULL, NULL));
+	/* Nor when somebody looks into it while others move. */
+	ASSERT_EQ(0, do_adopt(other, record.id));
+	EXPECT_FAIL(ESRCH, do_rollback(other, 8, NULL));
+	EXPECT_EQ(0, do_commit(self->fd, 4, 0, NULL, NULL));
+	close(other);
+}
+
+/* The domain goes when there is a record already. */
+TEST_F(half, record_of_a_domain_that_dies)
+{
+	__u32 c = domain_create(DOMAIN_HAP, FRAMES);
+	int early = open(DEVICE, O_RDWR | O_CLOEXEC);
+	void *held;
+
+	ASSERT_NE(NO_DOMAIN, c);
+	ASSERT_EQ(0, do_open(early, self->a, c));
+	ASSERT_EQ(0, add_one(early, 16, 16, 8));
+	ASSERT_EQ(0, do_commit(self->fd, 0, 8, NULL, NULL));
+	held = domain_hold(self->b, 0);
+	ASSERT_NE(NULL, held);
+	REOPEN();
+	ASSERT_EQ(1, count_records(NULL));
+	EXPECT_FAIL(EBUSY, do_open(self->fd, self->a, c));
+	EXPECT_FAIL(EBUSY, do_commit(early, 0, 0, NULL, NULL));
+	domain_release(held);
+	domain_destroy(self->b);
+	self->b = c;
+	EXPECT_EQ(0, do_open(self->fd, self->a, c));
+	EXPECT_EQ(0, do_commit(early, 0, 0, NULL, NULL));
+	close(early);
 }
 
 TEST_F(half, as_many_as_there_can_be)

@@ -529,6 +529,9 @@ impl Session {
         } else {
             world.take_record(arg.id).map(|session| *self = session)
         };
+        if result.is_ok() && self.domains(world) != Err(Errno::ESRCH) {
+            world.idle.remove(&self.number);
+        }
         self.note(world);
         Answer {
             result,
@@ -544,11 +547,10 @@ impl Session {
             left = self.put_back(world).1;
         }
         if let Some(bound) = self.bound {
-            // What cannot be put back ever is in nobody's way.
-            let waits = left.is_err_and(|error| error != Errno::ESRCH);
-            world.claim(self.number, bound.ids, waits);
+            world.claim(self.number, bound.ids, left.is_err());
         }
         if let Err(error) = left {
+            world.idle.insert(self.number);
             world.keep(self, error);
         }
     }

@@ -81,10 +81,13 @@ impl Domains {
             if *unique != 0 && *unique != domain.unique {
                 return Err(EADDRNOTAVAIL);
             }
+            *unique = domain.unique;
+        }
+        for id in [a, b] {
+            let domain = self.find(id)?;
             if domain.refuse != 0 {
                 return Err(Error::from_errno(domain.refuse));
             }
-            *unique = domain.unique;
             if request.flags & SWAP_UNMAP != 0 {
                 domain.give_up_stock();
             }

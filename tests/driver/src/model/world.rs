@@ -77,6 +77,8 @@ pub struct World {
     last_id: u64,
     /// Sessions with pairs swapped, by number, and the ids of their domains.
     swapped: BTreeMap<u64, [u64; 2]>,
+    /// Those that are records, or were when a domain of theirs was gone already.
+    pub idle: BTreeSet<u64>,
     sessions: u64,
     /// All ids of domains that were ever told.
     told: BTreeSet<u64>,
@@ -106,6 +108,7 @@ impl World {
             records: Vec::new(),
             last_id: 0,
             swapped: BTreeMap::new(),
+            idle: BTreeSet::new(),
             sessions: 0,
             told: BTreeSet::new(),
         }
@@ -135,9 +138,13 @@ impl World {
             if id != 0 && self.ids[index] != Some(id) {
                 return Err(Errno::ESRCH);
             }
-            self.refuses[index].map_or(Ok(index), Err)
+            Ok(index)
         };
-        Ok((find(domids[0], ids[0])?, find(domids[1], ids[1])?))
+        let (a, b) = (find(domids[0], ids[0])?, find(domids[1], ids[1])?);
+        match self.refuses[a].or(self.refuses[b]) {
+            Some(error) => Err(error),
+            None => Ok((a, b)),
+        }
     }
 
     /// The driver has told the ids of two domains: whether they can be right.
@@ -160,10 +167,12 @@ impl World {
 
     /// Whether no session but this one has pairs of these domains swapped.
     pub fn free(&self, ids: [u64; 2], number: u64) -> Result<(), Errno> {
-        let taken = self
-            .swapped
-            .iter()
-            .any(|(other, theirs)| *other != number && theirs.iter().any(|id| ids.contains(id)));
+        let taken = self.swapped.iter().any(|(other, theirs)| {
+            // What can never be put back is in nobody's way.
+            let waits = theirs.iter().all(|id| self.ids.contains(&Some(*id)));
+            let waits = waits || !self.idle.contains(other);
+            *other != number && waits && theirs.iter().any(|id| ids.contains(id))
+        });
         if taken {
             return Err(Errno::EBUSY);
         }
