@@ -25,7 +25,6 @@ use crate::{
     mode::Mode,
     session::{
         Bound,
-        Checked,
         Session,
         Spent,
         View,
@@ -181,26 +180,19 @@ impl Session {
         let bound = self.bound.as_mut().ok_or(EBADFD)?;
         let end = self.ledger.may_check(arg.value.first, arg.value.nr);
         let end = end.map_err(refused)?;
-        let first = u32::try_from(arg.value.first)?;
+        let (first, before) = (u32::try_from(arg.value.first)?, arg.value.moves_before);
+        if before > first.into() {
+            return Err(EINVAL);
+        }
         let user = StatusArray::new(arg.value.status);
         let (batch, mut outside) = Exchange::new(bound, &mut self.spent, user, watch);
-        let last = self.checked;
-        let goes_on = last.next == first && last.hypercalls == outside.spent.hypercalls;
-        let before = if goes_on { last.moves } else { 0 };
         outside.moves = before;
         let (tally, result) = self.ledger.check(first, end, batch, &mut outside);
 
         arg.value.done = tally.done.into();
         arg.value.refused = tally.refused.into();
         arg.value.moves = outside.moves.saturating_sub(before);
-        let checked = Checked {
-            next: first.saturating_add(tally.done),
-            moves: outside.moves,
-            hypercalls: outside.spent.hypercalls,
-        };
         arg.write()?;
-        // What the caller does not learn is not done.
-        self.checked = checked;
         verdict(result, tally.done)
     }
 

@@ -100,17 +100,6 @@ impl Spent {
     }
 }
 
-/// How far a dry run is that goes through the list in several calls.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Checked {
-    /// The pair that comes next.
-    pub(crate) next: u32,
-    /// Frames that would go over with none in return before that.
-    pub(crate) moves: u64,
-    /// Hypercalls that had swapped by then. Once there are more, other frames are where they were.
-    pub(crate) hypercalls: u64,
-}
-
 /// The state of one open file.
 #[derive(Default)]
 pub(crate) struct Session {
@@ -122,8 +111,6 @@ pub(crate) struct Session {
     pub(crate) ledger: Ledger<Charged>,
     /// What it took.
     pub(crate) spent: Spent,
-    /// The last dry run.
-    pub(crate) checked: Checked,
 }
 
 /// IOCTL: `INFO`: limits and features. Needs no session.

@@ -173,6 +173,8 @@ abi_struct! {
         nr: u64,
         /// Address of the statuses, or 0.
         status: u64,
+        /// Frames that would go over with none in return before these pairs.
+        moves_before: u64,
         /// Out: pairs checked.
         done: u64,
         /// Out: pairs that would be refused.
@@ -355,7 +357,6 @@ macro_rules! request {
         $(impl Request for $name {
             const FIRST_SIZE: usize = $first;
             const FLAGS: u32 = $flags;
-
             fn flags(&self) -> u32 {
                 self.flags
             }
@@ -364,7 +365,7 @@ macro_rules! request {
 }
 
 request! {
-    Info: 40, 0; Bind: 32, BIND_KEEP | BIND_TO_B | BIND_TO_A; Add: 40, 0; Check: 56, 0;
+    Info: 40, 0; Bind: 32, BIND_KEEP | BIND_TO_B | BIND_TO_A; Add: 40, 0; Check: 64, 0;
     Commit: 64, 0; Status: 80, 0; Rollback: 32, 0; Cancel: 8, 0; Record: 120, 0; Adopt: 16, 0;
     Abandon: 24, 0;
 }
@@ -383,7 +384,8 @@ assert_layout!(Info, 40, features: 8, max_add_runs: 16, batch_pairs: 20, max_run
 assert_layout!(Bind, 32, domid_a: 8, domid_b: 12, id_a: 16, id_b: 24);
 assert_layout!(Run, 24, gfn_a: 0, gfn_b: 8, nr: 16, reserved: 20);
 assert_layout!(Add, 40, runs: 8, nr_runs: 16, bad_run: 20, total_runs: 24, total_pairs: 32);
-assert_layout!(Check, 56, first: 8, nr: 16, status: 24, done: 32, refused: 40, moves: 48);
+assert_layout!(Check, 64, first: 8, nr: 16, status: 24, moves_before: 32, done: 40, refused: 48,
+    moves: 56);
 assert_layout!(Commit, 64, expected: 8, nr: 16, status: 24, cursor: 32, swapped: 40, refused: 48,
     moved: 56);
 assert_layout!(Status, 80, state: 8, domid_a: 12, domid_b: 16, activity: 20, runs: 24, pairs: 32,

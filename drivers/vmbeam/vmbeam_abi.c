@@ -40,13 +40,14 @@ CHECK_FIELD(vmbeam_add, bad_run, 20);
 CHECK_FIELD(vmbeam_add, total_runs, 24);
 CHECK_FIELD(vmbeam_add, total_pairs, 32);
 
-CHECK_SIZE(vmbeam_check, 56);
+CHECK_SIZE(vmbeam_check, 64);
 CHECK_FIELD(vmbeam_check, first, 8);
 CHECK_FIELD(vmbeam_check, nr, 16);
 CHECK_FIELD(vmbeam_check, status, 24);
-CHECK_FIELD(vmbeam_check, done, 32);
-CHECK_FIELD(vmbeam_check, refused, 40);
-CHECK_FIELD(vmbeam_check, moves, 48);
+CHECK_FIELD(vmbeam_check, moves_before, 32);
+CHECK_FIELD(vmbeam_check, done, 40);
+CHECK_FIELD(vmbeam_check, refused, 48);
+CHECK_FIELD(vmbeam_check, moves, 56);
 
 CHECK_SIZE(vmbeam_commit, 64);
 CHECK_FIELD(vmbeam_commit, expected, 8);

@@ -398,18 +398,20 @@ TEST_F(relocation, up_to_the_limit)
 	for (i = 0; i < all; i++)
 		ASSERT_EQ(i < room ? 0 : -ENOSPC, status[i]);
 
-	/* In pieces. */
+	/* In pieces, while others who have the file look at something else. */
 	memset(again, 0xcc, sizeof(again));
-	for (at = 0, i = 0; at < all; at += check.done, i += check.moves)
-		ASSERT_EQ(0, do_check(self->fd, at, at + 300 < all ? 300 : 0, again + at,
-				      &check));
+	for (at = 0, i = 0; at < all; at += check.done, i += check.moves) {
+		ASSERT_EQ(0, do_check(self->fd, 7, 1, NULL, NULL));
+		ASSERT_EQ(0, do_check_after(self->fd, at, at + 300 < all ? 300 : 0, i,
+					    again + at, &check));
+	}
 	EXPECT_EQ(room, i);
 	EXPECT_EQ(0, memcmp(status, again, all * sizeof(*status)));
 	/* From somewhere else: nothing is known of what is before. */
 	ASSERT_EQ(0, do_check(self->fd, 500, 0, again, &check));
 	EXPECT_EQ(all - 500, check.moves);
 	EXPECT_EQ(0, check.refused);
-	/* From the first pair on it begins again. */
+	/* A part of them. */
 	ASSERT_EQ(0, do_check(self->fd, 0, 500, NULL, &check));
 	EXPECT_EQ(500, check.moves);
 

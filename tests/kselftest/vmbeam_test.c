@@ -23,7 +23,7 @@ static const struct {
 	{ VMBEAM_IOCTL_BIND, sizeof(struct vmbeam_bind), 32,
 	  VMBEAM_BIND_KEEP | VMBEAM_BIND_TO_B | VMBEAM_BIND_TO_A },
 	{ VMBEAM_IOCTL_ADD, sizeof(struct vmbeam_add), 40 },
-	{ VMBEAM_IOCTL_CHECK, sizeof(struct vmbeam_check), 56 },
+	{ VMBEAM_IOCTL_CHECK, sizeof(struct vmbeam_check), 64 },
 	{ VMBEAM_IOCTL_COMMIT, sizeof(struct vmbeam_commit), 64 },
 	{ VMBEAM_IOCTL_STATUS, sizeof(struct vmbeam_status), 80 },
 	{ VMBEAM_IOCTL_ROLLBACK, sizeof(struct vmbeam_rollback), 32 },
@@ -760,6 +760,9 @@ TEST_F(pair, check_bad_calls)
 	EXPECT_FAIL(EINVAL, do_check(self->fd, 7, 2, NULL, NULL));
 	EXPECT_FAIL(EINVAL, do_check(self->fd, UINT64_MAX, 2, NULL, NULL));
 	EXPECT_FAIL(EINVAL, do_check(self->fd, 1, UINT64_MAX, NULL, NULL));
+	/* More than there can be. */
+	EXPECT_EQ(0, do_check_after(self->fd, 3, 2, 3, NULL, NULL));
+	EXPECT_FAIL(EINVAL, do_check_after(self->fd, 3, 2, 4, NULL, NULL));
 	EXPECT_FAIL(EFAULT, do_check(self->fd, 0, 0, (void *)(page + 4096), NULL));
 	EXPECT_FAIL(EFAULT, do_check(self->fd, 0, 0, (void *)(page + 4096 - 16), NULL));
 }

@@ -118,8 +118,9 @@ static inline int add_one(int fd, __u64 gfn_a, __u64 gfn_b, __u32 nr)
 	return do_add(fd, &run, 1, NULL);
 }
 
-static inline int do_check(int fd, __u64 first, __u64 nr, __s32 *status,
-			   struct vmbeam_check *out)
+/* A part of a dry run, before which so many frames would have gone over alone. */
+static inline int do_check_after(int fd, __u64 first, __u64 nr, __u64 moves_before,
+				 __s32 *status, struct vmbeam_check *out)
 {
 	struct vmbeam_check arg;
 	int ret;
@@ -128,10 +129,17 @@ static inline int do_check(int fd, __u64 first, __u64 nr, __s32 *status,
 	arg.first = first;
 	arg.nr = nr;
 	arg.status = PTR(status);
+	arg.moves_before = moves_before;
 	ret = ioctl(fd, VMBEAM_IOCTL_CHECK, &arg);
 	if (out)
 		*out = arg;
 	return ret;
+}
+
+static inline int do_check(int fd, __u64 first, __u64 nr, __s32 *status,
+			   struct vmbeam_check *out)
+{
+	return do_check_after(fd, first, nr, 0, status, out);
 }
 
 static inline int do_commit(int fd, __u64 expected, __u64 nr, __s32 *status,

@@ -47,8 +47,6 @@ pub struct Session {
     /// Frames that went over alone, and came back so.
     went: u64,
     came: u64,
-    /// Where the last dry run ended, and the frames that would have gone over alone by then.
-    checked: (u64, u64),
     /// Tells it from others.
     number: u64,
     runs: Vec<sys::Run>,
@@ -302,7 +300,7 @@ impl Session {
     }
 
     /// `CHECK`
-    pub fn check(&mut self, world: &World, arg: sys::Check, access: Access) -> Answer<sys::Check> {
+    pub fn check(&self, world: &World, arg: sys::Check, access: Access) -> Answer<sys::Check> {
         let pairs = self.pairs();
         if pairs == 0 {
             return Answer::fail(Errno::EBADFD, arg);
@@ -310,6 +308,9 @@ impl Session {
         let Some(nr) = stretch(arg.first, arg.nr, pairs).filter(|nr| *nr > 0) else {
             return Answer::fail(Errno::EINVAL, arg);
         };
+        if arg.moves_before > arg.first {
+            return Answer::fail(Errno::EINVAL, arg);
+        }
         if !access.structure {
             return Answer::fail(Errno::EFAULT, arg);
         }
@@ -325,12 +326,7 @@ impl Session {
         } else {
             (nr, Ok(()))
         };
-        // It goes on with the last one's count, or begins anew.
-        let before = match self.checked {
-            (next, moves) if next == arg.first => moves,
-            _ => 0,
-        };
-        let mut moves = before;
+        let mut moves = arg.moves_before;
         // A call that got anywhere succeeds, unless memory was taken away.
         let status: Vec<i32> = (arg.first..arg.first + done)
             .filter_map(|i| {
@@ -339,13 +335,12 @@ impl Session {
                 Some(what.status())
             })
             .collect();
-        self.checked = (arg.first + done, moves);
         Answer {
             result,
             out: sys::Check {
                 done,
                 refused: status.iter().filter(|s| **s != 0).count() as u64,
-                moves: moves - before,
+                moves: moves - arg.moves_before,
                 ..arg
             },
             status,
@@ -386,7 +381,6 @@ impl Session {
         if arg.status != 0 && access.elements < nr.min(BATCH_PAIRS) {
             return Answer::fail(Errno::EFAULT, nothing);
         }
-        self.checked = (0, 0);
         let domains = match self.domains(world) {
             Ok(domains) => domains,
             Err(error) => {
@@ -484,7 +478,6 @@ impl Session {
                     // Where nothing is left that could come back, zeroes do.
                     What::Swap | What::Nothing => (),
                 }
-                self.checked = (0, 0);
                 swapped += 1;
             }
             self.marks[number] = Mark::Back;

@@ -111,7 +111,7 @@ impl Job<'_> {
                 continue;
             };
             let moves = loop {
-                match loaded.session.prepare(pair, &mut [NOT_ATTEMPTED]) {
+                match loaded.session.prepare(pair, 0, &mut [NOT_ATTEMPTED]) {
                     Ok(looked) if looked.done > 0 => break looked.moves,
                     Err(e) if e.errno != Errno::EINTR => return Err(refused(e)),
                     _ => {}

@@ -149,7 +149,8 @@ pub trait DriverSession {
     /// Append runs.
     fn add(&mut self, runs: &[Run]) -> Result<(), AddFailed>;
     /// Dry run over some pairs.
-    fn prepare(&self, first: u64, status: &mut [i32]) -> Result<Prepared, Error>;
+    fn prepare(&self, first: u64, moves_before: u64, status: &mut [i32])
+        -> Result<Prepared, Error>;
     /// Swap some pairs from the cursor on.
     fn commit(&mut self, status: &mut [i32]) -> Result<Step, Error>;
     /// Where the session stands.
@@ -205,8 +206,13 @@ impl DriverSession for Session {
         Session::add(self, runs)
     }
 
-    fn prepare(&self, first: u64, status: &mut [i32]) -> Result<Prepared, Error> {
-        Session::prepare(self, first, status)
+    fn prepare(
+        &self,
+        first: u64,
+        moves_before: u64,
+        status: &mut [i32],
+    ) -> Result<Prepared, Error> {
+        Session::prepare(self, first, moves_before, status)
     }
 
     fn commit(&mut self, status: &mut [i32]) -> Result<Step, Error> {

@@ -135,7 +135,7 @@ pub(crate) fn prepare(
     while done < status.len() {
         progress(Phase::Prepare, done as u64, total);
         let end = (done + CHECK_CHUNK).min(status.len());
-        match session.prepare(done as u64, &mut status[done..end]) {
+        match session.prepare(done as u64, moves, &mut status[done..end]) {
             Ok(p) if p.done > 0 => {
                 done += (p.done as usize).min(end - done);
                 moves += p.moves;

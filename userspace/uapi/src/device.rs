@@ -262,11 +262,18 @@ impl Session {
     }
 
     /// Dry run over `status.len()` pairs from `first` on, in one call of the
-    /// driver, which may stop early when a signal comes.
-    pub fn prepare(&self, first: u64, status: &mut [i32]) -> Result<Prepared, Error> {
+    /// driver, which may stop early when a signal comes. One that goes on from others hands on
+    /// the sum of their moves.
+    pub fn prepare(
+        &self,
+        first: u64,
+        moves_before: u64,
+        status: &mut [i32],
+    ) -> Result<Prepared, Error> {
         let mut arg = sys::Check {
             size: size_of::<sys::Check>(),
             first,
+            moves_before,
             ..Default::default()
         };
         raw::check(&self.file, &mut arg, status).map_err(fail(Op::Prepare))?;

@@ -27,7 +27,8 @@ fn expected() -> BTreeMap<String, u64> {
     layout!("vmbeam_bind", sys::Bind: size flags domid_a domid_b id_a id_b);
     layout!("vmbeam_run", sys::Run: gfn_a gfn_b nr reserved);
     layout!("vmbeam_add", sys::Add: size flags runs nr_runs bad_run total_runs total_pairs);
-    layout!("vmbeam_check", sys::Check: size flags first nr status done refused moves);
+    layout!("vmbeam_check", sys::Check: size flags first nr status moves_before
+        done refused moves);
     layout!("vmbeam_commit", sys::Commit: size flags expected nr status cursor swapped refused
         moved);
     layout!("vmbeam_status", sys::Status: size flags state domid_a domid_b activity runs pairs

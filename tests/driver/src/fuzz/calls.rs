@@ -179,12 +179,20 @@ impl Fuzzer {
         } else {
             nr
         });
+        let moves_before = match self.rng.bool() {
+            true => 0,
+            false => {
+                let usual = self.rng.u64(..=first);
+                self.number(usual)
+            }
+        };
         let arg = sys::Check {
             size: size_of::<sys::Check>() as u32,
             flags: 0,
             first,
             nr,
             status,
+            moves_before,
             done: 7,
             refused: 7,
             moves: 7,

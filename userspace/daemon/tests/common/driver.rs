@@ -243,7 +243,15 @@ impl DriverSession for FakeSession {
         Ok(())
     }
 
-    fn prepare(&self, first: u64, status: &mut [i32]) -> Result<Prepared, Error> {
+    fn prepare(
+        &self,
+        first: u64,
+        moves_before: u64,
+        status: &mut [i32],
+    ) -> Result<Prepared, Error> {
+        let before = || (0..first as usize).filter(|i| self.moves(*i)).count() as u64;
+        // What a caller looks at out of turn is one pair.
+        assert!((moves_before, status.len()) == (0, 1) || moves_before == before());
         let (mut refused, mut moves) = (0, 0);
         for (i, s) in status.iter_mut().enumerate() {
             *s = self.status_of(first as usize + i);

@@ -208,6 +208,8 @@ struct vmbeam_add {
  * @first: number of the first pair to check
  * @nr: how many pairs to check; 0 for all from @first on
  * @status: pointer to one __s32 a pair checked, or 0
+ * @moves_before: frames that went over with none in return before these pairs in
+ *	a dry run that goes on here: the sum of its @moves; 0 where it begins
  * @done: out: pairs checked; less than asked for when a signal or a
  *	VMBEAM_IOCTL_CANCEL came
  * @refused: out: those of them that a commit would refuse now
@@ -216,11 +218,10 @@ struct vmbeam_add {
  *
  * Dry run: ask the hypervisor what a commit would do with each pair, and change
  * nothing. In a relocation the receiver has room, up to its maximum of memory,
- * for so many frames only, and all that are counted before a pair are in its way.
- * A call that begins where the one before it ended goes on with that one's count,
- * if nothing was committed or rolled back since; any other begins with none. So
- * a commit does not meet -ENOSPC where a check of the whole list, in one or in
- * several calls from the first pair to the last, did not tell it.
+ * for so many frames only, and all that are counted before a pair are in its way:
+ * those of the same call, and @moves_before, which has no meaning in other modes.
+ * So a commit does not meet -ENOSPC where a check of the pairs from the cursor on,
+ * in one call or in several that hand on their sum, did not tell it.
  *
  * A pair's status is 0 (would be swapped) or a negative errno:
  *
@@ -241,7 +242,7 @@ struct vmbeam_add {
  *  -ENOSPC      the receiver of a relocation has its maximum of memory
  *
  * Errors: EBADFD (nothing loaded), EINVAL (@first or @nr beyond the session's
- * pairs), ECANCELED (the out fields are valid), ESRCH, EPERM, ENXIO, EBUSY and
+ * pairs, or @moves_before more than there are before @first), ECANCELED (the out fields are valid), ESRCH, EPERM, ENXIO, EBUSY and
  * ENOMEM (of the hypervisor) as for VMBEAM_IOCTL_BIND.
  */
 struct vmbeam_check {
@@ -250,6 +251,7 @@ struct vmbeam_check {
 	__aligned_u64 first;
 	__aligned_u64 nr;
 	__aligned_u64 status;
+	__aligned_u64 moves_before;
 	__aligned_u64 done;
 	__aligned_u64 refused;
 	__aligned_u64 moves;
