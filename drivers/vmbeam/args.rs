@@ -26,7 +26,7 @@ pub(crate) struct Arg<T> {
     ptr: UserPtr,
     /// How much of it the caller has, which may be an older version.
     len: usize,
-    /// Read from the caller once; never read again. 0 beyond `len`.
+    /// What is looked at and written back, whatever the caller's has become since. 0 beyond `len`.
     pub(crate) value: T,
 }
 
@@ -40,8 +40,8 @@ impl<T: Request> Arg<T> {
     /// - [`E2BIG`]: it is larger than ours and the tail is not zero, or it is absurdly large.
     /// - [`EOPNOTSUPP`]: a flag that we do not know.
     pub(crate) fn read(ptr: UserPtr) -> Result<Self> {
-        let size: u32 = UserSlice::new(ptr, size_of::<u32>()).reader().read()?;
-        let size = usize::try_from(size)?;
+        let first: u32 = UserSlice::new(ptr, size_of::<u32>()).reader().read()?;
+        let size = usize::try_from(first)?;
 
         if size < T::FIRST_SIZE {
             return Err(EINVAL);
@@ -55,6 +55,10 @@ impl<T: Request> Arg<T> {
         let mut value = T::new_zeroed();
         reader.read_slice(value.as_mut_bytes().get_mut(..len).ok_or(EINVAL)?)?;
         require_zero(reader)?;
+        // It was read again, and may be another one.
+        first
+            .write_to_prefix(value.as_mut_bytes())
+            .or(Err(EINVAL))?;
         if value.flags() & !T::FLAGS != 0 {
             return Err(EOPNOTSUPP);
         }

@@ -124,19 +124,19 @@ impl MiscDevice for Vmbeam {
             return result;
         }
         // The whole number: an ioctl of another interface is none of ours.
-        if cmd != uapi::ioctl(nr) || !(uapi::NR_INFO..=uapi::NR_ABANDON).contains(&nr) {
+        if cmd != uapi::ioctl(nr) {
             return Err(ENOTTY);
         }
-        let looks = matches!(nr, uapi::NR_INFO | uapi::NR_STATUS | uapi::NR_RECORD);
-        if !looks && file.flags() & O_ACCMODE == O_RDONLY {
-            return Err(EBADF);
-        }
+        let only_looks = file.flags() & O_ACCMODE == O_RDONLY;
         match nr {
-            // These do not wait for the session.
+            // These look.
             uapi::NR_INFO => session::info(Arg::read(ptr)?)?,
             uapi::NR_STATUS => me.status(Arg::read(ptr)?)?,
-            uapi::NR_CANCEL => me.cancel(Arg::read(ptr)?)?,
             uapi::NR_RECORD => me.record(Arg::read(ptr)?)?,
+            // The others.
+            uapi::NR_BIND..=uapi::NR_ABANDON if only_looks => return Err(EBADF),
+            // It does not wait for the session, either.
+            uapi::NR_CANCEL => me.cancel(Arg::read(ptr)?)?,
             // These take turns.
             uapi::NR_BIND => me.run(nr, ptr, |s, arg, _| s.bind(arg))?,
             uapi::NR_ADD => me.run(nr, ptr, |s, arg, _| s.add(arg))?,

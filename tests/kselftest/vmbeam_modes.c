@@ -506,6 +506,7 @@ TEST_F(relocation, put_back_by_zeroes)
 	EXPECT_EQ(0, rollback.cursor);
 	EXPECT_HOME(98, 1);
 	EXPECT_EQ(0, not_zero(self->giver, 99, 1));
+	EXPECT_EQ(0, not_zero(self->receiver, 99, 1));
 	EXPECT_EQ(0, not_zero(self->giver, 102, 1));
 	EXPECT_EQ(0, domain_check(self->giver, TAG_GIVER, 103, 3, 103));
 	/* The model's domains have no cache where such frames would be. */
