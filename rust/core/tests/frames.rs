@@ -95,7 +95,8 @@ proptest! {
                 (Err((index, Refusal::NoChunk(()))), expected) => {
                     prop_assert!(expected.is_ok() || expected >= Err(index));
                     let wanted = |side: usize| {
-                        let mut numbers: HashSet<_> = model[side].iter().map(|f| f / CHUNK).collect();
+                        let used = model[side].iter().map(|frame| frame / CHUNK);
+                        let mut numbers: HashSet<_> = used.collect();
                         for run in &call[..=index as usize] {
                             let first = [run.gfn_a, run.gfn_b][side];
                             let last = first + u64::from(run.nr) - 1;

@@ -134,16 +134,16 @@ struct vmbeam_info {
  * they merely keep in stock, and which would have frames refused; they do so
  * when the domain next accesses a device.
  *
- * Errors: EBADFD (bound, now or before), EINVAL (same domain twice, or not a domid, or
- * two of VMBEAM_BIND_*), ESRCH (no such domain, it is dying, or its id is
+ * Errors: EBADFD (bound, now or before), EINVAL (same domain twice, or not a
+ * domid, or two of VMBEAM_BIND_*), ESRCH (no such domain, it is dying, or its id is
  * another one), EPERM (dom0 or another control domain), ENXIO (a domain without
  * hardware-assisted paging: PV or shadow; or with nested virtualization on EPT),
  * EBUSY (a mode that a swap does not handle: passed-through device, altp2m
  * possible, memory sharing or paging; in a relocation: a domain that was given
  * devices or memory of them, as each gives, there or back; or another session has
- * pairs of one of these domains swapped, or was left with some), EOPNOTSUPP (the hypervisor
- * lacks the operation, or has another version of it), ENOSPC (too many sessions
- * and records), ENOMEM. What commits and rollbacks need is allocated here and
+ * pairs of one of these domains swapped, or was left with some), EOPNOTSUPP (the
+ * hypervisor lacks the operation, or has another version of it), ENOSPC (too many
+ * sessions and records), ENOMEM. What commits and rollbacks need is allocated here and
  * with the runs: they do not fail for lack of kernel memory.
  */
 struct vmbeam_bind {
@@ -242,8 +242,9 @@ struct vmbeam_add {
  *  -ENOSPC      the receiver of a relocation has its maximum of memory
  *
  * Errors: EBADFD (nothing loaded), EINVAL (@first or @nr beyond the session's
- * pairs, or @moves_before more than there are before @first), ECANCELED (the out fields are valid), ESRCH, EPERM, ENXIO, EBUSY and
- * ENOMEM (of the hypervisor) as for VMBEAM_IOCTL_BIND.
+ * pairs, or @moves_before more than there are before @first), ECANCELED (the out
+ * fields are valid), ESRCH, EPERM, ENXIO, EBUSY and ENOMEM (of the hypervisor) as
+ * for VMBEAM_IOCTL_BIND.
  */
 struct vmbeam_check {
 	__u32 size;
