@@ -10,6 +10,7 @@ use common::peer::{assert_says, chunk, guests, hello, hello_of, request_of};
 use common::{impostor, read_request, World};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use vmbeam_agent_protocol::{FromAgent, ToAgent};
 use vmbeam_control_protocol::{FromDaemon, ToDaemon};
@@ -114,17 +115,20 @@ fn one_that_is_silent_delays_the_list_of_nobody() {
     let mut w = World::new();
     w.timeout = 300;
     w.agents(&["B", "C", "D"]);
-    // Greets once, and is silent then.
-    impostor(&w.socket("A"), |stream| {
+    w.start();
+    for name in ["B", "C", "D"] {
+        w.wait_agent(name, None);
+    }
+    // Greets once, and is silent then: whoever asks it anything more waits.
+    let (greeted, greeting) = mpsc::channel();
+    impostor(&w.socket("A"), move |stream| {
         if let Some((request, session, _)) = read_request(stream) {
             let _ = stream.write_all(&encode(request, session, &hello_of("A")).unwrap());
+            let _ = greeted.send(());
         }
         std::thread::sleep(Duration::from_secs(60));
     });
-    w.start();
-    for name in ["A", "B", "C", "D"] {
-        w.wait_agent(name, None);
-    }
+    greeting.recv_timeout(Duration::from_secs(30)).unwrap();
     let started = Instant::now();
     let FromDaemon::List(list) = w.ask(&ToDaemon::List) else {
         panic!()
