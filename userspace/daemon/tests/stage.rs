@@ -251,10 +251,11 @@ fn a_frame_that_is_held_follows_later_or_is_left() {
         });
         assert_runs_only_in(&w, "B", &pages);
         assert_eq!(r.frames_left, u64::from(!lets_go));
-        match lets_go {
-            true => assert_eq!(tries(), 3),
-            false => assert_eq!(tries(), 6),
-        }
+        let expected = match lets_go {
+            true => 3..6,
+            false => 6..7,
+        };
+        assert!(expected.contains(&tries()), "{} tries", tries());
     }
 }
 
