@@ -80,6 +80,7 @@ pub fn check(tally: &mut Tally, sizes: Sizes, progress: &Progress) {
         tally.case(GROUP, &name, || {
             one(&topology, way)?;
             let now = Pages::look(&topology)?;
+            println!("    pages of the host that are free: {}", now.free);
             let first = first.get_or_insert_with(|| now.clone());
             ensure!(now.all() == first.all(), "{first:?}, then {now:?}");
             moved = true;

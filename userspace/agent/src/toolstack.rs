@@ -19,7 +19,7 @@ use vmbeam_agent_protocol::{AgentErrorCode, MAX_PART};
 use vmbeam_xen::command::{self, Collector};
 
 /// The toolstack's program.
-const XL: &str = "xl";
+pub(crate) const XL: &str = "xl";
 /// How long the daemon is made to wait when there is nothing to tell.
 pub const PAUSE: Duration = Duration::from_secs(2);
 /// How long a command may take that only asks, or changes one thing.

@@ -5,6 +5,7 @@
 
 use super::{failed, Files};
 use crate::hypervisor::HvError;
+use crate::toolstack::XL;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,10 +21,9 @@ const AUTO: &str = "/etc/xen/auto";
 /// Where it saves guests when the host VM shuts down, each to a file of its name, to restore all
 /// that is there at boot.
 const SAVE: &str = "/var/lib/xen/save";
-/// The toolstack's program.
-const XL: &str = "xl";
 /// How long `xl` may take to read a file.
 const READ: Duration = Duration::from_secs(30);
+
 /// The name that `xl` would give a guest that is created from this.
 fn name_by_xl(path: &Path) -> io::Result<Option<String>> {
     name_by(Path::new(XL), path)
