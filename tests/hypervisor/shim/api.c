@@ -175,6 +175,8 @@ set_leaves(struct p2m_domain *p2m, const gfn_t *gfns, const mfn_t *mfns,
     int rc;
 
     ASSERT(p2m_locked_by_me(p2m));
+    if ( shim_event(EV_SET_LEAVES, p2m->domain->domain_id, 0, 0, 0) )
+        return -ENOMEM;
     rc = real_set_leaves(p2m, gfns, mfns, nr, t, a);
     for ( i = 0; !rc && i < nr; i++ )
         shim_event(EV_WRITE, p2m->domain->domain_id, gfn_x(gfns[i]),
@@ -424,6 +426,40 @@ API long shim_set_owner(long mfn, long id, long unused1, long unused2)
     page_set_owner(mfn_to_page(_mfn(mfn)), shim_domains[id]);
 
     return 0;
+}
+
+/* Assign a device to a domain. */
+API long shim_set_device(long id, long on, long unused1, long unused2);
+API long shim_set_device(long id, long on, long unused1, long unused2)
+{
+    static LIST_HEAD(device);
+
+    if ( on )
+        list_add(&device, &shim_domains[id]->pdev_list);
+    else
+        list_del(&device);
+
+    return 0;
+}
+
+/*
+ * Let memory of a domain be of types for which no 2M entry will do.  That is so
+ * only for one that was given memory of a device.
+ */
+API long shim_mix_types(long id, long gfn, long unused1, long unused2);
+API long shim_mix_types(long id, long gfn, long unused1, long unused2)
+{
+    struct domain *d = shim_domains[id];
+    int rc;
+
+    if ( !d->iomem_caps )
+        d->iomem_caps = rangeset_new(d, "I/O Memory", RANGESETF_prettyprint_hex);
+    rc = gfn == ~0L ? rangeset_remove_singleton(d->iomem_caps, 0)
+                    : rangeset_add_singleton(d->iomem_caps, 0);
+    shim_mixed = gfn;
+    p2m_memory_type_changed(d);
+
+    return rc;
 }
 
 API long shim_set_dying(long id, long on, long unused1, long unused2);

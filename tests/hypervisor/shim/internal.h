@@ -8,6 +8,8 @@
 #define _u(p) ((unsigned long)(p))
 
 extern struct domain *shim_domains[SHIM_DOMAINS];
+/* A gfn around which no 2M entry will do, as there memory is of two types. */
+extern unsigned long shim_mixed;
 
 unsigned long shim_event(unsigned int kind, unsigned long a, unsigned long b,
                          unsigned long c, unsigned long d);

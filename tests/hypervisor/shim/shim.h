@@ -28,6 +28,8 @@ enum shim_event {
 	EV_FRAME_FREED,		/* a: mfn: the last reference was dropped */
 	EV_CRASH,		/* a: domid */
 	EV_FRAME_ALLOC,		/* a: domid: a frame for it -> non-zero: fail */
+	EV_UNMAP,		/* a: domid: its device model is to drop mappings */
+	EV_SET_LEAVES,		/* a: domid: entries are written -> non-zero: fail */
 };
 
 /* What a gfn leads to, and the state of the frame there. */

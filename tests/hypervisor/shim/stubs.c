@@ -207,15 +207,21 @@ void domain_unpause(struct domain *d)
     atomic_dec(&d->pause_count);
 }
 
-/* There is no device model. */
 void ioreq_request_mapcache_invalidate(const struct domain *d)
 {
+    shim_event(EV_UNMAP, d->domain_id, 0, 0, 0);
 }
+
+unsigned long shim_mixed = ~0UL;
 
 int hvm_get_mem_pinned_cacheattr(struct domain *d, gfn_t gfn,
                                  unsigned int order)
 {
-    return -ENXIO;
+    if ( shim_mixed == ~0UL )
+        return -ENXIO;
+
+    return order && !((gfn_x(gfn) ^ shim_mixed) >> PAGE_ORDER_2M)
+           ? -EADDRNOTAVAIL : X86_MT_WB;
 }
 
 /* No page modification logging: writes are noticed by faults. */

@@ -12,6 +12,7 @@ use anyhow::Context;
 use anyhow::Result;
 
 use crate::keep;
+use crate::others;
 use crate::world;
 use crate::xen::stat;
 use crate::xen::Args;
@@ -19,6 +20,7 @@ use crate::xen::Run;
 use crate::xen::Xen;
 use crate::xen::ACCESS_RWX;
 use crate::xen::ALTP2M;
+use crate::xen::FOREIGN;
 use crate::xen::NESTED;
 use crate::xen::RAM_RW;
 use crate::xen::RESTART;
@@ -77,7 +79,7 @@ pub fn run(library: &Path, ept: bool) -> Result<()> {
     let xen = Xen::load(library, FRAMES, ept, world::handle)?;
     xen.create(0, 2, 64, false)?;
     for id in 1..=3u16 {
-        xen.create(id, 0, 1024, false)?;
+        xen.create(id, 0, 1024, true)?;
         for i in 0..PAIRS as u64 {
             xen.populate(id, i, u64::from(id) * 1024 + i * 7 % PAIRS as u64, 0)?;
         }
@@ -95,6 +97,7 @@ pub fn run(library: &Path, ept: bool) -> Result<()> {
     }
     log_dirty(&xen).context("log-dirty mode")?;
     gigabyte(&xen).context("1 GiB")?;
+    others::run(&xen, ept).context("what others do")?;
     keep::run(&xen, 3 * GIB).context("contents that stay")
 }
 
@@ -169,7 +172,7 @@ fn refused(xen: &Xen, change: &Change, expected: i32) -> Result<()> {
     match change {
         Change::Type(kind) => map(mfn, *kind, ACCESS_RWX)?,
         Change::Nothing(kind) => map(world::NONE, *kind, ACCESS_RWX)?,
-        Change::Foreign => map(xen.lookup(3, 0).mfn, 14, ACCESS_RWX)?,
+        Change::Foreign => map(xen.lookup(3, 0).mfn, FOREIGN, ACCESS_RWX)?,
         Change::Special => xen.set_special(mfn, true),
         Change::Owner => xen.set_owner(mfn, 3),
         Change::Reference => ensure!(xen.get_page(mfn, 1), "no reference"),

@@ -89,13 +89,15 @@ pub fn run() -> Result<()> {
         );
     }
     let release = "build/harness/timed.so";
-    let all: [(&str, &str, &[&str], &str); 6] = [
+    let all: [(&str, &str, &[&str], &str); 8] = [
         ("cases", "cases", &[], library),
         ("cases --ept", "cases", &["--ept"], library),
         ("moves", "moves", &[], library),
         ("moves --ept", "moves", &["--ept"], library),
         ("moves, release", "moves", &[], release),
         ("moves --ept, release", "moves", &["--ept"], release),
+        ("broken, release", "broken", &[], release),
+        ("broken --ept, release", "broken", &["--ept"], release),
     ];
     for (name, command, arguments, library) in all {
         let output = cases(command, arguments, library)?;

@@ -4,11 +4,13 @@
 //! timed on the real CPU. See Documentation/hypervisor-harness.rst.
 
 mod bench;
+mod broken;
 mod cases;
 mod check;
 mod counts;
 mod keep;
 mod moves;
+mod others;
 mod property;
 mod scale;
 mod steps;
@@ -57,6 +59,15 @@ enum Command {
         ept: bool,
         /// The library to test.
         #[arg(long, default_value = "build/harness/tested.so")]
+        library: PathBuf,
+    },
+    /// Let entries not be written that always can be; for a library without assertions.
+    Broken {
+        /// EPT instead of NPT.
+        #[arg(long)]
+        ept: bool,
+        /// The library to test.
+        #[arg(long, default_value = "build/harness/timed.so")]
         library: PathBuf,
     },
     /// Everything that `make check` runs, as TAP.
@@ -132,6 +143,10 @@ fn main() -> Result<()> {
         Command::Moves { ept, library } => {
             check::catch_faults()?;
             moves::run(&library, ept)
+        }
+        Command::Broken { ept, library } => {
+            check::catch_faults()?;
+            broken::run(&library, ept)
         }
         Command::Check => check::run(),
         Command::Counts => counts::run(),

@@ -3,6 +3,7 @@
 //! Frames that are moved to a domain which has nothing there yet: every kind of pair, what
 //! counts with it, and the way back. The giver is domain 1, the receiver 2.
 
+mod back;
 mod large;
 
 use std::path::Path;
@@ -48,6 +49,7 @@ pub fn run(library: &Path, ept: bool) -> Result<()> {
     large::superpages(&xen).context("2 MiB")?;
     large::partly(&xen).context("2 MiB of which not all is to be populated")?;
     last(&xen).context("the last page")?;
+    back::run(&xen).context("the way back")?;
     large::gigabyte(&xen).context("1 GiB")?;
     if !ept {
         nested(&xen).context("nested P2Ms")?;
@@ -227,7 +229,10 @@ fn kinds(xen: &Xen) -> Result<()> {
         ..old_b
     };
     ensure!(a == want_a && b == want_b, "{a:?}, {b:?}");
-    ensure!(xen.pod(1).max_guest == GFN + 7, "sweeps begin elsewhere");
+    for id in IDS {
+        let first = xen.pod(id).max_guest;
+        ensure!(first == GFN + 7, "d{id}: sweeps begin at {first:#x}");
+    }
     back(xen, run_at(GFN, GFN, 8))?;
     ensure!(look() == before, "it is not as it was");
     let now = pods(xen);
@@ -424,6 +429,10 @@ fn log_dirty(xen: &Xen) -> Result<()> {
     let dirty = args.stat(stat::DIRTIED);
     // Both sides of four that were moved, and four that were zeroed.
     ensure!(dirty == 12, "{dirty} frames are dirty");
+    for gfn in GFN + 4..GFN + 8 {
+        let kind = xen.lookup(2, gfn).p2m_type;
+        ensure!(kind == RAM_RW, "what was zeroed counts as clean: {kind}");
+    }
     back(xen, run_at(GFN, GFN, 4))?;
     for id in IDS {
         xen.log_dirty(id, false)?;

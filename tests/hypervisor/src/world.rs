@@ -34,6 +34,10 @@ pub struct Faults {
     pub copy: Option<u32>,
     /// Number of the frame for a domain that cannot be had.
     pub frame: Option<u32>,
+    /// No frame for a domain can be had.
+    pub no_frames: bool,
+    /// Number of the list of entries that cannot be written.
+    pub leaves: Option<u32>,
     /// Preempt at each chance whose bit is set.
     pub preempt: u64,
     /// One of the above has happened.
@@ -55,6 +59,10 @@ pub struct Counts {
     pub nested: u64,
     /// Frames that went back to the heap.
     pub freed: u64,
+    /// Requests to device models to drop mappings.
+    pub unmaps: u64,
+    /// Domains crashed, where that is allowed.
+    pub crashes: u64,
 }
 
 /// State of the surroundings.
@@ -71,6 +79,11 @@ pub struct World {
     /// Where a frame's owner is noted, and what has to be there while P2Ms of nested guests
     /// are flushed.
     pub probe: Option<(*const u32, u32)>,
+    /// Where a frame's references are counted, how many there have to be while a domain's
+    /// TLBs are flushed, and which domain.
+    pub kept: Option<(*const u64, u64, u64)>,
+    /// A domain may be crashed.
+    pub may_crash: bool,
     /// Watch P2M writes; off while domains are made.
     pub watch: bool,
     /// What each domain's entries lead to, from the writes.
@@ -81,7 +94,7 @@ pub struct World {
     held: Vec<u64>,
     /// Addresses of locks, by their use: domain and page list of each.
     pub lock_names: HashMap<u64, String>,
-    chances: [u32; 5],
+    chances: [u32; 6],
     blocks: HashMap<u64, Layout>,
 }
 
@@ -113,7 +126,7 @@ impl World {
     pub fn begin(&mut self, faults: Faults) {
         self.faults = faults;
         self.counts = Counts::default();
-        self.chances = [0; 5];
+        self.chances = [0; 6];
     }
 
     /// The state at the end of a call that must hold.
@@ -286,7 +299,15 @@ pub extern "C" fn handle(kind: u32, a: u64, b: u64, c: u64, d: u64) -> u64 {
                 return (w.faults.preempt >> (n % 64)) & 1;
             }
             event::CONTINUE => w.counts.continued += 1,
-            event::FLUSH_DOMAIN => w.flush(1 << a),
+            event::FLUSH_DOMAIN => {
+                w.flush(1 << a);
+                // SAFETY: a field of the simulated machine's frame table.
+                if w.kept
+                    .is_some_and(|(n, least, id)| id == a && unsafe { *n } < least)
+                {
+                    w.fail(format!("d{a} has a frame in TLBs that nobody holds"));
+                }
+            }
             event::IPI => w.counts.ipis += 1,
             event::FLUSH_LINEAR if a & THIRD_CPU != 0 => w.flush(THIRD),
             event::FLUSH_NESTED => {
@@ -299,13 +320,18 @@ pub extern "C" fn handle(kind: u32, a: u64, b: u64, c: u64, d: u64) -> u64 {
             event::WRITE if w.watch => w.write(a as usize, b, c, d as u32 & 0xff),
             event::LOCK if w.watch => w.locked(a),
             event::UNLOCK if w.watch => w.unlocked(a),
-            event::FRAME_ALLOC => return w.chance(4, w.faults.frame).into(),
+            event::FRAME_ALLOC => {
+                return (w.chance(4, w.faults.frame) || w.faults.no_frames).into()
+            }
+            event::UNMAP => w.counts.unmaps += 1,
+            event::SET_LEAVES => return w.chance(5, w.faults.leaves).into(),
             event::FRAME_FREED => {
                 w.counts.freed += 1;
                 if w.mapped_by.get(a as usize).is_some_and(|by| *by != 0) {
                     w.fail(format!("frame {a:#x} was freed and is mapped"));
                 }
             }
+            event::CRASH if w.may_crash => w.counts.crashes += 1,
             event::CRASH => w.fail(format!("d{a} was crashed")),
             _ => {}
         }

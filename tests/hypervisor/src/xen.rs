@@ -32,6 +32,8 @@ pub mod event {
     pub const FRAME_FREED: u32 = 17;
     pub const CRASH: u32 = 18;
     pub const FRAME_ALLOC: u32 = 19;
+    pub const UNMAP: u32 = 20;
+    pub const SET_LEAVES: u32 = 21;
 }
 
 /// What the shim calls for every event.
@@ -247,8 +249,14 @@ impl Args {
 /// Sub-operation of `memory_op`.
 const SWAP_FRAMES: u64 = 48;
 
+/// `XENMEM_SWAP_unmap`.
+pub const UNMAP: u64 = 1 << 1;
+
 /// `XENMEM_SWAP_keep`.
 pub const KEEP: u64 = 1 << 2;
+
+/// `XENMEM_SWAP_undo`.
+pub const UNDO: u64 = 1 << 5;
 
 /// `-ERESTART`: a continuation was made.
 pub const RESTART: i64 = -85;
@@ -258,6 +266,9 @@ pub const RAM_RW: u32 = 0;
 
 /// `p2m_populate_on_demand`.
 pub const ON_DEMAND: u32 = 6;
+
+/// `p2m_map_foreign`.
+pub const FOREIGN: u64 = 14;
 
 /// `p2m_access_rwx`.
 pub const ACCESS_RWX: u64 = 7;
@@ -294,6 +305,8 @@ functions!(
     nested_lookup,
     set_special,
     set_owner,
+    set_device,
+    mix_types,
     pod_mark,
     pod_target,
     pod_state,
@@ -483,6 +496,18 @@ impl Xen {
     /// Let a frame belong to another domain.
     pub fn set_owner(&self, mfn: u64, id: u16) {
         self.call(self.f.set_owner, mfn, id.into(), 0, 0);
+    }
+
+    /// Assign a device to a domain, or take it away.
+    pub fn set_device(&self, id: u16, on: bool) {
+        self.call(self.f.set_device, id.into(), on.into(), 0, 0);
+    }
+
+    /// Let the 2 MiB around a gfn be of types for which no single entry will do.
+    pub fn mix_types(&self, id: u16, gfn: u64) -> Result<()> {
+        let rc = self.call(self.f.mix_types, id.into(), gfn, 0, 0);
+        ensure!(rc == 0, "memory types of d{id}: {rc}");
+        Ok(())
     }
 
     /// Enter or leave log-dirty mode.

@@ -24,6 +24,9 @@ use crate::swap::CHECK;
 use crate::swap::MAX_RUNS;
 use crate::swap::NR_STATS;
 use crate::swap::SWAP_FRAMES;
+use crate::swap::TO_A;
+use crate::swap::TO_B;
+use crate::swap::UNDO;
 use crate::swap::VERSION;
 use crate::world::join;
 use crate::world::random_runs;
@@ -248,7 +251,8 @@ pub fn mutated(seed: u64, calls: u64) -> Result<String> {
                 run.nr = run.nr.min(8);
             }
             let pairs = runs.iter().map(|r| u64::from(r.nr)).sum();
-            let flags = if random.u8(0..4) == 0 { CHECK } else { 0 };
+            // All of it is RAM, so that relocations are swaps.
+            let flags = [0, 0, 0, CHECK, TO_A, TO_B, TO_A | UNDO, UNDO][random.usize(0..8)];
             swapper.fill(a, b, flags, &runs, pairs);
             if random.bool() {
                 let word = PAGE / 8 + random.usize(0..12);

@@ -22,12 +22,14 @@ pub const CHECK: u32 = 1;
 pub const TO_A: u32 = 1 << 3;
 /// `XENMEM_SWAP_to_b`
 pub const TO_B: u32 = 1 << 4;
+/// `XENMEM_SWAP_undo`: a relocation that is an undo.
+pub const UNDO: u32 = 1 << 5;
 /// Most runs of a call.
 pub const MAX_RUNS: usize = 1024;
 /// `-ESRCH` is the answer to a domain that does not exist.
 const ESRCH: i64 = 3;
 /// The version of the interface that the tests are written for.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// Bytes of the structure.
 const STRUCTURE: usize = 96;
 /// Where the counters are.

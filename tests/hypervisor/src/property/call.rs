@@ -166,7 +166,7 @@ impl Test {
             moving.verify_told(args.to())?;
         }
         if !check {
-            moving.verify(self, counts.freed, fired)?;
+            moving.verify(self, counts.freed)?;
         }
         for &(ga, gb) in &pairs {
             self.verify(a, ga)?;

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What others do or are told: device models, memory types, foreign mappings.
+
+use anyhow::ensure;
+use anyhow::Context;
+use anyhow::Result;
+
+use crate::world;
+use crate::world::Faults;
+use crate::xen::Args;
+use crate::xen::Run;
+use crate::xen::Xen;
+use crate::xen::ACCESS_RWX;
+use crate::xen::FOREIGN;
+use crate::xen::RAM_RW;
+use crate::xen::RESTART;
+use crate::xen::UNMAP;
+
+const GFN: u64 = 0x30000;
+const MFN: u64 = 0x38000;
+/// Frames of a 2 MiB entry.
+const ENTRY: u64 = 512;
+/// Superpages of a domain: more than a batch has.
+const SUPERS: u64 = 12;
+
+/// All cases, on domains 1 to 3.
+pub fn run(xen: &Xen, ept: bool) -> Result<()> {
+    for id in [1, 2] {
+        for i in 0..SUPERS {
+            let gfn = GFN + i * ENTRY;
+            xen.populate(id, gfn, MFN + (u64::from(id) * SUPERS + i) * ENTRY, 9)?;
+        }
+    }
+    device_models(xen).context("device models")?;
+    foreign(xen).context("foreign mappings")?;
+    if ept {
+        memory_types(xen).context("memory types")?;
+    }
+    Ok(())
+}
+
+/// One run of the superpages, to completion.
+fn swap(xen: &Xen, nr: u64, flags: u64, faults: Faults) -> Result<(i64, Vec<i32>)> {
+    let runs = [Run {
+        gfn_a: GFN,
+        gfn_b: GFN,
+        nr: nr as u32,
+        pad: 0,
+    }];
+    let mut status = vec![1; nr as usize];
+    let mut args = Args::new(xen, (1, 2), flags != 0, &runs, &mut status);
+    args.set(flags);
+    world::with(|w| w.begin(faults));
+    let rc = loop {
+        let rc = xen.swap(&mut args);
+        if rc != RESTART {
+            break rc;
+        }
+    };
+    Ok((rc, status))
+}
+
+/// Device models are asked to drop their mappings once, not in each continuation, and not for
+/// a list that is refused.
+fn device_models(xen: &Xen) -> Result<()> {
+    let faults = Faults {
+        preempt: u64::MAX,
+        ..Faults::default()
+    };
+    let (rc, _) = swap(xen, SUPERS * ENTRY, UNMAP, faults)?;
+    let counts = world::with(|w| w.counts);
+    ensure!(rc == 0 && counts.continued > 0, "{rc}, {counts:?}");
+    ensure!(
+        counts.unmaps == 2,
+        "{} requests to drop mappings",
+        counts.unmaps
+    );
+
+    let faults = Faults {
+        copy: Some(1),
+        ..Faults::default()
+    };
+    let (rc, _) = swap(xen, 1, UNMAP, faults)?;
+    let unmaps = world::with(|w| w.counts.unmaps);
+    ensure!(
+        rc == -i64::from(libc::EFAULT) && unmaps == 0,
+        "{rc}, {unmaps} requests to drop mappings"
+    );
+    world::with(|w| w.begin(Faults::default()));
+    Ok(())
+}
+
+/// A page whose foreign mapping is removed stays in use until no TLB has it any more.
+fn foreign(xen: &Xen) -> Result<()> {
+    const AT: u64 = 0x100;
+    let mfn = xen.lookup(1, 0).mfn;
+    let count = (xen.layout.frames + mfn * xen.layout.sizeof_page_info + xen.layout.count_offset)
+        as *const u64;
+    let before = xen.frame(mfn);
+    xen.write(3, AT, mfn, 0, FOREIGN, ACCESS_RWX)?;
+    let mapped = xen.frame(mfn).count_info;
+    ensure!(mapped == before.count_info + 1, "{mapped:#x}, {before:x?}");
+    world::with(|w| w.kept = Some((count, mapped, 3)));
+    // A hole: p2m_invalid.
+    xen.write(3, AT, world::NONE, 0, 1, ACCESS_RWX)?;
+    let violation = world::with(|w| {
+        w.kept = None;
+        w.violation.take()
+    });
+    ensure!(violation.is_none(), "{violation:?}");
+    let after = xen.frame(mfn);
+    ensure!(after == before, "{after:x?}, not {before:x?}");
+    Ok(())
+}
+
+/// A superpage that has to be split as its memory is of more than one type is, before anything
+/// is changed: without memory for that its frames are dealt with one by one.
+fn memory_types(xen: &Xen) -> Result<()> {
+    let before = [1, 2].map(|id| xen.lookup(id, GFN).mfn);
+    for table in [Some(0), None] {
+        for (n, id) in [1, 2].into_iter().enumerate() {
+            let whole = xen.lookup(id, GFN);
+            xen.write(id, GFN, whole.mfn, 9, RAM_RW.into(), ACCESS_RWX)?;
+            xen.mix_types(id, GFN)?;
+            let faults = Faults {
+                table,
+                ..Faults::default()
+            };
+            let (rc, status) = swap(xen, ENTRY, 0, faults)?;
+            ensure!(
+                rc == 0 && status.iter().all(|s| *s == 0),
+                "d{id} of mixed types, {table:?}: {rc}, {status:?}"
+            );
+            let fired = world::with(|w| w.faults.fired);
+            ensure!(fired == table.is_some(), "d{id}: no page table was needed");
+            let now = xen.lookup(id, GFN).mfn;
+            ensure!(now == before[1 - n], "d{id}: {now:#x}");
+            // And back.
+            xen.mix_types(id, world::NONE)?;
+            swap(xen, ENTRY, 0, Faults::default())?;
+            let now = xen.lookup(id, GFN).mfn;
+            ensure!(now == before[n], "d{id}: {now:#x}, not {:#x}", before[n]);
+        }
+    }
+    world::with(|w| w.begin(Faults::default()));
+    Ok(())
+}
