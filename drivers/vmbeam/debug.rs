@@ -59,6 +59,7 @@ const OP_DEPOPULATE: u32 = 11;
 const OP_LIMIT: u32 = 12;
 const OP_PAGES: u32 = 13;
 const OP_MACHINE: u32 = 14;
+const OP_RESERVE: u32 = 15;
 
 /// `struct vmbeam_debug`
 #[repr(C)]
@@ -149,6 +150,7 @@ fn operate(addr: usize) -> Result<isize> {
                 .machine_frames(arg.domid, arg.first, &mut frames)?;
             args::write_bytes(arg.ptr, 0, frames.as_bytes())?;
         }
+        OP_RESERVE => MOCK.lock().set_reserve(arg.nr),
         OP_MODEL => arg.value = mock::active().into(),
         _ => return Err(EINVAL),
     }

@@ -124,10 +124,12 @@ impl Outside for Exchange<'_> {
             Way::There => (false, self.mode),
             Way::Back => (true, self.mode.opposite()),
         };
-        let (what, before) = match call.swap {
+        let (what, before) = match (call.swap, back) {
+            (false, false) => (What::Check, self.moves),
+            (false, true) => (What::CheckUndo, self.moves),
             // What has gone over is in the domains' counts already.
-            true => (What::Swap, 0),
-            false => (What::Check, self.moves),
+            (true, false) => (What::Swap, 0),
+            (true, true) => (What::Undo, 0),
         };
 
         trace::begin(self.domains, what, call.cursor, call.filled);

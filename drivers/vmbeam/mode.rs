@@ -63,6 +63,14 @@ impl Mode {
         }
     }
 
+    /// The flags that go with them when the hypercall undoes what one of the opposite mode did.
+    pub const fn undo_flags(self) -> u32 {
+        match self {
+            Self::Swap | Self::Keep => 0,
+            Self::ToB | Self::ToA => xen_abi::SWAP_UNDO,
+        }
+    }
+
     /// The mode that undoes it.
     pub const fn opposite(self) -> Self {
         match self {

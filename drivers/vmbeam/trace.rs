@@ -43,7 +43,7 @@ pub(crate) fn begin(domains: Domains, what: What, cursor: u32, filled: Filled) {
         vmbeam_trace_begin(
             domains.a.into(),
             domains.b.into(),
-            what != What::Swap,
+            !what.swaps(),
             cursor.into(),
             u32::try_from(filled.runs).unwrap_or(u32::MAX),
             filled.pairs,
@@ -60,7 +60,7 @@ pub(crate) fn end(
     runs: &[SwapRun],
     status: &[i32],
 ) {
-    let (a, b, check) = (domains.a.into(), domains.b.into(), what != What::Swap);
+    let (a, b, check) = (domains.a.into(), domains.b.into(), !what.swaps());
 
     // SAFETY: Numbers only, and any will do.
     unsafe {

@@ -87,7 +87,9 @@ impl Domains {
                 | match what {
                     What::Bind => SWAP_CHECK | SWAP_UNMAP,
                     What::Check => SWAP_CHECK,
+                    What::CheckUndo => SWAP_CHECK | mode.undo_flags(),
                     What::Swap => 0,
+                    What::Undo => mode.undo_flags(),
                 },
             version: SWAP_VERSION,
             id_a,
@@ -108,8 +110,19 @@ pub(crate) enum What {
     Bind,
     /// Report what a swap would do.
     Check,
+    /// Report what [`Self::Undo`] would do.
+    CheckUndo,
     /// Swap.
     Swap,
+    /// Undo what a swap did, in the opposite mode.
+    Undo,
+}
+
+impl What {
+    /// Whether it may change something.
+    pub(crate) fn swaps(self) -> bool {
+        matches!(self, Self::Swap | Self::Undo)
+    }
 }
 
 /// Issue the hypercall. What `request` says about the arrays is replaced.

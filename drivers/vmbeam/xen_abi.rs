@@ -7,7 +7,7 @@
 pub const XENMEM_SWAP_FRAMES: u32 = 48;
 
 /// The version of the interface that this file describes.
-pub const SWAP_VERSION: u32 = 4;
+pub const SWAP_VERSION: u32 = 5;
 
 /// Flag: report the statuses and change nothing.
 pub const SWAP_CHECK: u32 = 1;
@@ -25,6 +25,11 @@ pub const SWAP_TO_A: u32 = 1 << 3;
 
 /// Flag: frames of domain A may go over where B has populate-on-demand.
 pub const SWAP_TO_B: u32 = 1 << 4;
+
+/// Flag, only with [`SWAP_TO_A`] or [`SWAP_TO_B`]: this undoes what was done with the other one
+/// of them, and no pair is refused because the hypervisor has no memory for the cache of the
+/// domain that gives.
+pub const SWAP_UNDO: u32 = 1 << 5;
 
 /// Most runs in one hypercall.
 pub const SWAP_MAX_RUNS: usize = 1024;

@@ -37,6 +37,12 @@ static int allow(__u32 domid, __u64 more)
 	return ask(VMBEAM_DEBUG_LIMIT, domid, 0, domain_pages(domid) + more, NULL);
 }
 
+/* Pages that the hypervisor has for those who give. */
+static int reserve(__u64 pages)
+{
+	return ask(VMBEAM_DEBUG_RESERVE, 0, 0, pages, NULL);
+}
+
 /* The machine frame at @gfn; 0 for populate-on-demand. */
 static __u64 machine(__u32 domid, __u64 gfn)
 {
@@ -528,6 +534,60 @@ TEST_F(relocation, given_again)
 	EXPECT_EQ(0, domain_check(self->receiver, 0x7777, 103, 1, 103));
 	EXPECT_PAGES(1);
 	EXPECT_EQ(1, get_status(self->fd).moved);
+}
+
+/*
+ * The hypervisor has no memory for the caches of those who give. That is a reason not to
+ * begin, and none not to undo what was begun.
+ */
+TEST_F(relocation, hypervisor_without_memory)
+{
+	const unsigned int all = 700, some = 600, first = 100 + all - some;
+	struct vmbeam_rollback rollback;
+	struct vmbeam_commit commit;
+	struct vmbeam_record record;
+	struct vmbeam_check check;
+	__s32 status[all];
+	unsigned int i;
+	void *held;
+
+	ASSERT_EQ(0, add_apart(self->fd, 100, all));
+	ASSERT_EQ(0, reserve(some));
+	/* It is told by a check of them all, and met by the commit. */
+	memset(status, 0xcc, sizeof(status));
+	ASSERT_EQ(0, do_check(self->fd, 0, 0, status, &check));
+	EXPECT_EQ(some, check.moves);
+	for (i = 0; i < all; i++)
+		ASSERT_EQ(i < some ? 0 : -ENOMEM, status[i]);
+	memset(status, 0xcc, sizeof(status));
+	ASSERT_EQ(0, do_commit(self->fd, 0, 0, status, &commit));
+	EXPECT_EQ(some, commit.moved);
+	EXPECT_EQ(all - some, commit.refused);
+	for (i = 0; i < all; i++)
+		ASSERT_EQ(i < some ? 0 : -ENOMEM, status[i]);
+	EXPECT_PAGES(some);
+	EXPECT_EQ(0, domain_check(self->receiver, TAG_GIVER, first, some, first));
+	ASSERT_EQ(0, do_rollback(self->fd, all, &rollback));
+	EXPECT_EQ(some, rollback.restored);
+	EXPECT_EQ(0, rollback.cursor);
+	EXPECT_AS_BEFORE();
+
+	/* The same when nobody asks for it any more: closed, and adopted. */
+	REOPEN();
+	ASSERT_EQ(0, do_open_as(self->fd, self->a, self->b, variant->flags));
+	ASSERT_EQ(0, add_apart(self->fd, 100, all));
+	ASSERT_EQ(0, reserve(some));
+	ASSERT_EQ(0, do_commit(self->fd, 0, some, NULL, NULL));
+	held = domain_hold(self->receiver, first);
+	ASSERT_NE(NULL, held);
+	REOPEN();
+	ASSERT_EQ(1, count_records(&record));
+	EXPECT_EQ(-EBUSY, record.error);
+	domain_release(held);
+	ASSERT_EQ(0, do_adopt(self->fd, record.id));
+	REOPEN();
+	EXPECT_EQ(0, count_records(NULL));
+	EXPECT_AS_BEFORE();
 }
 
 /* Then it may have no room for what comes back. */

@@ -4,8 +4,9 @@
 //!
 //! A guest frame has a machine frame with contents behind it, or is populate-on-demand, and has
 //! the status that a swap of it gets. The model keeps to the contract of
-//! `Documentation/hypercall.rst`. It has no cache for populate-on-demand: what is populated is a
-//! new frame.
+//! `Documentation/hypercall.rst`. Its domains have no cache for populate-on-demand: what is populated
+//! is a new frame. Of these caches it has only that the hypervisor can be out of memory for
+//! them, which it tells when asked as well; Xen finds out when it is at it.
 
 use kernel::prelude::*;
 
@@ -76,6 +77,9 @@ pub(crate) struct Domains {
     last_id: u32,
     last_unique: u64,
     last_machine: u64,
+    /// Pages that the hypervisor has for the caches of domains that give: it takes one for each
+    /// frame that goes over alone.
+    reserve: u64,
 }
 
 /// Whether the model is used: where no hypervisor has the hypercall.
@@ -91,6 +95,7 @@ impl Domains {
             last_id: 0,
             last_unique: 0,
             last_machine: 0,
+            reserve: u64::MAX,
         }
     }
 
@@ -154,8 +159,15 @@ impl Domains {
         self.list.retain(|domain| domain.id != id);
         if self.list.is_empty() {
             self.list = KVec::new();
+            self.reserve = u64::MAX;
         }
         Ok(())
+    }
+
+    /// How many pages the hypervisor has from now on for those who give, until the last domain is
+    /// gone.
+    pub(crate) fn set_reserve(&mut self, pages: u64) {
+        self.reserve = pages;
     }
 
     /// Why swaps with the domain fail.

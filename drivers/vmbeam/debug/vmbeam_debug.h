@@ -42,6 +42,10 @@
  *	populate-on-demand
  * @VMBEAM_DEBUG_MACHINE: copy the numbers of the machine frames behind these frames
  *	to @ptr, a __u64 each; 0 for populate-on-demand
+ * @VMBEAM_DEBUG_RESERVE: from now on the model has @nr pages for domains that give
+ *	memory away; each frame that goes over alone takes one. With none left such
+ *	pairs are refused with -ENOMEM, but for those that are undone. Ends with the
+ *	last domain
  *
  * The operations up to VMBEAM_DEBUG_READ, and those from
  * VMBEAM_DEBUG_DEPOPULATE on, fail with EOPNOTSUPP when there is a hypervisor.
@@ -62,6 +66,7 @@ enum vmbeam_debug_op {
 	VMBEAM_DEBUG_LIMIT = 12,
 	VMBEAM_DEBUG_PAGES = 13,
 	VMBEAM_DEBUG_MACHINE = 14,
+	VMBEAM_DEBUG_RESERVE = 15,
 };
 
 /**

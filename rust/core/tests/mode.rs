@@ -7,6 +7,7 @@ use vmbeam_core::{
     names,
     xen_abi::{
         SWAP_CHECK,
+        SWAP_UNDO,
         SWAP_UNMAP, //
     },
 };
@@ -35,5 +36,8 @@ fn two_of_them_undo_each_other_and_the_others_themselves() {
         assert_eq!(mode.opposite().opposite(), mode);
         assert_eq!(mode.opposite() == mode, !mode.relocates());
         assert_eq!(mode.opposite().feature(), mode.feature());
+        // The hypervisor refuses the flag in any other mode.
+        let undo = if mode.relocates() { SWAP_UNDO } else { 0 };
+        assert_eq!(mode.undo_flags(), undo);
     }
 }

@@ -16,8 +16,11 @@ use crate::xen_abi::{
     SwapStats,
     SWAP_CHECK,
     SWAP_KEEP,
+    SWAP_MAX_PAIRS,
+    SWAP_MAX_RUNS,
     SWAP_TO_A,
     SWAP_TO_B,
+    SWAP_UNDO,
     SWAP_UNMAP,
     SWAP_VERSION, //
 };
@@ -33,6 +36,43 @@ struct Asked {
     /// Whether frames may go over alone: from B to A, or from A to B.
     to_a: bool,
     to_b: bool,
+    undo: bool,
+}
+
+impl Asked {
+    /// What a request asks of `runs`, which it does not name itself here.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`]: Xen would find fault with it, whatever domains it is about.
+    fn read(request: &SwapFrames, runs: &[SwapRun]) -> Result<Self> {
+        const KNOWN: u32 = SWAP_CHECK | SWAP_UNMAP | SWAP_KEEP | SWAP_TO_A | SWAP_TO_B | SWAP_UNDO;
+        let flag = |flag| request.flags & flag != 0;
+        let asked = Self {
+            check: flag(SWAP_CHECK),
+            keep: flag(SWAP_KEEP),
+            to_a: flag(SWAP_TO_A),
+            to_b: flag(SWAP_TO_B),
+            undo: flag(SWAP_UNDO),
+        };
+        let modes = [asked.keep, asked.to_a, asked.to_b];
+        let pairs = (runs.iter().map(|run| u64::from(run.nr))).fold(0, u64::saturating_add);
+
+        if request.flags & !KNOWN != 0
+            || modes.iter().filter(|mode| **mode).count() > 1
+            || (asked.undo && !asked.to_a && !asked.to_b)
+            || (flag(SWAP_UNMAP) && !asked.check)
+            || (runs.is_empty() && !asked.check)
+            || runs.len() > SWAP_MAX_RUNS
+            || pairs > u64::try_from(SWAP_MAX_PAIRS)?
+            || request.done > pairs
+            || request.pad != 0
+            || request.domid_a == request.domid_b
+        {
+            return Err(EINVAL);
+        }
+        Ok(asked)
+    }
 }
 
 impl Domains {
@@ -58,21 +98,11 @@ impl Domains {
         stats: &mut SwapStats,
     ) -> Result {
         let (a, b) = (u32::from(request.domid_a), u32::from(request.domid_b));
-        let flag = |flag| request.flags & flag != 0;
-        let asked = Asked {
-            check: flag(SWAP_CHECK),
-            keep: flag(SWAP_KEEP),
-            to_a: flag(SWAP_TO_A),
-            to_b: flag(SWAP_TO_B),
-        };
-        let modes = [asked.keep, asked.to_a, asked.to_b];
 
         if request.version != SWAP_VERSION {
             return Err(ENOEXEC);
         }
-        if a == b || (runs.is_empty() && !asked.check) || modes.iter().filter(|m| **m).count() > 1 {
-            return Err(EINVAL);
-        }
+        let asked = Asked::read(request, runs)?;
         for (id, unique) in [(a, &mut request.id_a), (b, &mut request.id_b)] {
             if id == 0 {
                 return Err(EPERM);
@@ -142,12 +172,17 @@ impl Domains {
             (_, 0) => {
                 // Those of this request are there already, but for a check.
                 let before = if asked.check { *moved } else { 0 };
+                if self.reserve <= before && !asked.undo {
+                    return Ok(ENOMEM.to_errno());
+                }
                 let domain = self.find(to.0)?;
                 if domain.pages.saturating_add(before) >= domain.limit {
                     return Ok(ENOSPC.to_errno());
                 }
                 *moved = moved.saturating_add(1);
                 if !asked.check {
+                    self.reserve = self.reserve.saturating_sub(1);
+                    let domain = self.find(to.0)?;
                     domain.pages = domain.pages.saturating_add(1);
                     let domain = self.find(from.0)?;
                     domain.pages = domain.pages.saturating_sub(1);

@@ -89,6 +89,11 @@ enum vmbeam_state {
  * with the status -ENODATA, and there is nothing to copy. Other pairs are
  * swapped. ROLLBACK relocates the other way.
  *
+ * Where the hypervisor has to add to the cache for populate-on-demand of a domain
+ * that gives, a commit refuses pairs for which it lacks the memory, with -ENOMEM. A
+ * rollback goes on without: the domain may then be crashed when it touches what it
+ * gave.
+ *
  * TO_A: the same from B to A.
  */
 #define VMBEAM_BIND_KEEP _BITUL(0)
@@ -144,7 +149,8 @@ struct vmbeam_info {
  * pairs of one of these domains swapped, or was left with some), EOPNOTSUPP (the
  * hypervisor lacks the operation, or has another version of it), ENOSPC (too many
  * sessions and records), ENOMEM. What commits and rollbacks need is allocated here and
- * with the runs: they do not fail for lack of kernel memory.
+ * with the runs: they do not fail for lack of kernel memory. Of the hypervisor's a
+ * commit may need some. So may a rollback that has to split a superpage.
  */
 struct vmbeam_bind {
 	__u32 size;
@@ -238,7 +244,8 @@ struct vmbeam_add {
  *  -EPERM       a frame of the hypervisor itself
  *  -EOPNOTSUPP  not memory, or emulated
  *  -EEXIST      a frame that appears twice
- *  -ENOMEM      no memory to split a superpage
+ *  -ENOMEM      no memory to split a superpage; of a commit in a relocation also: none
+ *               for the giver's cache
  *  -ENOSPC      the receiver of a relocation has its maximum of memory
  *
  * Errors: EBADFD (nothing loaded), EINVAL (@first or @nr beyond the session's
