@@ -46,7 +46,11 @@ pub(crate) fn in_kthread() -> bool {
     unsafe { vmbeam_in_kthread() }
 }
 
-/// The driver's workqueue, for as long as this lives: one at a time.
+/// The driver's workqueue, for as long as this lives.
+///
+/// # Invariants
+///
+/// There is one of these at most, and the C side has a queue for as long as there is.
 pub(crate) struct WorkQueue(());
 
 impl WorkQueue {
@@ -54,10 +58,11 @@ impl WorkQueue {
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`].
+    /// [`ENOMEM`], and [`EBUSY`] while there is one.
     pub(crate) fn new() -> Result<Self> {
         // SAFETY: May be called by any code that may sleep, as a module's `init` may.
         kernel::error::to_result(unsafe { vmbeam_workqueue_create() })?;
+        // INVARIANT: The C side has made one, which it refuses to do when it has one.
         Ok(Self(()))
     }
 
@@ -67,14 +72,16 @@ impl WorkQueue {
     ///
     /// There must be a [`WorkQueue`], and it must outlive what is done with the result.
     pub(crate) unsafe fn get<'a>() -> &'a Queue {
-        // SAFETY: The C side has one for as long as there is a `WorkQueue`.
+        // SAFETY: By the type's invariant the C side has one, and by the contract of this function
+        // for long enough.
         unsafe { Queue::from_raw(vmbeam_workqueue_get()) }
     }
 }
 
 impl Drop for WorkQueue {
     fn drop(&mut self) {
-        // SAFETY: It was made by `new()`. This waits for what still runs in it.
+        // SAFETY: By the type's invariant it is there, and nobody else destroys it. This waits for
+        // what still runs in it.
         unsafe { vmbeam_workqueue_destroy() };
     }
 }

@@ -4,6 +4,7 @@
  * kind of thread this is, are macros; and it has no workqueues of a driver's own.
  */
 
+#include <linux/atomic.h>
 #include <linux/errno.h>
 #include <linux/module.h>
 #include <linux/sched.h>
@@ -30,14 +31,22 @@ bool vmbeam_in_kthread(void)
 
 int vmbeam_workqueue_create(void)
 {
-	vmbeam_workqueue = alloc_workqueue("vmbeam", WQ_UNBOUND, 0);
+	struct workqueue_struct *queue = alloc_workqueue("vmbeam", WQ_UNBOUND, 0);
 
-	return vmbeam_workqueue ? 0 : -ENOMEM;
+	if (!queue)
+		return -ENOMEM;
+	/* There is one at a time: the owner of the first goes on to use it. */
+	if (cmpxchg(&vmbeam_workqueue, NULL, queue)) {
+		destroy_workqueue(queue);
+		return -EBUSY;
+	}
+	return 0;
 }
 
 void vmbeam_workqueue_destroy(void)
 {
 	destroy_workqueue(vmbeam_workqueue);
+	smp_store_release(&vmbeam_workqueue, NULL);
 }
 
 const struct workqueue_struct *vmbeam_workqueue_get(void)
