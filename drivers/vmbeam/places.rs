@@ -142,16 +142,23 @@ impl Place {
     }
 
     fn change(&self, table: &mut Table, how: impl FnOnce(&mut Taken)) {
-        if let Some(Some(taken)) = table.0.get_mut(self.index) {
-            how(taken);
+        // Taken by `take()`, and given up by nobody but `drop()`.
+        match table.0.get_mut(self.index) {
+            Some(Some(taken)) => how(taken),
+            _ => {
+                kernel::warn_on!(true);
+            }
         }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(taken) = PLACES.lock().0.get_mut(self.index) {
-            *taken = None;
+        match PLACES.lock().0.get_mut(self.index) {
+            Some(taken @ Some(_)) => *taken = None,
+            _ => {
+                kernel::warn_on!(true);
+            }
         }
     }
 }

@@ -57,6 +57,8 @@ pub(crate) fn settle(mut session: KBox<Session>) {
     };
     let left = session.view().status;
     let Some(bound) = &session.bound else {
+        // Only a session that is bound has anything to roll back.
+        kernel::warn_on!(true);
         return;
     };
     let index = bound.place.index();
@@ -64,19 +66,21 @@ pub(crate) fn settle(mut session: KBox<Session>) {
     let mut table = RECORDS.lock();
     let id = table.last_id.saturating_add(1);
 
-    // There is one: the session has its place.
-    if let Some(record) = table.records.get_mut(index) {
-        *record = Some(Record {
-            id,
-            error,
-            time: u64::try_from(RealTime::ktime_get() / NSEC_PER_SEC).unwrap_or(0),
-            session,
-            _module: ModuleRef::get(),
-        });
-        table.last_id = id;
-        drop(table);
-        trace::record_kept(id, &left, error);
-    }
+    // There is one, and it is free: the session has its place.
+    let Some(record @ None) = table.records.get_mut(index) else {
+        kernel::warn_on!(true);
+        return;
+    };
+    *record = Some(Record {
+        id,
+        error,
+        time: u64::try_from(RealTime::ktime_get() / NSEC_PER_SEC).unwrap_or(0),
+        session,
+        _module: ModuleRef::get(),
+    });
+    table.last_id = id;
+    drop(table);
+    trace::record_kept(id, &left, error);
 }
 
 /// IOCTL: `ADOPT`: continue the session of a record.
@@ -97,8 +101,12 @@ pub(crate) fn adopt(session: &mut KBox<Session>, arg: Arg<uapi::Adopt>) -> Resul
     drop(table);
 
     *session = record.session;
-    if let Some(bound) = &session.bound {
-        bound.place.adopt();
+    match &session.bound {
+        Some(bound) => bound.place.adopt(),
+        // None was kept that was not bound.
+        None => {
+            kernel::warn_on!(true);
+        }
     }
     Ok(())
 }

@@ -306,7 +306,10 @@ impl<M: Memory> Ledger<M> {
         let reply = Batch::<M>::ask(&batch.runs, &mut batch.status, what, outside)?;
 
         let mut refusal: Option<(u32, i32)> = None;
-        for (pair, status) in pairs::numbers(&batch.runs, &batch.firsts).zip(reply.status) {
+        let mut numbers = pairs::numbers(&batch.runs, &batch.firsts);
+        for status in reply.status {
+            // A status of no pair would be a mark that nobody makes.
+            let pair = numbers.next().ok_or(Stop::Broken(Broken::Invariant))?;
             if *status != 0 {
                 refusal = refusal.max(Some((pair, *status)));
             } else if swap {
