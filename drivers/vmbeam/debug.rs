@@ -3,8 +3,6 @@
 //! A debug build's extra ioctl, `debug/vmbeam_debug.h`: a model of a hypervisor
 //! where there is none, and faults on request everywhere.
 
-use core::ffi::c_int;
-
 use kernel::{
     ioctl::_IOWR,
     prelude::*,

@@ -3,8 +3,6 @@
 //! What the kernel crate has no function for: references to the own module, the kind of thread
 //! that this is, and workqueues of a driver's own.
 
-use core::ffi::c_int;
-
 use kernel::{
     bindings,
     prelude::*,

@@ -2,11 +2,6 @@
 
 //! Trace events. `vmbeam_events.c` defines them, which only C can, and declares the functions.
 
-use core::ffi::{
-    c_int,
-    c_uint, //
-};
-
 use kernel::prelude::*;
 
 use crate::{

@@ -2,12 +2,6 @@
 
 //! The hypercall, as a safe function, and what it names.
 
-use core::ffi::{
-    c_int,
-    c_uint,
-    c_void, //
-};
-
 use kernel::prelude::*;
 
 use crate::{

@@ -6,11 +6,6 @@
 //! that goes wrong. As the counter says afterwards whether it got there, a test
 //! can try 1, 2, 3 and so on until nothing fails any more.
 
-use core::ffi::{
-    c_int,
-    c_uint, //
-};
-
 use kernel::{
     alloc::AllocError,
     prelude::*,

@@ -2,8 +2,6 @@
 
 //! The hypercall of the model.
 
-use core::ffi::c_int;
-
 use kernel::prelude::*;
 
 use super::{
