@@ -56,7 +56,7 @@ const fn step(name: &'static str, command: &'static str) -> Program {
 
 const HYPERCALL: Program = program("test-mem-swap", "test-mem-swap");
 
-const DRIVER: [Program; 6] = [
+const DRIVER: [Program; 7] = [
     step("load the driver", "insmod /lib/modules/vmbeam.ko"),
     program("vmbeam_test", "vmbeam_test"),
     program("vmbeam_half", "vmbeam_half"),
@@ -66,6 +66,7 @@ const DRIVER: [Program; 6] = [
         "rmmod vmbeam && insmod /lib/modules/vmbeam-debug.ko",
     ),
     program("vmbeam_fault", "vmbeam_fault"),
+    program("vmbeam_turns", "vmbeam_turns"),
 ];
 
 /// The races of vCPUs that write, short even in the machine's own time.
