@@ -46,6 +46,7 @@ int vmbeam_workqueue_create(void)
 void vmbeam_workqueue_destroy(void)
 {
 	destroy_workqueue(vmbeam_workqueue);
+	/* Who makes the next one finds this one gone. */
 	smp_store_release(&vmbeam_workqueue, NULL);
 }
 
