@@ -6,8 +6,12 @@ use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use vmbeam_control_protocol::{Event, Failure, FromDaemon, ToDaemon};
 use vmbeam_wire::{encode, Decoder, FrameError};
+
+/// How long the daemon may take over what it knows. It waits for nobody meanwhile.
+pub(crate) const KNOWN: Duration = Duration::from_secs(10);
 
 /// Why the daemon did not answer as hoped.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +23,8 @@ pub(crate) enum ClientError {
     },
     #[error("lost the connection to vmbeamd: {0}; see its log")]
     Io(#[from] std::io::Error),
+    #[error("vmbeamd has not answered within {} s: it may wait for the host's toolstack or its disk; see its log", .0.as_secs())]
+    Silent(Duration),
     #[error("vmbeamd closed the connection without an answer; see its log")]
     Closed,
     #[error("vmbeamd answered with something unacceptable: {0}")]
@@ -77,6 +83,21 @@ impl Client {
         part: impl FnMut(&FromDaemon),
     ) -> Result<FromDaemon, ClientError> {
         self.ask_until(request, FromDaemon::is_last, part)
+    }
+
+    /// Ask what is answered at once, or not at all.
+    pub(crate) fn ask_soon(
+        self,
+        request: &ToDaemon,
+        limit: Duration,
+    ) -> Result<FromDaemon, ClientError> {
+        self.stream.set_read_timeout(Some(limit))?;
+        self.ask(request, |_| {}).map_err(|e| match e {
+            ClientError::Io(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
+                ClientError::Silent(limit)
+            }
+            e => e,
+        })
     }
 
     /// Ask for no more than the first answer.

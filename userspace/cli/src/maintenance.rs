@@ -2,7 +2,7 @@
 
 //! `vmbeam maintenance`
 
-use crate::client::{Client, ClientError};
+use crate::client::{Client, ClientError, KNOWN};
 use crate::output;
 use std::path::Path;
 use std::process::ExitCode;
@@ -32,7 +32,7 @@ enum State {
 
 /// The host VMs that are in maintenance.
 pub(crate) fn ask(socket: &Path) -> Result<Vec<String>, ClientError> {
-    match Client::connect(socket)?.ask(&ToDaemon::Maintenance, |_| {})? {
+    match Client::connect(socket)?.ask_soon(&ToDaemon::Maintenance, KNOWN)? {
         FromDaemon::Maintenance(names) => Ok(names),
         _ => Err(ClientError::Unexpected),
     }

@@ -7,9 +7,12 @@ use crate::exit;
 use crate::output;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 use vmbeam_control_protocol::{FromDaemon, HostMemory, HostVmMemory, ToDaemon};
 use vmbeam_xen::{Error, Xen};
 
+/// How long a person waits for what the host's toolstack and hypervisor have to be asked for.
+const ASKED: Duration = Duration::from_secs(20);
 /// Pages of 1 MiB.
 const MIB: u64 = 256;
 
@@ -56,7 +59,7 @@ pub(crate) fn print(domid: u32, reserve: Option<u64>) -> Result<ExitCode, Client
 
 /// What the daemon knows of all host VMs.
 pub(crate) fn ask(socket: &Path) -> Result<Vec<HostVmMemory>, ClientError> {
-    match Client::connect(socket)?.ask(&ToDaemon::Memory, |_| {})? {
+    match Client::connect(socket)?.ask_soon(&ToDaemon::Memory, ASKED)? {
         FromDaemon::Memory(all) => Ok(all),
         _ => Err(ClientError::Unexpected),
     }
@@ -83,6 +86,14 @@ pub(crate) fn text(memory: &HostMemory) -> String {
                 false => ": start nothing in it",
             }
         ),
+    }
+}
+
+/// The same for whoever wants to know something else as well.
+pub(crate) fn asked(socket: &Path) -> Vec<String> {
+    match ask(socket) {
+        Ok(all) => lines(&all),
+        Err(e) => vec![format!("The memory of the host VMs is not known: {e}")],
     }
 }
 

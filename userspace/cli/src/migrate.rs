@@ -2,7 +2,7 @@
 
 //! `vmbeam migrate`, `vmbeam abort` and `vmbeam forget --job`
 
-use crate::client::{Client, ClientError};
+use crate::client::{Client, ClientError, KNOWN};
 use crate::display::Display;
 use crate::exit;
 use crate::interrupt::{signals, Going};
@@ -241,7 +241,8 @@ pub(crate) fn abort(client: Client, job: u64) -> Result<ExitCode, ClientError> {
 
 /// Have the daemon do nothing more about what a job settles, which a person must want.
 pub(crate) fn dismiss(socket: &Path, job: u64, yes: bool) -> Result<ExitCode, ClientError> {
-    let FromDaemon::Status(jobs) = Client::connect(socket)?.ask(&ToDaemon::Status, |_| {})? else {
+    let FromDaemon::Status(jobs) = Client::connect(socket)?.ask_soon(&ToDaemon::Status, KNOWN)?
+    else {
         return Err(ClientError::Unexpected);
     };
     let known = jobs.into_iter().find(|j| j.id == job);

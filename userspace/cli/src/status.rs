@@ -2,13 +2,13 @@
 
 //! `vmbeam status`
 
-use crate::client::{Client, ClientError};
+use crate::client::{Client, ClientError, KNOWN};
 use crate::list::{row, table};
 use crate::{driver, events, maintenance, memory, output, records};
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use vmbeam_control_protocol::{EventKind, FromDaemon, HostVmMemory, JobReport, ToDaemon};
+use vmbeam_control_protocol::{EventKind, FromDaemon, JobReport, ToDaemon};
 
 /// Options of `vmbeam status`.
 #[derive(Debug, clap::Args)]
@@ -28,7 +28,7 @@ pub(crate) struct Args {
 }
 
 fn jobs(socket: &Path) -> Result<Vec<JobReport>, ClientError> {
-    match Client::connect(socket)?.ask(&ToDaemon::Status, |_| {})? {
+    match Client::connect(socket)?.ask_soon(&ToDaemon::Status, KNOWN)? {
         FromDaemon::Status(jobs) => Ok(jobs),
         _ => Err(ClientError::Unexpected),
     }
@@ -51,11 +51,12 @@ fn print(jobs: &[JobReport]) {
     table(&rows);
 }
 
-/// All of it for a person, on a screen that is cleared before if that is wanted.
+/// All of it for a person, on a screen that is cleared before if that is wanted. What others have
+/// to be asked for comes behind what the daemon knows: they may take their time.
 fn picture(
     socket: &Path,
     device: &Path,
-    memory: &[HostVmMemory],
+    memory: impl FnOnce() -> Vec<String>,
     anew: bool,
 ) -> Result<(), ClientError> {
     let jobs = jobs(socket)?;
@@ -67,7 +68,7 @@ fn picture(
     if let Some(line) = maintenance::line(&maintained) {
         println!("{line}");
     }
-    for line in memory::lines(memory) {
+    for line in memory() {
         println!("{line}");
     }
     driver(records::list(device, false));
@@ -80,11 +81,15 @@ fn watch(socket: &Path, device: &Path) -> Result<ExitCode, ClientError> {
     events::follow(socket, |new| {
         let begins = new.iter().any(|e| e.event == EventKind::Following);
         // A program of the host's toolstack is run for it, so not for every step.
-        if new.iter().any(|e| e.event != EventKind::JobStep) {
-            memory = memory::ask(socket).unwrap_or_default();
-        }
+        let changes = new.iter().any(|e| e.event != EventKind::JobStep);
         if terminal || begins {
-            picture(socket, device, &memory, terminal)?;
+            let memory = || {
+                if changes {
+                    memory = memory::asked(socket);
+                }
+                memory.clone()
+            };
+            picture(socket, device, memory, terminal)?;
         }
         if !terminal {
             let changes = new.iter().filter(|e| e.event != EventKind::Following);
@@ -101,8 +106,7 @@ pub(crate) fn run(socket: &Path, args: &Args) -> Result<ExitCode, ClientError> {
     if args.json {
         output::json(&jobs(socket)?)?;
     } else {
-        let memory = memory::ask(socket).unwrap_or_default();
-        picture(socket, &args.device, &memory, false)?;
+        picture(socket, &args.device, || memory::asked(socket), false)?;
     }
     Ok(ExitCode::SUCCESS)
 }

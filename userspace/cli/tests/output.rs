@@ -89,6 +89,15 @@ fn answer(request: &ToDaemon, names: &[&str]) -> Vec<FromDaemon> {
     }
 }
 
+/// What the daemon of this directory does not answer.
+fn is_silent(request: &ToDaemon, names: &[&str]) -> bool {
+    match names {
+        ["no memory"] => *request == ToDaemon::Memory,
+        ["nothing"] => true,
+        _ => false,
+    }
+}
+
 fn serve(mut stream: UnixStream, names: &[&str]) {
     let mut decoder = Decoder::strict();
     let frame = loop {
@@ -99,7 +108,13 @@ fn serve(mut stream: UnixStream, names: &[&str]) {
             return;
         }
     };
-    for a in answer(&frame.decode().unwrap(), names) {
+    let request = frame.decode().unwrap();
+    if is_silent(&request, names) {
+        // Until it gives up.
+        let _ = decoder.fill(&mut stream);
+        return;
+    }
+    for a in answer(&request, names) {
         let bytes = encode(frame.request, frame.session, &a).unwrap();
         // Somebody who follows without a reader has gone already.
         if std::io::Write::write_all(&mut stream, &bytes).is_err() {
@@ -302,4 +317,32 @@ fn names_say_nothing_but_names() {
         let args = ["migrate", name, "--from", "A", "--to", "B"];
         text(command(&socket, &args).output().unwrap());
     }
+}
+
+/// Of a daemon that waits for the toolstack, or for its disk, what it knows is shown all the same.
+#[test]
+fn status_does_not_wait_for_ever() {
+    let shown = |names| {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = daemon(&dir, names);
+        let mut status = command(&socket, &["status", "--device", "/nonexistent"]);
+        let output = status.output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (
+            output.status.code(),
+            text(output.stdout),
+            text(output.stderr),
+        )
+    };
+    let (code, out, _) = shown(&["no memory"]);
+    assert_eq!(code, Some(0));
+    assert!(out.contains("A/g   B/g  running: swapping"), "{out}");
+    let why = "The memory of the host VMs is not known: vmbeamd has not answered within 20 s";
+    assert!(out.contains(why), "{out}");
+    let (code, out, err) = shown(&["nothing"]);
+    assert_eq!((code, &*out), (Some(1), ""));
+    assert!(
+        err.contains("vmbeamd has not answered within 10 s"),
+        "{err}"
+    );
 }

@@ -192,6 +192,8 @@ pub enum Phase {
     Expected,
     /// A program of the operator is run.
     Hook,
+    /// The frame lists are there: the pairs are made of them, for the driver to be given.
+    Pairs,
 }
 
 impl Phase {
@@ -214,6 +216,7 @@ impl Phase {
             Self::Undo => "undoing",
             Self::Expected => "expected pause",
             Self::Hook => "running a hook",
+            Self::Pairs => "pairs",
         }
     }
 

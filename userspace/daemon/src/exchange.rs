@@ -40,6 +40,12 @@ pub(crate) fn refused(message: impl ToString) -> SwapError {
     }
 }
 
+/// Whether to go on; an error says why not.
+pub(crate) type GoOn<'a> = &'a (dyn Fn() -> Result<(), SwapError> + Sync);
+
+/// For what is brought to its end whatever happens.
+pub(crate) const REGARDLESS: GoOn<'static> = &|| Ok(());
+
 /// Progress of a swap: phase, pages done, pages to do.
 pub type Progress<'a> = &'a (dyn Fn(Phase, u64, u64) + Sync);
 
@@ -90,16 +96,18 @@ impl<'a> Sum<'a> {
     }
 }
 
-/// Hand the runs to the driver; the seconds that it took.
+/// Hand the runs to the driver; the seconds that it took. Asks before each call whether to go on.
 pub(crate) fn add(
     session: &mut dyn DriverSession,
     runs: &[JoinedRun],
     progress: Progress<'_>,
+    go_on: GoOn<'_>,
 ) -> Result<f64, SwapError> {
     progress(Phase::Add, 0, 0);
     let started = Instant::now();
     let mut raw: Vec<Run> = Vec::new();
     for part in runs.chunks(ADD_CHUNK) {
+        go_on()?;
         raw.clear();
         raw.extend(part.iter().map(Run::from));
         session.add(&raw).map_err(|e| {
@@ -123,16 +131,18 @@ pub(crate) struct Took {
     pub(crate) moves: u64,
 }
 
-/// Ask which pairs would be refused.
+/// Ask which pairs would be refused; and before each call, whether to go on.
 pub(crate) fn prepare(
     session: &dyn DriverSession,
     status: &mut [i32],
     progress: Progress<'_>,
+    go_on: GoOn<'_>,
 ) -> Result<Took, SwapError> {
     let total = status.len() as u64;
     let started = Instant::now();
     let (mut done, mut moves) = (0, 0);
     while done < status.len() {
+        go_on()?;
         progress(Phase::Prepare, done as u64, total);
         let end = (done + CHECK_CHUNK).min(status.len());
         match session.prepare(done as u64, moves, &mut status[done..end]) {
@@ -156,10 +166,15 @@ pub(crate) fn prepare(
 }
 
 /// Swap. If that fails half way, swap back.
+///
+/// So it is if it is not to be gone on with, which is asked between two calls. To go on would keep
+/// no guest safer: what has lost its time is swapped back behind the last call all the same, and
+/// that would be more.
 pub(crate) fn commit(
     session: &mut dyn DriverSession,
     status: &mut [i32],
     progress: Progress<'_>,
+    go_on: GoOn<'_>,
 ) -> Result<Took, SwapError> {
     let total = status.len() as u64;
     let mut done = 0;
@@ -167,6 +182,11 @@ pub(crate) fn commit(
     status.fill(NOT_ATTEMPTED);
     progress(Phase::Commit, 0, total);
     while done < status.len() {
+        if done > 0 {
+            if let Err(e) = go_on() {
+                return Err(roll_back(session, &e.message, progress));
+            }
+        }
         let end = (done + COMMIT_CHUNK).min(status.len());
         let part = &mut status[done..end];
         let started = Instant::now();
@@ -297,5 +317,93 @@ impl std::fmt::Display for Refusals {
             write!(f, " (for example frames {a:#x} and {b:#x})")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use vmbeam_uapi::{AddFailed, Error, Prepared, Spent, Status, Step};
+
+    /// Does what it is told, and counts.
+    #[derive(Default)]
+    struct Counting {
+        added: usize,
+        prepared: std::cell::Cell<u64>,
+        cursor: u64,
+        back: bool,
+    }
+
+    impl DriverSession for Counting {
+        fn ids(&self) -> [u64; 2] {
+            [1, 2]
+        }
+        fn add(&mut self, runs: &[Run]) -> Result<(), AddFailed> {
+            self.added += runs.len();
+            Ok(())
+        }
+        fn prepare(&self, first: u64, _: u64, status: &mut [i32]) -> Result<Prepared, Error> {
+            let done = status.len() as u64;
+            self.prepared.set(first + done);
+            Ok(Prepared {
+                done,
+                ..Default::default()
+            })
+        }
+        fn commit(&mut self, status: &mut [i32]) -> Result<Step, Error> {
+            self.cursor += status.len() as u64;
+            Ok(Step {
+                cursor: self.cursor,
+                ..Default::default()
+            })
+        }
+        fn status(&self) -> Result<Status, Error> {
+            Ok(Status::default())
+        }
+        fn spent(&self) -> Spent {
+            Spent::default()
+        }
+        fn rollback(&mut self) -> Result<Step, Error> {
+            (self.cursor, self.back) = (0, true);
+            Ok(Step::default())
+        }
+    }
+
+    /// Agrees so often.
+    fn times(nr: u32) -> impl Fn() -> Result<(), SwapError> + Sync {
+        let left = AtomicU32::new(nr);
+        move || match left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
+        {
+            Ok(_) => Ok(()),
+            Err(_) => Err(refused("nobody wants it")),
+        }
+    }
+
+    #[test]
+    fn nobody_wants_it_any_more_between_two_calls() {
+        let quiet = &|_, _, _| {};
+        let run = JoinedRun {
+            pfn: 0,
+            gfn_a: 0,
+            gfn_b: 0,
+            nr: 1,
+        };
+        let mut session = Counting::default();
+        let runs = vec![run; 3 * ADD_CHUNK];
+        let e = add(&mut session, &runs, quiet, &times(1)).unwrap_err();
+        assert_eq!((&*e.message, session.added), ("nobody wants it", ADD_CHUNK));
+        let mut status = vec![NOT_ATTEMPTED; 3 * COMMIT_CHUNK];
+        let e = prepare(&session, &mut status, quiet, &times(2)).map(|_| ());
+        assert_eq!(e, Err(refused("nobody wants it")));
+        assert_eq!(session.prepared.get(), 2 * CHECK_CHUNK as u64);
+        // What is half swapped does not stay so.
+        let e = commit(&mut session, &mut status, quiet, &times(1)).map(|_| ());
+        let e = e.unwrap_err();
+        assert_eq!(e.failure, Failure::RolledBack);
+        assert_eq!(e.message, "nobody wants it; everything was swapped back");
+        assert!(session.back);
+        // Behind the last call somebody else asks.
+        assert!(commit(&mut session, &mut status, quiet, &times(2)).is_ok());
     }
 }

@@ -6,7 +6,7 @@
 
 use crate::definitions;
 use crate::driver::{Driver, DriverSession};
-use crate::exchange::{add, commit, roll_back, take_empty};
+use crate::exchange::{add, commit, roll_back, take_empty, REGARDLESS};
 use crate::journal::{Journal, Pairs, Place, Probe, Record, State, WriteError};
 use crate::link::LinkError;
 use crate::memory::{refill, Route};
@@ -343,7 +343,7 @@ impl<'a> Executor<'a> {
                 ..
             } = &work.record.from;
             // The guest goes on without it: there may be no debt, or enough for it.
-            match self.from.vm.reserve(*host_domid, MARGIN) {
+            match self.from.vm.reserve(*host_domid, MARGIN, REGARDLESS) {
                 Ok(memory) => info!(host_vm, ?memory, "has its memory again"),
                 Err(why) => warn!(host_vm, "may lack a reserve after what was undone: {why}"),
             }
@@ -391,9 +391,9 @@ impl<'a> Executor<'a> {
         let Route { mode, .. } = Route::new((a, b), work.record.mode).back();
         let mut session = self.driver.open(a, b, mode).map_err(|e| e.to_string())?;
         let quiet = &|_, _, _| {};
-        add(&mut *session, &runs, quiet).map_err(|e| e.message)?;
+        add(&mut *session, &runs, quiet, REGARDLESS).map_err(|e| e.message)?;
         let mut status = vec![NOT_ATTEMPTED; pages as usize];
-        if let Err(e) = commit(&mut *session, &mut status, quiet) {
+        if let Err(e) = commit(&mut *session, &mut status, quiet, REGARDLESS) {
             return Ok(self.rolled_back(e.failure, e.message, Event::Failed));
         }
         take_empty(mode, &runs, &mut status);

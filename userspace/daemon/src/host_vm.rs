@@ -7,7 +7,6 @@ use crate::events::Events;
 use crate::identity::Source;
 use crate::link::{Link, LinkError, Patience, Reading};
 use crate::maintenance::Maintenance;
-use crate::memory;
 use crate::port;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,9 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 use vmbeam_agent_protocol::{Guest, Uuid};
-use vmbeam_control_protocol::{
-    AgentReport, AgentVersions, EventKind, HostMemory, Identity, Traffic,
-};
+use vmbeam_control_protocol::{AgentReport, AgentVersions, EventKind, Identity, Traffic};
 use vmbeam_wire::VERSION;
 use vmbeam_xen::command::run;
 use vmbeam_xen::domains::Domains;
@@ -53,7 +50,7 @@ enum Agent {
 pub struct HostVm {
     /// Its configuration.
     pub config: HostVmConfig,
-    source: Source,
+    pub(crate) source: Source,
     timeout: Duration,
     stop: Arc<AtomicBool>,
     slot: Mutex<Slot>,
@@ -144,22 +141,6 @@ impl HostVm {
             .trim()
             .parse()
             .map_err(|_| format!("`{shown} {name}` printed no domid: {:?}", out.out))
-    }
-
-    /// What it has of the host's memory.
-    pub(crate) fn memory(&self) -> Result<HostMemory, String> {
-        match self.source {
-            Source::Start(_) => Err(memory::UNPRIVILEGED.into()),
-            Source::Command(_) => memory::ask(&self.config.memory, self.domid()?, None),
-        }
-    }
-
-    /// The same once it has a reserve of so many pages, or of as many as it has a use for.
-    pub(crate) fn reserve(&self, domid: u32, pages: u64) -> Result<HostMemory, String> {
-        match self.source {
-            Source::Start(_) => Err(memory::UNPRIVILEGED.into()),
-            Source::Command(_) => memory::ask(&self.config.memory, domid, Some(pages)),
-        }
     }
 
     /// Whether the domain still runs that it was when its domid was this, whatever its name

@@ -6,7 +6,7 @@ use crate::driver::DriverSession;
 use crate::exchange::{add, prepare, refused, take_empty, Refusals, SwapError};
 use crate::join::{split, JoinedRun};
 use crate::memory::Route;
-use crate::migrate::{seconds, Context};
+use crate::migrate::{seconds, Limits};
 use std::time::Instant;
 use tracing::info;
 use vmbeam_agent_protocol::PfnRun;
@@ -27,20 +27,21 @@ pub(crate) struct Loaded {
 
 /// Hand runs to the driver, and try which would be refused. `to` names the destination.
 pub(crate) fn load(
-    context: Context<'_>,
+    limits: Limits<'_>,
     route: Route,
     to: &str,
     runs: &[JoinedRun],
 ) -> Result<Loaded, SwapError> {
-    let progress = context.progress;
+    let (context, progress) = (limits.context, limits.context.progress);
+    let go_on = &|| limits.go_on();
     let (a, b) = route.domids;
     let open = || context.driver.open(a, b, route.mode).map_err(refused);
     let started = Instant::now();
     let mut session = open()?;
-    add(&mut *session, runs, progress)?;
+    add(&mut *session, runs, progress, go_on)?;
     let pages: u64 = runs.iter().map(|r| u64::from(r.nr)).sum();
     let mut status = vec![NOT_ATTEMPTED; pages as usize];
-    let moves = prepare(&*session, &mut status, progress)?.moves;
+    let moves = prepare(&*session, &mut status, progress, go_on)?.moves;
     let empty = take_empty(route.mode, runs, &mut status);
     no_room(to, moves, &status)?;
     let refusals = Refusals::collect(runs, &status);
@@ -49,7 +50,7 @@ pub(crate) fn load(
         info!("not to be swapped: {refusals}");
         // What is swapped is to be all or nothing, so without these.
         session = open()?;
-        add(&mut *session, &good, progress)?;
+        add(&mut *session, &good, progress, go_on)?;
     }
     Ok(Loaded {
         session,

@@ -4,18 +4,20 @@
 //! than its guest hypervisor believes.
 
 use crate::driver::Driver;
-use crate::exchange::{both, refused, SwapError};
+use crate::exchange::{both, refused, GoOn, SwapError, REGARDLESS};
 use crate::journal::Place;
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 use tracing::{info, warn};
 use vmbeam_control_protocol::{reserve_for, HostMemory, HostVmMemory, Mode, MARGIN};
 use vmbeam_uapi::sys::FEATURE_RELOCATE;
 use vmbeam_uapi::Mode as BindMode;
-use vmbeam_xen::command::run;
+use vmbeam_xen::command::run_while;
 
 use crate::control::Shared;
 use crate::host_vm::{expected, side_by_side, HostVm};
+use crate::identity::Source;
 
 /// How long the command may take that asks the hypervisor.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -26,20 +28,24 @@ const FILLING: Duration = Duration::from_secs(120);
 /// The hypervisor tells it only to root.
 pub(crate) const UNPRIVILEGED: &str = "vmbeamd may not ask the hypervisor with --user or --seccomp";
 
-/// Ask by this command; before, have the reserve be so many pages if that is wanted.
+/// Ask by this command, for as long as it is to be gone on with; before, have the reserve be so
+/// many pages if that is wanted.
 pub(crate) fn ask(
     command: &[String],
     domid: u32,
     reserve: Option<u64>,
+    go_on: GoOn<'_>,
 ) -> Result<HostMemory, String> {
     let shown = command.join(" ");
     let failed = |why: &str| format!("`{shown} {domid}`: {why}");
     let (program, arguments) = command.split_first().ok_or("no memory_command")?;
     let mut command = Command::new(program);
     command.args(arguments).arg(domid.to_string());
+    command.process_group(0);
     command.args(reserve.map(|pages| format!("--reserve={pages}")));
     let limit = reserve.map_or(LIMIT, |_| FILLING);
-    let out = run(&mut command, limit).map_err(|e| failed(&e.to_string()))?;
+    let wanted = || go_on().is_ok();
+    let out = run_while(&mut command, limit, wanted).map_err(|e| failed(&e.to_string()))?;
     if !out.status.success() {
         let why = out.err.lines().next().unwrap_or("it says nothing").trim();
         return Err(failed(why));
@@ -118,6 +124,7 @@ impl Both {
         domids: (u32, u32),
         pages: u64,
         mode: Mode,
+        go_on: GoOn<'_>,
     ) -> Result<(), SwapError> {
         let [source, destination] = &mut self.0;
         let gives = match source {
@@ -132,10 +139,16 @@ impl Both {
             let Ok(known) = memory else { continue };
             if known.lacks(reserve) > 0 {
                 let name = &vm.config.name;
-                let filled = vm.reserve(domid, reserve).map_err(|why| {
-                    refused(format!(
-                        "host VM {name} got no reserve for this move: {why}"
-                    ))
+                go_on()?;
+                let filled = vm.reserve(domid, reserve, go_on).map_err(|why| {
+                    let why = format!("host VM {name} got no reserve for this move: {why}");
+                    match go_on() {
+                        Err(e) => SwapError {
+                            message: format!("{}: {why}", e.message),
+                            ..e
+                        },
+                        Ok(()) => refused(why),
+                    }
                 })?;
                 info!(host_vm = name, memory = ?filled, "its reserve before a move");
                 *known = filled;
@@ -197,10 +210,15 @@ impl Route {
 }
 
 /// Whether enough is left of a host VM's reserve for so many pages that are to be written
-/// there by themselves.
-pub(crate) fn holds(vm: &HostVm, copies: u64) -> Result<(), SwapError> {
+/// there by themselves. The guest may stand still meanwhile: so the domain is not looked for
+/// again, and it is not waited for longer than that may last.
+pub(crate) fn holds(
+    (vm, domid): (&HostVm, u32),
+    copies: u64,
+    go_on: GoOn<'_>,
+) -> Result<(), SwapError> {
     let name = &vm.config.name;
-    let memory = vm.memory().map_err(|why| {
+    let memory = vm.memory_of(domid, go_on).map_err(|why| {
         refused(format!(
             "the reserve of host VM {name} is not known any more: {why}"
         ))
@@ -226,7 +244,7 @@ pub(crate) fn refill(sides: [(&HostVm, &Place); 2], undone: bool) {
         // It may have ended since, and its number may be another domain's.
         let there = vm.is_still(domid, place.host_uuid);
         match there.and_then(|there| match there {
-            true => vm.reserve(domid, pages),
+            true => vm.reserve(domid, pages, REGARDLESS),
             false => Err("it has ended".into()),
         }) {
             Ok(memory) => {
@@ -249,6 +267,43 @@ pub(crate) fn refill(sides: [(&HostVm, &Place); 2], undone: bool) {
     }
 }
 
+impl HostVm {
+    /// What it has of the host's memory.
+    pub(crate) fn memory(&self) -> Result<HostMemory, String> {
+        match self.source {
+            Source::Start(_) => Err(UNPRIVILEGED.into()),
+            Source::Command(_) => self.memory_of(self.domid()?, REGARDLESS),
+        }
+    }
+
+    /// The same of one whose domain is known, for as long as it is to be gone on with.
+    pub(crate) fn memory_of(&self, domid: u32, go_on: GoOn<'_>) -> Result<HostMemory, String> {
+        self.look_at(domid, None, go_on)
+    }
+
+    /// The same once it has a reserve of so many pages, or of as many as it has a use for.
+    pub(crate) fn reserve(
+        &self,
+        domid: u32,
+        pages: u64,
+        go_on: GoOn<'_>,
+    ) -> Result<HostMemory, String> {
+        self.look_at(domid, Some(pages), go_on)
+    }
+
+    fn look_at(
+        &self,
+        domid: u32,
+        reserve: Option<u64>,
+        go_on: GoOn<'_>,
+    ) -> Result<HostMemory, String> {
+        match self.source {
+            Source::Start(_) => Err(UNPRIVILEGED.into()),
+            Source::Command(_) => ask(&self.config.memory, domid, reserve, go_on),
+        }
+    }
+}
+
 impl Shared {
     /// All host VMs' memory.
     pub(crate) fn memories(&self) -> Vec<HostVmMemory> {
@@ -267,7 +322,7 @@ mod tests {
     fn what_the_command_prints() {
         let printed = |text: &str| {
             let command = ["sh", "-c", "echo \"$0\"; test $1 = 3", text];
-            ask(&command.map(String::from), 3, None)
+            ask(&command.map(String::from), 3, None, REGARDLESS)
         };
         let memory = HostMemory {
             pages: 4,
@@ -281,7 +336,7 @@ mod tests {
         let e = printed("who?").unwrap_err();
         assert!(e.contains("3`: not what was asked for"), "{e}");
         let failing = ["sh", "-c", "echo no such domain >&2; exit 1"].map(String::from);
-        let e = ask(&failing, 3, None).unwrap_err();
+        let e = ask(&failing, 3, None, REGARDLESS).unwrap_err();
         assert!(e.ends_with("`: no such domain"), "{e}");
     }
 }

@@ -193,7 +193,7 @@ pub(crate) fn seconds(since: Instant) -> f64 {
 /// When a migration is not to be gone on with.
 #[derive(Clone, Copy)]
 pub(crate) struct Limits<'a> {
-    context: Context<'a>,
+    pub(crate) context: Context<'a>,
     request: &'a MigrateRequest,
     started: Instant,
     suspended: Option<Instant>,
@@ -257,7 +257,14 @@ impl<'a> Job<'a> {
             return Err(refused(blockers.join("; ")));
         }
         if !request.dry_run {
-            memory.fill((from.vm, to.vm), domids, guest.pages, mode)?;
+            let limits = Limits {
+                context,
+                request,
+                started: context.started,
+                suspended: None,
+            };
+            let go_on = &|| limits.go_on();
+            memory.fill((from.vm, to.vm), domids, guest.pages, mode, go_on)?;
         }
         let mut report = MigrateReport {
             from: request.from.clone(),

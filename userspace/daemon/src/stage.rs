@@ -68,7 +68,7 @@ impl Job<'_> {
         self.work.record.to.guest = Some(there);
         let (runs, others) = self.staged_lists(there)?;
         self.go_on()?;
-        let rehearsal = load(self.context, self.route, &self.request.to, &runs)?;
+        let rehearsal = load(self.limits(), self.route, &self.request.to, &runs)?;
         self.refused(&rehearsal);
         self.bounded(&rehearsal.bad, &rehearsal.good)?;
         self.reserve_holds(&rehearsal.bad)?;
@@ -129,6 +129,7 @@ impl Job<'_> {
             .collect();
         others.sort_unstable_by_key(|r| r.pfn);
         self.report.seconds.lists = seconds(started);
+        (self.context.progress)(Phase::Pairs, 0, 0);
         Ok((runs, others))
     }
 
@@ -153,10 +154,10 @@ impl Job<'_> {
         }
         let some = without(&samples(&runs), &staged.empty);
         let limits = self.limits();
-        let (context, route, to_name) = (self.context, self.route, &self.request.to);
+        let (route, to_name) = (self.route, &self.request.to);
         let (from, to) = (&mut self.exec.from, &mut self.exec.to);
         let (loaded, (a, b)) = both(
-            || load(context, route, to_name, &runs),
+            || load(limits, route, to_name, &runs),
             || {
                 both(
                     || {

@@ -4,7 +4,7 @@
 
 use crate::driver::{counts, Driver, DriverSession};
 use crate::exchange::{
-    add, both, commit, pairs, prepare, refused, Progress, Refusals, Sum, SwapError,
+    add, both, commit, pairs, prepare, refused, Progress, Refusals, Sum, SwapError, REGARDLESS,
 };
 use crate::host_vm::{AgentGuard, HostVm};
 use crate::join::{comparable, join, JoinedRun};
@@ -166,9 +166,9 @@ impl Job<'_> {
             None
         };
 
-        self.seconds.add = add(&mut *session, &joined.runs, self.progress)?;
+        self.seconds.add = add(&mut *session, &joined.runs, self.progress, REGARDLESS)?;
         let mut status = vec![NOT_ATTEMPTED; joined.pages as usize];
-        self.seconds.prepare = prepare(&*session, &mut status, self.progress)?.seconds;
+        self.seconds.prepare = prepare(&*session, &mut status, self.progress, REGARDLESS)?.seconds;
         info!(seconds = self.seconds.prepare, "asked the hypervisor");
         if status.iter().all(|s| *s < 0) {
             let r = Refusals::collect(&joined.runs, &status);
@@ -177,7 +177,8 @@ impl Job<'_> {
             )));
         }
         if !request.dry_run {
-            self.seconds.commit = commit(&mut *session, &mut status, self.progress)?.seconds;
+            self.seconds.commit =
+                commit(&mut *session, &mut status, self.progress, REGARDLESS)?.seconds;
             info!(seconds = self.seconds.commit, "swapped");
         }
 

@@ -6,7 +6,7 @@
 //!
 //! Nothing depends on it: it is not journalled, and not done for a job that another one settled.
 
-use crate::exchange::{add, commit, pairs, refused, Refusals, SwapError};
+use crate::exchange::{add, commit, pairs, refused, Refusals, SwapError, REGARDLESS};
 use crate::execute::Swapped;
 use crate::join::JoinedRun;
 use crate::migrate::{seconds, Job};
@@ -52,10 +52,10 @@ impl Job<'_> {
         let mut waits = AGAIN.into_iter();
         let refusals = loop {
             let mut session = driver.open(a, b, Mode::Keep).map_err(refused)?;
-            add(&mut *session, &left, &|_, _, _| {})?;
+            add(&mut *session, &left, &|_, _, _| {}, REGARDLESS)?;
             let nr: usize = left.iter().map(|r| r.nr as usize).sum();
             let mut status = vec![0; nr];
-            commit(&mut *session, &mut status, &|_, _, _| {})?;
+            commit(&mut *session, &mut status, &|_, _, _| {}, REGARDLESS)?;
             superpages += session.spent().merges;
             let refusals = Refusals::collect(&left, &status);
             left = pairs(&left, &status)

@@ -184,7 +184,7 @@ impl Job<'_> {
         let (runs, mut copies) = self.lists(there)?;
         self.part("lists");
         self.go_on()?;
-        let loaded = load(self.context, self.route, &self.request.to, &runs)?;
+        let loaded = load(self.limits(), self.route, &self.request.to, &runs)?;
         self.refused(&loaded);
         self.part("dry run");
         copies.extend(&loaded.bad);
@@ -219,7 +219,11 @@ impl Job<'_> {
     pub(crate) fn reserve_holds(&self, copies: &[PfnRun]) -> Result<(), SwapError> {
         let absent = self.report.pages_refused.contains_key("populate_on_demand");
         match self.small {
-            Some(true) => holds(self.exec.to.vm, count(copies)),
+            Some(true) => {
+                let limits = self.limits();
+                let there = self.route.domids.1;
+                holds((self.exec.to.vm, there), count(copies), &|| limits.go_on())
+            }
             None if absent => Err(refused(
                 "pages are not there in one of the two host VMs, and vmbeamd may not ask what reserve they have; run it without --user and --seccomp",
             )),
@@ -271,7 +275,8 @@ impl Job<'_> {
         };
         let pages: u64 = runs.iter().map(|r| u64::from(r.nr)).sum();
         let mut status = vec![NOT_ATTEMPTED; pages as usize];
-        match commit(&mut *session, &mut status, self.context.progress) {
+        let (progress, limits) = (self.context.progress, self.limits());
+        match commit(&mut *session, &mut status, progress, &|| limits.go_on()) {
             Ok(took) => {
                 self.report.seconds.swap = took.seconds;
                 self.report.relocated = took.moves;
@@ -330,6 +335,7 @@ impl Job<'_> {
             || to.talk(|l| l.frames(there, sum.side(1))),
         );
         let joined = join(&a.map_err(refused)?, &b.map_err(refused)?);
+        (self.context.progress)(Phase::Pairs, 0, 0);
         let selected = select(&joined.runs, &self.contents.external);
         self.report.seconds.lists = seconds(started);
         Ok(selected)

@@ -301,6 +301,41 @@ fn more_to_be_copied_than_before_must_be_in_the_reserve_as_well() {
     }
 }
 
+/// A command that hangs when it is to tell, or to fill, the reserve of B holds nobody up beyond the
+/// limits of the migration, and what it has begun ends with it.
+#[test]
+fn limits_hold_against_a_command_that_hangs() {
+    for (file, limits) in [
+        // Asked for while the guest is suspended.
+        ("next-2", (None, Some(1000))),
+        ("next-2", (Some(1), None)),
+        ("filled-2", (Some(1), None)),
+    ] {
+        let w = small();
+        lock(&w.hosts["A"]).unstaged = true;
+        let (_, pages) = contents(&w, "A").unwrap();
+        if file == "filled-2" {
+            let dry = HostMemory {
+                cache: 108,
+                host_free: 20_000,
+                ..SMALL
+            };
+            said_of_b(&w, dry);
+        }
+        nix::unistd::mkfifo(&w.dir.path().join(file), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut request = request("A", "B");
+        (request.timeout_seconds, request.max_downtime_ms) = limits;
+        let (_, message) = error(w.ask(&ToDaemon::Migrate(request)));
+        let name = match limits.0 {
+            Some(_) => "--timeout",
+            None => "--max-downtime",
+        };
+        assert!(message.contains(name), "{message}");
+        assert!(message.contains("it was ended"), "{message}");
+        assert_runs_only_in(&w, "A", &pages);
+    }
+}
+
 /// What the command was asked to fill.
 fn reserved(w: &World) -> Vec<String> {
     let text = std::fs::read_to_string(w.dir.path().join("reserved")).unwrap_or_default();

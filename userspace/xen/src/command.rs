@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// How often to look whether a program has ended.
 const LOOK: Duration = Duration::from_millis(10);
+/// How long a program that was killed may take to be gone.
+const DIES: Duration = Duration::from_secs(2);
 /// Most bytes of a program's output that are kept.
 const KEEP: usize = 1 << 20;
 /// The same of its complaints.
@@ -100,6 +102,30 @@ pub fn wait(child: &mut Child, limit: Duration) -> std::io::Result<Option<ExitSt
     }
 }
 
+/// Kill a program, and wait for its end, but not for long: what the kernel does in its name, a
+/// hypercall say, may have to end first. Then somebody else waits for it.
+///
+/// # Errors
+///
+/// It was killed and has not ended yet.
+pub fn kill(mut child: Child) -> std::io::Result<()> {
+    child.kill()?;
+    reap(child, DIES)
+}
+
+fn reap(mut child: Child, limit: Duration) -> std::io::Result<()> {
+    if wait(&mut child, limit)?.is_some() {
+        return Ok(());
+    }
+    let pid = child.id();
+    // If there cannot be a thread, it stays a zombie for as long as this program runs.
+    let waits = std::thread::Builder::new().name("reaper".into());
+    let _ = waits.spawn(move || child.wait());
+    let why =
+        format!("process {pid} was killed and has not ended: what the kernel does for it lasts");
+    Err(Error::new(ErrorKind::TimedOut, why))
+}
+
 /// Run a program to its end; after `limit` it is killed, which is an error.
 ///
 /// It starts with no signal blocked, whatever this program waits for: what it leaves behind,
@@ -141,9 +167,10 @@ pub fn run_while(
         };
         // There is no such group if it is in another one. PIDs are that small.
         let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
-        child.kill()?;
-        child.wait()?;
-        return Err(Error::new(kind, why));
+        return Err(match kill(child) {
+            Ok(()) => Error::new(kind, why),
+            Err(e) => Error::new(kind, format!("{why}; {e}")),
+        });
     };
     let ended = out.settle();
     err.settle();
@@ -190,6 +217,25 @@ mod tests {
         let started = Instant::now();
         let e = sh("exec sleep 60", Duration::from_millis(200)).unwrap_err();
         assert_eq!(e.kind(), std::io::ErrorKind::TimedOut);
-        assert!(started.elapsed() < Duration::from_secs(20));
+        assert_eq!(e.to_string(), "it did not end within 0 s");
+        assert!(started.elapsed() < Duration::from_secs(50));
+    }
+
+    /// One that does not die, as it looks to whoever waits.
+    #[test]
+    fn nobody_waits_for_what_does_not_die() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let (pid, input) = (child.id(), child.stdin.take());
+        let e = reap(child, Duration::from_millis(10)).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::TimedOut);
+        assert!(
+            e.to_string().contains("was killed and has not ended"),
+            "{e}"
+        );
+        // It is no zombie for ever.
+        drop(input);
+        while std::path::Path::new(&format!("/proc/{pid}")).exists() {
+            std::thread::sleep(LOOK);
+        }
     }
 }
