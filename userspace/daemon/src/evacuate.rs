@@ -106,6 +106,8 @@ impl Shared {
             .map_err(|e| format!("cannot write the journal: {e}"))
             .and_then(|()| self.conduct(record, false).map_err(|e| format!("{e:#}")));
         begun.map(|()| id).map_err(|why| {
+            // It may be there all the same, and the next daemon would begin what is refused.
+            Record::remove(&self.jobs.journal, id);
             self.jobs.end(id, JobOutcome::Refused, why.clone());
             refused(why)
         })

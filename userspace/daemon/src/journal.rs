@@ -27,6 +27,11 @@ use vmbeam_migration::Step;
 
 use lines::{append, before, behind, file_pairs, line, prepare, read, remove, rename, sync};
 
+#[allow(
+    unused_imports,
+    reason = "fail_point!() is nothing in a daemon that is not tested"
+)]
+pub(crate) use lines::injected;
 pub use lines::WriteError;
 pub use pairs::{Filed, Pairs};
 

@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use vmbeam_control_protocol::{Failure, FromDaemon, ToDaemon};
+use vmbeam_control_protocol::{EvacuateRequest, Failure, FromDaemon, ToDaemon};
 
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
@@ -116,4 +116,82 @@ fn few_writes_are_waited_for_in_the_pause() {
     // What is swapped, and that there is no return.
     assert_eq!(pause, 2);
     assert!(outside > 3, "{outside}");
+}
+
+/// What an evacuation writes, at every write: it is refused, and for the next daemon as well, or
+/// goes on.
+#[test]
+fn whichever_write_of_an_evacuation_fails_its_guests_run_in_one_place() {
+    let _scenario = FailScenario::setup();
+    let mut w = world();
+    let (_, pages) = contents(&w, "A").unwrap();
+    let mut at = "A";
+    for (point, errno) in [
+        ("durable-create", ENOSPC),
+        ("durable-data", EIO),
+        ("durable-rename", EROFS),
+        ("durable-sync", EIO),
+        ("evacuation-remove", EROFS),
+    ] {
+        // It writes when it begins, when it is planned, for each guest and when it ends.
+        for nr in 0..5 {
+            fail::cfg(point, &format!("{nr}*off->1*return({errno})->off")).unwrap();
+            let to = if at == "A" { "B" } else { "A" };
+            let answer = w.ask(&ToDaemon::Evacuate(EvacuateRequest {
+                from: at.into(),
+                to: to.into(),
+                wait_seconds: 30,
+                ..EvacuateRequest::default()
+            }));
+            match answer {
+                FromDaemon::Evacuated(report) => {
+                    assert!(report.blockers.is_empty(), "{point} {nr}: {report:?}");
+                    at = to;
+                }
+                FromDaemon::Error { failure, message } => {
+                    assert_eq!((failure, nr), (Failure::Refused, 0), "{point}: {message}");
+                    // What was refused no other daemon begins.
+                    w.stop();
+                    w.start();
+                    for name in ["A", "B"] {
+                        w.wait_agent(name, None);
+                    }
+                }
+                other => panic!("{point} {nr}: {other:?}"),
+            }
+            assert_eq!(where_it_runs(&w, &pages), at, "{point} {nr}");
+            fail::remove(point);
+        }
+    }
+}
+
+/// Whoever is told that it failed finds it as it was.
+#[test]
+fn maintenance_that_cannot_be_noted_is_none() {
+    let _scenario = FailScenario::setup();
+    let w = world();
+    let names = || match w.ask(&ToDaemon::Maintenance) {
+        FromDaemon::Maintenance(names) => names,
+        other => panic!("{other:?}"),
+    };
+    let set = |on| {
+        w.ask(&ToDaemon::SetMaintenance {
+            host_vm: "B".into(),
+            on,
+        })
+    };
+    for point in [
+        "durable-create",
+        "durable-data",
+        "durable-rename",
+        "durable-sync",
+    ] {
+        fail::cfg(point, &format!("return({EIO})")).unwrap();
+        assert!(matches!(set(true), FromDaemon::Error { .. }), "{point}");
+        assert!(names().is_empty(), "{point}");
+        fail::remove(point);
+        assert_eq!(set(true), FromDaemon::Done);
+        assert_eq!(names(), ["B"]);
+        assert_eq!(set(false), FromDaemon::Done);
+    }
 }

@@ -4,7 +4,13 @@
 
 use crate::boot;
 use crate::durable;
+#[allow(
+    unused_imports,
+    reason = "fail_point!() is nothing in a daemon that is not tested"
+)]
+use crate::journal::injected;
 use crate::journal::Journal;
+use fail::fail_point;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
@@ -65,6 +71,11 @@ fn read(file: &Path) -> Result<Record, String> {
     }
 }
 
+fn removed(file: &Path) -> io::Result<()> {
+    fail_point!("evacuation-remove", |e| Err(injected(e)));
+    fs::remove_file(file)
+}
+
 impl Record {
     pub(super) fn new(id: u64, request: EvacuateRequest) -> Self {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
@@ -120,7 +131,7 @@ impl Record {
     }
 
     pub(super) fn remove(journal: &Journal, id: u64) {
-        match fs::remove_file(file(journal, id)) {
+        match removed(&file(journal, id)) {
             // That of a dry run.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => warn!("cannot remove the record of an evacuation that has ended: {e}"),

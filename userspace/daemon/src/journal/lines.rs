@@ -40,7 +40,7 @@ pub(super) fn behind(error: io::Error) -> WriteError {
     dead_code,
     reason = "fail_point!() is nothing in a daemon that is not tested"
 )]
-pub(super) fn injected(errno: Option<String>) -> io::Error {
+pub(crate) fn injected(errno: Option<String>) -> io::Error {
     let number = errno.and_then(|e| e.parse().ok());
     io::Error::from_raw_os_error(number.unwrap_or(nix::libc::EIO))
 }
