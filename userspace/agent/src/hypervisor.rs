@@ -6,6 +6,7 @@ use crate::definitions::Files;
 use crate::disks;
 use crate::gate::Gate;
 use crate::identity;
+use crate::late::Watched;
 use crate::orphan::orphan;
 use crate::preflight::{self, Size, Surroundings};
 use crate::toolstack::{self, xl, xl_within, Incoming, Outgoing, Restore, Save};
@@ -389,7 +390,8 @@ impl Hypervisor for Xen {
 
     fn save(&self, domid: u32, external: bool, staged: bool) -> Result<Box<dyn Outgoing>, HvError> {
         find(self, domid)?;
-        Ok(Box::new(Save::start(domid, external, staged)?))
+        let begin = || Save::start(domid, external, staged);
+        Ok(Box::new(Watched::begin(domid, begin)?))
     }
 
     fn orphan(&self) -> Option<String> {

@@ -18,6 +18,7 @@ mod disks;
 pub mod gate;
 pub mod hypervisor;
 mod identity;
+mod late;
 mod list;
 mod orphan;
 pub mod port;

@@ -12,6 +12,12 @@ const PROC: &str = "/proc";
 /// Where agents have guests saved to: no person does.
 const TO: &[u8] = b"/proc/self/fd/1";
 
+/// Whether anybody has a guest saved or sent away by `xl`.
+pub(crate) fn is_somebody_saving() -> bool {
+    let saves = |words: &[&[u8]]| matches!(words, [xl, what, ..] if xl.ends_with(b"xl") && [&b"save"[..], b"migrate"].contains(what));
+    process_in(Path::new(PROC), saves).is_some()
+}
+
 /// The number of such a process. Once there is none there will be none.
 pub fn orphan() -> Option<String> {
     static NONE: AtomicBool = AtomicBool::new(false);
@@ -24,13 +30,16 @@ pub fn orphan() -> Option<String> {
 }
 
 fn orphan_in(proc: &Path) -> Option<String> {
-    let saves = |line: Vec<u8>| {
-        let words: Vec<_> = line.split(|b| *b == 0).filter(|w| !w.is_empty()).collect();
-        matches!(words[..], [xl, b"save", .., to] if xl.ends_with(b"xl") && to == TO)
-    };
+    let saves = |words: &[&[u8]]| matches!(words, [xl, b"save", .., to] if xl.ends_with(b"xl") && *to == TO);
+    process_in(proc, saves)
+}
+
+/// The number of a process whose words are these.
+fn process_in(proc: &Path, are: impl Fn(&[&[u8]]) -> bool) -> Option<String> {
     fs::read_dir(proc).ok()?.flatten().find_map(|process| {
         let line = fs::read(process.path().join("cmdline")).ok()?;
-        saves(line).then(|| process.file_name().to_string_lossy().into_owned())
+        let words: Vec<_> = line.split(|b| *b == 0).filter(|w| !w.is_empty()).collect();
+        are(&words).then(|| process.file_name().to_string_lossy().into_owned())
     })
 }
 
