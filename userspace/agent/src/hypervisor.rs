@@ -8,7 +8,7 @@ use crate::gate::Gate;
 use crate::identity;
 use crate::late::Watched;
 use crate::orphan::orphan;
-use crate::preflight::{self, Size, Surroundings};
+use crate::preflight::{self, xenstore_domain, Size, Surroundings};
 use crate::toolstack::{self, xl, xl_within, Incoming, Outgoing, Restore, Save};
 use nix::unistd::{access, AccessFlags};
 use std::path::Path;
@@ -291,10 +291,11 @@ impl Hypervisor for Xen {
     }
 
     fn guests(&self) -> Result<Vec<Guest>, HvError> {
+        let xenstore = xenstore_domain(self).unwrap_or(0);
         Ok(self
             .domains()?
             .iter()
-            .filter(|d| d.domid != 0)
+            .filter(|d| d.domid != 0 && d.domid != xenstore)
             .map(|d| guest(self, d))
             .collect())
     }

@@ -72,6 +72,7 @@ pub fn inspect(here: &impl Surroundings, domid: u32, pool: u32, size: Size) -> I
     let problems = [
         limits(size),
         serves_others(here, domid),
+        stub_domain(here, domid),
         cannot_come_along(here, domid),
         disks::cached(here, domid),
         cannot_suspend(here, domid),
@@ -146,6 +147,27 @@ fn serves_others(here: &impl Surroundings, domid: u32) -> Option<String> {
             kinds.join(", ")
         )
     })
+}
+
+/// A device model in a domain of its own knows its guest by its number, and the other way round.
+fn stub_domain(here: &impl Surroundings, domid: u32) -> Option<String> {
+    let target = |of: &str| here.read(&format!("/local/domain/{of}/target"));
+    if let Some(guest) = target(&domid.to_string()) {
+        return Some(format!(
+            "it is the stub domain of guest {guest}, and stays with it; shut that guest down"
+        ));
+    }
+    let domid = domid.to_string();
+    let mut others = here.list("/local/domain").into_iter();
+    let stub = others.find(|other| target(other).as_deref() == Some(&*domid))?;
+    Some(format!(
+        "it has a stub domain ({stub}), which cannot come along; shut it down, and start it there"
+    ))
+}
+
+/// The domain that xenstored runs in, if it has one of its own: it is no guest.
+pub fn xenstore_domain(here: &impl Surroundings) -> Option<u32> {
+    here.read("/tool/xenstored/domid")?.parse().ok()
 }
 
 fn cannot_come_along(here: &impl Surroundings, domid: u32) -> Option<String> {
@@ -325,6 +347,23 @@ mod tests {
             fake.files.insert(file.into());
         }
         fake
+    }
+
+    #[test]
+    fn what_belongs_to_another_domain_stays() {
+        let mut fake = guest();
+        assert_eq!(xenstore_domain(&fake), None);
+        let problems = |fake: &Fake| inspect(fake, 7, 0, SIZE).problems;
+        assert!(problems(&fake).is_empty());
+        fake.store
+            .insert("/local/domain/8/target".into(), "7".into());
+        assert!(problems(&fake)[0].contains("it has a stub domain (8)"));
+        fake.store
+            .insert("/local/domain/7/target".into(), "6".into());
+        assert!(problems(&fake)[0].contains("it is the stub domain of guest 6"));
+        fake.store
+            .insert("/tool/xenstored/domid".into(), "2".into());
+        assert_eq!(xenstore_domain(&fake), Some(2));
     }
 
     #[test]
