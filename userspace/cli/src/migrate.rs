@@ -38,6 +38,8 @@ pub(crate) struct Json<'a> {
     pages_swapped: u64,
     /// Those of them without one in return.
     relocated: u64,
+    /// Runs in which the pairs of their frames are listed: pages, frames in A and frames in B that follow each other.
+    runs: u64,
     /// Pages that were not there at the source, so that they read as zeroes.
     pages_empty: u64,
     /// Pages whose contents were copied by the agents.
@@ -57,6 +59,10 @@ pub(crate) struct Json<'a> {
     wire_messages: u64,
     /// Their bytes.
     wire_bytes: u64,
+    /// Those messages that were sent while the guest was suspended.
+    wire_messages_suspended: u64,
+    /// Their bytes.
+    wire_bytes_suspended: u64,
     #[serde(flatten)]
     counts: SwapCounts,
     /// What could not be done after the guest ran, and is being tried again.
@@ -83,6 +89,7 @@ impl<'a> From<&'a MigrateReport> for Json<'a> {
             guest_mib: r.guest_mib,
             pages_swapped: r.pages_swapped,
             relocated: r.relocated,
+            runs: r.runs,
             pages_empty: r.pages_empty,
             pages_copied: r.pages_copied,
             pages_sent: r.pages_sent,
@@ -92,6 +99,8 @@ impl<'a> From<&'a MigrateReport> for Json<'a> {
             stream_bytes: r.stream_bytes,
             wire_messages: r.traffic.messages,
             wire_bytes: r.traffic.bytes,
+            wire_messages_suspended: r.traffic_suspended.messages,
+            wire_bytes_suspended: r.traffic_suspended.bytes,
             counts: r.counts,
             pending: r.pending.as_deref(),
             unstaged: r.unstaged.as_deref(),
@@ -132,7 +141,10 @@ fn print(r: &MigrateReport, verify: bool) {
     let s = &r.seconds;
     println!("{} -> {}: migrated", r.from, r.to);
     println!("  memory          {} MiB", r.guest_mib);
-    println!("  swapped         {} pages", r.pages_swapped);
+    println!(
+        "  swapped         {} pages in {} runs",
+        r.pages_swapped, r.runs
+    );
     if r.mode == Mode::Relocate {
         println!("  of these given  {} pages", r.relocated);
         println!("  empty           {} pages", r.pages_empty);
@@ -149,6 +161,10 @@ fn print(r: &MigrateReport, verify: bool) {
     println!(
         "  agent traffic   {} messages, {} bytes",
         r.traffic.messages, r.traffic.bytes
+    );
+    println!(
+        "    in the pause  {} messages, {} bytes",
+        r.traffic_suspended.messages, r.traffic_suspended.bytes
     );
     if verify {
         println!("  verified        {} pages", r.pages_verified);

@@ -387,6 +387,9 @@ pub struct MigrateReport {
     /// Those of them that went over without one in return.
     #[serde(default)]
     pub relocated: u64,
+    /// Pairs of frames that were swapped are listed in so many runs.
+    #[serde(default)]
+    pub runs: u64,
     /// Pages that were not there at the source, so that they read as zeroes, as they now do at
     /// the destination.
     #[serde(default)]
@@ -407,6 +410,9 @@ pub struct MigrateReport {
     pub stream_bytes: u64,
     /// All that went to and came from both agents.
     pub traffic: Traffic,
+    /// That of it which did while the guest was suspended.
+    #[serde(default)]
+    pub traffic_suspended: Traffic,
     /// What the swap took.
     pub counts: SwapCounts,
     /// What could not be done after the guest ran, and is being tried again.

@@ -15,7 +15,7 @@ use crate::side::Side;
 use std::time::Instant;
 use tracing::{info, warn};
 use vmbeam_agent_protocol::{AgentErrorCode, Guest, GuestState, PfnRun};
-use vmbeam_control_protocol::{Failure, Mode, MARGIN};
+use vmbeam_control_protocol::{Failure, Mode, Traffic, MARGIN};
 use vmbeam_migration::{
     Command, Event, Memory, Presence, Seen, Side as Where, State as Machine, Step, Why,
 };
@@ -131,6 +131,11 @@ impl<'a> Executor<'a> {
             Where::Source => &mut self.from,
             Where::Destination => &mut self.to,
         }
+    }
+
+    /// What went through both agents' ports for this job.
+    pub(crate) fn traffic(&self) -> Traffic {
+        self.from.traffic().and(self.to.traffic())
     }
 
     /// Execute the machine's command. What moves a guest forward is not among those that are

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What a guest was suspended for: every moment of the pause belongs to one part of it.
+//! What a guest was suspended for: every moment of the pause belongs to one part of it. And what
+//! went through the agents' ports meanwhile.
 
 use std::time::{Duration, Instant};
+use vmbeam_control_protocol::Traffic;
 
 /// The parts of a pause, which add up to it.
 #[derive(Debug)]
@@ -11,17 +13,25 @@ pub(crate) struct Ledger {
     /// Up to here all is accounted for.
     last: Instant,
     parts: Vec<(&'static str, Duration)>,
+    /// What had gone through the ports before.
+    before: Traffic,
 }
 
 impl Ledger {
-    /// From now on the guest may be suspended.
-    pub(crate) fn new() -> Self {
+    /// From now on the guest may be suspended. So much has gone through the ports.
+    pub(crate) fn new(before: Traffic) -> Self {
         let now = Instant::now();
         Self {
             began: now,
             last: now,
             parts: Vec::new(),
+            before,
         }
+    }
+
+    /// What went through the ports in the pause, if so much has in all.
+    pub(crate) fn traffic(&self, now: Traffic) -> Traffic {
+        now.since(self.before)
     }
 
     /// When that was.
@@ -62,7 +72,7 @@ mod tests {
 
     #[test]
     fn parts_add_up_to_the_pause() {
-        let mut ledger = Ledger::new();
+        let mut ledger = Ledger::new(Traffic::default());
         for part in ["journal", "swap", "journal", "resume"] {
             std::thread::sleep(Duration::from_millis(2));
             ledger.end(part);

@@ -471,6 +471,7 @@ impl<'a> Job<'a> {
                     pause.end("resume");
                     self.report.seconds.downtime = pause.seconds();
                     self.report.pause = pause.parts();
+                    self.report.traffic_suspended = pause.traffic(self.exec.traffic());
                 }
             }
             Some(Phase::Destroy) => self.report.seconds.destroy = seconds(started),
@@ -571,7 +572,7 @@ impl<'a> Job<'a> {
             (_, _) => return self.panicked(),
         };
         self.report.seconds.total = seconds(self.started);
-        self.report.traffic = self.exec.from.traffic().and(self.exec.to.traffic());
+        self.report.traffic = self.exec.traffic();
         let result = result.map(|()| self.report);
         Finished {
             result,

@@ -44,7 +44,7 @@ impl Job<'_> {
             .talk(|l| l.restore(&name, external, staged))
             .map_err(refused)?;
         if !staged {
-            self.pause = Some(Ledger::new());
+            self.pause = Some(Ledger::new(self.exec.traffic()));
             self.limit();
         }
         self.exec
@@ -116,7 +116,7 @@ impl Job<'_> {
         (self.context.progress)(Phase::Stream, 0, 0);
         let mut relay = match &mut self.staged {
             Some(staged) => {
-                self.pause = Some(Ledger::new());
+                self.pause = Some(Ledger::new(self.exec.traffic()));
                 std::mem::take(&mut staged.relay)
             }
             None => {
@@ -302,6 +302,7 @@ impl Job<'_> {
                 "pages could not be swapped that could have been before: {late}"
             )));
         }
+        self.report.runs = runs.len() as u64;
         self.report.pages_swapped = pages - empty;
         self.report.pages_empty = empty;
         Ok(Event::Done)

@@ -27,6 +27,7 @@ fn there_and_back() {
     assert_eq!(r.pages_swapped, 1024 - 64 - 2);
     assert_eq!(r.pages_verified, r.pages_swapped);
     assert_eq!((r.pages_sent, r.pages_copied), (64 + 2, 0));
+    assert!((1..=r.pages_swapped).contains(&r.runs), "{} runs", r.runs);
     assert!(r.stream_bytes > 66 * 4096 && r.traffic.bytes > 0);
     // It went into a port and out of one, but compressed.
     assert!(r.traffic.bytes < r.stream_bytes, "{:?}", r.traffic);

@@ -39,6 +39,15 @@ fn the_pause_is_the_sum_of_its_parts() {
     assert_eq!(names, expected);
     let sum: u64 = r.pause.iter().map(|p| p.1).sum();
     assert!((sum as f64 / 1e9 - r.seconds.downtime).abs() < 1e-9);
+    let (all, still) = (r.traffic, r.traffic_suspended);
+    assert!(
+        0 < still.bytes && still.bytes < all.bytes,
+        "{still:?} of {all:?}"
+    );
+    assert!(
+        0 < still.messages && still.messages < all.messages,
+        "{still:?} of {all:?}"
+    );
     let all = r.seconds.preflight + r.seconds.stage + r.seconds.downtime;
     assert!(r.seconds.stage > 0.0 && all <= r.seconds.total, "{r:?}");
     // A toolstack that cannot stage is used as it was before.
@@ -48,6 +57,8 @@ fn the_pause_is_the_sum_of_its_parts() {
     assert!(why.contains("host VM A lacks `xl save --staged`"), "{why}");
     assert_eq!(r.seconds.stage, 0.0);
     assert!(r.pause.iter().any(|p| p.0 == "lists"), "{:?}", r.pause);
+    let (all, still) = (r.traffic, r.traffic_suspended);
+    assert!(2 * still.bytes > all.bytes, "{still:?} of {all:?}");
     let sum: u64 = r.pause.iter().map(|p| p.1).sum();
     assert!((sum as f64 / 1e9 - r.seconds.downtime).abs() < 1e-9);
     assert_runs_only_in(&w, "A", &pages);
