@@ -102,6 +102,7 @@ impl Daemon {
             .with_context(|| format!("cannot use {}", config.state_dir.display()))?;
         let maintenance = Arc::new(Maintenance::load(&config.state_dir)?);
         let hooks = Hooks::load(config.hooks.clone(), &config.state_dir)?;
+        let pauses = Pauses::load(&config.state_dir);
         let listener = listen(&config.control_socket)?;
         for file in unreadable {
             warn!("a migration's record cannot be used: {file}");
@@ -134,7 +135,7 @@ impl Daemon {
             events,
             hooks,
             metrics: Metrics::default(),
-            pauses: Pauses::default(),
+            pauses,
             clients: AtomicUsize::new(0),
             answering: AtomicUsize::new(0),
             stop,

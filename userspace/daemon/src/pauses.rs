@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! How long guests stood still, for those that are to move next: a move that would take longer
-//! than may be is not begun.
+//! than may be is not begun. That outlives the daemon, since the first move after its start is as
+//! long as any.
 
+use crate::durable;
 use crate::exchange::SwapError;
 use crate::migrate::Job;
-use std::collections::HashMap;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+use tracing::warn;
 use vmbeam_control_protocol::{Failure, MigrateReport, Phase};
 
 /// What a GiB more costs in the pause (`bench pause`).
@@ -15,38 +19,75 @@ const PER_GIB: Duration = Duration::from_millis(4);
 /// Pages of a GiB.
 const GIB: u64 = 1 << 18;
 
-/// The last pause between each two host VMs since the daemon was started.
-#[derive(Debug, Default)]
-pub(crate) struct Pauses(Mutex<HashMap<[String; 2], Pause>>);
+/// The file, in the directory of the journal.
+const FILE: &str = "pauses.json";
 
-#[derive(Clone, Copy, Debug)]
+/// The last pause between each two host VMs.
+#[derive(Debug)]
+pub(crate) struct Pauses {
+    file: PathBuf,
+    last: Mutex<Vec<Pause>>,
+}
+
+/// One of them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Pause {
+    /// Host VMs.
+    from: String,
+    to: String,
+    /// Pages of the guest.
     pages: u64,
-    took: Duration,
+    /// Milliseconds.
+    took_ms: u64,
+    /// Its copy was made before.
     staged: bool,
 }
 
 impl Pauses {
+    /// What the last daemon knew. Not to know it is no reason to move nothing.
+    pub(crate) fn load(dir: &Path) -> Self {
+        let file = dir.join(FILE);
+        let last = durable::read(&file).unwrap_or_else(|e| {
+            warn!(
+                "{}: {e}; how long guests stood still is not known until one has moved",
+                file.display()
+            );
+            Vec::new()
+        });
+        let last = Mutex::new(last);
+        Self { file, last }
+    }
+
     /// A guest has moved.
     pub(crate) fn note(&self, report: &MigrateReport) {
         let pause = Pause {
+            from: report.from.host_vm.clone(),
+            to: report.to.clone(),
             pages: report.pages_swapped + report.pages_copied + report.pages_sent,
-            took: Duration::from_secs_f64(report.seconds.downtime),
+            // Some seconds.
+            took_ms: (report.seconds.downtime * 1e3).ceil() as u64,
             staged: report.unstaged.is_none(),
         };
-        let key = [report.from.host_vm.clone(), report.to.clone()];
-        let mut pauses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        pauses.insert(key, pause);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.retain(|p| (&p.from, &p.to) != (&pause.from, &pause.to));
+        last.push(pause);
+        if let Err(e) = durable::write(&self.file, &*last) {
+            warn!(
+                "cannot note how long a guest stood still in {}: {e}",
+                self.file.display()
+            );
+        }
     }
 
     /// How long one of so many pages will stand still, if the last one between these two, in
     /// whichever direction, moved in the same way.
     fn expected(&self, from: &str, to: &str, pages: u64, staged: bool) -> Option<Duration> {
-        let pauses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let of = |from: &str, to: &str| pauses.get(&[from.to_owned(), to.to_owned()]).copied();
+        let pauses = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = |from: &str, to: &str| pauses.iter().find(|p| p.from == from && p.to == to);
         let last = of(from, to).or_else(|| of(to, from))?;
         let more = pages.saturating_sub(last.pages) as f64 / GIB as f64;
-        (last.staged == staged).then(|| last.took + PER_GIB.mul_f64(more))
+        let took = Duration::from_millis(last.took_ms);
+        (last.staged == staged).then(|| took + PER_GIB.mul_f64(more))
     }
 }
 
@@ -79,11 +120,8 @@ mod tests {
     use super::*;
     use vmbeam_control_protocol::GuestRef;
 
-    #[test]
-    fn what_is_expected_is_what_was() {
-        let pauses = Pauses::default();
-        let expected = |pages, staged| pauses.expected("A", "B", pages, staged);
-        assert_eq!(expected(GIB, true), None);
+    /// A GiB stood still for two seconds on its way from B to A.
+    fn moved() -> MigrateReport {
         let mut report = MigrateReport {
             from: GuestRef {
                 host_vm: "B".into(),
@@ -94,6 +132,16 @@ mod tests {
             ..MigrateReport::default()
         };
         report.seconds.downtime = 2.0;
+        report
+    }
+
+    #[test]
+    fn what_is_expected_is_what_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let pauses = Pauses::load(dir.path());
+        let expected = |pages, staged| pauses.expected("A", "B", pages, staged);
+        assert_eq!(expected(GIB, true), None);
+        let mut report = moved();
         pauses.note(&report);
         assert_eq!(expected(GIB, true), Some(Duration::from_secs(2)));
         assert_eq!(expected(3 * GIB, true), Some(Duration::from_millis(2008)));
@@ -105,5 +153,25 @@ mod tests {
         report.seconds.downtime = 1.0;
         pauses.note(&report);
         assert_eq!(expected(GIB, true), Some(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn what_the_last_daemon_knew_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let expected = || Pauses::load(dir.path()).expected("A", "B", GIB, true);
+        Pauses::load(dir.path()).note(&moved());
+        assert_eq!(expected(), Some(Duration::from_secs(2)));
+        // One that cannot be read is as good as none, and is replaced.
+        std::fs::write(dir.path().join(FILE), "[{").unwrap();
+        assert_eq!(expected(), None);
+        Pauses::load(dir.path()).note(&moved());
+        assert_eq!(expected(), Some(Duration::from_secs(2)));
+        // Nor does it matter if none can be written.
+        let pauses = Pauses::load(&dir.path().join("none"));
+        pauses.note(&moved());
+        assert_eq!(
+            pauses.expected("A", "B", GIB, true),
+            Some(Duration::from_secs(2))
+        );
     }
 }

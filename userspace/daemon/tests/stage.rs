@@ -288,9 +288,14 @@ fn a_guest_that_balloons_at_the_gate_goes_on() {
 
 #[test]
 fn a_pause_that_would_be_too_long_is_not_begun() {
-    let w = world();
+    let mut w = world();
     let (_, pages) = contents(&w, "A").unwrap();
     report(migrate(&w, "A", "B"));
+    // The next daemon knows it as well.
+    w.stop();
+    w.start();
+    w.wait_agent("A", None);
+    w.wait_agent("B", None);
     let mut r = request("B", "A");
     r.max_downtime_ms = Some(0);
     let (failure, message) = error(w.ask(&ToDaemon::Migrate(r)));
