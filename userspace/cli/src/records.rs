@@ -18,6 +18,8 @@ pub(crate) struct Shown {
     id: u64,
     /// The two host VMs, by their domids.
     domains: [u32; 2],
+    /// How pages were moving: swap, keep (frames alone), or to-b and to-a (relocation).
+    mode: &'static str,
     /// What the driver was doing.
     state: &'static str,
     /// Pages that were to change places.
@@ -33,6 +35,7 @@ impl From<&Record> for Shown {
         Self {
             id: record.id,
             domains: [record.domid_a, record.domid_b],
+            mode: names::mode(record.mode),
             state: names::state(record.state),
             pages: record.pairs,
             pages_swapped: record.swapped,
@@ -52,8 +55,8 @@ pub(crate) fn list(device: &Path, json: bool) -> Result<ExitCode, Error> {
     for r in &shown {
         let [a, b] = r.domains;
         println!(
-            "half a move: record {}, domains {a} and {b}: {} of {} pages are still swapped: {}",
-            r.id, r.pages_swapped, r.pages, r.reason
+            "half a move: record {}, domains {a} and {b}, {}: {} of {} pages are still swapped: {}",
+            r.id, r.mode, r.pages_swapped, r.pages, r.reason
         );
         println!(
             "  put back: `vmbeam recover {0}`; if a domain is gone: `vmbeam forget {0}`",
@@ -99,4 +102,20 @@ fn adopt(device: &Path, id: u64) -> Result<Session, Error> {
     };
     let record = records.iter().find(|r| r.id == id).unwrap_or(&named);
     device.adopt(record)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_says_how_pages_were_moving() {
+        let record = Record::default();
+        let to_b = Record {
+            mode: vmbeam_uapi::sys::Mode::ToB.flags(),
+            ..record
+        };
+        let shown = [record, to_b].each_ref().map(Shown::from);
+        assert_eq!(shown.each_ref().map(|s| s.mode), ["swap", "to-b"]);
+    }
 }

@@ -361,7 +361,10 @@ impl Replacement<'_> {
             }
         }
         self.reach(state, Stage::Moving)?;
-        let result = self.up.move_all(&mut guests, &name, &self.to);
+        let (result, memory) = state.memory.during(&self.up.toolstack, || {
+            self.up.move_all(&mut guests, &name, &self.to)
+        });
+        state.memory = memory;
         self.report.moved = guests;
         self.done(started, state);
         result?;

@@ -257,6 +257,12 @@ fn the_old_host_vm_goes_on_if_the_new_one_is_of_no_use() {
     done.assert_ended(4, "check");
     assert!(done.stderr.contains("Debian's toolstack"), "{done:?}");
     lock(&lab.new).trouble = Trouble::None;
+    lock(&lab.w.hosts["A"]).trouble = Trouble::NewerCpu;
+    let done = lab.run(&[]);
+    done.assert_ended(4, "check");
+    assert!(done.stderr.contains("lacks CPU features"), "{done:?}");
+    lab.assert_as_before();
+    lock(&lab.w.hosts["A"]).trouble = Trouble::None;
     lock(&lab.new).free_mib = 2;
     let done = lab.run(&[]);
     done.assert_ended(4, "check");

@@ -222,6 +222,10 @@ impl Hypervisor for FakeHypervisor {
 
     fn guests(&self) -> Result<Vec<Guest>, HvError> {
         let host = lock(&self.0);
+        let cpu = match host.trouble {
+            Trouble::NewerCpu => CpuFeatures::new(|leaf, _| (leaf == 7).then_some([0, 0x20, 0, 0])),
+            _ => CpuFeatures::default(),
+        };
         Ok(host
             .guests
             .iter()
@@ -238,7 +242,7 @@ impl Hypervisor for FakeHypervisor {
                 },
                 pages: g.pages.len() as u64,
                 kind: GuestKind::Pv,
-                cpu: Some(CpuFeatures::default()),
+                cpu: Some(cpu),
             })
             .collect())
     }

@@ -9,6 +9,8 @@ pub enum Trouble {
     None,
     /// It is Debian's.
     Stock,
+    /// Its guests have a CPU feature that no other host VM has.
+    NewerCpu,
     /// A save stops half way.
     SaveFails,
     /// The same before the guest is suspended.
