@@ -20,10 +20,22 @@ use crate::clock;
 
 /// Of so many pages one is a page table, as in a guest that has been up for a while.
 const PER_TABLE: u64 = 512;
+/// Where tables are together, of so many blocks of that size one has another in it.
+const BROKEN: u64 = 64;
 /// `XEN_DOMCTL_PFINFO_L1TAB`.
 const L1_TABLE: u64 = 1 << 28;
 /// Frame of the first page.
 const FIRST_GFN: u64 = 0x1_0000;
+
+/// Where a guest has its page tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tables {
+    /// One at the end of each 2 MiB, so that each run of them is broken.
+    Spread,
+    /// At the end of its memory, and some that break a block each: as `bench pause` has them,
+    /// and as Linux allocates most of them.
+    Together,
+}
 
 /// Its shape, and where its frames are.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +46,8 @@ pub struct Synthetic {
     pub run: u64,
     /// Odd; decides the order of the runs.
     pub order: u64,
+    /// Where its page tables are.
+    pub tables: Tables,
 }
 
 impl Synthetic {
@@ -45,14 +59,26 @@ impl Synthetic {
     /// What the guest hypervisor says about its frames, in ascending order of gfn:
     /// gfn, pfn, type. Without divisions, which would take longer than what is measured.
     pub fn frames(&self) -> impl Iterator<Item = (u64, u64, u64)> + use<> {
-        let Self { pages, run, order } = *self;
+        let Self {
+            pages,
+            run,
+            order,
+            tables,
+        } = *self;
+        // All but some in each so many pages, and the others from here on.
+        let (each, first) = match tables {
+            Tables::Spread => (PER_TABLE, pages),
+            Tables::Together => (BROKEN * PER_TABLE, pages - pages / PER_TABLE),
+        };
+        let within_each = each - 1;
         let shift = run.trailing_zeros();
         let (within, blocks) = (run - 1, (pages >> shift) - 1);
         (0..pages).map(move |i| {
             // Multiplying by an odd number exchanges the runs' places.
             let block = (i >> shift).wrapping_mul(order) & blocks;
             let pfn = (block << shift) | (i & within);
-            let kind = if pfn % PER_TABLE == PER_TABLE - 1 {
+            let is_last = pfn & (PER_TABLE - 1) == PER_TABLE - 1;
+            let kind = if pfn >= first || (is_last && pfn & within_each < PER_TABLE) {
                 L1_TABLE
             } else {
                 0

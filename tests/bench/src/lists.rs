@@ -24,12 +24,19 @@ use vmbeamd::link::Link;
 use crate::clock::timed;
 use crate::guest::Hv;
 use crate::guest::Synthetic;
+use crate::guest::Tables;
 use crate::memory;
 use crate::session::Session;
 
 const GIB: u64 = 1 << 18;
-/// Pages of a run, with the name of the shape.
-const SHAPES: [(&str, u64); 3] = [("2 MiB runs", 512), ("64 KiB runs", 16), ("4 KiB runs", 1)];
+/// Names, pages of a run, page tables. The last one is that of staged migrations.
+const SHAPES: [Shape; 4] = [
+    ("2 MiB runs", 512, Tables::Spread),
+    ("64 KiB runs", 16, Tables::Spread),
+    ("4 KiB runs", 1, Tables::Spread),
+    ("2 MiB runs, tables together", 512, Tables::Together),
+];
+type Shape = (&'static str, u64, Tables);
 /// Sizes in GiB.
 const SIZES: [u64; 5] = [1, 4, 16, 64, 256];
 /// The two lists differ in the order of their runs.
@@ -130,11 +137,12 @@ impl Meter<'_> {
 }
 
 /// One round of one size and shape; the seconds.
-fn round(part: &mut Part, shape: (&str, u64), gib: u64) -> Result<f64> {
+fn round(part: &mut Part, shape: Shape, gib: u64) -> Result<f64> {
     let guests = ORDERS.map(|order| Synthetic {
         pages: gib * GIB,
         run: shape.1,
         order,
+        tables: shape.2,
     });
     let mut meter = Meter {
         part,
@@ -208,13 +216,19 @@ mod tests {
                 pages: 4096,
                 run: shape.1,
                 order,
+                tables: shape.2,
             });
             let ([a, b], _, _) = lists(guests, |[a, b]| Ok([receive(a)?, receive(b)?])).unwrap();
             assert_eq!((a.pages(), b.pages()), (4096, 4096));
             let joined = join(&a, &b);
             assert_eq!(joined.pages + joined.kept.values().sum::<u64>(), 4096);
             // The page tables are the same on both sides, the special pages are not.
-            assert!((4096 - 8 - 8..4096 - 8).contains(&joined.pages));
+            let tables = match shape.2 {
+                Tables::Spread => 8,
+                Tables::Together => 8 + 1,
+            };
+            let rest = 4096 - tables;
+            assert!((rest - 8..rest).contains(&joined.pages), "{}", joined.pages);
         }
     }
 }

@@ -131,7 +131,8 @@ pub struct Answer {
 
 /// What no run of this measures so far.
 pub const NEVER: [&str; 2] = [
-    "hardware: nested virtualization on a real processor, and Intel's EPT in any form",
+    "hardware: nested virtualization on a real processor; Intel's EPT is in the figures of the \
+     hypercall, but no migration on it",
     "stock xl migrate, by plain TCP or ssh: Debian's guest hypervisors have no log-dirty mode for PV",
 ];
 
