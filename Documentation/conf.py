@@ -13,5 +13,5 @@ html_theme_options = {
 }
 html_show_sphinx = False
 html_show_copyright = False
-# A report of measurements is a page of its own.
+# A report of measurements is a page of its own, which scripts/docs.sh puts beside these.
 exclude_patterns = ["bench-run"]

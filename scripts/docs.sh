@@ -15,4 +15,7 @@ scripts/in-sysroot.sh sh -c 'command -v sphinx-build >/dev/null ||
 	{ tail -n 20 build/docs/log; die "cannot install python3-sphinx; see build.rst, The sysroot"; }
 scripts/in-sysroot.sh sphinx-build -q -W --keep-going -d build/docs/doctrees \
 	-b html Documentation build/docs/html
+# The report of the measurements is a page of its own, to which bench.rst links. (Sphinx would put it
+# in the place of the first page.)
+cp -r Documentation/bench-run build/docs/html/
 echo "build/docs/html/index.html"

@@ -49,7 +49,7 @@ debian() {
 			--dpkgopt='path-exclude=/usr/share/man/*' \
 			--dpkgopt='path-exclude=/usr/share/locale/*' \
 			--setup-hook='mkdir -p "$1/etc/apt/preferences.d"' \
-			--setup-hook="copy-in $files/preferences /etc/apt/preferences.d" \
+			--setup-hook="copy-in $files/both/etc/apt/preferences.d/kernel /etc/apt/preferences.d" \
 			--skip=cleanup/apt/lists \
 			trixie "$out/$name.tmp" -
 	mv "$out/$name.tmp" "$out/$name"
