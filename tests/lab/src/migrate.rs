@@ -41,6 +41,8 @@ pub struct Migration {
     pub pages_swapped: u64,
     /// Those of them for which none went back.
     pub relocated: u64,
+    /// Runs in which their frames are listed.
+    pub runs: u64,
     /// Pages in the saved state.
     pub pages_sent: u64,
     /// Pages that the agents copied.
@@ -53,6 +55,8 @@ pub struct Migration {
     /// Everything that went through the agents' ports, and its bytes.
     pub wire_messages: u64,
     pub wire_bytes: u64,
+    /// Those of them that did while the guest was suspended.
+    pub wire_bytes_suspended: u64,
     /// What the hypervisor counted.
     #[serde(flatten)]
     pub counts: Counts,
@@ -259,7 +263,8 @@ pub fn summary(m: &Migration, gap_ms: u64) -> Result<String> {
         .map(|(part, seconds)| format!("{part} {seconds:.3}"))
         .collect();
     Ok(format!(
-        "{} pages swapped in {:.3} s, {} sent, {} copied; {} bytes of state, {} on the wire; \
+        "{} pages swapped in {:.3} s, {} sent, {} copied; {} bytes of state, {} on the wire, {} of \
+         them while it was suspended; \
          {} {:.3} s, down {:.3} s ({}), total {:.3} s; the guest saw a gap of {:.3} s",
         m.pages_swapped,
         m.seconds("swap")?,
@@ -267,6 +272,7 @@ pub fn summary(m: &Migration, gap_ms: u64) -> Result<String> {
         m.pages_copied,
         m.stream_bytes,
         m.wire_bytes,
+        m.wire_bytes_suspended,
         m.unstaged.as_deref().unwrap_or("staged"),
         m.seconds("stage")?,
         m.seconds("downtime")?,
