@@ -80,9 +80,11 @@ impl Victim {
 }
 
 /// Who is killed when.
-pub const DEATHS: [(Victim, &str); 22] = [
+pub const DEATHS: [(Victim, &str); 24] = [
     (Victim::Xl("A"), "staging"),
     (Victim::Xl("B"), "staging"),
+    (Victim::Helper("A"), "staging"),
+    (Victim::Helper("B"), "staging"),
     (Victim::Agent("A"), "staging"),
     (Victim::Agent("B"), "staging"),
     (Victim::Daemon, "staging"),

@@ -24,9 +24,12 @@ use crate::topology::SHORT;
 
 /// Pipes and what the programs said.
 const DIRECTORY: &str = "/run/lab/staged";
-/// Leaves something for the guest to give back, and for its network card.
-const SPARE: &str = "vmbeam.spare=24";
+/// Leaves something for the guest to give back, and for its network card; and `xl sysrq` may
+/// have it panic.
+const SPARE: &str = "vmbeam.spare=24 sysrq_always_enabled";
 const VIF: &str = "vif=[\"mac=00:16:3e:77:00:09,bridge=br0,script=vif-lab\"]";
+/// Of the destination only.
+const NO_DISK: &str = "disk=[\"phy:/dev/none,xvda,w\"]";
 /// What libxl says before it does it.
 const SUSPENDS: &str = "issuing PV suspend request";
 
@@ -46,11 +49,33 @@ pub fn run(tally: &mut Tally, host: &Channel) {
         tally.case(
             "toolstack",
             "staged: a bridge is missing, before the gate",
-            || Transfer::start(host, &VIF.replace("br0", "br9"), true)?.no_bridge(),
+            || {
+                let vif = VIF.replace("br0", "br9");
+                Transfer::start(host, &vif, true)?.refused("unable to add nic devices")
+            },
+        );
+        tally.case(
+            "toolstack",
+            "staged: a disk is missing, before the gate",
+            || {
+                let devices = format!("{VIF}\n{NO_DISK}");
+                Transfer::start(host, &devices, true)?.refused("failed to stat: /dev/none")
+            },
         );
         tally.case("toolstack", "staged: the guest gives memory back", || {
             Transfer::start(host, VIF, true)?.balloons()
         });
+        tally.case("toolstack", "staged: the guest reboots at the gate", || {
+            Transfer::start(host, VIF, true)?.reboots()
+        });
+        tally.case("toolstack", "staged: the guest panics at the gate", || {
+            Transfer::start(host, VIF, true)?.panics()
+        });
+        tally.case(
+            "toolstack",
+            "staged: the guest loses its network card at the gate",
+            || Transfer::start(host, VIF, true)?.detached(),
+        );
         tally.case("toolstack", "not staged: a guest through a pipe", || {
             Transfer::start(host, VIF, false)?.arrives()?;
             host.sh("xl destroy away; xl unpause home", LIMIT)?;
@@ -127,13 +152,83 @@ impl<'a> Transfer<'a> {
         );
         let (restore, said) = self.ended("restore")?;
         ensure!(restore != 0, "xl restore succeeded: {said}");
+        self.nothing_left()?;
+        checked(self.host, "home")
+    }
+
+    /// Neither of the destination, nor of a domain that somebody had mapped.
+    fn nothing_left(&self) -> Result<()> {
         let left = self.sh(
             "xl list away 2>/dev/null; xl list | grep '(null)'; \
              xenstore-ls /local/domain/0/backend/vif | grep away; true",
             SHORT,
         )?;
         ensure!(left.is_empty(), "there is left of the destination: {left}");
+        Ok(())
+    }
+
+    /// The gate is opened to a guest that is not what it was: both programs must fail, however
+    /// far they come, and nothing may be left.
+    fn in_vain(&self) -> Result<()> {
+        self.sh("printf g >gate", SHORT)?;
+        let (save, saved) = self.ended("save")?;
+        let (restore, restored) = self.ended("restore")?;
+        ensure!(
+            save != 0 && restore != 0,
+            "xl save: exit status {save}, {saved}; xl restore: {restore}, {restored}"
+        );
+        self.nothing_left()
+    }
+
+    /// The next case has a guest with a network card.
+    fn again(&self) -> Result<()> {
+        self.sh("xl destroy home", LIMIT)?;
+        create(self.host, "home", VIF, SPARE, "")?;
         checked(self.host, "home")
+    }
+
+    fn reboots(self) -> Result<()> {
+        self.ready()?;
+        self.sh(
+            "old=$(xl domid home); xl reboot home && \
+             until new=$(xl domid home 2>/dev/null) && [ $new != $old ]; do sleep 0.5; done",
+            LIMIT,
+        )?;
+        self.in_vain()?;
+        checked(self.host, "home")
+    }
+
+    fn panics(self) -> Result<()> {
+        self.ready()?;
+        self.sh(
+            "xl sysrq home c && \
+             until xl list home | awk 'NR == 2 { print $5 }' | grep -q c; do sleep 0.5; done",
+            LIMIT,
+        )?;
+        self.in_vain()?;
+        // It is kept, to be looked at.
+        self.sh("xl domid home", SHORT)?;
+        self.again()
+    }
+
+    /// It arrives without its network card, or stays without it.
+    fn detached(self) -> Result<()> {
+        self.ready()?;
+        self.sh("xl network-detach home 0", LIMIT)?;
+        self.sh("printf g >gate", SHORT)?;
+        let (save, saved) = self.ended("save")?;
+        let (restore, restored) = self.ended("restore")?;
+        ensure!(
+            (save == 0) == (restore == 0),
+            "xl save: exit status {save}, {saved}; xl restore: {restore}, {restored}"
+        );
+        println!("    it is {}", if save == 0 { "moved" } else { "refused" });
+        if save == 0 {
+            self.sh("xl destroy away; xl unpause home", LIMIT)?;
+        }
+        self.nothing_left()?;
+        checked(self.host, "home")?;
+        self.again()
     }
 
     fn closed(self) -> Result<()> {
@@ -145,10 +240,11 @@ impl<'a> Transfer<'a> {
         self.failed("the domain was not suspended", false)
     }
 
-    fn no_bridge(self) -> Result<()> {
+    /// The destination cannot be made, and says why.
+    fn refused(self, words: &str) -> Result<()> {
         let (code, said) = self.ended("restore")?;
         ensure!(
-            code != 0 && said.contains("unable to add nic devices"),
+            code != 0 && said.contains(words),
             "xl restore: exit status {code}, {said}"
         );
         ensure!(
