@@ -28,6 +28,7 @@ use self::death::DEATHS;
 use self::death::LATER_MS;
 use self::death::TRIES;
 use crate::migrate;
+use crate::pages::Pages;
 use crate::product;
 use crate::progress::Progress;
 use crate::tally::Tally;
@@ -44,7 +45,13 @@ struct Cases<'a> {
     topology: &'a Topology,
     /// Free memory of both guest hypervisors.
     free: [u64; 2],
+    /// Pages of the host that are free or a domain's, where they are relocated.
+    pages: Option<u64>,
 }
+
+/// The host hypervisor may take so many pages more or fewer for itself: for what it notes of grants
+/// and event channels.
+const OF_THE_HYPERVISOR: u64 = 64;
 
 impl Cases<'_> {
     fn case(&mut self, name: &str, test: impl FnOnce() -> Result<()>) {
@@ -60,11 +67,18 @@ impl Cases<'_> {
 
     /// The same, after which as much memory must be free.
     fn leaks_nothing(&mut self, name: &str, test: impl FnOnce() -> Result<()>) {
-        let (topology, free) = (self.topology, self.free);
+        let (topology, free, pages) = (self.topology, self.free, self.pages);
         self.case(name, || {
             test()?;
             let now = migrate::free_memory(topology)?;
             ensure!(now == free, "free in A and B: {free:?}, then {now:?}");
+            if let Some(pages) = pages {
+                let now = Pages::look(topology)?;
+                ensure!(
+                    now.all().abs_diff(pages) <= OF_THE_HYPERVISOR,
+                    "{pages} pages were the host's, then {now:?}"
+                );
+            }
             Ok(())
         });
     }
@@ -88,6 +102,7 @@ pub fn relocated(tally: &mut Tally, topology: &Topology, group: &'static str) ->
         tally,
         topology,
         free,
+        pages: Some(Pages::look(topology)?.all()),
     };
     cases.deaths();
     tally.case(
@@ -125,6 +140,7 @@ pub fn run(tally: &mut Tally, topology: &Topology, progress: &Progress) {
         tally,
         topology,
         free,
+        pages: None,
     };
     cases.deaths();
     cases.leaks_nothing("refused: too little memory at the destination", || {

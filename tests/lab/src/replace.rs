@@ -39,6 +39,10 @@ const SMALL_MIB: Option<u32> = Some(672);
 /// Pages that the host hypervisor needs more, or fewer, for a host VM of another release.
 const OTHER_RELEASE: u64 = 8;
 
+/// What is taken of the host beyond what the new host VM starts with, its management VM and its
+/// guest hypervisor, at most: tables of the host hypervisor, and reserves.
+const PEAK_BEYOND_MIB: u64 = 32;
+
 /// Configuration of host VM A after both jobs, in the host management VM.
 const NEW: &str = "/etc/xen/A-new.cfg";
 
@@ -73,8 +77,12 @@ pub struct Report {
     new_host_vm_starts_with_mib: Option<u32>,
     replace_seconds: f64,
     rejuvenate_seconds: f64,
-    /// Beyond what was in use before, while it was replaced.
+    /// Beyond what was in use before, while it was replaced: what `vmbeam replace` saw, and what was
+    /// seen from outside.
     peak_extra_mib: u64,
+    peak_seen_mib: u64,
+    /// Pages that went over to the new host VM without one in return.
+    pages_relocated: u64,
     /// What the host VM has while nothing is done.
     steady_mib: u64,
     guests_mib: u32,
@@ -126,6 +134,28 @@ fn watched<T>(topology: &Topology, run: impl FnOnce() -> Result<T>) -> Result<(T
     let result = run();
     let text = host.sh(&format!("rm {log}.on; uniq {log}"), SHORT)?;
     Ok((result?, text.lines().map(str::to_owned).collect()))
+}
+
+/// The most that was taken since the first look, in MiB. The free memory is the last word of a line.
+fn peak(looks: &[String]) -> Result<u64> {
+    let free = looks
+        .iter()
+        .map(|line| line.split(' ').next_back().unwrap_or_default().parse())
+        .collect::<Result<Vec<u64>, _>>()
+        .with_context(|| format!("no free memory in {looks:?}"))?;
+    let (first, least) = (free.first(), free.iter().min());
+    let (first, least) = first.zip(least).context("nobody looked")?;
+    Ok(first - least)
+}
+
+/// What the report of a job says of all its guests' moves.
+fn relocated(replace: &Value) -> Result<u64> {
+    let moved = replace["moved"].as_array().context("no guests")?;
+    moved
+        .iter()
+        .map(|guest| guest["migration"]["relocated"].as_u64())
+        .sum::<Option<u64>>()
+        .with_context(|| format!("a guest VM's move is not told: {moved:?}"))
 }
 
 fn guest(name: &'static str, before: Beat, after: (Beat, Beat)) -> Result<Guest> {
@@ -272,6 +302,8 @@ impl upkeep::Report for Report {
             replace_seconds,
             rejuvenate_seconds,
             peak_extra_mib: replace["peak_extra_mib"].as_u64().context("a peak")?,
+            peak_seen_mib: peak(&pages_meanwhile)?,
+            pages_relocated: relocated(&replace)?,
             steady_mib: steady / 256,
             guests_mib: GUEST_MIB * GUESTS.len() as u32,
             guest_errors: guests.iter().map(|g| g.errors).sum(),
@@ -284,8 +316,8 @@ impl upkeep::Report for Report {
         })
     }
 
-    fn findings(&self) -> [(&'static str, Result<()>); 4] {
-        [
+    fn findings(&self) -> Vec<(&'static str, Result<()>)> {
+        vec![
             (
                 "the host VM that has the name has a newer guest hypervisor",
                 self.another_hypervisor(),
@@ -298,6 +330,11 @@ impl upkeep::Report for Report {
                 "as much of the host's memory is free as with `xl create`, to the page",
                 self.memory_is_back(),
             ),
+            (
+                "memory of the guest VMs went over, and the host needed none for it",
+                self.is_small(),
+            ),
+            ("pages were relocated", self.relocates()),
             ("a replacement is shorter than a restart", self.is_shorter()),
         ]
     }
@@ -326,6 +363,11 @@ impl upkeep::Report for Report {
             "  host's memory besides, at most",
             format!("{} MiB", self.peak_extra_mib),
         );
+        row(
+            "    as seen from outside",
+            format!("{} MiB", self.peak_seen_mib),
+        );
+        row("  pages relocated", self.pages_relocated.to_string());
         row("  memory of A", format!("{} MiB", self.steady_mib));
         row(
             "  memory of the guest VMs",
@@ -388,7 +430,40 @@ impl Report {
         Ok(())
     }
 
+    fn is_small(&self) -> Result<()> {
+        let Some(starts_with) = SMALL_MIB else {
+            return Ok(());
+        };
+        let most = u64::from(starts_with) + PEAK_BEYOND_MIB;
+        println!(
+            "    {} MiB more were in use, {} by its own count; at most {most}",
+            self.peak_seen_mib, self.peak_extra_mib
+        );
+        ensure!(
+            self.peak_seen_mib.max(self.peak_extra_mib) <= most,
+            "{} MiB: {:?}",
+            self.peak_seen_mib,
+            self.pages_meanwhile
+        );
+        Ok(())
+    }
+
+    fn relocates(&self) -> Result<()> {
+        ensure!(
+            SMALL_MIB.is_none() || self.pages_relocated > 0,
+            "no page was: {}",
+            self.replace["moved"]
+        );
+        Ok(())
+    }
+
     fn is_shorter(&self) -> Result<()> {
+        println!(
+            "    {:.0} s against {:.0} s: {:.0} %",
+            self.replace_seconds,
+            self.rejuvenate_seconds,
+            self.replace_seconds / self.rejuvenate_seconds * 100.0
+        );
         ensure!(
             self.replace_seconds < self.rejuvenate_seconds,
             "{:.0} s against {:.0} s",
