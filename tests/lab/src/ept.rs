@@ -235,7 +235,7 @@ const WRITES: Program = program("stress", "stress --seconds 10 --only writ");
 /// Defects that concern flushes and entries of EPT, on three processors: a translation that
 /// is too old lives in Bochs as long as the processor that has it stays in guest mode, and
 /// two domains have to run while the hypercall does.
-const MUTANTS: [Mutant; 3] = [
+const MUTANTS: [Mutant; 4] = [
     Mutant {
         name: "no-flush",
         list: "tests/stress/mutants.txt",
@@ -248,6 +248,11 @@ const MUTANTS: [Mutant; 3] = [
     },
     Mutant {
         name: "ept-table-not-changed",
+        list: "tests/hypervisor/mutants.txt",
+        programs: &[HYPERCALL],
+    },
+    Mutant {
+        name: "ept-nested-allowed",
         list: "tests/hypervisor/mutants.txt",
         programs: &[HYPERCALL],
     },
