@@ -301,11 +301,11 @@ pub extern "C" fn handle(kind: u32, a: u64, b: u64, c: u64, d: u64) -> u64 {
             event::CONTINUE => w.counts.continued += 1,
             event::FLUSH_DOMAIN => {
                 w.flush(1 << a);
-                // SAFETY: a field of the simulated machine's frame table.
-                if w.kept
-                    .is_some_and(|(n, least, id)| id == a && unsafe { *n } < least)
-                {
-                    w.fail(format!("d{a} has a frame in TLBs that nobody holds"));
+                if let Some((count, least, _)) = w.kept.filter(|kept| kept.2 == a) {
+                    // SAFETY: a field of the simulated machine's frame table.
+                    if unsafe { *count } < least {
+                        w.fail(format!("d{a} has a frame in TLBs that nobody holds"));
+                    }
                 }
             }
             event::IPI => w.counts.ipis += 1,

@@ -485,7 +485,7 @@ mod tests {
         let mut save = Save::with(&xl, 7, true, false).unwrap();
         let started = Instant::now();
         assert_eq!(save.pull().unwrap(), (Vec::new(), false));
-        assert!(started.elapsed() < 10 * PAUSE);
+        assert!(started.elapsed() < Duration::from_secs(50));
         save.program.child.kill().unwrap();
     }
 

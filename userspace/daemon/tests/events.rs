@@ -208,7 +208,7 @@ fn whoever_reads_slowly_holds_nothing_up_and_is_told_what_is_missing() {
     }
     let began = Instant::now();
     w.stop();
-    assert!(began.elapsed() < Duration::from_secs(10));
+    assert!(began.elapsed() < Duration::from_secs(60));
 }
 
 #[test]

