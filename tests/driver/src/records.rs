@@ -79,7 +79,7 @@ impl Test<'_> {
     fn listed(&self, [a, b]: &[Domain; 2], swapped: u64, reason: &str) -> Result<String> {
         let text = self.says(&["records"], 0)?;
         let expected = format!(
-            "domains {} and {}: {swapped} of {FRAMES} pages are still swapped: {reason}",
+            "domains {} and {}, swap: {swapped} of {FRAMES} pages are still swapped: {reason}",
             a.domid(),
             b.domid()
         );
@@ -131,7 +131,7 @@ impl Test<'_> {
         drop(file);
         let text = self.says(&["records"], 0)?;
         let expected = format!(
-            "domains {} and {}: {DONE} of {FRAMES} pages are still swapped: ESRCH",
+            "domains {} and {}, swap: {DONE} of {FRAMES} pages are still swapped: ESRCH",
             numbers[0], numbers[1]
         );
         ensure!(text.contains(&expected), "{text}: no {expected:?}");
