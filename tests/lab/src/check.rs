@@ -278,7 +278,7 @@ fn patched(
             });
             selftests(tally, &topology.machine.host);
             if wanted(Group::Toolstack) {
-                toolstack::run(tally, &topology);
+                toolstack::run(tally, &topology, extent.failures);
             }
             nested(tally, &topology, wanted, extent, progress);
         }
@@ -310,7 +310,7 @@ fn selftests(tally: &mut Tally, host: &Channel) {
 
 fn toolstack_only(tally: &mut Tally, sizes: Sizes, progress: &Progress) {
     match Topology::boot_host(sizes, &paths::xen(), progress) {
-        Ok((topology, _)) => toolstack::run(tally, &topology),
+        Ok((topology, _)) => toolstack::run(tally, &topology, true),
         Err(e) => tally.enter("toolstack", "the patched hypervisor boots", Err(e)),
     }
 }

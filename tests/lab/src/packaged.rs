@@ -49,7 +49,7 @@ pub fn run(tally: &mut Tally, sizes: Sizes, progress: &Progress) {
                 &format!("LD_LIBRARY_PATH={PATCHED} {PATCHED}/test-mem-swap"),
                 check::TESTS,
             );
-            toolstack::run(tally, &topology);
+            toolstack::run(tally, &topology, false);
         }
         Err(e) => tally.enter("package", "the packaged hypervisor boots", Err(e)),
     }

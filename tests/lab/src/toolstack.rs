@@ -42,8 +42,8 @@ struct Contents {
     bytes: u64,
 }
 
-/// Run the tests. They leave nothing behind.
-pub fn run(tally: &mut Tally, topology: &Topology) {
+/// Run the tests, with those too that take minutes if `long`. They leave nothing behind.
+pub fn run(tally: &mut Tally, topology: &Topology, long: bool) {
     let host = &topology.machine.host;
     let mut saved = false;
     tally.case("toolstack", "Xen's tests of the stream's checker", || {
@@ -80,7 +80,7 @@ pub fn run(tally: &mut Tally, topology: &Topology) {
         });
     }
     destroy(host);
-    staged::run(tally, host);
+    staged::run(tally, host, long);
     destroy(host);
     changed::run(tally, host);
 }
