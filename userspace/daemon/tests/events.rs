@@ -135,6 +135,8 @@ fn agents_and_maintenance_are_followed() {
     let mut w = World::new();
     w.start();
     let mut f = Follower::new(&w.control());
+    // What comes before that is not told.
+    assert_eq!(f.event().unwrap().event, EventKind::Following);
     w.agents(&["A"]);
     let there = f.until(EventKind::AgentAppears);
     assert_eq!(there.last().unwrap().host_vm.as_deref(), Some("A"));
@@ -159,6 +161,9 @@ fn agents_and_maintenance_are_followed() {
 #[test]
 fn an_agent_that_goes_is_missed() {
     let mut w = World::new();
+    w.start();
+    let mut f = Follower::new(&w.control());
+    assert_eq!(f.event().unwrap().event, EventKind::Following);
     let peer = common::impostor(&w.socket("A"), |stream| {
         let mut agent = vmbeam_agent::Agent::new(common::FakeHypervisor(common::host(0, 16, 1)));
         let half = stream.try_clone().unwrap();
@@ -168,8 +173,6 @@ fn an_agent_that_goes_is_missed() {
         });
         let _ = agent.serve(stream);
     });
-    w.start();
-    let mut f = Follower::new(&w.control());
     f.until(EventKind::AgentAppears);
     let gone = f.until(EventKind::AgentDisappears).pop().unwrap();
     assert_eq!(gone.host_vm.as_deref(), Some("A"));
