@@ -64,13 +64,27 @@ impl Pauses {
             from: report.from.host_vm.clone(),
             to: report.to.clone(),
             pages: report.pages_swapped + report.pages_copied + report.pages_sent,
-            // Some seconds.
-            took_ms: (report.seconds.downtime * 1e3).ceil() as u64,
+            // Some seconds. Who wants digests waits for them, and the next one may not want any.
+            took_ms: ((report.seconds.downtime - report.seconds.digests) * 1e3).ceil() as u64,
             staged: report.unstaged.is_none(),
         };
+        self.change(|last| {
+            last.retain(|p| (&p.from, &p.to, p.staged) != (&pause.from, &pause.to, pause.staged));
+            last.push(pause);
+        });
+    }
+
+    /// A move is not begun because of one of these two. That was one pause, which may have had a
+    /// reason of its own: the next one is tried.
+    fn forget(&self, from: &str, to: &str) {
+        self.change(|last| {
+            last.retain(|p| ![(from, to), (to, from)].contains(&(&*p.from, &*p.to)));
+        });
+    }
+
+    fn change(&self, how: impl FnOnce(&mut Vec<Pause>)) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        last.retain(|p| (&p.from, &p.to) != (&pause.from, &pause.to));
-        last.push(pause);
+        how(&mut last);
         if let Err(e) = durable::write(&self.file, &*last) {
             warn!(
                 "cannot note how long a guest stood still in {}: {e}",
@@ -83,11 +97,14 @@ impl Pauses {
     /// whichever direction, moved in the same way.
     fn expected(&self, from: &str, to: &str, pages: u64, staged: bool) -> Option<Duration> {
         let pauses = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let of = |from: &str, to: &str| pauses.iter().find(|p| p.from == from && p.to == to);
+        let of = |from: &str, to: &str| {
+            let mut all = pauses.iter();
+            all.find(|p| p.from == from && p.to == to && p.staged == staged)
+        };
         let last = of(from, to).or_else(|| of(to, from))?;
         let more = pages.saturating_sub(last.pages) as f64 / GIB as f64;
         let took = Duration::from_millis(last.took_ms);
-        (last.staged == staged).then(|| took + PER_GIB.mul_f64(more))
+        Some(took + PER_GIB.mul_f64(more))
     }
 }
 
@@ -104,12 +121,15 @@ impl Job<'_> {
         let expected = expected.as_millis() as u64;
         (self.context.progress)(Phase::Expected, expected, 0);
         match self.request.max_downtime_ms {
-            Some(limit) if expected > limit.into() => Err(SwapError {
-                failure: Failure::RolledBack,
-                message: format!(
-                    "the guest would be suspended for about {expected} ms, more than the {limit} ms of --max-downtime"
-                ),
-            }),
+            Some(limit) if expected > limit.into() => {
+                pauses.forget(from, to);
+                Err(SwapError {
+                    failure: Failure::RolledBack,
+                    message: format!(
+                        "the guest would be suspended for about {expected} ms, more than the {limit} ms of --max-downtime; if it is asked for again, that is tried"
+                    ),
+                })
+            }
             _ => Ok(()),
         }
     }
@@ -153,6 +173,18 @@ mod tests {
         report.seconds.downtime = 1.0;
         pauses.note(&report);
         assert_eq!(expected(GIB, true), Some(Duration::from_secs(1)));
+        // Neither digests nor a move of another kind say anything of it.
+        report.seconds.downtime = 61.0;
+        report.seconds.digests = 60.0;
+        pauses.note(&report);
+        report.unstaged = Some(String::new());
+        report.seconds.digests = 0.0;
+        pauses.note(&report);
+        assert_eq!(expected(GIB, true), Some(Duration::from_secs(1)));
+        assert_eq!(expected(GIB, false), Some(Duration::from_secs(61)));
+        // It refuses once.
+        pauses.forget("B", "A");
+        assert_eq!(expected(GIB, true), None);
     }
 
     #[test]
