@@ -307,9 +307,9 @@ fn more_to_be_copied_than_before_must_be_in_the_reserve_as_well() {
 fn limits_hold_against_a_command_that_hangs() {
     for (file, limits) in [
         // Asked for while the guest is suspended.
-        ("next-2", (None, Some(1000))),
-        ("next-2", (Some(1), None)),
-        ("filled-2", (Some(1), None)),
+        ("next-2", (None, Some(5000))),
+        ("next-2", (Some(5), None)),
+        ("filled-2", (Some(5), None)),
     ] {
         let w = small();
         lock(&w.hosts["A"]).unstaged = true;
