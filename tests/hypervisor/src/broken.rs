@@ -42,7 +42,10 @@ fn list(xen: &Xen, nr: u32) -> Result<()> {
     let look = || -> Vec<_> {
         let all = [1, 2].into_iter();
         all.flat_map(|id| (gfn..gfn + PAIRS).map(move |g| (id, g)))
-            .map(|(id, gfn)| xen.lookup(id, gfn))
+            .map(|(id, gfn)| {
+                let entry = xen.lookup(id, gfn);
+                (entry, xen.frame(entry.mfn))
+            })
             .collect()
     };
     let before = look();

@@ -105,12 +105,7 @@ fn swap(xen: &Xen, ids: (u16, u16), check: bool, run: Run) -> Result<(Vec<i32>, 
     let runs = [run];
     let mut status = vec![1; run.nr as usize];
     let mut args = Args::new(xen, ids, check, &runs, &mut status);
-    let rc = loop {
-        let rc = xen.swap(&mut args);
-        if rc != RESTART {
-            break rc;
-        }
-    };
+    let rc = xen.complete(&mut args);
     ensure!(rc == 0, "the swap returned {rc}");
     Ok((status, args))
 }

@@ -10,7 +10,6 @@ use crate::xen::Args;
 use crate::xen::Run;
 use crate::xen::Xen;
 use crate::xen::KEEP;
-use crate::xen::RESTART;
 
 const IDS: (u16, u16) = (4, 5);
 /// Superpages of each domain.
@@ -34,12 +33,7 @@ fn swap(xen: &Xen, flags: u64, runs: &[Run]) -> Result<(Vec<i32>, Args)> {
     let mut status = vec![1; pairs as usize];
     let mut args = Args::new(xen, IDS, false, runs, &mut status);
     args.set(flags);
-    let rc = loop {
-        let rc = xen.swap(&mut args);
-        if rc != RESTART {
-            break rc;
-        }
-    };
+    let rc = xen.complete(&mut args);
     ensure!(rc == 0, "the swap returned {rc}");
     Ok((status, args))
 }

@@ -22,7 +22,6 @@ use crate::xen::Xen;
 use crate::xen::NESTED;
 use crate::xen::ON_DEMAND;
 use crate::xen::RAM_RW;
-use crate::xen::RESTART;
 
 const FRAMES: u64 = 4 * GIB;
 const GIB: u64 = 1 << 18;
@@ -70,12 +69,7 @@ fn call(
     let mut status = vec![1; run.nr as usize];
     let mut args = Args::new(xen, (ids[0], ids[1]), check, &runs, &mut status).moving(to);
     args.to().fill(sum);
-    let rc = loop {
-        let rc = xen.swap(&mut args);
-        if rc != RESTART {
-            break rc;
-        }
-    };
+    let rc = xen.complete(&mut args);
     ensure!(rc == 0, "the call returned {rc}");
     for id in ids {
         ensure!(!xen.residue(id), "d{id}: something is left behind");

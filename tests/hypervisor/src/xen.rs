@@ -575,6 +575,16 @@ impl Xen {
         (l.frames + mfn * l.sizeof_page_info + l.owner_offset) as *const u32
     }
 
+    /// The hypercall, to completion.
+    pub fn complete(&self, args: &mut Args) -> i64 {
+        loop {
+            let rc = self.swap(args);
+            if rc != RESTART {
+                return rc;
+            }
+        }
+    }
+
     /// The hypercall, once: `RESTART` means that it wants to be called again.
     pub fn swap(&self, args: &mut Args) -> i64 {
         i64::from(self.call(self.f.memory_op, SWAP_FRAMES, args.address(), 0, 0) as i32)

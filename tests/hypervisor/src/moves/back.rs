@@ -11,8 +11,8 @@ use crate::world;
 use crate::world::Faults;
 use crate::xen::Args;
 use crate::xen::Direction;
+use crate::xen::Pod;
 use crate::xen::Xen;
-use crate::xen::RESTART;
 use crate::xen::UNDO;
 
 /// Frames in each case.
@@ -44,12 +44,7 @@ fn call(xen: &Xen, to: Direction, flags: u64, faults: Faults) -> Result<(i64, Ve
     let mut args = Args::new(xen, (GIVER, RECEIVER), false, &runs, &mut status).moving(to);
     args.set(flags);
     world::with(|w| w.begin(faults));
-    let rc = loop {
-        let rc = xen.swap(&mut args);
-        if rc != RESTART {
-            break rc;
-        }
-    };
+    let rc = xen.complete(&mut args);
     let violation = world::with(|w| {
         w.begin(Faults::default());
         w.violation.take()
@@ -75,12 +70,13 @@ fn devices(xen: &Xen) -> Result<()> {
     Ok(())
 }
 
-/// A receiver's cache that would make room, but for a limit that is too low or a page table
-/// that cannot be had, is as it was.
+/// A receiver's cache that would make room, but for a limit that is too low or a reserve
+/// that cannot be had, is as it was, and so is its claim.
 fn nothing_freed_in_vain(xen: &Xen) -> Result<()> {
     let full = xen.pod(RECEIVER);
     ensure!(full.cache == full.entries, "{full:?}");
-    xen.set_limit(RECEIVER, full.tot_pages - NR, 0);
+    xen.set_limit(RECEIVER, full.tot_pages - NR, NR);
+    let full = Pod { claim: NR, ..full };
     let (rc, status, moved) = call(xen, Direction::ToB, 0, Faults::default())?;
     ensure!(
         rc == 0 && moved == 0 && status.iter().all(|s| *s == -libc::ENOSPC),
@@ -90,7 +86,7 @@ fn nothing_freed_in_vain(xen: &Xen) -> Result<()> {
     ensure!(now == full, "{now:?}, not {full:?}");
 
     // Exactly as much as the cache makes room for.
-    xen.set_limit(RECEIVER, full.tot_pages, 0);
+    xen.set_limit(RECEIVER, full.tot_pages, NR);
     let (rc, _, moved) = call(
         xen,
         Direction::ToB,
@@ -109,7 +105,7 @@ fn nothing_freed_in_vain(xen: &Xen) -> Result<()> {
     ensure!(rc == 0 && moved == NR, "{rc}, {moved} moved, {status:?}");
     let now = xen.pod(RECEIVER);
     ensure!(
-        now.tot_pages == full.tot_pages && now.cache == now.entries,
+        now.tot_pages == full.tot_pages && now.cache == now.entries && now.claim == 0,
         "{now:?}, {full:?}"
     );
     xen.set_limit(RECEIVER, u64::from(u32::MAX), 0);
