@@ -392,7 +392,7 @@ impl Hypervisor for Xen {
     fn save(&self, domid: u32, external: bool, staged: bool) -> Result<Box<dyn Outgoing>, HvError> {
         find(self, domid)?;
         let begin = || Save::start(domid, external, staged);
-        Ok(Box::new(Watched::begin(domid, begin)?))
+        Ok(Box::new(Watched::begin(domid, staged, begin)?))
     }
 
     fn orphan(&self) -> Option<String> {

@@ -117,22 +117,27 @@ fn watch() -> Watch {
 pub(crate) struct Watched<S> {
     guest: u32,
     save: S,
+    /// The guest was, or may have been, asked to suspend itself.
+    asked: bool,
 }
 
 impl<S> Watched<S> {
-    /// Before `begin`, which has it saved, whoever watches the guest leaves it alone.
+    /// Before `begin`, which has it saved, whoever watches the guest leaves it alone. One that is
+    /// `staged` is not asked to suspend itself until the gate is opened.
     pub(crate) fn begin(
         guest: u32,
+        staged: bool,
         begin: impl FnOnce() -> Result<S, HvError>,
     ) -> Result<Self, HvError> {
         watch().leave(guest);
-        let save = begin()?;
-        Ok(Self { guest, save })
+        let (save, asked) = (begin()?, !staged);
+        Ok(Self { guest, save, asked })
     }
 }
 
 impl<S: Outgoing> Outgoing for Watched<S> {
     fn go(&mut self) -> Result<(), HvError> {
+        self.asked = true;
         self.save.go()
     }
 
@@ -142,6 +147,9 @@ impl<S: Outgoing> Outgoing for Watched<S> {
 
     fn abort(&mut self) -> Result<(), HvError> {
         let result = self.save.abort();
+        if !self.asked {
+            return result;
+        }
         let (guest, watch) = (self.guest, watch());
         watch.lock().insert(guest);
         let watches = move || match Xen::open() {
