@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::Context;
 use anyhow::Result;
 
+use crate::channel::last_lines;
 use crate::channel::Channel;
 use crate::paths;
 
@@ -174,6 +175,14 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
+        // Whoever waited for it only knows that a connection ended.
+        if let Ok(Some(status)) = self.qemu.try_wait() {
+            println!("    QEMU ended by itself, {status}; the last it said:");
+            for log in ["qemu.log", "host.log"] {
+                let text = fs::read(paths::logs().join(log)).unwrap_or_default();
+                println!("{}", last_lines(&String::from_utf8_lossy(&text), 20));
+            }
+        }
         let _ = self.qemu.kill();
         let _ = self.qemu.wait();
     }
