@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::process::Command;
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
@@ -100,12 +101,63 @@ pub enum Group {
     Installed,
 }
 
+impl Group {
+    /// As it is named in results.
+    fn name(self) -> String {
+        format!("{self:?}").to_lowercase()
+    }
+
+    /// Whether it only builds and computes. A machine that is emulated leaves time for that.
+    fn boots_nothing(self) -> bool {
+        !self.programs(false).is_empty()
+    }
+
+    /// The programs of a group that boots nothing.
+    fn programs(self, long: bool) -> Vec<Command> {
+        let of = |words: &[&str]| {
+            let mut command = Command::new(words[0]);
+            command.args(&words[1..]);
+            command
+        };
+        match self {
+            Group::Style if long => {
+                vec![of(&["scripts/style.sh"]), of(&["scripts/report-check.sh"])]
+            }
+            Group::Style => vec![of(&["scripts/style.sh"])],
+            Group::Unit => {
+                let mut test = of(&[
+                    "cargo",
+                    "test",
+                    "--quiet",
+                    "--no-fail-fast",
+                    "--manifest-path",
+                    "userspace/Cargo.toml",
+                    "--workspace",
+                    "--",
+                    "--format=pretty",
+                ]);
+                // These want what only `make check-long` makes.
+                test.args(long.then_some("--include-ignored"));
+                vec![test]
+            }
+            Group::Harness => vec![of(&["build/target/release/hv-harness", "check"])],
+            // It has time to the end.
+            Group::Hypervisor => {
+                let mut hv_check = of(&["nice", "scripts/hv-check.sh"]);
+                hv_check.args((!long).then_some("quick"));
+                vec![of(&["nice", "tests/base/base.sh"]), hv_check]
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
 const ALL: [Group; 21] = [
     Group::Style,
     Group::Unit,
+    Group::Harness,
     Group::Hypervisor,
     Group::Mock,
-    Group::Harness,
     Group::Races,
     Group::Ept,
     Group::Host,
@@ -145,7 +197,7 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
         _ => groups.is_empty() || groups.contains(&group),
     };
     let extent = Extent {
-        moves: if long { 100 } else { 5 },
+        moves: if long { 100 } else { 3 },
         failures: long || groups.contains(&Group::Migrate),
     };
     let plain = sizes;
@@ -157,47 +209,37 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
         false => sizes,
     };
     let mut tally = Tally::default();
-    let mut builds = None;
-    for group in ALL.into_iter().filter(|g| wanted(*g)) {
+    let (beside, booting): (Vec<_>, Vec<_>) = ALL
+        .into_iter()
+        .filter(|g| wanted(*g))
+        .partition(|g| g.boots_nothing());
+    let (results, ended) = mpsc::channel();
+    let lane = thread::spawn(move || {
+        for group in beside {
+            let start = Instant::now();
+            let printed = group.programs(long).iter_mut().map(tally::stream).collect();
+            if results.send((group, printed, start.elapsed())).is_err() {
+                break;
+            }
+        }
+    });
+    let enter = |tally: &mut Tally, (group, printed, time): (Group, Vec<_>, Duration)| {
+        let name = group.name();
+        for printed in printed {
+            tally.printed(&name, printed);
+        }
+        tally.spent(&name, time);
+    };
+    for group in booting {
         let start = Instant::now();
         match group {
-            Group::Style => {
-                tally.program("style", &mut Command::new("scripts/style.sh"));
-                if long {
-                    tally.program("style", &mut Command::new("scripts/report-check.sh"));
-                }
-            }
-            // It has time to the end.
-            Group::Hypervisor => {
-                builds = Some(thread::spawn(move || hypervisor(long)));
-                continue;
-            }
-            Group::Unit => tally.program(
-                "unit",
-                Command::new("cargo")
-                    .args([
-                        "test",
-                        "--quiet",
-                        "--no-fail-fast",
-                        "--manifest-path",
-                        "userspace/Cargo.toml",
-                        "--workspace",
-                        "--",
-                        "--format=pretty",
-                    ])
-                    // These want what only `make check-long` makes.
-                    .args(long.then_some("--include-ignored")),
-            ),
+            Group::Style | Group::Unit | Group::Hypervisor | Group::Harness => {}
             Group::Mock => {
                 mock::run(&mut tally, long);
                 if long {
                     coverage::run(&mut tally);
                 }
             }
-            Group::Harness => tally.program(
-                "harness",
-                Command::new("build/target/release/hv-harness").arg("check"),
-            ),
             Group::Races => races::check(&mut tally, long, progress),
             Group::Ept => ept::check(&mut tally, long, progress),
             // These groups use one boot.
@@ -228,32 +270,17 @@ pub fn run(groups: &[Group], long: bool, sizes: Sizes, progress: &Progress) -> R
             Group::Tracing => tracing::run(&mut tally),
             Group::Installed => installed::run(&mut tally, progress),
         }
-        tally.spent(&format!("{group:?}").to_lowercase(), start.elapsed());
-    }
-    if let Some(builds) = builds {
-        println!("==> what was built beside the rest");
-        let (printed, time) = builds
-            .join()
-            .map_err(|_| anyhow!("a thread of the harness panicked"))?;
-        for printed in printed {
-            tally.printed("hypervisor", printed);
+        tally.spent(&group.name(), start.elapsed());
+        for group in ended.try_iter() {
+            enter(&mut tally, group);
         }
-        tally.spent("hypervisor", time);
     }
+    for group in ended {
+        enter(&mut tally, group);
+    }
+    lane.join()
+        .map_err(|_| anyhow!("a thread of the harness panicked"))?;
     Ok(tally.close())
-}
-
-/// What the programs of group `hypervisor` print. They build and boot nothing, and a machine that
-/// is emulated leaves them half of two processors.
-fn hypervisor(long: bool) -> (Vec<Result<(String, bool)>>, Duration) {
-    let start = Instant::now();
-    let hv_check: &[&str] = match long {
-        true => &["scripts/hv-check.sh"],
-        false => &["scripts/hv-check.sh", "quick"],
-    };
-    let printed = [&["tests/base/base.sh"], hv_check]
-        .map(|program| tally::stream(Command::new("nice").args(program)));
-    (printed.into(), start.elapsed())
 }
 
 fn patched(
