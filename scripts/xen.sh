@@ -10,8 +10,9 @@
 #   xen-syms       the same with symbols
 #   test-mem-swap  the test program, linked statically
 #   xen.config     its configuration
+#   policy-apart   with XEN_DEBUG=y, a policy for tests of FLASK
 #
-# XEN_DEBUG=y builds with CONFIG_DEBUG, that is with assertions. A run with the
+# XEN_DEBUG=y builds with CONFIG_DEBUG, that is with assertions, and with FLASK. A run with the
 # same inputs only says which source it is.
 
 set -euo pipefail
@@ -54,6 +55,8 @@ build_hypervisor() {
 
 	mkdir -p "$2"
 	printf 'CONFIG_%s\n' "DEBUG=$3" MEM_SWAP=y >"$2/.config"
+	# That with assertions is also tested with a policy.
+	[ "$3" = n ] || printf 'CONFIG_%s=y\n' EXPERT XSM XSM_FLASK XSM_FLASK_POLICY >>"$2/.config"
 	"${make[@]}" olddefconfig
 	"${make[@]}"
 }
@@ -74,6 +77,19 @@ build_test() {
 		-Wl,--start-group "$1"/tools/libs/*/*.a -Wl,--end-group
 }
 
+# build_policy SOURCE OBJECTS OUT: the policy that is in the hypervisor, but no guest may swap
+# with another.
+build_policy() {
+	local dir=$PWD/$2/policy-apart
+
+	mkdir -p "$dir"
+	sed '/:mmu swap_with;/d' "$2/xsm/flask/policy.conf" >"$dir/policy.conf"
+	! cmp -s "$2/xsm/flask/policy.conf" "$dir/policy.conf" || return
+	make -C "$1/tools/flask/policy" -f Makefile.common \
+		FLASK_BUILD_DIR="$dir" POLICY_FILENAME="$dir/policy.bin"
+	cp "$dir/policy.bin" "$3"
+}
+
 # hypervisor_key VERSION DEBUG: what the hypervisor alone is made from. Most
 # changes of the series are to tests and documentation.
 hypervisor_key() {
@@ -81,7 +97,7 @@ hypervisor_key() {
 
 	{
 		echo "$1 $2"
-		declare -f build_hypervisor
+		declare -f build_hypervisor build_policy
 		while read -r p; do
 			case $p in '' | '#'*) continue ;; esac
 			grep -q '^+++ b/xen/' "$patches/$p" || continue
@@ -110,6 +126,7 @@ inside() {
 	mkdir -p "$3.tmp"
 	if [ "$(cat "$3/.hypervisor" 2>/dev/null)" = "$key" ]; then
 		cp "$3/xen" "$3/xen-syms" "$3/xen.config" "$3/.hypervisor" "$3.tmp/"
+		[ "$2" = n ] || cp "$3/policy-apart" "$3.tmp/"
 	else
 		step "Xen $1: hypervisor, CONFIG_DEBUG=$2 (log: $base/build.log)"
 		rm -rf "$obj"
@@ -119,6 +136,8 @@ inside() {
 		}
 		cp "$obj/xen" "$obj/xen-syms" "$3.tmp/"
 		cp "$obj/.config" "$3.tmp/xen.config"
+		[ "$2" = n ] || build_policy "$src" "$obj" "$3.tmp/policy-apart" >>"$base/build.log" 2>&1 ||
+			die "the policy cannot be made, see $base/build.log"
 		echo "$key" >"$3.tmp/.hypervisor"
 		step_done
 	fi

@@ -113,7 +113,7 @@ impl Machine {
             .arg(&config.xen)
             .arg("-append")
             .arg(format!(
-                "console=com1 com1=115200 loglvl=info guest_loglvl=warning flask=disabled \
+                "console=com1 com1=115200 loglvl=info guest_loglvl=warning \
              spec-ctrl=no,eager-fpu dom0_mem={0}M,max:{0}M dom0_max_vcpus={1} dom0_vcpus_pin {2}",
                 config.dom0_mib, config.dom0_cpus, config.xen_options
             ));

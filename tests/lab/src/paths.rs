@@ -54,6 +54,11 @@ pub fn xen_debug() -> PathBuf {
     build("xen/out-debug/xen")
 }
 
+/// Xen's policy for FLASK, without the permission of guests to swap with each other.
+pub fn policy_apart() -> PathBuf {
+    build("xen/out-debug/policy-apart")
+}
+
 /// The same with a defect, made by `scripts/xen-mutant.sh`.
 pub fn xen_mutant() -> PathBuf {
     build("xen/mutant/xen")

@@ -32,7 +32,7 @@ const BOOTED: &str = "init memory";
 const CONSOLE: &str = "host.log";
 
 /// Lets the domains of the test have single instructions emulated by the hypervisor.
-const XEN_OPTIONS: &str = "hvm_fep";
+const XEN_OPTIONS: &str = "flask=disabled hvm_fep";
 
 /// What the hypervisor prints when something is wrong.
 const WARNINGS: &[&str] = &[
@@ -73,10 +73,27 @@ pub fn run(arguments: &str, progress: &Progress) -> bool {
 pub fn check(tally: &mut Tally, long: bool, progress: &Progress) {
     let (arguments, limit) = if long { (LONG, 3600) } else { (QUICK, 900) };
     run_with(tally, arguments, Duration::from_secs(limit), progress);
+    flask(tally, progress);
+}
+
+/// The same hypervisor with a policy that it enforces.
+fn flask(tally: &mut Tally, progress: &Progress) {
+    const POLICY: &str = "/run/policy";
+    const OPTIONS: &str = "flask=enforcing";
+    match boot(paths::xen_debug(), OPTIONS, progress) {
+        Ok(machine) => {
+            tally.case(GROUP, "a policy is put there", || {
+                machine.host.put(&paths::policy_apart(), POLICY)
+            });
+            let arguments = format!("--flask {POLICY}");
+            stress(tally, &machine, &arguments, Duration::from_secs(300));
+        }
+        Err(e) => tally.enter(GROUP, "the hypervisor boots with FLASK", Err(e)),
+    }
 }
 
 fn run_with(tally: &mut Tally, arguments: &str, limit: Duration, progress: &Progress) {
-    match boot(paths::xen_debug(), progress) {
+    match boot(paths::xen_debug(), XEN_OPTIONS, progress) {
         Ok(machine) => {
             stress(tally, &machine, arguments, limit);
             tally.case(GROUP, "the hypervisor printed no warning", || {
@@ -109,7 +126,7 @@ pub fn mutants(names: &[String], progress: &Progress) -> Result<bool> {
 fn found(name: &str, test: &str, progress: &Progress) -> Result<String> {
     let built = Command::new("scripts/xen-mutant.sh").arg(name).status()?;
     ensure!(built.success(), "it cannot be built");
-    let machine = boot(paths::xen_mutant(), progress)?;
+    let machine = boot(paths::xen_mutant(), XEN_OPTIONS, progress)?;
     let command = format!("/usr/lib/vmbeam/tests/stress --seconds 10 --only {test}");
     let output = machine
         .host
@@ -148,8 +165,10 @@ pub fn detected(output: Result<Output>, log: &str) -> Result<String> {
     })
 }
 
-fn boot(xen: PathBuf, progress: &Progress) -> Result<Machine> {
-    let stage = progress.stage("boot the host: patched Xen with assertions, 4 CPUs");
+fn boot(xen: PathBuf, xen_options: &'static str, progress: &Progress) -> Result<Machine> {
+    let stage = progress.stage(&format!(
+        "boot the host: patched Xen with assertions, 4 CPUs, {xen_options}"
+    ));
     let machine = Machine::start(&Config {
         xen,
         accelerator: Accelerator::detect(),
@@ -157,7 +176,7 @@ fn boot(xen: PathBuf, progress: &Progress) -> Result<Machine> {
         dom0_mib: 2048,
         cpus: 4,
         dom0_cpus: 2,
-        xen_options: XEN_OPTIONS,
+        xen_options,
         dom0_options: "",
         image: "host",
     })?;

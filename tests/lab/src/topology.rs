@@ -254,7 +254,7 @@ impl Topology {
             dom0_mib: sizes.dom0_mib,
             cpus: 3,
             dom0_cpus,
-            xen_options: "",
+            xen_options: "flask=disabled",
             dom0_options,
             image,
         };

@@ -72,9 +72,15 @@ pub fn error(rc: i64) -> String {
 
 /// Create an HVM domain with hardware-assisted paging, paused, without memory.
 pub fn create(vcpus: u32) -> Result<u16> {
+    create_as(0, vcpus)
+}
+
+/// The same with a label of FLASK's, by its number.
+pub fn create_as(sid: u32, vcpus: u32) -> Result<u16> {
     const HVM_HAP: u32 = 3;
     let mut p = [0; 128];
     for (offset, value) in [
+        (0, sid),
         (20, HVM_HAP),
         (28, vcpus),
         (36, 4),
