@@ -151,7 +151,7 @@ key=$({
 	cat scripts/hv-check.sh scripts/xen.sh scripts/xen-source.sh build/sysroot.stamp
 	cat "$patches/series" "$patches/UPSTREAM" "$patches"/*.patch
 	# Of the series for other bases, which are not applied here.
-	tail -n +1 "$patches"/*/UPSTREAM "$patches"/*/series "$patches"/*/*.patch
+	tail -n +1 "$patches"/*/{,toolstack/}{UPSTREAM,series} "$patches"/*/{,toolstack/}*.patch
 } | sha256sum | cut -d' ' -f1)
 
 if [ "$(head -n 1 "$result" 2>/dev/null)" = "$key" ]; then
@@ -174,9 +174,9 @@ main() {
 	version=$(scripts/xen-source.sh version)
 
 	check "series lists all patches" complete || true
-	for base in "$patches"/*/UPSTREAM; do
+	for base in "$patches"/*/{,toolstack/}UPSTREAM; do
 		base=${base%/*}
-		check "${base##*/}: series follows the main one, format" for_base "$base" || true
+		check "${base#"$patches"/}: series follows the main one, format" for_base "$base" || true
 	done
 	check "pristine source of Xen $version" \
 		scripts/xen-source.sh unpack "$src" || return 0

@@ -228,15 +228,18 @@ series_of_a_directory() {
 		! grep -q 0002 "$top/series"
 }
 
-# One that shares patches with another and has a patch of its own in place of one.
+# One that shares patches with another and has a patch of its own in place of one. All of its
+# toolstack's are those of the other.
 series_of_another_base() {
-	project && tree conflict && complete "$top/tree" && mkdir hypervisor-patches/new &&
+	project && tree conflict && complete "$top/tree" && mkdir -p hypervisor-patches/new/toolstack &&
 		sed 's/three/trois/' hypervisor-patches/0002-*.patch \
 			>hypervisor-patches/new/0002-xen-b-change.patch &&
 		sed -e '/^#/d' -e 's,^,../,' -e 's,../0002.*,0002-xen-b-change.patch,' \
 			hypervisor-patches/series >hypervisor-patches/new/series &&
+		sed 's,^,../../toolstack/,' hypervisor-patches/toolstack/series \
+			>hypervisor-patches/new/toolstack/series &&
 		tried "$top/tree" hypervisor-patches/new &&
-		[ "$(grep -c '^ok - 000' "$top/series")" = 3 ] &&
+		[ "$(grep -c '^ok - 000' "$top/series")" = 4 ] &&
 		grep -q '^ok - the hypervisor builds$' "$top/series"
 }
 
