@@ -6,13 +6,13 @@
 
 use crate::definitions;
 use crate::driver::{Driver, DriverSession};
-use crate::exchange::{add, commit, roll_back, take_empty, REGARDLESS};
+use crate::exchange::{add, commit, refused, roll_back, take_empty, REGARDLESS};
 use crate::journal::{Journal, Pairs, Place, Probe, Record, State, WriteError};
 use crate::link::LinkError;
 use crate::memory::{refill, Route};
 use crate::probe::{count, vote};
 use crate::side::Side;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tracing::{info, warn};
 use vmbeam_agent_protocol::{AgentErrorCode, Guest, GuestState, PfnRun};
 use vmbeam_control_protocol::{Failure, Mode, Traffic, MARGIN};
@@ -20,6 +20,10 @@ use vmbeam_migration::{
     Command, Event, Memory, Presence, Seen, Side as Where, State as Machine, Step, Why,
 };
 use vmbeam_uapi::NOT_ATTEMPTED;
+
+/// How long a guest that is to go on where it was waits for a reserve of its host VM: to fill one of
+/// this size takes milliseconds, unless something is wrong.
+const RESERVE: Duration = Duration::from_secs(5);
 
 /// What is or was to be swapped. Not in the record of every state, but never forgotten.
 #[derive(Clone, Debug)]
@@ -109,6 +113,8 @@ pub(crate) struct Executor<'a> {
     pub(crate) deadline: Instant,
     /// The guest was not there any more when it was to go on at the source.
     pub(crate) ended: bool,
+    /// The host VMs have the reserves that they get in the end, or cannot have them.
+    pub(crate) filled: bool,
     /// Why the last command was not done.
     pub(crate) trouble: String,
 }
@@ -147,7 +153,14 @@ impl<'a> Executor<'a> {
             Command::Remove => return self.remove(work),
             Command::SwapBack => self.swap_back(work),
             Command::Look => self.look(work),
-            Command::Resume(side) => self.resume(work, side),
+            Command::Resume(side) => {
+                let done = self.resume(work, side);
+                // It does not stand still any more. Nor need there be anything to destroy.
+                if done.is_ok() && side == Where::Source {
+                    self.refill(work);
+                }
+                done
+            }
             Command::Destroy(side) => {
                 // The guest runs on. What is destroyed is scrubbed, which takes of the reserve.
                 self.refill(work);
@@ -347,8 +360,14 @@ impl<'a> Executor<'a> {
                 host_domid,
                 ..
             } = &work.record.from;
-            // The guest goes on without it: there may be no debt, or enough for it.
-            match self.from.vm.reserve(*host_domid, MARGIN, REGARDLESS) {
+            // The guest goes on without it: there may be no debt, or enough for it. It is asked for
+            // again once the guest runs.
+            let until = Instant::now() + RESERVE;
+            let go_on = || match Instant::now() < until {
+                true => Ok(()),
+                false => Err(refused("late")),
+            };
+            match self.from.vm.reserve(*host_domid, MARGIN, &go_on) {
                 Ok(memory) => info!(host_vm, ?memory, "has its memory again"),
                 Err(why) => warn!(host_vm, "may lack a reserve after what was undone: {why}"),
             }
@@ -357,9 +376,10 @@ impl<'a> Executor<'a> {
     }
 
     /// Give host VMs the reserves that they need after a relocation, or after one was undone.
-    fn refill(&self, work: &Work) {
+    fn refill(&mut self, work: &Work) {
         let Record { from, to, .. } = &work.record;
-        if work.record.mode == Mode::Relocate {
+        let filled = std::mem::replace(&mut self.filled, true);
+        if !filled && work.record.mode == Mode::Relocate {
             let undone = work.machine.reached() != Step::Destroy;
             refill([(self.from.vm, from), (self.to.vm, to)], undone);
         }

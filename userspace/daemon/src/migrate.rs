@@ -314,6 +314,7 @@ impl<'a> Job<'a> {
             idle: false,
             deadline: started,
             ended: false,
+            filled: false,
             trouble: String::new(),
         };
         Ok(Self {

@@ -141,6 +141,7 @@ impl Shared {
             idle: false,
             deadline: Instant::now() + ATTEMPT,
             ended: false,
+            filled: false,
             trouble: String::new(),
         };
         // The wait is over.

@@ -17,6 +17,7 @@ use moves::{
 use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 use vmbeam_control_protocol::{EvacuateRequest, Failure, FromDaemon, HostMemory, Mode, ToDaemon};
 use vmbeam_uapi::{Errno, Mode as BindMode};
 
@@ -473,6 +474,44 @@ fn what_is_undone_gives_the_memory_back() {
             assert_runs_only_in(&w, "A", &pages);
         }
     }
+}
+
+/// The guest of a move that is undone stands still: a command that hangs when it is to fill the
+/// reserve of its host VM holds it up for seconds. What is missing then comes once it runs.
+#[test]
+fn a_guest_that_comes_back_does_not_wait_for_its_reserve() {
+    let w = small();
+    let (_, pages) = contents(&w, "A").unwrap();
+    let filled = w.dir.path().join("filled-1");
+    nix::unistd::mkfifo(&filled, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    lock(&w.driver.faults).fail_at = Some(700);
+    std::thread::scope(|s| {
+        let answer = s.spawn(|| migrate_by(&w, Mode::Auto, false));
+        while !w.paused("A") {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let suspended = Instant::now();
+        while w.paused("A") {
+            assert!(suspended.elapsed() < Duration::from_secs(30));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // The next one that asks is answered.
+        write(&w, "memory-1", HostMemory::default());
+        let (failure, message) = error(answer.join().unwrap());
+        assert_eq!(failure, Failure::RolledBack, "{message}");
+    });
+    assert_eq!(reserved(&w), ["1 4096", "1 4096", "2 4096"]);
+    assert_runs_only_in(&w, "A", &pages);
+}
+
+/// Also if there is nothing to destroy at the destination any more.
+#[test]
+fn a_guest_that_comes_back_gets_its_reserve_whatever_became_of_its_copy() {
+    let (mut w, pages) = left_as(|w, _| swap_of(w), |record| record.mode = Mode::Relocate);
+    lock(&w.hosts["B"]).guests.clear();
+    w.start();
+    wait_until_runs_only_in(&w, "A", &pages);
+    assert_eq!(reserved(&w), ["1 4096", "2 4096"]);
 }
 
 /// A daemon that was killed behind the swap: what is undone goes back the other way.
