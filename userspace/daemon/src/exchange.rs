@@ -32,6 +32,20 @@ pub struct SwapError {
     pub message: String,
 }
 
+impl SwapError {
+    /// The same if there is a reason `why` not to go on any more, which is named once: what did not
+    /// answer in time is one thing, whose time that was another.
+    pub(crate) fn because(self, why: Result<(), Self>) -> Self {
+        match why {
+            Err(why) if !self.message.contains(&why.message) => Self {
+                message: format!("{}: {}", why.message, self.message),
+                ..why
+            },
+            _ => self,
+        }
+    }
+}
+
 #[expect(clippy::needless_pass_by_value, reason = "made for map_err()")]
 pub(crate) fn refused(message: impl ToString) -> SwapError {
     SwapError {
@@ -377,6 +391,27 @@ mod tests {
         {
             Ok(_) => Ok(()),
             Err(_) => Err(refused("nobody wants it")),
+        }
+    }
+
+    /// What was undone between two calls says why already.
+    #[test]
+    fn why_it_is_not_gone_on_with_is_said_once() {
+        let late = || SwapError {
+            failure: Failure::RolledBack,
+            message: "it was too late".into(),
+        };
+        for (message, said) in [
+            ("no answer", "it was too late: no answer"),
+            ("it was too late", "it was too late"),
+            (
+                "it was too late; everything was swapped back",
+                "it was too late; everything was swapped back",
+            ),
+        ] {
+            let error = refused(message);
+            assert_eq!(error.clone().because(Ok(())), error);
+            assert_eq!(error.because(Err(late())).message, said);
         }
     }
 

@@ -496,12 +496,7 @@ impl<'a> Job<'a> {
             return;
         }
         if undone && last.reached() != Step::Resume {
-            // An agent that did not answer in time is one thing, whose time that was another.
-            if let (Err(why), Some(error)) = (self.go_on(), &mut self.error) {
-                if why != *error {
-                    error.message = format!("{}: {}", why.message, error.message);
-                }
-            }
+            self.error = self.error.take().map(|e| e.because(self.go_on()));
             if let (true, Some(error)) = (self.begun, &self.error) {
                 warn!(guest = self.guest.name, "undoing the migration: {error}");
                 (self.context.progress)(Phase::Undo, 0, 0);
