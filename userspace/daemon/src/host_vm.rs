@@ -8,6 +8,7 @@ use crate::identity::Source;
 use crate::link::{Link, LinkError, Patience, Reading};
 use crate::maintenance::Maintenance;
 use crate::port;
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +17,7 @@ use tracing::{info, warn};
 use vmbeam_agent_protocol::{Guest, Uuid};
 use vmbeam_control_protocol::{AgentReport, AgentVersions, EventKind, Identity, Traffic};
 use vmbeam_wire::VERSION;
-use vmbeam_xen::command::run;
+use vmbeam_xen::command::run_while;
 use vmbeam_xen::domains::Domains;
 
 /// How often to look after an idle connection, or try for a new one.
@@ -26,7 +27,7 @@ const HELLO_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long a job waits for another one that may only be asking something, as
 /// `vmbeam list` does.
-const ASKING: Duration = Duration::from_secs(10);
+pub(crate) const ASKING: Duration = Duration::from_secs(10);
 /// How long an agent that was just lost, as one is that restarts, is expected to be back.
 const BACK: Duration = Duration::from_secs(5);
 /// How often it looks.
@@ -120,6 +121,11 @@ impl HostVm {
 
     /// Its domid now.
     pub fn domid(&self) -> Result<u32, String> {
+        self.domid_while(|| true)
+    }
+
+    /// The same, for as long as somebody wants to know it.
+    pub(crate) fn domid_while(&self, wanted: impl Fn() -> bool) -> Result<u32, String> {
         let command = match &self.config.domid {
             Domid::Fixed(domid) => return Ok(*domid),
             Domid::Command(command) => command,
@@ -129,7 +135,9 @@ impl HostVm {
             .split_first()
             .ok_or("no command to learn the domid")?;
         let shown = command.join(" ");
-        let out = run(Command::new(program).args(arguments).arg(name), ASK_XL)
+        let mut ask = Command::new(program);
+        ask.args(arguments).arg(name).process_group(0);
+        let out = run_while(&mut ask, ASK_XL, wanted)
             .map_err(|e| format!("cannot learn the domid of host VM {name}: `{shown}`: {e}"))?;
         if !out.status.success() {
             let why = out.err.lines().next().unwrap_or("it says nothing").trim();
@@ -507,8 +515,13 @@ impl AgentGuard<'_> {
 
     /// The same at the start of what has not been begun, for which an agent of the version before
     /// does not know enough.
-    pub(crate) fn greet_anew(&mut self) -> Result<(), String> {
-        self.greet()?;
+    pub(crate) fn greet_anew(&mut self, patience: Patience) -> Result<(), String> {
+        let limit = patience.limit(HELLO_PATIENCE);
+        self.with(|link| {
+            link.set_patience(patience);
+            Ok(())
+        })?;
+        self.greet_within(limit)?;
         match self
             .link
             .as_ref()

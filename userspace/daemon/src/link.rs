@@ -290,7 +290,7 @@ impl Link {
         // A new agent's first words may follow the last ones of the old.
         self.greeted = false;
         loop {
-            let mut deadline = Deadline::after(HELLO_AGAIN);
+            let mut deadline = Deadline::after(self.patience.limit(HELLO_AGAIN));
             let hello = ToAgent::Hello {
                 daemon_version: crate::VERSION.into(),
             };
@@ -306,6 +306,9 @@ impl Link {
             match self.hello_answer(first, &mut deadline) {
                 Err(LinkError::Timeout(_)) => match patience {
                     Some(p) if started.elapsed() >= p => return Err(LinkError::Timeout(p)),
+                    Some(_) if self.is_unwanted() => {
+                        return Err(LinkError::Timeout(deadline.limit));
+                    }
                     _ => {}
                 },
                 other => return other,

@@ -57,8 +57,8 @@ pub(crate) fn ask(
 pub(crate) struct Both(pub(crate) [Result<HostMemory, String>; 2]);
 
 impl Both {
-    pub(crate) fn ask(from: &HostVm, to: &HostVm) -> Self {
-        let (from, to) = both(|| from.memory(), || to.memory());
+    pub(crate) fn ask(from: &HostVm, to: &HostVm, go_on: GoOn<'_>) -> Self {
+        let (from, to) = both(|| from.memory_while(go_on), || to.memory_while(go_on));
         Self([from, to])
     }
 
@@ -270,9 +270,17 @@ pub(crate) fn refill(sides: [(&HostVm, &Place); 2], undone: bool) {
 impl HostVm {
     /// What it has of the host's memory.
     pub(crate) fn memory(&self) -> Result<HostMemory, String> {
+        self.memory_while(REGARDLESS)
+    }
+
+    /// The same, for as long as it is to be gone on with.
+    fn memory_while(&self, go_on: GoOn<'_>) -> Result<HostMemory, String> {
         match self.source {
             Source::Start(_) => Err(UNPRIVILEGED.into()),
-            Source::Command(_) => self.memory_of(self.domid()?, REGARDLESS),
+            Source::Command(_) => {
+                let domid = self.domid_while(|| go_on().is_ok())?;
+                self.memory_of(domid, go_on)
+            }
         }
     }
 

@@ -229,6 +229,20 @@ impl Limits<'_> {
             _ => Ok(()),
         }
     }
+
+    /// Agents' answers are waited for as long as [`Limits::go_on`] agrees.
+    fn patience(&self) -> Patience {
+        let seconds = self.request.timeout_seconds;
+        let ms = self.request.max_downtime_ms.zip(self.suspended);
+        let limits = [
+            seconds.map(|s| self.started + Duration::from_secs(s.into())),
+            ms.map(|(ms, suspended)| suspended + Duration::from_millis(ms.into())),
+        ];
+        Patience {
+            until: limits.into_iter().flatten().min(),
+            cancel: Some(self.context.cancel.clone()),
+        }
+    }
 }
 
 impl<'a> Job<'a> {
@@ -240,6 +254,14 @@ impl<'a> Job<'a> {
     ) -> Result<Self, SwapError> {
         let started = Instant::now();
         (context.progress)(Phase::Preflight, 0, 0);
+        let limits = Limits {
+            context,
+            request,
+            started: context.started,
+            suspended: None,
+        };
+        let go_on = &|| limits.go_on();
+        let patience = limits.patience();
         let Checked {
             from,
             to,
@@ -252,18 +274,11 @@ impl<'a> Job<'a> {
             blockers,
             unstaged,
             warnings,
-        } = check(context.driver, host_vms, request)?;
+        } = check(context.driver, host_vms, request, (&patience, go_on))?;
         if !request.dry_run && !blockers.is_empty() {
             return Err(refused(blockers.join("; ")));
         }
         if !request.dry_run {
-            let limits = Limits {
-                context,
-                request,
-                started: context.started,
-                suspended: None,
-            };
-            let go_on = &|| limits.go_on();
             memory.fill((from.vm, to.vm), domids, guest.pages, mode, go_on)?;
         }
         let mut report = MigrateReport {
@@ -350,7 +365,7 @@ impl<'a> Job<'a> {
                 .exec
                 .from
                 .talk(|l| l.frames(domid, |_| {}))
-                .map_err(refused)?;
+                .map_err(|e| refused(e).because(self.go_on()))?;
             let movable: u64 = list.runs().iter().map(|r| u64::from(r.nr)).sum();
             if self.mode.is_external() {
                 self.report.pages_swapped = movable;
@@ -387,20 +402,7 @@ impl<'a> Job<'a> {
 
     /// Have both agents' answers waited for as long as [`Job::go_on`] agrees.
     pub(crate) fn limit(&mut self) {
-        let limits = [
-            self.request
-                .timeout_seconds
-                .map(|s| self.started + Duration::from_secs(s.into())),
-            self.request
-                .max_downtime_ms
-                .zip(self.pause.as_ref().map(Ledger::began))
-                .map(|(ms, suspended)| suspended + Duration::from_millis(ms.into())),
-        ];
-        let until = limits.into_iter().flatten().min();
-        let patience = Patience {
-            until,
-            cancel: Some(self.context.cancel.clone()),
-        };
+        let patience = self.limits().patience();
         self.exec.from.patience = patience.clone();
         self.exec.to.patience = patience;
     }

@@ -5,9 +5,9 @@
 
 use crate::clock;
 use crate::driver::Driver;
-use crate::exchange::{both, refused, SwapError};
+use crate::exchange::{both, refused, GoOn, SwapError, REGARDLESS};
 use crate::host_vm::HostVm;
-use crate::link::{unexpected, Link, LinkError, Reading};
+use crate::link::{unexpected, Link, LinkError, Patience, Reading};
 use crate::memory::Both;
 use crate::side::Side;
 use std::collections::HashMap;
@@ -156,17 +156,30 @@ pub(crate) struct Checked<'a> {
     pub(crate) warnings: Vec<String>,
 }
 
-/// Everything that can be found out without touching the guest.
+/// Everything that can be found out without touching the guest, for as long as it is to be gone on
+/// with. Both agents are talked to with this patience from then on.
 pub(crate) fn check<'a>(
     driver: &dyn Driver,
     host_vms: (&'a HostVm, &'a HostVm),
     request: &MigrateRequest,
+    (patience, go_on): (&Patience, GoOn<'_>),
 ) -> Result<Checked<'a>, SwapError> {
-    let (mut from, mut to) = take(host_vms)?;
-    let memory = Both::ask(from.vm, to.vm);
+    look(driver, host_vms, request, (patience, go_on)).map_err(|e| e.because(go_on()))
+}
+
+fn look<'a>(
+    driver: &dyn Driver,
+    host_vms: (&'a HostVm, &'a HostVm),
+    request: &MigrateRequest,
+    (patience, go_on): (&Patience, GoOn<'_>),
+) -> Result<Checked<'a>, SwapError> {
+    let (mut from, mut to) = take_within(host_vms, patience)?;
+    let memory = Both::ask(from.vm, to.vm, go_on);
+    go_on()?;
     let mode = memory.chosen(driver, request.mode);
     let (domids, ids) = domids(driver, (&mut from, &mut to), mode)?;
     let inventory = Inventory::of(&mut from, &mut to)?;
+    go_on()?;
     let warnings = inventory.warnings(from.name(), to.name());
     let Inventory {
         here, there, uuids, ..
@@ -187,6 +200,7 @@ pub(crate) fn check<'a>(
     blockers.extend(memory.in_the_way(driver, (from.name(), to.name()), mode));
     blockers.extend(no_reserve(to.name(), &guest, mode, memory.to()));
     blockers.extend(looked_at(&mut from, &mut to, &guest, mode));
+    go_on()?;
     if let Some(uuid) = uuid.filter(|_| !request.dry_run) {
         to.talk(|l| l.expect(uuid)).map_err(refused)?;
     }
@@ -317,14 +331,22 @@ fn blockers_of_pair(mode: Mode, from: (&str, &Facts), to: (&str, &Facts)) -> Vec
 /// Both agents, in the order of the names: of two opposite migrations, one gets
 /// both.
 pub(crate) fn take<'a>(
-    (from, to): (&'a HostVm, &'a HostVm),
+    host_vms: (&'a HostVm, &'a HostVm),
 ) -> Result<(Side<'a>, Side<'a>), SwapError> {
+    take_within(host_vms, &Patience::default())
+}
+
+fn take_within<'a>(
+    (from, to): (&'a HostVm, &'a HostVm),
+    patience: &Patience,
+) -> Result<(Side<'a>, Side<'a>), SwapError> {
+    let take = |vm: &'a HostVm| Side::take_within(vm, patience.clone()).map_err(refused);
     if from.config.name < to.config.name {
-        let from = Side::take(from).map_err(refused)?;
-        Ok((from, Side::take(to).map_err(refused)?))
+        let from = take(from)?;
+        Ok((from, take(to)?))
     } else {
-        let to = Side::take(to).map_err(refused)?;
-        Ok((Side::take(from).map_err(refused)?, to))
+        let to = take(to)?;
+        Ok((take(from)?, to))
     }
 }
 
@@ -396,7 +418,7 @@ pub(crate) fn plan(
     mode: Mode,
 ) -> Result<PlanReport, SwapError> {
     let (mut from, mut to) = take(host_vms)?;
-    let memory = Both::ask(from.vm, to.vm);
+    let memory = Both::ask(from.vm, to.vm, REGARDLESS);
     let mode = memory.chosen(driver, mode);
     let mut report = PlanReport {
         mode,

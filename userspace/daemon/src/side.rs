@@ -2,7 +2,7 @@
 
 //! One of the two host VMs of a migration: its agent may go and come back.
 
-use crate::host_vm::{AgentGuard, HostVm};
+use crate::host_vm::{AgentGuard, HostVm, ASKING};
 use crate::link::{Link, LinkError, Patience};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -35,7 +35,12 @@ pub(crate) struct Side<'a> {
 impl<'a> Side<'a> {
     /// With the agent, which must be there, and idle soon.
     pub(crate) fn take(vm: &'a HostVm) -> Result<Self, String> {
-        let agent = vm.agent_soon()?;
+        Self::take_within(vm, Patience::default())
+    }
+
+    /// The same, and it is talked to with this patience from the beginning.
+    pub(crate) fn take_within(vm: &'a HostVm, patience: Patience) -> Result<Self, String> {
+        let agent = vm.agent_within(patience.at_most(ASKING))?;
         Ok(Self {
             vm,
             leaves: false,
@@ -43,7 +48,7 @@ impl<'a> Side<'a> {
             before: agent.traffic(),
             agent: Some(agent),
             domid: None,
-            patience: Patience::default(),
+            patience,
         })
     }
 
@@ -69,7 +74,7 @@ impl<'a> Side<'a> {
 
     /// Its domid now, which is that of its domain from now on.
     pub(crate) fn domid(&mut self) -> Result<u32, String> {
-        let domid = self.vm.domid()?;
+        let domid = self.vm.domid_while(|| !self.patience.is_over())?;
         self.expect(domid);
         Ok(domid)
     }
@@ -95,8 +100,9 @@ impl<'a> Side<'a> {
 
     /// Start afresh with the agent.
     pub(crate) fn greet(&mut self) -> Result<(), String> {
+        let patience = self.patience.clone();
         match &mut self.agent {
-            Some(agent) => agent.greet_anew(),
+            Some(agent) => agent.greet_anew(patience),
             None => Err(format!("the agent of host VM {} is gone", self.name())),
         }
     }

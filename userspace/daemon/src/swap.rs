@@ -8,6 +8,7 @@ use crate::exchange::{
 };
 use crate::host_vm::{AgentGuard, HostVm};
 use crate::join::{comparable, join, JoinedRun};
+use crate::link::Patience;
 use crate::preflight::named;
 use crate::verify::{compare, Snapshot};
 use std::collections::HashSet;
@@ -33,7 +34,7 @@ impl Party<'_> {
         mut agent: AgentGuard<'a>,
         name: &str,
     ) -> Result<(AgentGuard<'a>, Guest), SwapError> {
-        agent.greet_anew().map_err(refused)?;
+        agent.greet_anew(Patience::default()).map_err(refused)?;
         let guests = agent.with(|l| l.guests()).map_err(refused)?;
         let host_vm = agent.name().to_owned();
         let guest = named(&guests, name, &host_vm).map_err(refused)?.clone();

@@ -28,6 +28,8 @@ enum Slow {
     Drips,
     /// It takes nothing that is sent, beginning with the guest's state.
     ReadsNothing,
+    /// It does not tell what can be moved there.
+    TellsNothing,
 }
 
 impl Slow {
@@ -52,13 +54,14 @@ impl Slow {
                 std::thread::sleep(SOON);
                 true
             }
+            (Self::TellsNothing, ToAgent::Facts) => true,
             _ => false,
         }
     }
 }
 
-/// A migration to such a host VM, which `end` brings to an end; and why it ended.
-fn ends(slow: Slow, limits: (Option<u32>, Option<u32>), end: impl FnOnce(&World)) -> String {
+/// Such a host VM B, and A with a guest.
+fn world(slow: Slow) -> World {
     let mut w = World::new();
     w.timeout = 300;
     lock(&w.hosts["B"]).guests.clear();
@@ -80,8 +83,11 @@ fn ends(slow: Slow, limits: (Option<u32>, Option<u32>), end: impl FnOnce(&World)
     w.start();
     w.wait_agent("A", None);
     w.wait_agent("B", None);
-    let before = lock(&w.hosts["A"]).memory.clone();
-    let request = MigrateRequest {
+    w
+}
+
+fn request(limits: (Option<u32>, Option<u32>)) -> MigrateRequest {
+    MigrateRequest {
         from: GuestRef {
             host_vm: "A".into(),
             guest: "guest".into(),
@@ -92,7 +98,14 @@ fn ends(slow: Slow, limits: (Option<u32>, Option<u32>), end: impl FnOnce(&World)
         verify: false,
         timeout_seconds: limits.0,
         max_downtime_ms: limits.1,
-    };
+    }
+}
+
+/// A migration to such a host VM, which `end` brings to an end; and why it ended.
+fn ends(slow: Slow, limits: (Option<u32>, Option<u32>), end: impl FnOnce(&World)) -> String {
+    let w = world(slow);
+    let before = lock(&w.hosts["A"]).memory.clone();
+    let request = request(limits);
     let message = std::thread::scope(|s| {
         let answer = s.spawn(|| w.ask(&ToDaemon::Migrate(request)));
         while !w.paused("A") {
@@ -160,6 +173,32 @@ fn a_max_downtime_holds_against_a_peer_that_reads_nothing() {
 fn a_cancellation_holds_against_a_peer_that_reads_nothing() {
     let message = ends(Slow::ReadsNothing, (None, None), cancel);
     assert_says(&message, "it was cancelled");
+}
+
+/// Before anything is begun as well: whoever waits is told, and nothing was done.
+#[test]
+fn a_timeout_and_a_cancellation_hold_in_preflight() {
+    for limit in [Some(1), None] {
+        let w = world(Slow::TellsNothing);
+        let asked = Instant::now();
+        let message = std::thread::scope(|s| {
+            let answer = s.spawn(|| w.ask(&ToDaemon::Migrate(request((limit, None)))));
+            if limit.is_none() {
+                cancel(&w);
+            }
+            match answer.join().unwrap() {
+                FromDaemon::Error { message, .. } => message,
+                other => panic!("{other:?}"),
+            }
+        });
+        assert!(asked.elapsed() < SOON);
+        let why = match limit {
+            Some(_) => "it was not done after 1 s, the --timeout: agent of host VM B",
+            None => "it was cancelled: agent of host VM B",
+        };
+        assert_says(&message, why);
+        assert_eq!(lock(&w.hosts["A"]).suspended, 0);
+    }
 }
 
 /// When it drips for a while already.

@@ -337,6 +337,27 @@ fn limits_hold_against_a_command_that_hangs() {
     }
 }
 
+/// Nor does one that only asks hold anybody up, before anything is begun.
+#[test]
+fn the_timeout_holds_in_preflight() {
+    for dry_run in [true, false] {
+        let w = small();
+        let (_, pages) = contents(&w, "A").unwrap();
+        let file = w.dir.path().join("memory-2");
+        std::fs::remove_file(&file).unwrap();
+        nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut request = request("A", "B");
+        (request.dry_run, request.timeout_seconds) = (dry_run, Some(2));
+        let asked = Instant::now();
+        let (_, message) = error(w.ask(&ToDaemon::Migrate(request)));
+        let said = "it was not done after 2 s, the --timeout";
+        assert_eq!(message.matches(said).count(), 1, "{message}");
+        // The command itself may take 10 s.
+        assert!(asked.elapsed() < Duration::from_secs(9));
+        assert_runs_only_in(&w, "A", &pages);
+    }
+}
+
 /// What the command was asked to fill.
 fn reserved(w: &World) -> Vec<String> {
     let text = std::fs::read_to_string(w.dir.path().join("reserved")).unwrap_or_default();

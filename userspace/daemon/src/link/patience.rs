@@ -21,11 +21,23 @@ pub struct Patience {
 }
 
 impl Patience {
-    /// How long to wait for what may take this long.
-    pub(super) fn limit(&self, limit: Duration) -> Duration {
+    /// How long to wait for what may take this long, of somebody who is there.
+    pub(crate) fn limit(&self, limit: Duration) -> Duration {
         self.until.map_or(limit, |until| {
             limit.min(until.saturating_duration_since(Instant::now()).max(GRACE))
         })
+    }
+
+    /// The same of what may be waited for in vain.
+    pub(crate) fn at_most(&self, limit: Duration) -> Duration {
+        self.until.map_or(limit, |until| {
+            limit.min(until.saturating_duration_since(Instant::now()))
+        })
+    }
+
+    /// Whether nobody waits any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_cancelled() || self.until.is_some_and(|until| Instant::now() >= until)
     }
 
     pub(super) fn is_cancelled(&self) -> bool {
