@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 use std::io::{Error, ErrorKind, Read};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,18 @@ const DIES: Duration = Duration::from_secs(2);
 const KEEP: usize = 1 << 20;
 /// The same of its complaints.
 const KEEP_LAST: usize = 8 << 10;
+
+/// Programs that were killed and have not ended yet, and the numbers of their processes.
+static LEFT: Mutex<Vec<(String, u32)>> = Mutex::new(Vec::new());
+
+fn left() -> MutexGuard<'static, Vec<(String, u32)>> {
+    LEFT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A program with all its arguments.
+fn line(command: &Command) -> String {
+    format!("{command:?}")
+}
 
 /// What a program printed and how it ended.
 #[derive(Debug)]
@@ -110,23 +122,34 @@ pub fn wait(child: &mut Child, limit: Duration) -> std::io::Result<Option<ExitSt
 /// It was killed and has not ended yet.
 pub fn kill(mut child: Child) -> std::io::Result<()> {
     child.kill()?;
-    reap(child, DIES)
+    reap(child, DIES, None)
 }
 
-fn reap(mut child: Child, limit: Duration) -> std::io::Result<()> {
+/// Wait for what was killed. While it has not ended, this command is not run again.
+fn reap(mut child: Child, limit: Duration, command: Option<&Command>) -> std::io::Result<()> {
     if wait(&mut child, limit)?.is_some() {
         return Ok(());
     }
     let pid = child.id();
+    left().extend(command.map(|c| (line(c), pid)));
+    let ended = move || left().retain(|(_, p)| *p != pid);
     // If there cannot be a thread, it stays a zombie for as long as this program runs.
     let waits = std::thread::Builder::new().name("reaper".into());
-    let _ = waits.spawn(move || child.wait());
+    let waits = waits.spawn(move || {
+        let _ = child.wait();
+        ended();
+    });
+    if waits.is_err() {
+        ended();
+    }
     let why =
         format!("process {pid} was killed and has not ended: what the kernel does for it lasts");
     Err(Error::new(ErrorKind::TimedOut, why))
 }
 
-/// Run a program to its end; after `limit` it is killed, which is an error.
+/// Run a program to its end; after `limit` it is killed, which is an error. One that was killed and
+/// has not ended is not run once more with the same arguments, which is an error at once: who asks
+/// again and again would leave a process each time.
 ///
 /// It starts with no signal blocked, whatever this program waits for: what it leaves behind,
 /// a device model say, would ignore SIGTERM for ever.
@@ -141,6 +164,13 @@ pub fn run_while(
     limit: Duration,
     wanted: impl Fn() -> bool,
 ) -> std::io::Result<Output> {
+    let same = line(command);
+    if let Some((_, pid)) = left().iter().find(|(line, _)| *line == same) {
+        let why = format!(
+            "process {pid}, which did the same, was killed and has not ended: what the kernel does for it lasts"
+        );
+        return Err(Error::new(ErrorKind::ResourceBusy, why));
+    }
     // SAFETY: sigprocmask() may be called between fork and exec, and nothing else is done.
     unsafe {
         command.pre_exec(|| Ok(SigSet::empty().thread_set_mask()?));
@@ -167,7 +197,8 @@ pub fn run_while(
         };
         // There is no such group if it is in another one. PIDs are that small.
         let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
-        return Err(match kill(child) {
+        let killed = child.kill().and_then(|()| reap(child, DIES, Some(command)));
+        return Err(match killed {
             Ok(()) => Error::new(kind, why),
             Err(e) => Error::new(kind, format!("{why}; {e}")),
         });
@@ -226,7 +257,7 @@ mod tests {
     fn nobody_waits_for_what_does_not_die() {
         let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
         let (pid, input) = (child.id(), child.stdin.take());
-        let e = reap(child, Duration::from_millis(10)).unwrap_err();
+        let e = reap(child, Duration::from_millis(10), None).unwrap_err();
         assert_eq!(e.kind(), ErrorKind::TimedOut);
         assert!(
             e.to_string().contains("was killed and has not ended"),
@@ -235,6 +266,29 @@ mod tests {
         // It is no zombie for ever.
         drop(input);
         while std::path::Path::new(&format!("/proc/{pid}")).exists() {
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Who asks every few seconds would leave one each time.
+    #[test]
+    fn what_does_not_die_is_not_run_again() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let (pid, input) = (child.id(), child.stdin.take());
+        let mut same = Command::new("echo");
+        same.args(["does not", "die"]);
+        reap(child, Duration::from_millis(10), Some(&same)).unwrap_err();
+        let limit = Duration::from_secs(20);
+        let e = run(&mut same, limit).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::ResourceBusy);
+        assert!(
+            e.to_string().starts_with(&format!("process {pid}, ")),
+            "{e}"
+        );
+        // Something else is.
+        run(Command::new("echo").arg("does not die"), limit).unwrap();
+        drop(input);
+        while run(&mut same, limit).is_err() {
             std::thread::sleep(LOOK);
         }
     }
