@@ -6,17 +6,19 @@
 //! moves a guest's state takes and gives as much as there is within [`PAUSE`],
 //! and the daemon asks again.
 
+mod program;
+
+use self::program::{failed, last_words, Program};
 use crate::hypervisor::HvError;
 use nix::fcntl::{fcntl, FcntlArg, OFlag};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::fmt::Debug;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
-use tracing::{debug, warn};
-use vmbeam_agent_protocol::{AgentErrorCode, MAX_PART};
-use vmbeam_xen::command::{self, Collector};
+use vmbeam_agent_protocol::MAX_PART;
+use vmbeam_xen::command;
 
 /// The toolstack's program.
 pub(crate) const XL: &str = "xl";
@@ -24,11 +26,6 @@ pub(crate) const XL: &str = "xl";
 pub const PAUSE: Duration = Duration::from_secs(2);
 /// How long a command may take that only asks, or changes one thing.
 const COMMAND: Duration = Duration::from_secs(60);
-/// How long a program may take to end that has been told to give up: it lets its guest run again,
-/// or destroys what there is of it. libxl waits 60 s for a guest to notice that it shall suspend
-/// itself before it withdraws that, and 60 s for one that has noticed.
-const GIVE_UP: Duration = Duration::from_secs(150);
-
 /// A guest that is being saved.
 pub trait Outgoing: Debug {
     /// Let the guest be suspended, if that was waited for.
@@ -51,26 +48,6 @@ pub trait Incoming: Debug {
     fn abort(&mut self) -> Result<(), HvError>;
 }
 
-fn failed(message: impl Into<String>) -> HvError {
-    HvError {
-        code: AgentErrorCode::Toolstack,
-        message: message.into(),
-    }
-}
-
-/// The last lines of what a program said, as one.
-fn last_words(text: &str) -> String {
-    let lines: Vec<&str> = text
-        .split(['\n', '\r'])
-        .map(str::trim)
-        .filter(|l| !l.is_empty())
-        .collect();
-    if lines.is_empty() {
-        return "it says nothing".into();
-    }
-    lines[lines.len().saturating_sub(6)..].join("; ")
-}
-
 /// Run `xl` with these arguments; gives what it printed.
 pub fn xl(arguments: &[&str]) -> Result<String, HvError> {
     xl_within(arguments, COMMAND)
@@ -85,73 +62,6 @@ pub fn xl_within(arguments: &[&str], limit: Duration) -> Result<String, HvError>
         return Err(failed(format!("{what}: {}", last_words(&output.err))));
     }
     Ok(output.out)
-}
-
-/// A program with one end of its state on a pipe.
-#[derive(Debug)]
-struct Program {
-    what: String,
-    child: Child,
-    said: Collector,
-}
-
-impl Program {
-    /// Start `xl`, with this redirection of descriptors. It ignores SIGPIPE: when the other
-    /// end is lost it has to put things right, not to die.
-    fn start(
-        xl: &str,
-        arguments: &[&str],
-        redirection: &str,
-        stdin: Stdio,
-        stdout: Stdio,
-    ) -> Result<Self, HvError> {
-        let what = format!("`xl {}`", arguments.join(" "));
-        debug!("{what}");
-        let script = format!("trap '' PIPE; exec {redirection}; exec \"$@\"");
-        let mut child = Command::new("sh")
-            .args(["-c", &script, "sh", xl])
-            .args(arguments)
-            .stdin(stdin)
-            .stdout(stdout)
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|e| failed(format!("cannot run {what}: {e}")))?;
-        let said = Collector::new(child.stderr.take(), true);
-        Ok(Self { what, child, said })
-    }
-
-    /// Whether it has ended well; an error if it has ended otherwise.
-    fn ended(&mut self, limit: Duration) -> Result<bool, HvError> {
-        match command::wait(&mut self.child, limit) {
-            Ok(None) => Ok(false),
-            Ok(Some(status)) if status.success() => Ok(true),
-            Ok(Some(status)) => {
-                self.said.settle();
-                let words = last_words(&self.said.text());
-                Err(failed(format!("{}: {status}: {words}", self.what)))
-            }
-            Err(e) => Err(failed(format!("{}: {e}", self.what))),
-        }
-    }
-
-    /// Its pipe is closed: wait for its end, however that is, and do not wait
-    /// for ever.
-    fn give_up(&mut self) -> Result<(), HvError> {
-        match self.ended(GIVE_UP) {
-            Ok(true) => Ok(()),
-            Err(e) => {
-                debug!("given up: {e}");
-                Ok(())
-            }
-            Ok(false) => {
-                warn!("{} does not end and is killed", self.what);
-                let killed = self.child.kill().and_then(|()| self.child.wait());
-                killed
-                    .map(|_| ())
-                    .map_err(|e| failed(format!("cannot kill {}: {e}", self.what)))
-            }
-        }
-    }
 }
 
 /// Use a pipe without blocking, and let it hold much if the kernel allows it.
@@ -202,9 +112,8 @@ impl Save {
             (gate, redirection) = (Stdio::piped(), "3<&0 </dev/null");
         }
         arguments.extend(["-p", &guest, "/proc/self/fd/1"]);
-        let mut program = Program::start(xl, &arguments, redirection, gate, Stdio::piped())?;
-        let gate = program.child.stdin.take();
-        let pipe = program.child.stdout.take();
+        let (program, gate, pipe) =
+            Program::start(xl, &arguments, redirection, gate, Stdio::piped())?;
         if let Some(pipe) = &pipe {
             prepare_pipe(pipe)?;
         }
@@ -296,9 +205,8 @@ impl Restore {
             (ready, redirection) = (Stdio::piped(), "3>&1 >/dev/null");
         }
         arguments.extend(["-p", "/proc/self/fd/0"]);
-        let mut program = Program::start(xl, &arguments, redirection, Stdio::piped(), ready)?;
-        let pipe = program.child.stdin.take();
-        let ready = program.child.stdout.take();
+        let (program, pipe, ready) =
+            Program::start(xl, &arguments, redirection, Stdio::piped(), ready)?;
         if let Some(pipe) = &pipe {
             prepare_pipe(pipe)?;
         }
@@ -486,7 +394,9 @@ mod tests {
         let started = Instant::now();
         assert_eq!(save.pull().unwrap(), (Vec::new(), false));
         assert!(started.elapsed() < Duration::from_secs(50));
-        save.program.child.kill().unwrap();
+        save.program
+            .give_up_within(Duration::from_millis(10))
+            .unwrap();
     }
 
     #[test]
@@ -587,13 +497,5 @@ mod tests {
         assert!(old.problem.is_none() && !old.stages);
         let problem = with("", both).problem.unwrap();
         assert!(problem.contains("lacks `xl save --external-memory`"));
-    }
-
-    #[test]
-    fn the_last_words_are_short() {
-        assert_eq!(last_words(" \n"), "it says nothing");
-        assert_eq!(last_words("a\rb\n\nc\n"), "a; b; c");
-        let many: Vec<String> = (0..100).map(|i| i.to_string()).collect();
-        assert_eq!(last_words(&many.join("\n")), "94; 95; 96; 97; 98; 99");
     }
 }
