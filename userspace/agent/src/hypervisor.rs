@@ -6,7 +6,7 @@ use crate::definitions::Files;
 use crate::disks;
 use crate::gate::Gate;
 use crate::identity;
-use crate::late::Watched;
+use crate::late::{self, WATCH};
 use crate::orphan::orphan;
 use crate::preflight::{self, xenstore_domain, Size, Surroundings};
 use crate::toolstack::{self, xl, xl_within, Incoming, Outgoing, Restore, Save};
@@ -270,6 +270,51 @@ fn until_gone(
     }
 }
 
+/// Let a guest run, in whatever state a save has left it.
+fn let_run(xen: &Xen, domid: u32) -> Result<(), HvError> {
+    let deadline = Instant::now() + RESUME;
+    let mut last = None;
+    loop {
+        let next = next(&find(xen, domid)?);
+        // What was done has had no effect yet.
+        if last.replace(next) == Some(next) {
+            std::thread::sleep(LOOK);
+        }
+        match next {
+            Next::None => {
+                return Err(HvError {
+                    code: AgentErrorCode::NoGuest,
+                    message: format!("guest {domid} is being destroyed"),
+                });
+            }
+            Next::Ended => {
+                warn!(domid, "the guest has crashed or shut down by itself");
+                return Ok(());
+            }
+            // Its save was killed. One that ends just now does the same,
+            // and then this one fails.
+            Next::Resume => match xl(&["resume", &domid.to_string()]) {
+                Err(e) if Instant::now() >= deadline => return Err(e),
+                _ => {}
+            },
+            Next::Unpause => Xen::unpause(xen, domid)?,
+            Next::Done => return Ok(()),
+        }
+        if Instant::now() >= deadline {
+            let state = match next {
+                Next::Unpause => "paused",
+                _ => "suspended",
+            };
+            return Err(HvError {
+                code: AgentErrorCode::Toolstack,
+                message: format!(
+                    "guest {domid} cannot be made to run, and stays {state}; see `xl list`"
+                ),
+            });
+        }
+    }
+}
+
 impl Hypervisor for Xen {
     fn version(&self) -> String {
         Xen::version(self).into()
@@ -390,9 +435,9 @@ impl Hypervisor for Xen {
     }
 
     fn save(&self, domid: u32, external: bool, staged: bool) -> Result<Box<dyn Outgoing>, HvError> {
-        find(self, domid)?;
+        let id = (domid, find(self, domid)?.uuid);
         let begin = || Save::start(domid, external, staged);
-        Ok(Box::new(Watched::begin(domid, staged, begin)?))
+        Ok(Box::new(WATCH.save(id, staged, let_run, begin)?))
     }
 
     fn orphan(&self) -> Option<String> {
@@ -423,47 +468,18 @@ impl Hypervisor for Xen {
     }
 
     fn resume(&self, domid: u32) -> Result<(), HvError> {
-        let deadline = Instant::now() + RESUME;
-        let mut last = None;
-        loop {
-            let next = next(&find(self, domid)?);
-            // What was done has had no effect yet.
-            if last.replace(next) == Some(next) {
-                std::thread::sleep(LOOK);
-            }
-            match next {
-                Next::None => {
-                    return Err(HvError {
-                        code: AgentErrorCode::NoGuest,
-                        message: format!("guest {domid} is being destroyed"),
-                    });
-                }
-                Next::Ended => {
-                    warn!(domid, "the guest has crashed or shut down by itself");
-                    return Ok(());
-                }
-                // Its save was killed. One that ends just now does the same,
-                // and then this one fails.
-                Next::Resume => match xl(&["resume", &domid.to_string()]) {
-                    Err(e) if Instant::now() >= deadline => return Err(e),
-                    _ => {}
-                },
-                Next::Unpause => Xen::unpause(self, domid)?,
-                Next::Done => return Ok(()),
-            }
-            if Instant::now() >= deadline {
-                let state = match next {
-                    Next::Unpause => "paused",
-                    _ => "suspended",
-                };
-                return Err(HvError {
-                    code: AgentErrorCode::Toolstack,
-                    message: format!(
-                        "guest {domid} cannot be made to run, and stays {state}; see `xl list`"
-                    ),
-                });
-            }
+        let info = find(self, domid)?;
+        // An agent before this one may have asked it to suspend itself, and nobody waits for that.
+        let asked = next(&info) == Next::Done || late::is_asked(self, domid);
+        let left = WATCH.leave(domid);
+        let result = let_run(self, domid);
+        match (&result, left) {
+            (Ok(()), Some(_)) => WATCH.begin((domid, info.uuid), let_run),
+            (Ok(()), None) if asked => WATCH.begin((domid, info.uuid), let_run),
+            (Err(_), Some(left)) => WATCH.resume(&left, let_run),
+            (_, None) => {}
         }
+        result
     }
 
     fn destroy(&self, domid: u32) -> Result<(), HvError> {
