@@ -2,8 +2,8 @@
 
 //! The command line of the daemon.
 
+use crate::config::CONFIG_PATH;
 use crate::privilege::Filter;
-use crate::CONFIG_PATH;
 use clap::Parser;
 use std::path::PathBuf;
 

@@ -4,13 +4,12 @@
 //! by now, or is on its way, or would be started by another one as well. An agent that begins
 //! is told as soon as that is known; until then nothing is started there.
 
-use crate::control::Shared;
 use crate::definitions::{autostart, follow, is_defined, may_start, put_aside};
 use crate::host_vm::HostVm;
 use crate::preflight::{is_alive, take};
+use crate::shared::Shared;
 use crate::side::Side;
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 use vmbeam_agent_protocol::Guest;
@@ -21,27 +20,6 @@ const LOOK: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_secs(15);
 /// How long an agent may be away in the middle of this.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Why guests are not started yet, by the names of host VMs.
-#[derive(Debug, Default)]
-pub(crate) struct Held(Mutex<HashMap<String, String>>);
-
-impl Held {
-    /// Notes it; says whether it is news.
-    fn set(&self, host_vm: &str, why: Option<&str>) -> bool {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = match why {
-            Some(why) => held.insert(host_vm.into(), why.into()),
-            None => held.remove(host_vm),
-        };
-        last.as_deref() != why
-    }
-
-    pub(crate) fn get(&self, host_vm: &str) -> Option<String> {
-        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        held.get(host_vm).cloned()
-    }
-}
 
 /// What an agent was told last.
 #[derive(Debug, Default)]

@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use vmbeam_control_protocol::FromDaemon;
+use vmbeam_control_protocol::{Failure, FromDaemon};
 use vmbeam_wire::{encode, FrameError};
 
 /// How long a client may take to say what it wants, and to take what it asked for.
@@ -26,6 +26,14 @@ pub(crate) enum ClientError {
     Gone,
     #[error("it sent nothing complete within {} s", CLIENT_TIMEOUT.as_secs())]
     Slow,
+}
+
+/// An answer that says so.
+pub(crate) fn failed(failure: Failure, message: &impl ToString) -> FromDaemon {
+    FromDaemon::Error {
+        failure,
+        message: message.to_string(),
+    }
 }
 
 /// The socket, with the end of a message whose beginning it has taken.

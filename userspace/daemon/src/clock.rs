@@ -2,10 +2,10 @@
 
 //! Clocks of host VMs: a guest that moves goes by another one from then on.
 
-use crate::control::Shared;
-use crate::host_vm::{expected, side_by_side};
+use crate::host_vm::{expected, side_by_side, HostVm};
 use crate::link::Reading;
 use std::collections::HashMap;
+use std::sync::Arc;
 use vmbeam_control_protocol::Clocks;
 
 /// Clocks may differ by so many nanoseconds without anybody being told.
@@ -23,31 +23,32 @@ pub(crate) fn apart(a: (&str, Reading), b: (&str, Reading)) -> Option<String> {
     })
 }
 
-impl Shared {
-    /// The clocks of these pairs, as far as their host VMs should be there. Only of agents that
-    /// are idle: who looks whether all is well does not wait for jobs.
-    pub(crate) fn clocks(&self, pairs: &[(String, String)]) -> Vec<((String, String), Clocks)> {
-        let host_vms = expected(&self.host_vms);
-        let readings = side_by_side(&host_vms, |vm| {
-            let reading = vm.agent().and_then(|mut agent| agent.time_soon());
-            (vm.config.name.clone(), reading)
+/// The clocks of these pairs, as far as their host VMs should be there. Only of agents that
+/// are idle: who looks whether all is well does not wait for jobs.
+pub(crate) fn clocks(
+    host_vms: &[Arc<HostVm>],
+    pairs: &[(String, String)],
+) -> Vec<((String, String), Clocks)> {
+    let host_vms = expected(host_vms);
+    let readings = side_by_side(&host_vms, |vm| {
+        let reading = vm.agent().and_then(|mut agent| agent.time_soon());
+        (vm.config.name.clone(), reading)
+    });
+    let readings: HashMap<_, _> = readings.into_iter().collect();
+    let known = |name: &String, reading: &Result<Option<Reading>, String>| {
+        let silent = || format!("the agent of host VM {name} does not tell the time");
+        reading.clone()?.ok_or_else(silent)
+    };
+    let compared = |pair: &(String, String)| {
+        let (a, b) = (&pair.0, &pair.1);
+        let (of_a, of_b) = (readings.get(a)?, readings.get(b)?);
+        let clocks = known(a, of_a).and_then(|of_a| {
+            let told = apart((a, of_a), (b, known(b, of_b)?));
+            Ok(told.map_or(Clocks::Together, Clocks::Apart))
         });
-        let readings: HashMap<_, _> = readings.into_iter().collect();
-        let known = |name: &String, reading: &Result<Option<Reading>, String>| {
-            let silent = || format!("the agent of host VM {name} does not tell the time");
-            reading.clone()?.ok_or_else(silent)
-        };
-        let compared = |pair: &(String, String)| {
-            let (a, b) = (&pair.0, &pair.1);
-            let (of_a, of_b) = (readings.get(a)?, readings.get(b)?);
-            let clocks = known(a, of_a).and_then(|of_a| {
-                let told = apart((a, of_a), (b, known(b, of_b)?));
-                Ok(told.map_or(Clocks::Together, Clocks::Apart))
-            });
-            Some((pair.clone(), clocks.unwrap_or_else(Clocks::Unknown)))
-        };
-        pairs.iter().filter_map(compared).collect()
-    }
+        Some((pair.clone(), clocks.unwrap_or_else(Clocks::Unknown)))
+    };
+    pairs.iter().filter_map(compared).collect()
 }
 
 #[cfg(test)]

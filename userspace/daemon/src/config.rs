@@ -19,6 +19,8 @@ use hooks::RawHook;
 pub use metrics::MetricsAt;
 use metrics::RawMetrics;
 
+/// Where the configuration normally is.
+pub const CONFIG_PATH: &str = "/etc/vmbeam/vmbeamd.toml";
 /// Where the command line reaches the daemon.
 pub const CONTROL_SOCKET: &str = "/run/vmbeam/control.sock";
 /// Where QEMU is to put the sockets of the host VMs' ports.

@@ -2,15 +2,16 @@
 
 //! The daemon itself: its host VMs, its jobs, and the control socket.
 
-use crate::autostart::Held;
 use crate::boot;
-use crate::client::{Client, ClientError, CLIENT_TIMEOUT};
+use crate::client::{failed, Client, ClientError, CLIENT_TIMEOUT};
+use crate::clock::clocks;
 use crate::config::Config;
 use crate::driver::{Driver, Pinned, Sessions};
-use crate::evacuate::Evacuations;
+use crate::evacuations::Evacuations;
 use crate::events::Events;
-use crate::exchange::{refused, SwapError};
+use crate::exchange::SwapError;
 use crate::execute::Work;
+use crate::held::Held;
 use crate::hooks::Hooks;
 use crate::host_vm::{self, HostVm};
 use crate::http::Server;
@@ -18,10 +19,15 @@ use crate::identity::Source;
 use crate::jobs::{Begun, Jobs};
 use crate::journal::Journal;
 use crate::maintenance::Maintenance;
+use crate::memory::memories;
 use crate::metrics::Metrics;
 use crate::pauses::Pauses;
 use crate::preflight::plan;
-use crate::settle::{ends, Unsettled};
+use crate::settle::ends;
+use crate::shared::{spawn, Shared};
+use crate::unsettled::Unsettled;
+use crate::version::VERSION;
+use crate::work::Left;
 use anyhow::Context;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -45,40 +51,10 @@ const LISTING: Duration = Duration::from_secs(1);
 /// for (packaging/systemd/vmbeamd.service).
 const STOP_PATIENCE: Duration = Duration::from_secs(150);
 
-/// What all threads share.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    config: Config,
-    pub(crate) driver: Arc<dyn Driver>,
-    pub(crate) host_vms: Vec<Arc<HostVm>>,
-    pub(crate) maintenance: Arc<Maintenance>,
-    /// Why guests are not started yet.
-    pub(crate) held: Held,
-    pub(crate) jobs: Jobs,
-    pub(crate) evacuations: Evacuations,
-    pub(crate) events: Arc<Events>,
-    pub(crate) hooks: Hooks,
-    pub(crate) metrics: Metrics,
-    pub(crate) pauses: Pauses,
-    clients: AtomicUsize,
-    /// Clients that have asked for something, and have not got all of the answer.
-    answering: AtomicUsize,
-    pub(crate) stop: Arc<AtomicBool>,
-    /// No client is served any more.
-    closed: AtomicBool,
-}
-
 /// A running daemon.
 #[derive(Debug)]
 pub struct Daemon {
     shared: Arc<Shared>,
-}
-
-pub(crate) fn failed(failure: Failure, message: &impl ToString) -> FromDaemon {
-    FromDaemon::Error {
-        failure,
-        message: message.to_string(),
-    }
 }
 
 impl Daemon {
@@ -207,14 +183,6 @@ impl Daemon {
     }
 }
 
-pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
-    std::thread::Builder::new()
-        .name(name.into())
-        .spawn(run)
-        .context("cannot start a thread")?;
-    Ok(())
-}
-
 /// Make the control socket, for root only. A socket that nobody listens on is
 /// left from an earlier run and is replaced.
 fn listen(path: &Path) -> anyhow::Result<UnixListener> {
@@ -280,9 +248,6 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// What a job has left, and the job that is to settle it.
-pub(crate) type Left = Option<(Begun, Unsettled)>;
-
 /// One request, its answers, and good-bye.
 fn serve(
     shared: &Arc<Shared>,
@@ -330,18 +295,20 @@ fn serve(
         ToDaemon::Evacuate(request) => match shared.evacuate(request) {
             Ok(job) => {
                 let _ = answer.send(&FromDaemon::Job { id: job });
-                match shared.watch(job, &answer) {
+                match shared.evacuations.watch(job, &answer) {
                     Some(end) => end,
                     None => return Ok(()),
                 }
             }
             Err(e) => failed(e.failure, &e.message),
         },
-        ToDaemon::Watch { job } => match shared.watch(job, &answer) {
+        ToDaemon::Watch { job } => match shared.evacuations.watch(job, &answer) {
             Some(end) => end,
             None => return Ok(()),
         },
-        ToDaemon::Events => match shared.follow(&answer) {
+        ToDaemon::Events => match shared.events.show(&answer, || {
+            shared.is_stopping() && !shared.jobs.are_running()
+        }) {
             Some(end) => end,
             None => return Ok(()),
         },
@@ -375,7 +342,7 @@ fn serve(
         }
         ToDaemon::Abort { job } => done(shared.abort(job)),
         ToDaemon::Dismiss { job } => done(shared.forget(job)),
-        ToDaemon::Memory => FromDaemon::Memory(shared.memories()),
+        ToDaemon::Memory => FromDaemon::Memory(memories(&shared.host_vms)),
         ToDaemon::Maintenance => FromDaemon::Maintenance(shared.maintenance.names()),
         ToDaemon::SetMaintenance { host_vm, on } => match shared.maintain(&host_vm, on) {
             Ok(()) => FromDaemon::Done,
@@ -392,23 +359,11 @@ fn done(result: Result<(), String>) -> FromDaemon {
     }
 }
 
-/// What is said of a panic.
-pub(crate) fn internal() -> SwapError {
-    SwapError {
-        failure: Failure::Failed,
-        message: "internal error; see vmbeamd's log".into(),
-    }
-}
-
 impl Shared {
-    pub(crate) fn is_stopping(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
-    }
-
     fn scrape(&self) -> String {
         let agents = host_vm::expected(&self.host_vms).into_iter();
         let agents = agents.map(|vm| (vm.config.name.clone(), vm.is_connected()));
-        self.metrics.scrape(agents, self.memories())
+        self.metrics.scrape(agents, memories(&self.host_vms))
     }
 
     fn check(&self) -> CheckReport {
@@ -423,11 +378,11 @@ impl Shared {
             });
         let pairs: Vec<_> = self.config.pairs.iter().cloned().collect();
         CheckReport {
-            daemon_version: crate::VERSION.into(),
+            daemon_version: VERSION.into(),
             protocol: vmbeam_wire::VERSION,
             driver,
             agents: host_vm::reports(&self.host_vms),
-            clocks: self.clocks(&pairs),
+            clocks: clocks(&self.host_vms, &pairs),
             pairs,
         }
     }
@@ -461,36 +416,5 @@ impl Shared {
             _ => {}
         }
         Ok(())
-    }
-
-    pub(crate) fn host_vm(&self, name: &str) -> Result<&HostVm, SwapError> {
-        self.host_vms
-            .iter()
-            .find(|vm| vm.config.name == name)
-            .map(|vm| &**vm)
-            .ok_or_else(|| SwapError {
-                failure: Failure::Refused,
-                message: format!("there is no host VM named {name} in vmbeamd's configuration"),
-            })
-    }
-
-    /// Two host VMs that may exchange memory.
-    pub(crate) fn pair(&self, a: &str, b: &str) -> Result<(&HostVm, &HostVm), SwapError> {
-        let refuse = |message: String| Err(refused(message));
-        let host_vms = (self.host_vm(a)?, self.host_vm(b)?);
-        if a == b {
-            return refuse(format!(
-                "source and destination are both host VM {a}; name two host VMs"
-            ));
-        }
-        if !self.config.allows(a, b) {
-            return refuse(format!(
-                "host VMs {a} and {b} may not swap; add a [[pair]] with between = [\"{a}\", \"{b}\"] to vmbeamd's configuration to allow it"
-            ));
-        }
-        if self.is_stopping() {
-            return refuse("vmbeamd is stopping".into());
-        }
-        Ok(host_vms)
     }
 }

@@ -1,19 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! All guests of a host VM move, one after the other, by a job that needs nobody who waits for
-//! it: clients only watch. It has a file ([`record`]), and a daemon that is started again goes
+//! it: clients only watch. It has a file ([`Record`]), and a daemon that is started again goes
 //! on with it.
 
-mod record;
-mod watch;
-
 use crate::boot;
-use crate::control::{failed, spawn, Shared};
-use crate::exchange::{refused, SwapError};
+use crate::client::failed;
+use crate::evacuations::{Ended, Evacuation, Record};
+use crate::exchange::{internal, refused, SwapError};
 use crate::host_vm::HostVm;
 use crate::jobs::Begun;
 use crate::preflight::{is_alive, mib, plan};
-use record::{Ended, Record};
+use crate::shared::{spawn, Shared};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,8 +21,6 @@ use vmbeam_control_protocol::{
     needed_mib, no_room, EvacuateReport, EvacuateRequest, Failure, FromDaemon, GuestMove, GuestRef,
     JobKind, JobOutcome, JobReport, MigrateRequest, MoveOutcome,
 };
-use watch::Evacuation;
-pub(crate) use watch::Evacuations;
 
 /// How often to look whether what is waited for has ended.
 const LOOK: Duration = Duration::from_millis(50);
@@ -160,7 +156,7 @@ impl Shared {
         spawn("evacuation", move || {
             let evacuate = || Evacuating::new(&shared, &evacuation).run(again);
             let result = catch_unwind(AssertUnwindSafe(evacuate))
-                .unwrap_or_else(|_| Err(Halt::Failed(crate::control::internal())));
+                .unwrap_or_else(|_| Err(Halt::Failed(internal())));
             let mut record = evacuation.record();
             record.ended = match result {
                 Ok(()) => Some(Ended::Done),

@@ -3,8 +3,7 @@
 //! What happens, for whoever follows it. Whoever makes it happen waits for nobody: each follower
 //! has a queue, and what does not fit into it is counted and lost.
 
-use crate::client::Client;
-use crate::control::{failed, Shared};
+use crate::client::{failed, Client};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
@@ -109,6 +108,36 @@ impl Events {
             follower
         })
     }
+
+    /// Tell a client what happens until it has gone, or nothing more is going to happen, which
+    /// `is_over` says. What it does not take waits in its queue.
+    pub(crate) fn show(&self, client: &Client, is_over: impl Fn() -> bool) -> Option<FromDaemon> {
+        let Some(follower) = self.follow() else {
+            let why = format!("{FOLLOWERS} clients follow what happens already, which is the most");
+            return Some(failed(Failure::Refused, &why));
+        };
+        let mut next = None;
+        loop {
+            let ends = is_over();
+            while let Some(event) = next.take().or_else(|| lock(&follower.queue).pop()) {
+                if !client.offer(&FromDaemon::Event(event.clone())) {
+                    next = Some(event);
+                    break;
+                }
+            }
+            if ends || client.is_gone() {
+                return None;
+            }
+            if next.is_some() {
+                // Its socket is full; more events change nothing about that.
+                std::thread::sleep(LOOK);
+                continue;
+            }
+            let nothing = |q: &mut Queue| q.waiting.is_empty() && q.dropped == 0;
+            let queue = lock(&follower.queue);
+            drop(follower.more.wait_timeout_while(queue, LOOK, nothing));
+        }
+    }
 }
 
 /// Makes an event of each warning in the log.
@@ -144,38 +173,6 @@ impl Visit for Fields<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
         if field.name() == "message" {
             self.0.text = Some(format!("{value:?}"));
-        }
-    }
-}
-
-impl Shared {
-    /// Tell a client what happens until it has gone, or the daemon stops and nothing happens
-    /// any more. What it does not take waits in its queue.
-    pub(crate) fn follow(&self, client: &Client) -> Option<FromDaemon> {
-        let Some(follower) = self.events.follow() else {
-            let why = format!("{FOLLOWERS} clients follow what happens already, which is the most");
-            return Some(failed(Failure::Refused, &why));
-        };
-        let mut next = None;
-        loop {
-            let ends = self.is_stopping() && !self.jobs.are_running();
-            while let Some(event) = next.take().or_else(|| lock(&follower.queue).pop()) {
-                if !client.offer(&FromDaemon::Event(event.clone())) {
-                    next = Some(event);
-                    break;
-                }
-            }
-            if ends || client.is_gone() {
-                return None;
-            }
-            if next.is_some() {
-                // Its socket is full; more events change nothing about that.
-                std::thread::sleep(LOOK);
-                continue;
-            }
-            let nothing = |q: &mut Queue| q.waiting.is_empty() && q.dropped == 0;
-            let queue = lock(&follower.queue);
-            drop(follower.more.wait_timeout_while(queue, LOOK, nothing));
         }
     }
 }

@@ -4,7 +4,6 @@
 
 use crate::driver::DriverSession;
 use crate::join::JoinedRun;
-use crate::memory::relocates;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -51,6 +50,14 @@ pub(crate) fn refused(message: impl ToString) -> SwapError {
     SwapError {
         failure: Failure::Refused,
         message: message.to_string(),
+    }
+}
+
+/// What is said of a panic.
+pub(crate) fn internal() -> SwapError {
+    SwapError {
+        failure: Failure::Failed,
+        message: "internal error; see vmbeamd's log".into(),
     }
 }
 
@@ -270,6 +277,11 @@ pub(crate) fn pairs<'a>(
         .flat_map(|r| (0..u64::from(r.nr)).map(|i| (r.pfn + i, r.gfn_a + i, r.gfn_b + i)))
         .zip(status)
         .map(|((pfn, a, b), s)| (pfn, a, b, *s))
+}
+
+/// Whether frames may go over without one in return.
+pub(crate) fn relocates(mode: BindMode) -> bool {
+    matches!(mode, BindMode::ToB | BindMode::ToA)
 }
 
 /// Pages that were not there where a relocation comes from: they read as zeroes, and so they do

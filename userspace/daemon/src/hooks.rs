@@ -7,7 +7,6 @@
 //! nor run twice without being told so.
 
 use crate::config::HookConfig;
-use crate::control::{spawn, Shared};
 use crate::durable;
 use crate::exchange::{refused, SwapError};
 use serde::{Deserialize, Serialize};
@@ -15,9 +14,9 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tracing::{info, warn};
-use vmbeam_control_protocol::{GuestRef, JobKind, JobOutcome};
+use vmbeam_control_protocol::{GuestRef, JobOutcome};
 use vmbeam_xen::command::run_while;
 
 /// The file, in the directory of the journal.
@@ -217,7 +216,7 @@ impl Hooks {
     }
 
     /// Source and destination of those who have one that must be run still.
-    fn left(&self) -> Vec<(GuestRef, GuestRef)> {
+    pub(crate) fn left(&self) -> Vec<(GuestRef, GuestRef)> {
         let has = |n: &&Note| self.of(&n.guest).is_some_and(|h| h.after.is_some());
         let here = |host_vm: &str, guest: &str| GuestRef {
             host_vm: host_vm.into(),
@@ -239,31 +238,5 @@ fn run(command: &mut Command, hook: &HookConfig, go_on: impl Fn() -> bool) -> Re
             let last = out.err.trim().lines().last().unwrap_or("it says nothing");
             Err(format!("{}: {last}", out.status))
         }
-    }
-}
-
-impl Shared {
-    /// Run what the last daemon has left, but for what a record is about (`recorded`): that is
-    /// settled first.
-    pub(crate) fn resume_hooks(
-        self: &Arc<Self>,
-        recorded: &[(GuestRef, GuestRef)],
-    ) -> anyhow::Result<()> {
-        for (from, to) in self.hooks.left() {
-            if recorded.iter().any(|(source, _)| *source == from) {
-                continue;
-            }
-            // One that others wait for, as its guest must not move meanwhile.
-            let job = self.jobs.begin(JobKind::Settle, from.clone(), to)?;
-            let shared = self.clone();
-            spawn("hook", move || {
-                let doing = "running a hook that vmbeamd has left when it ended";
-                shared.jobs.phase(job.id, doing.into());
-                shared.hooks.after(&from, None);
-                let end = "the hook after the move was run";
-                shared.jobs.end(job.id, JobOutcome::Done, end.into());
-            })?;
-        }
-        Ok(())
     }
 }

@@ -23,9 +23,11 @@ mod differ;
 pub mod driver;
 mod durable;
 mod evacuate;
+mod evacuations;
 pub mod events;
 pub mod exchange;
 mod execute;
+mod held;
 mod hooks;
 pub mod host_vm;
 mod http;
@@ -48,20 +50,19 @@ mod preflight;
 pub mod privilege;
 mod probe;
 mod settle;
+mod shared;
 mod side;
 mod stage;
 pub mod swap;
 mod tidy;
 mod transfer;
+mod unsettled;
 mod verify;
+mod version;
 mod whereabouts;
 mod work;
 
 pub use args::Args;
-pub use config::Config;
+pub use config::{Config, CONFIG_PATH};
 pub use control::Daemon;
-
-/// Where the configuration normally is.
-pub const CONFIG_PATH: &str = "/etc/vmbeam/vmbeamd.toml";
-/// Version of the daemon.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+pub use version::VERSION;

@@ -8,6 +8,7 @@ mod time;
 mod uuids;
 
 use crate::config::HostVmConfig;
+use crate::version;
 use patience::Deadline;
 pub use patience::Patience;
 pub(crate) use requests::parts;
@@ -292,7 +293,7 @@ impl Link {
         loop {
             let mut deadline = Deadline::after(self.patience.limit(HELLO_AGAIN));
             let hello = ToAgent::Hello {
-                daemon_version: crate::VERSION.into(),
+                daemon_version: version::VERSION.into(),
             };
             self.request = self.request.wrapping_add(1);
             if !self.known || self.versions.protocol != VERSION {

@@ -4,10 +4,11 @@
 //! than its guest hypervisor believes.
 
 use crate::driver::Driver;
-use crate::exchange::{both, refused, GoOn, SwapError, REGARDLESS};
+use crate::exchange::{both, refused, relocates, GoOn, SwapError, REGARDLESS};
 use crate::journal::Place;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 use tracing::{info, warn};
 use vmbeam_control_protocol::{reserve_for, HostMemory, HostVmMemory, Mode, MARGIN};
@@ -15,7 +16,6 @@ use vmbeam_uapi::sys::FEATURE_RELOCATE;
 use vmbeam_uapi::Mode as BindMode;
 use vmbeam_xen::command::run_while;
 
-use crate::control::Shared;
 use crate::host_vm::{expected, side_by_side, HostVm};
 use crate::identity::Source;
 
@@ -171,11 +171,6 @@ fn no_relocation(driver: &dyn Driver) -> Option<String> {
     }
 }
 
-/// Whether frames may go over without one in return.
-pub(crate) fn relocates(mode: BindMode) -> bool {
-    matches!(mode, BindMode::ToB | BindMode::ToA)
-}
-
 /// Where memory goes, for the driver.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Route {
@@ -312,14 +307,12 @@ impl HostVm {
     }
 }
 
-impl Shared {
-    /// All host VMs' memory.
-    pub(crate) fn memories(&self) -> Vec<HostVmMemory> {
-        side_by_side(&expected(&self.host_vms), |vm| HostVmMemory {
-            host_vm: vm.config.name.clone(),
-            memory: vm.memory(),
-        })
-    }
+/// All host VMs' memory.
+pub(crate) fn memories(host_vms: &[Arc<HostVm>]) -> Vec<HostVmMemory> {
+    side_by_side(&expected(host_vms), |vm| HostVmMemory {
+        host_vm: vm.config.name.clone(),
+        memory: vm.memory(),
+    })
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! Counts for Prometheus: what the daemon did since it was started.
 
 use crate::exchange::SwapError;
+use crate::version::VERSION;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -40,7 +41,7 @@ impl Default for Metrics {
             memory: Family::default(),
         };
         let r = &mut all.registry;
-        let build = Info::new([("version", crate::VERSION)]);
+        let build = Info::new([("version", VERSION)]);
         r.register("build", "The daemon", build);
         r.register("moves", "Migrations by result", all.moves.clone());
         let help = "Pages of migrated guests by how they got there";

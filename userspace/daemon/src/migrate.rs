@@ -8,7 +8,7 @@
 //! ([`crate::settle`]), with the same machine and the same executor.
 
 use crate::driver::{Driver, DriverSession};
-use crate::exchange::{refused, Progress, SwapError};
+use crate::exchange::{internal, refused, Progress, SwapError};
 use crate::execute::{Executor, Swapped, Work};
 use crate::hooks::Hooks;
 use crate::host_vm::HostVm;
@@ -19,9 +19,9 @@ use crate::link::Patience;
 use crate::memory::Route;
 use crate::pauses::Pauses;
 use crate::preflight::{check, mib, Checked};
-use crate::settle::Unsettled;
 use crate::side::Side;
 use crate::stage::Staged;
+use crate::unsettled::Unsettled;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -582,7 +582,7 @@ impl<'a> Job<'a> {
     /// What the journal says is all that counts.
     fn panicked(self) -> Finished<'a> {
         Finished {
-            result: Err(crate::control::internal()),
+            result: Err(internal()),
             unsettled: Some(Unsettled::Written(self.work.record.id)),
             _held: Some((self.exec.from, self.exec.to)),
         }

@@ -2,18 +2,22 @@
 
 //! Bringing a migration to an end that did not get there by itself: its job failed, or the
 //! daemon died. It is tried again and again, until a person dismisses it.
+//! What hooks the last daemon has left is run as well.
 
 use crate::boot;
-use crate::control::{internal, Shared};
+use crate::exchange::internal;
 use crate::execute::{Executor, Swapped, Work};
 use crate::jobs::Begun;
 use crate::journal::Record;
+use crate::shared::{spawn, Shared};
 use crate::side::Side;
+use crate::unsettled::Unsettled;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::Ordering;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::warn;
-use vmbeam_control_protocol::{GuestRef, JobOutcome};
+use vmbeam_control_protocol::{GuestRef, JobKind, JobOutcome};
 use vmbeam_migration::{Command, Event, Outcome};
 
 /// How long one attempt to settle a migration waits for agents.
@@ -23,25 +27,6 @@ const ATTEMPT: Duration = Duration::from_secs(60);
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How often to look whether it is dismissed, or the daemon stops.
 const LOOK: Duration = Duration::from_millis(50);
-
-/// What is to be settled.
-#[derive(Debug)]
-pub(crate) enum Unsettled {
-    /// It is known how far it is.
-    Known(Box<Work>),
-    /// A job panicked: what the journal says of this number counts.
-    Written(u64),
-}
-
-impl Unsettled {
-    /// The number of its record.
-    fn id(&self) -> u64 {
-        match self {
-            Self::Known(work) => work.record.id,
-            Self::Written(id) => *id,
-        }
-    }
-}
 
 /// Source and destination of the guest of a record.
 pub(crate) fn ends(record: &Record) -> (GuestRef, GuestRef) {
@@ -56,6 +41,30 @@ pub(crate) fn ends(record: &Record) -> (GuestRef, GuestRef) {
 type End = (JobOutcome, String);
 
 impl Shared {
+    /// Run what the last daemon has left, but for what a record is about (`recorded`): that is
+    /// settled first.
+    pub(crate) fn resume_hooks(
+        self: &Arc<Self>,
+        recorded: &[(GuestRef, GuestRef)],
+    ) -> anyhow::Result<()> {
+        for (from, to) in self.hooks.left() {
+            if recorded.iter().any(|(source, _)| *source == from) {
+                continue;
+            }
+            // One that others wait for, as its guest must not move meanwhile.
+            let job = self.jobs.begin(JobKind::Settle, from.clone(), to)?;
+            let shared = self.clone();
+            spawn("hook", move || {
+                let doing = "running a hook that vmbeamd has left when it ended";
+                shared.jobs.phase(job.id, doing.into());
+                shared.hooks.after(&from, None);
+                let end = "the hook after the move was run";
+                shared.jobs.end(job.id, JobOutcome::Done, end.into());
+            })?;
+        }
+        Ok(())
+    }
+
     /// Try until a migration has come to an end, or the daemon stops.
     pub(crate) fn settle(&self, job: &Begun, mut what: Unsettled) {
         let (id, mut pause) = (job.id, PAUSE.0);

@@ -3,16 +3,20 @@
 //! The jobs that a client asks for: entered, shown while they go on, and said how they ended.
 
 use crate::client::Client;
-use crate::control::{internal, Left, Shared};
-use crate::exchange::SwapError;
+use crate::exchange::{internal, SwapError};
 use crate::jobs::Begun;
 use crate::migrate::{migrate, Context};
+use crate::shared::Shared;
 use crate::swap::swap;
+use crate::unsettled::Unsettled;
 use std::time::Instant;
 use vmbeam_control_protocol::{
     FromDaemon, GuestRef, JobKind, JobOutcome, MigrateReport, MigrateRequest, Phase, SwapReport,
     SwapRequest,
 };
+
+/// What a job has left, and the job that is to settle it.
+pub(crate) type Left = Option<(Begun, Unsettled)>;
 
 /// A panic is a bug, but must not leave a job that goes on for ever.
 fn caught<T>(run: impl FnOnce() -> Result<T, SwapError>) -> Result<T, SwapError> {

@@ -2,9 +2,10 @@
 
 //! What is known of evacuations, for whoever watches one or has it stop.
 
-use super::record::Record;
-use crate::client::Client;
-use crate::control::{failed, Shared};
+mod record;
+
+use crate::client::{failed, Client};
+pub(crate) use record::{Ended, Record};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -49,7 +50,7 @@ struct Wishes {
 /// An evacuation.
 #[derive(Debug)]
 pub(crate) struct Evacuation {
-    pub(super) id: u64,
+    pub(crate) id: u64,
     record: Mutex<Record>,
     view: Mutex<View>,
     changed: Condvar,
@@ -57,7 +58,7 @@ pub(crate) struct Evacuation {
 }
 
 impl Evacuation {
-    pub(super) fn record(&self) -> MutexGuard<'_, Record> {
+    pub(crate) fn record(&self) -> MutexGuard<'_, Record> {
         lock(&self.record)
     }
 
@@ -69,47 +70,47 @@ impl Evacuation {
         self.changed.notify_all();
     }
 
-    pub(super) fn step(&self, step: FromDaemon) {
+    pub(crate) fn step(&self, step: FromDaemon) {
         self.change(|view| {
             view.step = Some((view.news, step));
             view.progress = None;
         });
     }
 
-    pub(super) fn progress(&self, progress: &FromDaemon) {
+    pub(crate) fn progress(&self, progress: &FromDaemon) {
         self.change(|view| view.progress = Some(progress.clone()));
     }
 
     /// The daemon does nothing more about it; it has ended like this, or the next one goes on.
-    pub(super) fn end(&self, end: Option<FromDaemon>) {
+    pub(crate) fn end(&self, end: Option<FromDaemon>) {
         self.change(|view| {
             view.over = true;
             view.end = end;
         });
     }
 
-    pub(super) fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         lock(&self.view).end.is_some()
     }
 
     /// A guest's move has begun, and can be cancelled by this.
-    pub(super) fn begun(&self, cancel: &Arc<AtomicBool>) {
+    pub(crate) fn begun(&self, cancel: &Arc<AtomicBool>) {
         let mut wishes = lock(&self.wishes);
         cancel.store(wishes.cancel, Ordering::Relaxed);
         wishes.current = Some(cancel.clone());
     }
 
     /// It has ended.
-    pub(super) fn over(&self) {
+    pub(crate) fn over(&self) {
         lock(&self.wishes).current = None;
     }
 
-    pub(super) fn is_stopped(&self) -> bool {
+    pub(crate) fn is_stopped(&self) -> bool {
         lock(&self.wishes).stop
     }
 
     /// Somebody wants it to stop, or, if that was wanted before, at once. Whether it was not.
-    pub(super) fn stop(&self) -> Result<bool, String> {
+    pub(crate) fn stop(&self) -> Result<bool, String> {
         if lock(&self.view).over {
             return Err(format!("job {} has ended", self.id));
         }
@@ -130,7 +131,7 @@ impl Evacuation {
 pub(crate) struct Evacuations(Mutex<BTreeMap<u64, Arc<Evacuation>>>);
 
 impl Evacuations {
-    pub(super) fn enter(&self, record: Record) -> Arc<Evacuation> {
+    pub(crate) fn enter(&self, record: Record) -> Arc<Evacuation> {
         let stop = record.stopping;
         let evacuation = Arc::new(Evacuation {
             id: record.id,
@@ -146,16 +147,16 @@ impl Evacuations {
         evacuation
     }
 
-    pub(super) fn find(&self, id: u64) -> Option<Arc<Evacuation>> {
+    pub(crate) fn find(&self, id: u64) -> Option<Arc<Evacuation>> {
         lock(&self.0).get(&id).cloned()
     }
 
-    pub(super) fn forget(&self, id: u64) {
+    pub(crate) fn forget(&self, id: u64) {
         lock(&self.0).remove(&id);
     }
 
     /// Forget those that ended long ago, and say which.
-    pub(super) fn prune(&self) -> Vec<u64> {
+    pub(crate) fn prune(&self) -> Vec<u64> {
         let mut all = lock(&self.0);
         let ended = all.values().filter(|e| e.has_ended());
         let ended: Vec<_> = ended.map(|e| e.id).collect();
@@ -165,13 +166,11 @@ impl Evacuations {
         }
         old
     }
-}
 
-impl Shared {
     /// Show a client how an evacuation is getting on, until it has ended: gives how. Nothing if
     /// the client has gone, or the daemon stops.
     pub(crate) fn watch(&self, id: u64, client: &Client) -> Option<FromDaemon> {
-        let Some(evacuation) = self.evacuations.find(id) else {
+        let Some(evacuation) = self.find(id) else {
             let why = format!("there is no evacuation with number {id}; see `vmbeam status`");
             return Some(failed(Failure::Refused, &why));
         };

@@ -27,7 +27,7 @@ const NAME: (&str, &str) = ("evacuation-", ".json");
 /// How an evacuation came to its end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Ended {
+pub(crate) enum Ended {
     /// The report says it.
     Done,
     /// As a whole, without a report.
@@ -37,23 +37,23 @@ pub(super) enum Ended {
 /// An evacuation.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Record {
+pub(crate) struct Record {
     version: u32,
     /// Number of the job.
-    pub(super) id: u64,
+    pub(crate) id: u64,
     /// The host's boot id.
-    pub(super) boot: String,
+    pub(crate) boot: String,
     /// When it began, in seconds since 1970.
     begun: u64,
-    pub(super) request: EvacuateRequest,
+    pub(crate) request: EvacuateRequest,
     /// The report has the guests.
-    pub(super) planned: bool,
+    pub(crate) planned: bool,
     /// Somebody wants it to stop.
-    pub(super) stopping: bool,
+    pub(crate) stopping: bool,
     /// What has been done.
-    pub(super) report: EvacuateReport,
+    pub(crate) report: EvacuateReport,
     /// It is only kept to be asked for.
-    pub(super) ended: Option<Ended>,
+    pub(crate) ended: Option<Ended>,
 }
 
 fn file(journal: &Journal, id: u64) -> PathBuf {
@@ -77,7 +77,7 @@ fn removed(file: &Path) -> io::Result<()> {
 }
 
 impl Record {
-    pub(super) fn new(id: u64, request: EvacuateRequest) -> Self {
+    pub(crate) fn new(id: u64, request: EvacuateRequest) -> Self {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         Self {
             version: VERSION,
@@ -93,13 +93,13 @@ impl Record {
     }
 
     /// Seconds since it began, as far as the clock tells.
-    pub(super) fn begun_ago(&self) -> f64 {
+    pub(crate) fn begun_ago(&self) -> f64 {
         let begun = SystemTime::UNIX_EPOCH + Duration::from_secs(self.begun);
         begun.elapsed().unwrap_or_default().as_secs_f64()
     }
 
     /// Those that there are, the oldest first.
-    pub(super) fn all(journal: &Journal) -> Vec<Self> {
+    pub(crate) fn all(journal: &Journal) -> Vec<Self> {
         let entries = fs::read_dir(journal.dir()).into_iter().flatten().flatten();
         let is_one = |file: &PathBuf| {
             let name = file.file_name().and_then(|n| n.to_str());
@@ -123,14 +123,14 @@ impl Record {
     }
 
     /// A dry run leaves nothing.
-    pub(super) fn write(&self, journal: &Journal) -> io::Result<()> {
+    pub(crate) fn write(&self, journal: &Journal) -> io::Result<()> {
         if self.request.dry_run {
             return Ok(());
         }
         durable::write(&file(journal, self.id), self)
     }
 
-    pub(super) fn remove(journal: &Journal, id: u64) {
+    pub(crate) fn remove(journal: &Journal, id: u64) {
         match removed(&file(journal, id)) {
             // That of a dry run.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
