@@ -3,11 +3,11 @@
 //! The search for pages that differ, and so tell where a guest's memory is.
 
 use crate::exchange::{both, refused, SwapError};
+use crate::job::Job;
 use crate::join::{sample, JoinedRun};
 use crate::journal::Probe;
 use crate::link::parts;
 use crate::load::Loaded;
-use crate::migrate::Job;
 use vmbeam_agent_protocol::{Digest, PfnRun, PAGE};
 use vmbeam_uapi::{Errno, NOT_ATTEMPTED};
 use xxhash_rust::xxh3::xxh3_128;

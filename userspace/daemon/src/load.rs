@@ -5,8 +5,8 @@
 use crate::driver::DriverSession;
 use crate::exchange::{add, prepare, refused, take_empty, Refusals, SwapError};
 use crate::join::{split, JoinedRun};
+use crate::limits::{seconds, Limits};
 use crate::memory::Route;
-use crate::migrate::{seconds, Limits};
 use std::time::Instant;
 use tracing::info;
 use vmbeam_agent_protocol::PfnRun;

@@ -7,27 +7,21 @@
 //! tried until it works. What does not come to an end here another job settles
 //! ([`crate::settle`]), with the same machine and the same executor.
 
-use crate::driver::{Driver, DriverSession};
-use crate::exchange::{internal, refused, Progress, SwapError};
+use crate::exchange::{internal, refused, SwapError};
 use crate::execute::{Executor, Swapped, Work};
-use crate::hooks::Hooks;
 use crate::host_vm::HostVm;
-use crate::join::JoinedRun;
-use crate::journal::{Journal, Place, State};
-use crate::ledger::Ledger;
+use crate::job::Job;
+use crate::journal::{Place, State};
+use crate::limits::{seconds, Context, Limits};
 use crate::link::Patience;
 use crate::memory::Route;
-use crate::pauses::Pauses;
 use crate::preflight::{check, mib, Checked};
 use crate::side::Side;
-use crate::stage::Staged;
 use crate::unsettled::Unsettled;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
-use vmbeam_agent_protocol::{Digest, Guest, GuestKind, PfnRun};
+use vmbeam_agent_protocol::GuestKind;
 use vmbeam_control_protocol::{Failure, MigrateReport, MigrateRequest, Mode, Phase};
 use vmbeam_migration::{Command, Event, Outcome, Side as Where, State as Machine, Step};
 use vmbeam_xen::stream::Contents;
@@ -35,29 +29,6 @@ use vmbeam_xen::stream::Contents;
 /// How long an agent may be away while a migration is undone or completed, before
 /// that is left to the background.
 const PATIENCE: Duration = Duration::from_secs(90);
-
-/// What a migration needs besides the host VMs.
-#[derive(Clone, Copy)]
-pub(crate) struct Context<'a> {
-    /// The driver.
-    pub driver: &'a dyn Driver,
-    /// The journal.
-    pub journal: &'a Journal,
-    /// Told how far it is.
-    pub progress: Progress<'a>,
-    /// Somebody wants it to end.
-    pub cancel: &'a Arc<AtomicBool>,
-    /// The daemon is to stop.
-    pub stop: &'a AtomicBool,
-    /// When it was asked for.
-    pub started: Instant,
-    /// How long others stood still.
-    pub pauses: &'a Pauses,
-    /// What is run before.
-    pub hooks: &'a Hooks,
-    /// Its number as a job.
-    pub job: u64,
-}
 
 /// What the toolstack says when the guest has other memory than was staged, because it
 /// ballooned for example, or its P2M is elsewhere.
@@ -84,46 +55,6 @@ impl From<Result<MigrateReport, SwapError>> for Finished<'_> {
             _held: None,
         }
     }
-}
-
-/// A migration in progress.
-pub(crate) struct Job<'a> {
-    pub(crate) context: Context<'a>,
-    pub(crate) request: &'a MigrateRequest,
-    pub(crate) exec: Executor<'a>,
-    pub(crate) work: Work,
-    /// How the memory gets there.
-    pub(crate) mode: Mode,
-    pub(crate) route: Route,
-    /// The destination lacks memory that its guest hypervisor believes it has, if that is
-    /// known.
-    pub(crate) small: Option<bool>,
-    started: Instant,
-    pub(crate) guest: Guest,
-    /// What it has been suspended for, if it may have been.
-    pub(crate) pause: Option<Ledger>,
-    /// What was made and found out before.
-    pub(crate) staged: Option<Staged>,
-    /// There is a record, or may be one.
-    begun: bool,
-    /// Why it is not gone on with.
-    error: Option<SwapError>,
-    /// What was in the stream.
-    pub(crate) contents: Contents,
-    /// A session that is to swap these.
-    #[allow(clippy::type_complexity, reason = "two things, used once")]
-    pub(crate) loaded: Option<(Box<dyn DriverSession>, Vec<JoinedRun>)>,
-    /// Pages that cannot be swapped.
-    pub(crate) copies: Vec<PfnRun>,
-    /// Those of them that were read already, and what they have.
-    pub(crate) ahead: (Vec<PfnRun>, Vec<u8>),
-    /// Pages that are not there at the source.
-    pub(crate) empty: Vec<PfnRun>,
-    /// Pairs whose frames stay where they are, by now.
-    pub(crate) stayed: Vec<JoinedRun>,
-    /// Digests to compare with.
-    pub(crate) before: Vec<(u64, Digest)>,
-    pub(crate) report: MigrateReport,
 }
 
 /// Migrate a guest. The pair of host VMs has been found to be allowed. A guest whose memory
@@ -183,65 +114,6 @@ fn attempt<'a>(
     match catch_unwind(AssertUnwindSafe(|| job.run())) {
         Ok(()) => job.finish(),
         Err(_) => job.panicked(),
-    }
-}
-
-pub(crate) fn seconds(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64()
-}
-
-/// When a migration is not to be gone on with.
-#[derive(Clone, Copy)]
-pub(crate) struct Limits<'a> {
-    pub(crate) context: Context<'a>,
-    request: &'a MigrateRequest,
-    started: Instant,
-    suspended: Option<Instant>,
-}
-
-impl Limits<'_> {
-    /// Whether to go on.
-    pub(crate) fn go_on(&self) -> Result<(), SwapError> {
-        let stop = |message: String| {
-            Err(SwapError {
-                failure: Failure::RolledBack,
-                message,
-            })
-        };
-        if self.context.cancel.load(Ordering::Relaxed) {
-            return stop("it was cancelled".into());
-        }
-        if self.context.stop.load(Ordering::Relaxed) {
-            return stop("vmbeamd is stopping".into());
-        }
-        let elapsed = self.started.elapsed();
-        match self.request.timeout_seconds {
-            Some(limit) if elapsed > Duration::from_secs(limit.into()) => {
-                return stop(format!("it was not done after {limit} s, the --timeout"));
-            }
-            _ => {}
-        }
-        let down = self.suspended.map_or(Duration::ZERO, |s| s.elapsed());
-        match self.request.max_downtime_ms {
-            Some(limit) if down > Duration::from_millis(limit.into()) => stop(format!(
-                "the guest was suspended for {limit} ms, the --max-downtime"
-            )),
-            _ => Ok(()),
-        }
-    }
-
-    /// Agents' answers are waited for as long as [`Limits::go_on`] agrees.
-    fn patience(&self) -> Patience {
-        let seconds = self.request.timeout_seconds;
-        let ms = self.request.max_downtime_ms.zip(self.suspended);
-        let limits = [
-            seconds.map(|s| self.started + Duration::from_secs(s.into())),
-            ms.map(|(ms, suspended)| suspended + Duration::from_millis(ms.into())),
-        ];
-        Patience {
-            until: limits.into_iter().flatten().min(),
-            cancel: Some(self.context.cancel.clone()),
-        }
     }
 }
 
@@ -376,35 +248,6 @@ impl<'a> Job<'a> {
         }
         self.report.seconds.total = seconds(self.started);
         Ok(self.report)
-    }
-
-    /// Whether to go on. Asked again and again before the point of no return.
-    pub(crate) fn go_on(&self) -> Result<(), SwapError> {
-        self.limits().go_on()
-    }
-
-    /// What decides that.
-    pub(crate) fn limits(&self) -> Limits<'a> {
-        Limits {
-            context: self.context,
-            request: self.request,
-            started: self.started,
-            suspended: self.pause.as_ref().map(Ledger::began),
-        }
-    }
-
-    /// A part of the pause has ended, if there is one.
-    pub(crate) fn part(&mut self, part: &'static str) {
-        if let Some(pause) = &mut self.pause {
-            pause.end(part);
-        }
-    }
-
-    /// Have both agents' answers waited for as long as [`Job::go_on`] agrees.
-    pub(crate) fn limit(&mut self) {
-        let patience = self.limits().patience();
-        self.exec.from.patience = patience.clone();
-        self.exec.to.patience = patience;
     }
 
     /// Until it has come to an end, or cannot be gone on with now.

@@ -5,14 +5,13 @@
 //! long as any.
 
 use crate::durable;
-use crate::exchange::SwapError;
-use crate::migrate::Job;
+use crate::exchange::{Progress, SwapError};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tracing::warn;
-use vmbeam_control_protocol::{Failure, MigrateReport, Phase};
+use vmbeam_control_protocol::{Failure, MigrateReport, MigrateRequest, Phase};
 
 /// What a GiB more costs in the pause (`bench pause`).
 const PER_GIB: Duration = Duration::from_millis(4);
@@ -106,23 +105,26 @@ impl Pauses {
         let took = Duration::from_millis(last.took_ms);
         Some(took + PER_GIB.mul_f64(more))
     }
-}
 
-impl Job<'_> {
     /// Say how long the guest will stand still, if that is known, and refuse what is too long.
-    pub(crate) fn affordable(&self) -> Result<(), SwapError> {
-        let (from, to) = (&self.request.from.host_vm, &self.request.to);
-        let staged = self.report.unstaged.is_none();
-        let pauses = self.context.pauses;
-        let Some(expected) = pauses.expected(from, to, self.guest.pages, staged) else {
+    /// It has so many pages.
+    pub(crate) fn affordable(
+        &self,
+        request: &MigrateRequest,
+        pages: u64,
+        staged: bool,
+        progress: Progress<'_>,
+    ) -> Result<(), SwapError> {
+        let (from, to) = (&request.from.host_vm, &request.to);
+        let Some(expected) = self.expected(from, to, pages, staged) else {
             return Ok(());
         };
         // Some seconds.
         let expected = expected.as_millis() as u64;
-        (self.context.progress)(Phase::Expected, expected, 0);
-        match self.request.max_downtime_ms {
+        progress(Phase::Expected, expected, 0);
+        match request.max_downtime_ms {
             Some(limit) if expected > limit.into() => {
-                pauses.forget(from, to);
+                self.forget(from, to);
                 Err(SwapError {
                     failure: Failure::RolledBack,
                     message: format!(

@@ -7,47 +7,20 @@
 use crate::differ::{different, samples, two_of, without};
 use crate::exchange::{both, refused, Sum, SwapError};
 use crate::execute::Moved;
+use crate::job::{Confirmed, Job, Staged};
 use crate::join::{beyond, join, select, JoinedRun};
 use crate::journal::{Filed, Pairs};
+use crate::limits::seconds;
 use crate::link::Link;
-use crate::load::{load, Loaded};
-use crate::migrate::{seconds, Job};
-use crate::transfer::{count, finish, until_made, Relay};
+use crate::load::load;
+use crate::relay::Relay;
+use crate::transfer::{count, finish, until_made};
 use std::ops::Range;
 use std::time::Instant;
 use tracing::info;
-use vmbeam_agent_protocol::{Digest, PfnRun, MAX_PAGES_PER_CHUNK};
+use vmbeam_agent_protocol::{PfnRun, MAX_PAGES_PER_CHUNK};
 use vmbeam_control_protocol::{Phase, SwapRun};
 use vmbeam_migration::Event;
-
-/// What there is of a guest before it is suspended.
-pub(crate) struct Staged {
-    pub(crate) relay: Relay,
-    /// What is in the journal's file: pairs that were not refused.
-    pairs: Vec<JoinedRun>,
-    /// Those of them that are not there at the source: nobody must look at them.
-    empty: Vec<PfnRun>,
-    /// The file's digest.
-    digest: Digest,
-    /// Pairs of pages that were none that may move then: page tables, mostly.
-    others: Vec<JoinedRun>,
-    /// Pairs that were refused.
-    refused: Vec<JoinedRun>,
-    /// How many pages are to be copied because of that. The destination's reserve bears them.
-    copies: u64,
-    /// What was found out since the guest was suspended.
-    confirmed: Option<Confirmed>,
-}
-
-/// What is swapped, and what is not.
-struct Confirmed {
-    loaded: Loaded,
-    copies: Vec<PfnRun>,
-    /// Digests of some pages, at the source and at the destination.
-    digests: [Vec<(u64, Digest)>; 2],
-    /// What `copies` have, if it is little.
-    contents: Vec<u8>,
-}
 
 impl Job<'_> {
     /// Make the guest's copy, and the pairs.

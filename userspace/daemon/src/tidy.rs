@@ -8,8 +8,9 @@
 
 use crate::exchange::{add, commit, pairs, refused, Refusals, SwapError, REGARDLESS};
 use crate::execute::Swapped;
+use crate::job::Job;
 use crate::join::JoinedRun;
-use crate::migrate::{seconds, Job};
+use crate::limits::seconds;
 use std::thread;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};

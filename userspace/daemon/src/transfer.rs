@@ -6,13 +6,15 @@ use crate::differ::without;
 use crate::driver::counts;
 use crate::exchange::{both, commit, refused, take_empty, Refusals, Sum, SwapError};
 use crate::execute::{Moved, Swapped};
+use crate::job::Job;
 use crate::join::{join, select, JoinedRun};
 use crate::journal::Pairs;
 use crate::ledger::Ledger;
+use crate::limits::{seconds, Limits};
 use crate::link::{parts, Link, LinkError};
 use crate::load::{load, Loaded};
 use crate::memory::holds;
-use crate::migrate::{seconds, Job, Limits};
+use crate::relay::{Gate, Relay};
 use crate::side::Side;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -21,7 +23,6 @@ use vmbeam_agent_protocol::{Digest, PfnRun, MAX_PAGES_PER_CHUNK, MAX_PART};
 use vmbeam_control_protocol::{Failure, Phase, SwapRun};
 use vmbeam_migration::Event;
 use vmbeam_uapi::NOT_ATTEMPTED;
-use vmbeam_xen::stream::Scanner;
 
 /// Most pages that are copied because they cannot be swapped: 64 MiB. With more of
 /// them it is not what was asked for any more.
@@ -112,7 +113,14 @@ impl Job<'_> {
     /// Save the guest, carry it over, restore it; or what staging has left of that.
     pub(crate) fn stream(&mut self) -> Result<Event, SwapError> {
         let started = Instant::now();
-        self.affordable()?;
+        let staged = self.report.unstaged.is_none();
+        let pauses = self.context.pauses;
+        pauses.affordable(
+            self.request,
+            self.guest.pages,
+            staged,
+            self.context.progress,
+        )?;
         (self.context.progress)(Phase::Stream, 0, 0);
         let mut relay = match &mut self.staged {
             Some(staged) => {
@@ -249,12 +257,6 @@ impl Job<'_> {
         self.copies = copies;
         let copies = !self.copies.is_empty();
         Ok(Event::Prepared { copies })
-    }
-
-    /// The guest's number at the destination.
-    pub(crate) fn there(&self) -> Result<u32, SwapError> {
-        let there = self.work.record.to.guest;
-        there.ok_or_else(|| refused("the guest's number is not known"))
     }
 
     /// The pages whose contents are not in the stream, and that are there.
@@ -467,56 +469,4 @@ pub(crate) fn until_made(
 /// The guest, once it is restored.
 pub(crate) fn finish(to: &mut Side<'_>, limits: Limits<'_>) -> Result<u32, SwapError> {
     until_made(to, limits, Link::finish)
-}
-
-/// What is on its way of a guest's state.
-#[derive(Debug, Default)]
-pub(crate) struct Relay {
-    pub(crate) scanner: Scanner,
-    /// Pulled, and not pushed yet.
-    waiting: Vec<u8>,
-    /// All was pulled.
-    end: bool,
-    gate: Gate,
-    /// Something came through since that was opened.
-    answered: bool,
-}
-
-/// What keeps the source from suspending the guest.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Gate {
-    /// Nothing comes that would follow.
-    #[default]
-    Shut,
-    /// It is to be opened by the next question.
-    Opens,
-    /// Nothing.
-    Open,
-}
-
-impl Gate {
-    /// Whether there is nothing to be pulled now.
-    fn is_shut(self, scanner: &Scanner) -> bool {
-        self == Self::Shut && scanner.contents().staged
-    }
-}
-
-impl Relay {
-    /// One that nothing keeps from coming.
-    fn open() -> Self {
-        Self {
-            gate: Gate::Open,
-            answered: true,
-            ..Self::default()
-        }
-    }
-
-    /// All that can be before the guest is suspended has been pushed.
-    pub(crate) fn is_staged(&self) -> bool {
-        self.waiting.is_empty() && (self.scanner.contents().staged || self.end)
-    }
-
-    fn is_over(&self) -> bool {
-        self.waiting.is_empty() && self.end
-    }
 }

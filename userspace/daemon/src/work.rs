@@ -5,7 +5,8 @@
 use crate::client::Client;
 use crate::exchange::{internal, SwapError};
 use crate::jobs::Begun;
-use crate::migrate::{migrate, Context};
+use crate::limits::Context;
+use crate::migrate::migrate;
 use crate::shared::Shared;
 use crate::swap::swap;
 use crate::unsettled::Unsettled;
