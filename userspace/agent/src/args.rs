@@ -2,7 +2,7 @@
 
 //! The command line of the agent.
 
-use crate::PORT_NAME;
+use crate::port::PORT_NAME;
 use clap::Parser;
 use std::path::PathBuf;
 

@@ -8,7 +8,8 @@
 
 mod system;
 
-use crate::hypervisor::{HvError, Hypervisor};
+use crate::error::HvError;
+use crate::gate::Gate;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Write};
@@ -364,18 +365,13 @@ impl Files {
 }
 
 /// Carry out a request and give its answer.
-pub(crate) fn request<H: Hypervisor>(
-    hypervisor: &H,
-    request: &ToAgent,
-) -> Result<FromAgent, HvError> {
-    let files = hypervisor.files()?;
+pub(crate) fn request(files: &Files, gate: &Gate, request: &ToAgent) -> Result<FromAgent, HvError> {
     match request {
         ToAgent::Definition { name } => return Ok(FromAgent::Definition(files.definition(name)?)),
         ToAgent::Autostart => return Ok(FromAgent::Autostart(files.autostart()?)),
         ToAgent::Define { name, definition } => files.define(name, definition)?,
         ToAgent::Undefine { name } => files.undefine(name)?,
         ToAgent::MayStart { allowed } => {
-            let gate = hypervisor.gate();
             gate.answer(*allowed).map_err(|e| failed(&gate.0, e))?;
             info!(allowed, "told whether guests may be started");
         }

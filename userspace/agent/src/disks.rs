@@ -3,8 +3,8 @@
 //! A disk that both host VMs have, and that a guest takes with it: what is in a cache of one
 //! of them, or still on its way from there, must not come after what the other one writes.
 
-use crate::hypervisor::HvError;
-use crate::preflight::Surroundings;
+use crate::error::HvError;
+use crate::surroundings::Surroundings;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tracing::info;

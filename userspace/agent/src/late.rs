@@ -5,9 +5,9 @@
 //! ever look at it again. So for a while after a save that came to nothing this does, and after a
 //! guest was to go on that may have been asked by an agent before this one.
 
+use crate::error::HvError;
 use crate::orphan;
 use crate::toolstack::Outgoing;
-use crate::HvError;
 use std::collections::HashMap;
 use std::process::Command;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};

@@ -15,6 +15,7 @@
 pub mod args;
 pub mod definitions;
 mod disks;
+mod error;
 pub mod gate;
 pub mod hypervisor;
 mod identity;
@@ -25,12 +26,13 @@ pub mod port;
 pub mod preflight;
 mod restored;
 pub mod server;
+pub mod surroundings;
 pub mod toolstack;
 pub mod transfer;
+mod xen;
 
 pub use args::Args;
-pub use hypervisor::{HvError, Hypervisor};
+pub use error::HvError;
+pub use hypervisor::Hypervisor;
+pub use port::PORT_NAME;
 pub use server::Agent;
-
-/// Name of the serial port that the host VM is given.
-pub const PORT_NAME: &str = "org.vmbeam.agent.0";

@@ -2,7 +2,7 @@
 
 //! A guest's frame list as messages.
 
-use crate::hypervisor::HvError;
+use crate::error::HvError;
 use vmbeam_agent_protocol::{
     AgentErrorCode, Excluded, FrameRun, FromAgent, ListError, Reason, MAX_PAGES, MAX_RUNS,
     RUNS_PER_CHUNK,

@@ -2,6 +2,8 @@
 
 //! The serial port to the host, or something that stands in for it.
 
+use crate::hypervisor::Hypervisor;
+use crate::server::{Agent, ServeError};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -12,6 +14,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
+/// Name of the serial port that the host VM is given.
+pub const PORT_NAME: &str = "org.vmbeam.agent.0";
 /// How often to look whether the host has opened its end of the port.
 const HOST_POLL: Duration = Duration::from_millis(250);
 /// How long the host may leave answers unread.
@@ -145,7 +149,7 @@ impl Channel {
 
     /// Serve one conversation after the other, for ever. Returns only if the
     /// channel itself cannot be opened.
-    pub fn serve<H: crate::Hypervisor>(&self, agent: &mut crate::Agent<H>) -> io::Result<()> {
+    pub fn serve<H: Hypervisor>(&self, agent: &mut Agent<H>) -> io::Result<()> {
         match self {
             Self::Port(path) => {
                 let mut port = Port::open(path)?;
@@ -171,7 +175,7 @@ impl Channel {
     }
 }
 
-fn finished(result: Result<(), crate::server::ServeError>) {
+fn finished(result: Result<(), ServeError>) {
     match result {
         Ok(()) => info!("the daemon has closed its end"),
         Err(e) => {

@@ -4,6 +4,7 @@
 //! it in xenstore: asked before anything is done to it.
 
 use crate::disks;
+use crate::surroundings::Surroundings;
 use std::path::Path;
 use vmbeam_agent_protocol::preflight::{MAX_ITEM, MAX_ITEMS};
 use vmbeam_agent_protocol::{Inspection, Need, NeedKind, MAX_PAGES, MAX_RUNS};
@@ -16,20 +17,6 @@ const SLACK: u64 = 1024;
 
 /// Files, devices and bridges of a guest that are looked for; its definition is one need more.
 const NEEDS: usize = MAX_ITEMS - 1;
-
-/// A guest management VM's xenstore and file system.
-pub trait Surroundings {
-    /// The value of a node of xenstore.
-    fn read(&self, path: &str) -> Option<String>;
-    /// The names below a node of xenstore.
-    fn list(&self, path: &str) -> Vec<String>;
-    /// Whether there is such a file, device or directory.
-    fn exists(&self, path: &Path) -> bool;
-    /// Whether files can be made in a directory.
-    fn can_write(&self, dir: &Path) -> bool;
-    /// What a small file has, without the end of its line.
-    fn text(&self, path: &Path) -> Option<String>;
-}
 
 /// How much memory a guest has.
 #[derive(Clone, Copy, Debug)]

@@ -2,7 +2,8 @@
 
 //! Which guest is the one that was just restored.
 
-use crate::hypervisor::{HvError, Hypervisor};
+use crate::error::HvError;
+use crate::hypervisor::Hypervisor;
 use vmbeam_agent_protocol::{AgentErrorCode, GuestState, Uuid};
 
 /// The only guest with the UUID that is expected, or, if that is not known, with this name.

@@ -3,7 +3,8 @@
 //! Answering the daemon.
 
 use crate::definitions;
-use crate::hypervisor::{HvError, Hypervisor};
+use crate::error::HvError;
+use crate::hypervisor::Hypervisor;
 use crate::list::frame_list;
 use crate::transfer::Transfer;
 use std::collections::hash_map::Entry;
@@ -234,10 +235,14 @@ impl<H: Hypervisor> Agent<H> {
             | ToAgent::Define { .. }
             | ToAgent::Undefine { .. }
             | ToAgent::Autostart
-            | ToAgent::MayStart { .. } => match definitions::request(&self.hypervisor, &message) {
-                Ok(answer) => answers.send(&answer).map(Ok),
-                Err(e) => Ok(Err(e)),
-            },
+            | ToAgent::MayStart { .. } => {
+                let gate = self.hypervisor.gate();
+                let files = self.hypervisor.files();
+                match files.and_then(|files| definitions::request(&files, &gate, &message)) {
+                    Ok(answer) => answers.send(&answer).map(Ok),
+                    Err(e) => Ok(Err(e)),
+                }
+            }
             ToAgent::Uuids => match self.hypervisor.uuids() {
                 Ok(uuids) => answers.send(&FromAgent::Uuids(uuids)).map(Ok),
                 Err(e) => Ok(Err(e)),

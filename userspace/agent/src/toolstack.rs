@@ -9,7 +9,7 @@
 mod program;
 
 use self::program::{failed, last_words, Program};
-use crate::hypervisor::HvError;
+use crate::error::HvError;
 use nix::fcntl::{fcntl, FcntlArg, OFlag};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use std::fmt::Debug;

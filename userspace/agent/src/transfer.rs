@@ -2,7 +2,8 @@
 
 //! A guest on its way out of this system or into it.
 
-use crate::hypervisor::{HvError, Hypervisor};
+use crate::error::HvError;
+use crate::hypervisor::Hypervisor;
 use crate::restored::restored;
 use crate::toolstack::{Incoming, Outgoing};
 use tracing::{info, warn};

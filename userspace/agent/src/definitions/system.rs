@@ -4,7 +4,7 @@
 //! are, by what `xl` says. What cannot be found out is an error: a guest could run twice.
 
 use super::{failed, Files};
-use crate::hypervisor::HvError;
+use crate::error::HvError;
 use crate::toolstack::XL;
 use std::fs;
 use std::io;

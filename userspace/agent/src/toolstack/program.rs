@@ -2,7 +2,7 @@
 
 //! The toolstack's program while it moves a guest.
 
-use crate::HvError;
+use crate::error::HvError;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 use tracing::{debug, warn};
