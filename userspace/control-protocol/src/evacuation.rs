@@ -2,8 +2,8 @@
 
 //! Moving all guests of a host VM: what is wanted, and what became of it.
 
-use crate::message::Mode;
 use crate::report::MigrateReport;
+use crate::request::Mode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vmbeam_agent_protocol::MAX_GUESTS;

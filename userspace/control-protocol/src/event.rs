@@ -2,8 +2,8 @@
 
 //! What whoever follows the daemon is told.
 
-use crate::message::{Failure, GuestRef};
-use crate::report::{JobKind, JobReport};
+use crate::guest::GuestRef;
+use crate::job::{JobKind, JobOutcome, JobReport};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -31,38 +31,6 @@ pub enum EventKind {
     MaintenanceEnds,
     /// Events are missing here: they were not read fast enough.
     Dropped,
-}
-
-/// How a job has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum JobOutcome {
-    /// It has done what it was to do.
-    Done,
-    /// It has done a part of that.
-    Incomplete,
-    /// It was refused, and nothing was changed.
-    Refused,
-    /// It failed half way, and everything was put back.
-    RolledBack,
-    /// It failed.
-    Failed,
-    /// Another job brings to an end what it has begun.
-    HandedOver,
-    /// The next daemon goes on with it.
-    Suspended,
-    /// A person has given it up.
-    Dismissed,
-}
-
-impl From<Failure> for JobOutcome {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Refused => Self::Refused,
-            Failure::RolledBack => Self::RolledBack,
-            Failure::Failed => Self::Failed,
-        }
-    }
 }
 
 /// Something that has happened. What it does not have to do with is empty.

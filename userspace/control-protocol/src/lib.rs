@@ -9,15 +9,21 @@
 
 mod evacuation;
 mod event;
+mod guest;
+mod job;
 mod memory;
 mod message;
 mod report;
+mod request;
 
 pub use evacuation::*;
-pub use event::{Event, EventKind, JobOutcome};
+pub use event::{Event, EventKind};
+pub use guest::GuestRef;
+pub use job::{JobKind, JobOutcome, JobReport};
 pub use memory::{reserve_for, HostMemory, HostVmMemory, MARGIN};
-pub use message::{Failure, FromDaemon, GuestRef, MigrateRequest, Mode, SwapRequest, ToDaemon};
+pub use message::{FromDaemon, ToDaemon};
 pub use report::*;
+pub use request::{Failure, MigrateRequest, Mode, SwapRequest};
 pub use vmbeam_agent_protocol::{Guest, GuestKind, GuestState, Toolstack};
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! What a host VM has of the host's memory, and what may be moved into one that has less than
 //! its guest hypervisor believes.
 
-use crate::message::Mode;
+use crate::request::Mode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

@@ -4,108 +4,13 @@
 
 use crate::evacuation::{EvacuateReport, EvacuateRequest};
 use crate::event::Event;
+use crate::guest::GuestRef;
+use crate::job::JobReport;
 use crate::memory::HostVmMemory;
-use crate::report::{
-    CheckReport, HostVmReport, JobReport, MigrateReport, Phase, PlanReport, SwapReport,
-};
-use schemars::JsonSchema;
+use crate::report::{CheckReport, HostVmReport, MigrateReport, Phase, PlanReport, SwapReport};
+use crate::request::{Failure, MigrateRequest, Mode, SwapRequest};
 use serde::{Deserialize, Serialize};
 use vmbeam_wire::message::{name, short, Message, MAX_TEXT};
-
-/// A guest, the way people name it: `A/guest`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-pub struct GuestRef {
-    /// Name of the host VM.
-    pub host_vm: String,
-    /// Name of the guest inside.
-    pub guest: String,
-}
-
-impl std::fmt::Display for GuestRef {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &*self.guest {
-            // All that the host VM has.
-            "" => f.write_str(&self.host_vm),
-            guest => write!(f, "{}/{guest}", self.host_vm),
-        }
-    }
-}
-
-impl std::str::FromStr for GuestRef {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        match s.split_once('/') {
-            Some((host_vm, guest)) if !host_vm.is_empty() && !guest.is_empty() => Ok(Self {
-                host_vm: host_vm.into(),
-                guest: guest.into(),
-            }),
-            _ => Err("expected HOST_VM/GUEST, for example A/guest".into()),
-        }
-    }
-}
-
-/// What a swap is to do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SwapRequest {
-    /// Guest whose memory is to move.
-    pub from: GuestRef,
-    /// Guest that it changes places with.
-    pub to: GuestRef,
-    /// Compare every page before and after.
-    pub verify: bool,
-    /// Stop before anything changes.
-    pub dry_run: bool,
-    /// In a dry run, list the frames in [`SwapReport::run_list`].
-    pub list_runs: bool,
-}
-
-/// How the memory of a migrating guest gets there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// By swapping it.
-    #[default]
-    Swap,
-    /// By copying it, as an ordinary migration does. Only ever on request.
-    Copy,
-    /// By moving it to where the destination has none yet, and swapping the rest.
-    Relocate,
-    /// By relocation if the destination is small, and a swap otherwise. Only in requests.
-    Auto,
-}
-
-impl Mode {
-    /// Whether the memory moves beside the saved state, by the driver.
-    pub fn is_external(self) -> bool {
-        self != Self::Copy
-    }
-
-    /// The first one: for records of swaps, which are the same as they ever were.
-    pub fn is_swap(&self) -> bool {
-        *self == Self::Swap
-    }
-}
-
-/// What a migration is to do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MigrateRequest {
-    /// The guest, and the host VM where it is.
-    pub from: GuestRef,
-    /// The host VM where it is to go.
-    pub to: String,
-    /// How its memory gets there.
-    pub mode: Mode,
-    /// Only find out whether it is possible.
-    pub dry_run: bool,
-    /// Compare every page that moved.
-    pub verify: bool,
-    /// Give up before the point of no return after so many seconds.
-    pub timeout_seconds: Option<u32>,
-    /// Give up before the point of no return when the guest has been suspended
-    /// for so long.
-    pub max_downtime_ms: Option<u32>,
-}
 
 /// From the command line to the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -194,17 +99,6 @@ impl Message for ToDaemon {
             _ => Ok(()),
         }
     }
-}
-
-/// How a request ended that did not end well.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Failure {
-    /// Refused; nothing was changed.
-    Refused,
-    /// Failed half way; everything was put back.
-    RolledBack,
-    /// Failed.
-    Failed,
 }
 
 /// From the daemon to the command line.

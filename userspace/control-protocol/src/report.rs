@@ -2,9 +2,9 @@
 
 //! What the daemon reports to the command line.
 
-use crate::event::JobOutcome;
+use crate::guest::GuestRef;
 use crate::memory::HostMemory;
-use crate::message::{GuestRef, Mode};
+use crate::request::Mode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -119,42 +119,6 @@ pub struct HostVmReport {
     pub maintenance: bool,
     /// Why its guests are not started although it has booted, if they are held back.
     pub held: Option<String>,
-}
-
-/// A job of the daemon.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct JobReport {
-    /// Number of the job, from 1 on.
-    pub id: u64,
-    /// Source.
-    pub from: GuestRef,
-    /// Destination.
-    pub to: GuestRef,
-    /// What it is doing, or how it ended.
-    pub phase: String,
-    /// Still going on.
-    pub running: bool,
-    /// What sort of job.
-    pub kind: JobKind,
-    /// How it has ended, if it has.
-    pub outcome: Option<JobOutcome>,
-}
-
-/// What a job does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum JobKind {
-    /// It swaps the memory of two guests.
-    Swap,
-    /// It migrates a guest.
-    Migrate,
-    /// It brings to an end what another job, or another daemon, has begun. Nobody
-    /// else touches guests of these host VMs.
-    Settle,
-    /// It moves all guests of a host VM, each by a job of its own.
-    Evacuate,
-    /// It does nothing about what another boot of the host has left, and is in nobody's way.
-    Left,
 }
 
 /// What a swap is doing.

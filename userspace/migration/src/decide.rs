@@ -3,7 +3,7 @@
 //! What to do with a migration of which the journal, the host VMs and the memory itself tell
 //! how far it is.
 
-use crate::{Side, Step, Why};
+use crate::step::{Side, Step};
 
 /// What is known of a host VM: the domain that it was when the migration began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,6 +44,19 @@ pub struct Seen {
     pub half: bool,
     /// The guest runs at the source.
     pub runs: bool,
+}
+
+/// Why nothing can be done now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Why {
+    /// The last command failed.
+    Failed,
+    /// It is not known whether this host VM still runs.
+    Presence(Side),
+    /// It cannot be told where the memory is.
+    Memory,
+    /// Some of the memory is here and some there; the driver may put it together.
+    Torn,
 }
 
 /// What to do.

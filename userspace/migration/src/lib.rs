@@ -14,38 +14,10 @@
 //! `migrate.rs` and `settle.rs` execute what it says.
 
 mod decide;
+mod step;
 
-pub use decide::{decide, Memory, Plan, Presence, Seen};
-
-/// One of the two host VMs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Side {
-    /// Where the guest was.
-    Source,
-    /// Where it is to go.
-    Destination,
-}
-
-/// How far a migration is: what the journal says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Step {
-    /// The guest runs at the source, and has not been suspended; a copy of it that never ran is
-    /// being made at the destination.
-    Stage,
-    /// The guest is being saved and restored; its memory is at the source.
-    Stream,
-    /// Its memory is at the source or at the destination.
-    Swap {
-        /// Pages are to be copied besides.
-        copies: bool,
-        /// Some were swapped and could not be swapped back.
-        torn: bool,
-    },
-    /// Behind the point of no return: to be let run at the destination.
-    Resume,
-    /// It runs at the destination; what is left at the source is to be destroyed.
-    Destroy,
-}
+pub use decide::{decide, Memory, Plan, Presence, Seen, Why};
+pub use step::{Side, Step};
 
 /// What is to be done next. Each is answered by an [`Event`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -78,19 +50,6 @@ pub enum Command {
     Wait(Why),
     /// Nothing: it has come to an end.
     End(Outcome),
-}
-
-/// Why nothing can be done now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Why {
-    /// The last command failed.
-    Failed,
-    /// It is not known whether this host VM still runs.
-    Presence(Side),
-    /// It cannot be told where the memory is.
-    Memory,
-    /// Some of the memory is here and some there; the driver may put it together.
-    Torn,
 }
 
 /// How a migration has ended.

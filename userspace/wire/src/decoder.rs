@@ -2,13 +2,12 @@
 
 //! Frames out of a stream of bytes.
 
-use crate::frame::{parse, Frame, FrameError, Parsed, MAGIC, MAX_PAYLOAD, PREVIOUS, VERSION};
+use crate::frame::{
+    parse, Frame, FrameError, Parsed, MAGIC, MAX_NOISE, MAX_PAYLOAD, PREVIOUS, VERSION,
+};
 use memchr::memmem;
 use std::io::Read;
 
-/// How much noise is skipped in search of the first frame: more than the longest answer of
-/// an earlier conversation, a frame list.
-pub const MAX_NOISE: usize = 32 << 20;
 /// Largest payload that is waited for in search of the first frame: more than a greeting
 /// has, or the error that is the answer to one.
 pub const MAX_GREETING: usize = 8 << 10;

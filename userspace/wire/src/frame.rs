@@ -19,7 +19,6 @@
 //! with version 7: a length is believed, and a frame waited for, only if the header
 //! is whole.
 
-use crate::decoder::MAX_NOISE;
 use crate::message::Message;
 
 /// First bytes of every frame.
@@ -37,6 +36,9 @@ const FIXED: usize = 28;
 pub const HEADER: usize = FIXED + 4;
 /// Largest payload of one frame.
 pub const MAX_PAYLOAD: usize = 1 << 20;
+/// How much noise is skipped in search of the first frame: more than the longest answer of
+/// an earlier conversation, a frame list.
+pub const MAX_NOISE: usize = 32 << 20;
 /// One frame, its CRC checked, its payload not looked at yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {

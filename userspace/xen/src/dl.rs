@@ -8,7 +8,9 @@ mod reserve;
 
 use handles::{EventChannelOp, Policy};
 
-use crate::{sys, DomainInfo, Error};
+use crate::domain_info::DomainInfo;
+use crate::error::Error;
+use crate::sys;
 use libloading::os::unix::{Library, Symbol};
 use nix::errno::Errno;
 use nix::libc;

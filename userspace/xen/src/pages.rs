@@ -6,6 +6,12 @@ use crate::sys;
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
+/// Bytes of a page.
+pub const PAGE_SIZE: usize = 4096;
+
+/// A page's bytes.
+pub type Page = [u8; PAGE_SIZE];
+
 /// What a page of a guest is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PageKind {

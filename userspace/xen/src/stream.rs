@@ -8,6 +8,7 @@
 //! Their specifications are in Xen's `docs/specs`. Only what is needed is
 //! looked at; the restoring side checks everything.
 
+use crate::pages::PAGE_SIZE;
 use std::ops::Range;
 
 const XL_MAGIC: &[u8; 32] = b"Xen saved domain, xl format\n \0 \r";
@@ -225,7 +226,7 @@ impl Scanner {
                         length,
                     });
                 };
-                self.contents.data_pages += pages / crate::PAGE_SIZE as u64;
+                self.contents.data_pages += pages / PAGE_SIZE as u64;
                 self.skip = padded(length) - 8;
                 self.next(Part::LibxcRecord, RECORD_HEADER);
             }

@@ -3,7 +3,7 @@
 //! Pages that a domain has granted.
 
 use super::{Xen, DIRECTORIES};
-use crate::Error;
+use crate::error::Error;
 use libloading::os::unix::{Library, Symbol};
 use nix::libc::PROT_READ;
 use std::ffi::{c_int, c_uint, c_void};

@@ -3,7 +3,9 @@
 //! What the libraries give and want back.
 
 use super::Xen;
-use crate::{sys, Error, PAGE_SIZE};
+use crate::error::Error;
+use crate::pages::PAGE_SIZE;
+use crate::sys;
 use std::ffi::c_void;
 use std::mem::size_of;
 use std::ptr::NonNull;

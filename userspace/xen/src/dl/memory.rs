@@ -3,7 +3,10 @@
 //! The memory of guests: which frames it is in, and what is in them.
 
 use super::Xen;
-use crate::{sys, DomainInfo, Error, Frames, Page, PageRun, Special, PAGE_SIZE};
+use crate::domain_info::DomainInfo;
+use crate::error::Error;
+use crate::pages::{Frames, Page, PageRun, Special, PAGE_SIZE};
+use crate::sys;
 use nix::errno::Errno;
 use nix::libc;
 use std::ffi::{c_int, c_long, c_uint, c_ulong, c_void};

@@ -3,7 +3,8 @@
 //! Memory that nobody has yet: of the host, and what domains have for populate on demand.
 
 use super::Xen;
-use crate::{Error, PAGE_SIZE};
+use crate::error::Error;
+use crate::pages::PAGE_SIZE;
 use std::ffi::c_int;
 
 impl Xen {
