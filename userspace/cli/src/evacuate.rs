@@ -3,10 +3,11 @@
 //! `vmbeam evacuate` and `vmbeam watch`
 
 use crate::client::{Client, ClientError};
+use crate::exit;
 use crate::interrupt::Interrupt;
+use crate::mode::MemoryMode;
 use crate::moves;
 use crate::output;
-use crate::{exit, MemoryMode};
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::path::Path;

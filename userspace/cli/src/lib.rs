@@ -12,12 +12,14 @@ mod client;
 mod display;
 mod evacuate;
 mod events;
+mod exit;
 mod init;
 mod interrupt;
 mod list;
 mod maintenance;
 mod memory;
 mod migrate;
+mod mode;
 mod moves;
 mod records;
 mod rejuvenate;
@@ -30,21 +32,14 @@ mod upkeep;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use client::{Client, ClientError};
+use mode::MemoryMode;
+use records::driver;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use vmbeam_control_protocol::{Failure, GuestRef, MigrateRequest, Mode, SwapRequest};
+use vmbeam_control_protocol::{Failure, GuestRef, MigrateRequest, SwapRequest};
 
 /// Where the daemon listens unless told otherwise.
 const CONTROL_SOCKET: &str = "/run/vmbeam/control.sock";
-
-/// Exit codes besides 0. Usage errors exit with 2, which is clap's own.
-mod exit {
-    pub(crate) const FAILED: u8 = 1;
-    pub(crate) const REFUSED: u8 = 3;
-    pub(crate) const ROLLED_BACK: u8 = 4;
-    pub(crate) const INCOMPLETE: u8 = 5;
-    pub(crate) const UNPRINTED: u8 = 6;
-}
 
 /// Moves guest VMs between the virtualization systems of one host by swapping
 /// their memory instead of copying it.
@@ -243,39 +238,6 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-}
-
-/// How the memory of a migrating guest gets there.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum MemoryMode {
-    /// `relocate` if the destination is small, and otherwise `swap`.
-    Auto,
-    /// It is swapped, and not copied.
-    Swap,
-    /// It goes to where the destination has none yet, and gets smaller memory at the source;
-    /// what the destination has is swapped.
-    Relocate,
-    /// It is copied, as by an ordinary migration.
-    Copy,
-}
-
-impl From<MemoryMode> for Mode {
-    fn from(mode: MemoryMode) -> Self {
-        match mode {
-            MemoryMode::Auto => Self::Auto,
-            MemoryMode::Swap => Self::Swap,
-            MemoryMode::Relocate => Self::Relocate,
-            MemoryMode::Copy => Self::Copy,
-        }
-    }
-}
-
-/// The exit status of something that was asked of the driver itself.
-fn driver(result: Result<ExitCode, vmbeam_uapi::Error>) -> ExitCode {
-    result.unwrap_or_else(|e| {
-        eprintln!("vmbeam: {e}");
-        ExitCode::from(exit::FAILED)
-    })
 }
 
 fn run(args: Args) -> Result<ExitCode, ClientError> {

@@ -10,6 +10,14 @@ use std::process::ExitCode;
 use vmbeam_uapi::sys::names;
 use vmbeam_uapi::{Device, Errno, Error, Record, Session};
 
+/// The exit status of something that was asked of the driver itself.
+pub(crate) fn driver(result: Result<ExitCode, Error>) -> ExitCode {
+    result.unwrap_or_else(|e| {
+        eprintln!("vmbeam: {e}");
+        ExitCode::from(exit::FAILED)
+    })
+}
+
 /// A record as it is printed.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Record")]

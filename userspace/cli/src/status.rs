@@ -4,7 +4,8 @@
 
 use crate::client::{Client, ClientError, KNOWN};
 use crate::list::{row, table};
-use crate::{driver, events, maintenance, memory, output, records};
+use crate::records::driver;
+use crate::{events, maintenance, memory, output, records};
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

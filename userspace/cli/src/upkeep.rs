@@ -8,10 +8,12 @@ pub(crate) mod record;
 pub(crate) mod report;
 
 use crate::client::{Client, ClientError};
+use crate::exit;
 use crate::interrupt::Interrupt;
+use crate::mode::MemoryMode;
 use crate::moves::{Mover, TOGETHER};
+use crate::output;
 use crate::restart::{Ending, Toolstack};
-use crate::{exit, output, MemoryMode};
 use nix::fcntl::Flock;
 use report::{Base, Report, Seconds};
 use std::fs::File;
