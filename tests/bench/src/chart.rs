@@ -8,9 +8,10 @@ use anyhow::Result;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
-use crate::sections::size;
 use crate::stats::Fit;
 use crate::stats::Spread;
+use crate::units::short;
+use crate::units::size;
 
 /// A telephone shows this at three quarters of its size.
 const WIDTH: u32 = 520;
@@ -89,25 +90,6 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 fn failed(e: impl std::fmt::Display) -> anyhow::Error {
     anyhow::anyhow!("cannot draw: {e}")
-}
-
-/// Few digits, without an exponent where that is readable.
-pub fn short(value: &f64) -> String {
-    let v = value.abs();
-    match v {
-        _ if v == 0.0 => "0".into(),
-        _ if !(1e-4..1e6).contains(&v) => format!("{value:.0e}"),
-        _ if v >= 100.0 => format!("{value:.0}"),
-        _ => {
-            let digits = (2.0 - v.log10().floor()).max(0.0) as usize;
-            let text = format!("{value:.digits$}");
-            if text.contains('.') {
-                text.trim_end_matches('0').trim_end_matches('.').to_owned()
-            } else {
-                text
-            }
-        }
-    }
 }
 
 /// Draw something of this height.

@@ -13,10 +13,13 @@ mod nested;
 mod page;
 mod pause;
 mod report;
+mod results;
 mod scale;
+mod section;
 mod sections;
 mod session;
 mod stats;
+mod units;
 
 use std::path::PathBuf;
 

@@ -2,25 +2,25 @@
 
 //! Charts of what was measured on the real processor, without a boot.
 
-use crate::chart::short;
 use crate::chart::Axes;
 use crate::chart::Bar;
 use crate::chart::Group;
 use crate::chart::Method;
 use crate::chart::Series;
-use crate::report::Results;
-use crate::sections::by;
-use crate::sections::fitted;
-use crate::sections::law;
-use crate::sections::ours;
-use crate::sections::points;
-use crate::sections::size;
-use crate::sections::time;
-use crate::sections::Answer;
-use crate::sections::Figure;
-use crate::sections::Maker;
-use crate::sections::Section;
+use crate::results::Results;
+use crate::section::by;
+use crate::section::fitted;
+use crate::section::law;
+use crate::section::ours;
+use crate::section::points;
+use crate::section::Answer;
+use crate::section::Figure;
+use crate::section::Maker;
+use crate::section::Section;
 use crate::stats::Spread;
+use crate::units::short;
+use crate::units::size;
+use crate::units::time;
 
 /// All of them.
 pub const ALL: [Maker; 6] = [pause, hypercall, scale, against, lists, memory];

@@ -10,11 +10,12 @@ use maud::Markup;
 use maud::PreEscaped;
 use maud::DOCTYPE;
 
-use crate::chart::short;
-use crate::report::Results;
+use crate::results::Results;
+use crate::section::Answer;
+use crate::section::Figure;
+use crate::section::Section;
 use crate::sections;
-use crate::sections::Answer;
-use crate::sections::Section;
+use crate::units::short;
 
 /// For a screen of any width, and for paper.
 const STYLE: &str = "\
@@ -56,8 +57,8 @@ fn table(rows: &[Vec<String>], numbers: usize) -> Markup {
 
 fn figure(s: &Section) -> Result<Markup> {
     let numbers = match s.figure {
-        sections::Figure::Bars(..) => 2,
-        sections::Figure::Lines(..) => 1,
+        Figure::Bars(..) => 2,
+        Figure::Lines(..) => 1,
     };
     let svg = s.figure.svg()?;
     Ok(html! {
@@ -159,7 +160,7 @@ pub fn page(
 mod tests {
     use super::*;
     use crate::chart::Group;
-    use crate::sections::{ours, Figure};
+    use crate::section::{ours, Figure};
     use crate::stats::Spread;
     use vmbeam_bench::Part;
 

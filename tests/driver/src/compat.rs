@@ -11,7 +11,7 @@ use anyhow::Context;
 use anyhow::Result;
 
 use crate::domains::Host;
-use crate::report;
+use crate::report::report;
 
 /// Frames of the two domains; the program uses fewer.
 const FRAMES: u64 = 64;

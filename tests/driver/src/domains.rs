@@ -10,7 +10,7 @@ use anyhow::Result;
 use nix::errno::Errno;
 
 use crate::bare;
-use crate::fuzz::DEVICE;
+use crate::device::DEVICE;
 use crate::mock;
 
 /// Where domains come from.

@@ -18,6 +18,7 @@ use nix::errno::Errno;
 use vmbeam_uapi::sys;
 
 use crate::arena::Arena;
+use crate::device::DEVICE;
 use crate::domains::Domain;
 use crate::domains::Hold;
 use crate::domains::Host;
@@ -28,13 +29,11 @@ use crate::model::DOMAINS;
 use crate::model::FRAMES;
 use crate::model::HELD;
 use crate::race;
-use crate::report;
+use crate::report::report;
 use crate::watch;
 use crate::watch::Pulse;
 use crate::watch::Watch;
 
-/// The device.
-pub const DEVICE: &str = "/dev/vmbeam";
 /// Every so many sequences the contents of all frames are compared.
 const LOOK: u64 = 512;
 /// Sequences for each race of threads and processes.

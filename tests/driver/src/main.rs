@@ -7,6 +7,7 @@
 mod arena;
 mod bare;
 mod compat;
+mod device;
 mod domains;
 mod fuzz;
 mod memory;
@@ -15,6 +16,7 @@ mod model;
 mod race;
 mod records;
 mod reload;
+mod report;
 mod watch;
 
 use std::path::PathBuf;
@@ -69,20 +71,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Print one result in TAP; gives back whether it is good.
-fn report(number: u32, name: &str, result: &Result<()>) -> bool {
-    match result {
-        Ok(()) => println!("ok {number} - {name}"),
-        Err(e) => {
-            for line in format!("{e:#}").lines() {
-                println!("# {line}");
-            }
-            println!("not ok {number} - {name}");
-        }
-    }
-    result.is_ok()
 }
 
 /// Whether the C compiler takes this source; for tests that compare with headers.

@@ -15,10 +15,10 @@ use nix::mount::umount;
 use nix::mount::MsFlags;
 use vmbeam_uapi::sys;
 
+use crate::device::DEVICE;
 use crate::domains::Host;
-use crate::fuzz::DEVICE;
 use crate::race;
-use crate::report;
+use crate::report::report;
 
 /// Runs of the session. They do not merge, so each takes its own room.
 const RUNS: u32 = 200_000;

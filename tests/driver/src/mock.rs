@@ -11,7 +11,7 @@ use anyhow::Context;
 use anyhow::Result;
 use nix::errno::Errno;
 
-use crate::fuzz::DEVICE;
+use crate::device::DEVICE;
 
 const OP_CREATE: u32 = 0;
 const OP_DESTROY: u32 = 1;

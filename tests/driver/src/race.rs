@@ -19,8 +19,8 @@ use nix::unistd::fork;
 use nix::unistd::ForkResult;
 use vmbeam_uapi::sys;
 
+use crate::device::DEVICE;
 use crate::domains::Domain;
-use crate::fuzz::DEVICE;
 use crate::model::World;
 use crate::model::FRAMES;
 use crate::model::HELD;

@@ -13,11 +13,11 @@ use anyhow::Result;
 use nix::errno::Errno;
 use vmbeam_uapi::sys;
 
+use crate::device::DEVICE;
 use crate::domains::Domain;
 use crate::domains::Host;
-use crate::fuzz::DEVICE;
 use crate::race;
-use crate::report;
+use crate::report::report;
 
 const FRAMES: u64 = 16;
 /// Pairs that are swapped when the program that swaps them is gone.

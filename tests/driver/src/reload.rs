@@ -15,8 +15,8 @@ use nix::kmod::finit_module;
 use nix::kmod::DeleteModuleFlags;
 use nix::kmod::ModuleInitFlags;
 
-use crate::fuzz::DEVICE;
-use crate::report;
+use crate::device::DEVICE;
+use crate::report::report;
 use crate::watch::Watch;
 
 /// Loads before memory is counted: the first ones fill caches that stay.

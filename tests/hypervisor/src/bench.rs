@@ -3,7 +3,6 @@
 //! How long a swap of 1 GiB takes on this CPU, beside copying and beside a bare loop over
 //! the same metadata. All in one run, in turns.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::hint::black_box;
@@ -21,19 +20,20 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
 use crate::counts;
-use crate::world;
-use crate::xen::event;
+use crate::swap::handle;
+use crate::swap::linear;
+use crate::swap::now;
+use crate::swap::request;
+use crate::swap::Side;
+use crate::swap::LIBRARY;
+use crate::swap::PREEMPT;
 use crate::xen::stat;
-use crate::xen::Args;
 use crate::xen::Run;
 use crate::xen::Xen;
-use crate::xen::RESTART;
 
 /// 4 KiB pairs of 1 GiB.
 const PAIRS: usize = 1 << 18;
 const ROUNDS: usize = 11;
-/// Entries of a page table.
-pub const ENTRIES: u64 = 512;
 /// `XENMEM_SWAP_MAX_RUNS`.
 const MAX_RUNS: usize = 1024;
 /// Ratios of a run that `make bench-hv` gives a verdict on, and what they must not be beyond.
@@ -45,41 +45,6 @@ const TARGETS: [(&str, f64, bool); 4] = [
     ("contiguous_vs_floor", 3.0, false),
     ("scattered_vs_floor", 3.0, false),
 ];
-/// Xen's code as it is built for production.
-pub const LIBRARY: &str = "build/harness/timed.so";
-
-/// Frames of a side, in the order of the gfns.
-#[derive(Debug)]
-pub struct Side {
-    /// Its domain.
-    pub id: u16,
-    /// The frames.
-    pub mfns: Vec<u64>,
-}
-
-impl Side {
-    /// A domain with these frames, in entries of this order.
-    pub fn new(xen: &Xen, id: u16, mfns: Vec<u64>, order: u32) -> Result<Self> {
-        // Page tables of the last level, of those above, and what splitting may take.
-        let tables = mfns.len() as u64 / ENTRIES;
-        xen.create(id, 0, tables + tables / ENTRIES + 256, false)?;
-        for gfn in (0..mfns.len()).step_by(1 << order) {
-            xen.populate(id, gfn as u64, mfns[gfn], order)?;
-        }
-        Ok(Self { id, mfns })
-    }
-}
-
-/// A run from the first gfn on.
-pub fn linear(nr: usize) -> Vec<Run> {
-    vec![Run {
-        gfn_a: 0,
-        gfn_b: 0,
-        nr: nr as u32,
-        pad: 0,
-    }]
-}
-
 /// As many single pairs as the hypercall takes, with nothing in order: the worst batch.
 fn anywhere(rng: &mut ChaCha8Rng) -> Vec<Run> {
     let mut gfns: [Vec<u64>; 2] = std::array::from_fn(|_| (0..PAIRS as u64).collect());
@@ -93,29 +58,6 @@ fn anywhere(rng: &mut ChaCha8Rng) -> Vec<Run> {
             pad: 0,
         })
         .collect()
-}
-
-/// Swap, and pass each call of the hypercall to `call`.
-pub fn request(
-    xen: &Xen,
-    a: &Side,
-    b: &Side,
-    runs: &[Run],
-    mut call: impl FnMut(&mut Args) -> i64,
-) -> Result<()> {
-    let mut status = vec![1i32; runs.iter().map(|r| r.nr as usize).sum()];
-    let mut args = Args::new(xen, (a.id, b.id), false, runs, &mut status);
-    let rc = loop {
-        let rc = call(&mut args);
-        if rc != RESTART {
-            break rc;
-        }
-    };
-    ensure!(
-        rc == 0 && status.iter().all(|s| *s == 0),
-        "the swap did not succeed: {rc}"
-    );
-    Ok(())
 }
 
 /// How long a swap takes that nobody preempts, in ns.
@@ -143,19 +85,6 @@ fn one_by_one(xen: &Xen, a: &Side, b: &Side, runs: &[Run]) -> Result<Vec<f64>> {
     });
     PREEMPT.set(false);
     result.map(|()| times)
-}
-
-thread_local! {
-    /// Preempt the hypercall after each batch.
-    static PREEMPT: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Answers what Xen's code asks.
-pub extern "C" fn handle(kind: u32, a: u64, b: u64, c: u64, d: u64) -> u64 {
-    if kind == event::PREEMPT {
-        return PREEMPT.get().into();
-    }
-    world::handle_little(kind, a, b, c, d)
 }
 
 /// What a swap cannot do without, as bare as it can be: for each pair read the counts and
@@ -296,18 +225,6 @@ fn copy(xen: &Xen, a: &Side, b: &Side, both: bool) -> f64 {
     }
     black_box(&bounce);
     now() - start
-}
-
-/// CPU time that this thread has used, in ns. What others use does not count, so that only
-/// caches and memory are shared with them.
-pub fn now() -> f64 {
-    let mut t = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: the structure is ours. The clock exists, so this cannot fail.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut t) };
-    t.tv_sec as f64 * 1e9 + t.tv_nsec as f64
 }
 
 /// Median, least, most, and the value that 99 % are not above.

@@ -9,12 +9,12 @@ use std::path::Path;
 use anyhow::ensure;
 use anyhow::Result;
 
-use crate::bench::handle;
-use crate::bench::linear;
-use crate::bench::request;
-use crate::bench::Side;
-use crate::bench::LIBRARY;
 use crate::steps;
+use crate::swap::handle;
+use crate::swap::linear;
+use crate::swap::request;
+use crate::swap::Side;
+use crate::swap::LIBRARY;
 use crate::xen::Xen;
 
 /// Sorts of entries, pairs that are stepped through (a batch of 2 MiB entries, or two of 4 KiB

@@ -14,6 +14,7 @@ mod others;
 mod property;
 mod scale;
 mod steps;
+mod swap;
 mod world;
 mod xen;
 
@@ -97,14 +98,6 @@ enum Command {
     },
 }
 
-/// Leave at once: the state of Xen's code cannot be trusted any more.
-pub fn die(reproduce: &str) -> ! {
-    if !reproduce.is_empty() {
-        println!("# to reproduce: {reproduce}");
-    }
-    std::process::exit(1)
-}
-
 fn main() -> Result<()> {
     match Command::parse() {
         Command::Property {
@@ -131,7 +124,7 @@ fn main() -> Result<()> {
                 Ok(total) => println!("# {ops} operations, {total:?}"),
                 Err(e) => {
                     println!("# {e:#}");
-                    die(&how);
+                    world::die(&how);
                 }
             }
             Ok(())

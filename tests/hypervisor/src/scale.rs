@@ -14,12 +14,12 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
-use crate::bench::handle;
-use crate::bench::now;
-use crate::bench::request;
-use crate::bench::Side;
-use crate::bench::ENTRIES;
-use crate::bench::LIBRARY;
+use crate::swap::handle;
+use crate::swap::now;
+use crate::swap::request;
+use crate::swap::Side;
+use crate::swap::ENTRIES;
+use crate::swap::LIBRARY;
 use crate::xen::Run;
 use crate::xen::Xen;
 

@@ -272,6 +272,14 @@ impl World {
     }
 }
 
+/// Leave at once: the state of Xen's code cannot be trusted any more.
+pub fn die(reproduce: &str) -> ! {
+    if !reproduce.is_empty() {
+        println!("# to reproduce: {reproduce}");
+    }
+    std::process::exit(1)
+}
+
 /// The shim's events. Copies and flushes count, faults are injected.
 pub extern "C" fn handle(kind: u32, a: u64, b: u64, c: u64, d: u64) -> u64 {
     if kind == event::BUG {
@@ -281,7 +289,7 @@ pub extern "C" fn handle(kind: u32, a: u64, b: u64, c: u64, d: u64) -> u64 {
                 .unwrap_or_default()
         });
         println!("# {} at {}:{c}", text(a), text(b));
-        crate::die(&how);
+        die(&how);
     }
     with(|w| {
         match kind {
@@ -349,7 +357,7 @@ pub extern "C" fn handle_little(kind: u32, a: u64, b: u64, _c: u64, _d: u64) -> 
         }),
         event::BUG => {
             println!("# {} at {}", text(a), text(b));
-            crate::die("")
+            die("")
         }
         _ => 0,
     }

@@ -2,7 +2,6 @@
 
 //! `make check`: every test, in groups, one tally.
 
-use std::fs;
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
@@ -15,7 +14,6 @@ use anyhow::Result;
 
 use crate::busy;
 use crate::channel::Channel;
-use crate::channel::Output;
 use crate::coverage;
 use crate::crossed;
 use crate::definitions;
@@ -28,13 +26,16 @@ use crate::faults;
 use crate::installed;
 use crate::lies;
 use crate::machine::Accelerator;
-use crate::migrate;
-use crate::migrate::Extent;
+use crate::migrations;
+use crate::migrations::Extent;
 use crate::mock;
 use crate::packaged;
 use crate::paging::NPT;
 use crate::paths;
 use crate::product;
+use crate::programs::guest_tests;
+use crate::programs::FAULT_TEST;
+use crate::programs::TESTS;
 use crate::progress::Progress;
 use crate::races;
 use crate::rejuvenate;
@@ -50,9 +51,6 @@ use crate::topology::SHORT;
 use crate::tracing;
 use crate::unprivileged;
 use crate::upkeep;
-
-/// Time for a test program.
-pub const TESTS: Duration = Duration::from_secs(600);
 
 /// A part of `make check`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -176,7 +174,7 @@ const ALL: [Group; 21] = [
     Group::Installed,
 ];
 
-/// How often a guest VM connects its devices anew in [`migrate::failures`], at most.
+/// How often a guest VM connects its devices anew in [`migrations::failures`], at most.
 const FAILURES: u32 = 10;
 /// The same with [`faults::run`].
 const FAULTS: u32 = 100;
@@ -313,10 +311,6 @@ fn patched(
     }
 }
 
-/// The selftest for faults. A debug driver has a model of a hypervisor besides, which it must
-/// not use where there is one.
-const FAULT_TEST: &str = "vmbeam_fault";
-
 /// The driver's selftests on real domains: with the driver as it is, and those for
 /// faults with its debug flavour.
 fn selftests(tally: &mut Tally, host: &Channel) {
@@ -360,55 +354,6 @@ fn nested_only(
     }
 }
 
-/// Run a test program inside a machine; its output also goes to `build/logs/`.
-pub fn guest_tests(tally: &mut Tally, group: &str, machine: &Channel, program: &str) {
-    let command = format!("/usr/lib/vmbeam/tests/{program}");
-    guest_command(tally, group, machine, program, &command, TESTS);
-}
-
-/// The same with a command and a limit of the caller's.
-pub fn guest_command(
-    tally: &mut Tally,
-    group: &str,
-    machine: &Channel,
-    program: &str,
-    command: &str,
-    limit: Duration,
-) {
-    guest_output(tally, group, program, machine.run(command, limit));
-}
-
-/// Enter the results in what a test program printed; it also goes to `build/logs/`.
-pub fn guest_output(tally: &mut Tally, group: &str, program: &str, output: Result<Output>) {
-    match output {
-        Ok(output) => {
-            let _ = fs::write(paths::logs().join(format!("{program}.tap")), &output.text);
-            for line in output.text.lines().filter(|l| !l.starts_with("ok ")) {
-                println!("    {line}");
-            }
-            tally.lines(group, &output.text);
-            tally.case(group, "exit status", || {
-                ensure!(output.code == 0, "{program} exited with {}", output.code);
-                Ok(())
-            });
-            // Others put the name of a machine before it.
-            if program.ends_with(FAULT_TEST) {
-                tally.case(
-                    group,
-                    "it ran on the hypervisor, not on a model of one",
-                    || {
-                        // What only the model can do is skipped elsewhere.
-                        let skipped = "fault.statuses # SKIP a real hypervisor";
-                        ensure!(output.text.contains(skipped), "no {skipped:?}");
-                        Ok(())
-                    },
-                );
-            }
-        }
-        Err(e) => tally.enter(group, program, Err(e)),
-    }
-}
-
 /// The groups that use both host VMs, with their guests.
 fn nested(
     tally: &mut Tally,
@@ -449,11 +394,11 @@ fn nested(
             lies::run(tally, topology);
         }
         let places = wanted(Group::Migrate)
-            .then(|| migrate::run(tally, topology, extent.moves))
+            .then(|| migrations::run(tally, topology, extent.moves))
             .flatten();
         unprivileged::stop(tally, topology);
         if let Some(places) = places.filter(|_| extent.failures) {
-            migrate::failures(tally, topology, places);
+            migrations::failures(tally, topology, places);
             definitions::run(tally, topology, places);
         }
     }

@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use crate::channel::Channel;
-use crate::check::guest_command;
 use crate::paths;
+use crate::programs::guest_command;
 use crate::progress::Progress;
 use crate::tally::Tally;
 use crate::topology::Sizes;

@@ -9,11 +9,11 @@ use std::path::Path;
 use anyhow::ensure;
 
 use crate::channel::Channel;
-use crate::check;
 use crate::driver::Amount;
 use crate::images;
 use crate::mock;
 use crate::paths;
+use crate::programs;
 use crate::progress::Progress;
 use crate::tally::Tally;
 use crate::topology::Sizes;
@@ -36,8 +36,8 @@ pub fn on_xen(tally: &mut Tally, module: &Path, host: &Channel) {
         host.sh("insmod /run/vmbeam.ko && test -c /dev/vmbeam", SHORT)?;
         Ok(())
     });
-    check::guest_tests(tally, "load", host, "vmbeam_test");
-    check::guest_tests(tally, "load", host, "vmbeam_half");
+    programs::guest_tests(tally, "load", host, "vmbeam_test");
+    programs::guest_tests(tally, "load", host, "vmbeam_half");
     tally.case("load", "its trace events are recorded", || {
         // What the selftest for them has left.
         let text = host.sh("grep ' vmbeam_' /sys/kernel/tracing/trace", SHORT)?;

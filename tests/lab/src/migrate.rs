@@ -15,10 +15,6 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use crate::channel::Channel;
-use crate::channel::Output;
-use crate::moves;
-use crate::product;
-use crate::tally::Tally;
 use crate::topology;
 use crate::topology::Topology;
 use crate::topology::GUEST;
@@ -51,7 +47,8 @@ pub struct Migration {
     pub frames_left: u64,
     /// Pages whose digests were compared, with `--verify`.
     pub pages_verified: u64,
-    stream_bytes: u64,
+    /// Bytes of the saved state.
+    pub stream_bytes: u64,
     /// Everything that went through the agents' ports, and its bytes.
     pub wire_messages: u64,
     pub wire_bytes: u64,
@@ -200,59 +197,8 @@ pub fn free_memory(topology: &Topology) -> Result<[u64; 2]> {
     Ok([free(&topology.machine.a)?, free(&topology.machine.b)?])
 }
 
-/// How much of it is tried.
-#[derive(Clone, Copy, Debug)]
-pub struct Extent {
-    /// Moves under load.
-    pub moves: u32,
-    /// Whether it is also made to fail.
-    pub failures: bool,
-}
-
 /// Where the guest VM is, and the other host VM.
 pub type Places = [&'static str; 2];
-
-/// Move it so often, on a topology whose guests are up. The guest VM of B is destroyed.
-/// Gives where it is, unless a move failed.
-pub fn run(tally: &mut Tally, topology: &Topology, moves: u32) -> Option<Places> {
-    same_name(tally, topology);
-    let mut ready = false;
-    tally.case("migrate", "a dry run finds nothing in the way", || {
-        make_room(topology)?;
-        let output = run_here(topology, &command("A", "B", "--dry-run"))?;
-        ensure!(
-            output.code == 0 && output.text.contains("nothing"),
-            "exit status {}, printed: {}",
-            output.code,
-            output.text.trim()
-        );
-        runs_only_in(topology, "A")?;
-        ready = true;
-        Ok(())
-    });
-    if !ready {
-        return None;
-    }
-    moves::run(tally, topology, moves)
-}
-
-fn run_here(topology: &Topology, command: &str) -> Result<Output> {
-    topology.machine.host.run(command, LIMIT)
-}
-
-fn same_name(tally: &mut Tally, topology: &Topology) {
-    tally.case("migrate", "refused: a guest of the same name", || {
-        let output = run_here(topology, &command("A", "B", ""))?;
-        ensure!(
-            output.code == REFUSED && output.text.contains("has a guest named"),
-            "exit status {}, printed: {}",
-            output.code,
-            output.text.trim()
-        );
-        topology::wait_for_check(&topology.machine.a, LIMIT)?;
-        Ok(())
-    });
-}
 
 /// The figures, with the gap that the guest itself saw.
 pub fn summary(m: &Migration, gap_ms: u64) -> Result<String> {
@@ -280,109 +226,6 @@ pub fn summary(m: &Migration, gap_ms: u64) -> Result<String> {
         m.seconds("total")?,
         gap_ms as f64 / 1000.0,
     ))
-}
-
-/// Make it fail, and see that the guest goes on where it was.
-pub fn failures(tally: &mut Tally, topology: &Topology, [from, to]: Places) {
-    let host = &topology.machine.host;
-    tally.case(
-        "migrate",
-        "too long a downtime: the guest goes on at the source",
-        || {
-            let output = run_here(topology, &command(from, to, "--max-downtime 1"))?;
-            ensure!(
-                output.code == ROLLED_BACK && output.text.contains("--max-downtime"),
-                "exit status {}, printed: {}",
-                output.code,
-                output.text.trim()
-            );
-            runs_only_in(topology, from)?;
-            Ok(())
-        },
-    );
-    tally.case(
-        "migrate",
-        "cancelled: the guest goes on at the source",
-        || {
-            let output = run_here(
-                topology,
-                &format!(
-                    "{} >/run/lab/migrate.out 2>&1 & pid=$!; \
-                 until grep -q saving /run/lab/migrate.out; do usleep 20000; done; \
-                 kill -INT $pid; wait $pid; code=$?; cat /run/lab/migrate.out; exit $code",
-                    command(from, to, "")
-                ),
-            )?;
-            ensure!(
-                output.code == ROLLED_BACK && output.text.contains("cancelled"),
-                "exit status {}, printed: {}",
-                output.code,
-                output.text.trim()
-            );
-            runs_only_in(topology, from)?;
-            Ok(())
-        },
-    );
-    for phase in ["saving", "digests after"] {
-        let name = format!("kill -9 of the daemon while {phase}: the next one undoes it");
-        tally.case("migrate", &name, || {
-            // It is killed as soon as the command line shows the phase.
-            host.sh(
-                &format!(
-                    "{} >/run/lab/migrate.out 2>&1 & pid=$!; \
-                     until grep -q '{phase}' /run/lab/migrate.out; do usleep 20000; done; \
-                     killall -9 vmbeamd; wait $pid; true",
-                    command(from, to, "--verify")
-                ),
-                LIMIT,
-            )?;
-            product::start_daemon(topology)?;
-            product::wait_for_agents(topology)?;
-            settled(topology)?;
-            runs_only_in(topology, from)?;
-            Ok(())
-        });
-    }
-    tally.case("migrate", "--mode copy: all of it travels as data", || {
-        copied(topology, from, to)
-    });
-    tally.case("migrate", "and after all that it migrates again", || {
-        migrate(topology, from, to, "")?;
-        runs_only_in(topology, to)?;
-        migrate(topology, to, from, "")?;
-        runs_only_in(topology, from)?;
-        Ok(())
-    });
-}
-
-/// A small guest VM is copied: the agents' ports are no network card.
-fn copied(topology: &Topology, from: &str, to: &str) -> Result<()> {
-    const SMALL: &str = "small";
-    const MIB: u32 = 96;
-    let (source, destination) = (topology.machine.vm(from), topology.machine.vm(to));
-    source.sh(
-        &format!(
-            "cat >/etc/xen/{SMALL}.cfg <<'EOF'\n{}\nEOF\nxl create /etc/xen/{SMALL}.cfg",
-            topology::guest_config(SMALL, MIB, "vmbeam.spare=4")
-        ),
-        LIMIT,
-    )?;
-    topology::wait_for_check_of(source, SMALL, LIMIT)?;
-    let text = topology.machine.host.sh(
-        &format!("vmbeam migrate {SMALL} --from {from} --to {to} --mode copy --json 2>/dev/null"),
-        LIMIT,
-    )?;
-    let m: Migration =
-        serde_json::from_str(&text).with_context(|| format!("vmbeam migrate printed: {text}"))?;
-    ensure!(
-        m.pages_swapped == 0
-            && m.pages_copied == 0
-            && m.stream_bytes >> 20 >= u64::from(MIB) * 9 / 10,
-        "{m:?}"
-    );
-    topology::wait_for_check_of(destination, SMALL, LIMIT)?;
-    destination.sh(&format!("xl destroy {SMALL}"), SHORT)?;
-    runs_only_in(topology, from).map(drop)
 }
 
 /// Wait until the daemon has no job any more.

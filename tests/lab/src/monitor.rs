@@ -9,7 +9,6 @@ use anyhow::ensure;
 use anyhow::Result;
 
 use crate::migrate::ROLLED_BACK;
-use crate::rejuvenate;
 use crate::tally::Tally;
 use crate::topology;
 use crate::topology::Topology;
@@ -21,9 +20,8 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// A domain is made anew within seconds.
 const RESTART: Duration = Duration::from_secs(120);
 
-/// In A, which has no guest VM.
-pub fn run(tally: &mut Tally, topology: &Topology) {
-    let group = rejuvenate::NAME;
+/// In A, which has no guest VM; as a part of this group.
+pub fn run(tally: &mut Tally, topology: &Topology, group: &str) {
     tally.case(
         group,
         "a guest VM whose move was undone still restarts when it reboots",

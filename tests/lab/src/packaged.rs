@@ -6,9 +6,9 @@
 use anyhow::Result;
 
 use crate::channel::Channel;
-use crate::check;
 use crate::load;
 use crate::paths;
+use crate::programs;
 use crate::progress::Progress;
 use crate::tally::Tally;
 use crate::toolstack;
@@ -41,13 +41,13 @@ pub fn run(tally: &mut Tally, sizes: Sizes, progress: &Progress) {
             tally.case("package", "put the packaged toolstack in place", || {
                 put(host)
             });
-            check::guest_command(
+            programs::guest_command(
                 tally,
                 "package",
                 host,
                 "test-mem-swap",
                 &format!("LD_LIBRARY_PATH={PATCHED} {PATCHED}/test-mem-swap"),
-                check::TESTS,
+                programs::TESTS,
             );
             toolstack::run(tally, &topology, false);
         }

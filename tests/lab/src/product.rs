@@ -4,9 +4,32 @@
 
 use anyhow::Result;
 
+use crate::paths;
+use crate::progress::Progress;
+use crate::topology::BootTimes;
+use crate::topology::Sizes;
 use crate::topology::Topology;
 use crate::topology::HOST_VMS;
 use crate::topology::SHORT;
+
+impl Topology {
+    /// Boot everything, VMBeam included, up to guest VMs that can be swapped.
+    pub fn boot(sizes: Sizes, progress: &Progress) -> Result<(Self, BootTimes)> {
+        let (topology, host) = Self::boot_host(sizes, &paths::xen(), progress)?;
+        start(&topology)?;
+        let host_vms = topology.start_host_vms(progress)?;
+        wait_for_agents(&topology)?;
+        let guests = topology.start_guests(progress)?;
+        Ok((
+            topology,
+            BootTimes {
+                host,
+                host_vms,
+                guests,
+            },
+        ))
+    }
+}
 
 /// Load the driver and start the daemon.
 pub fn start(topology: &Topology) -> Result<()> {
@@ -19,7 +42,7 @@ pub fn start(topology: &Topology) -> Result<()> {
     start_daemon(topology)?;
     host.follow(
         "tail -n +1 -F /var/log/vmbeamd.log",
-        &crate::paths::logs().join("vmbeamd.log"),
+        &paths::logs().join("vmbeamd.log"),
     )
 }
 

@@ -143,7 +143,7 @@ impl upkeep::Report for Report {
     }
 
     fn alone(tally: &mut Tally, topology: &Topology) {
-        monitor::run(tally, topology);
+        monitor::run(tally, topology, NAME);
     }
 
     fn run(topology: &Topology, progress: &Progress) -> Result<Self> {

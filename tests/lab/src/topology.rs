@@ -17,7 +17,6 @@ use crate::machine::Accelerator;
 use crate::machine::Config;
 use crate::machine::Machine;
 use crate::paths;
-use crate::product;
 use crate::progress::Progress;
 
 /// Names of the host VMs.
@@ -207,23 +206,6 @@ pub fn address(name: &str) -> String {
 }
 
 impl Topology {
-    /// Boot everything, VMBeam included, up to guest VMs that can be swapped.
-    pub fn boot(sizes: Sizes, progress: &Progress) -> Result<(Self, BootTimes)> {
-        let (topology, host) = Self::boot_host(sizes, &paths::xen(), progress)?;
-        product::start(&topology)?;
-        let host_vms = topology.start_host_vms(progress)?;
-        product::wait_for_agents(&topology)?;
-        let guests = topology.start_guests(progress)?;
-        Ok((
-            topology,
-            BootTimes {
-                host,
-                host_vms,
-                guests,
-            },
-        ))
-    }
-
     /// Boot the host only, with this hypervisor; also tells the seconds.
     pub fn boot_host(sizes: Sizes, xen: &Path, progress: &Progress) -> Result<(Self, f64)> {
         Self::boot_host_with(sizes, xen, "host", (1, ""), progress)

@@ -24,7 +24,7 @@ use crate::control;
 use crate::domain::Domain;
 use crate::mailbox;
 use crate::mailbox::CHUNK;
-use crate::races::Options;
+use crate::race::Options;
 use crate::swap::Run;
 use crate::swap::Statuses;
 use crate::swap::Swapper;

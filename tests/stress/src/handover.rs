@@ -14,7 +14,7 @@ use anyhow::Result;
 
 use crate::control;
 use crate::mailbox;
-use crate::races::Options;
+use crate::race::Options;
 use crate::swap::Run;
 use crate::swap::Swapper;
 use crate::world::slot;

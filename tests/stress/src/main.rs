@@ -13,6 +13,7 @@ mod handover;
 mod latency;
 mod mailbox;
 mod offline;
+mod race;
 mod races;
 mod relocation;
 mod swap;
@@ -31,7 +32,7 @@ use nix::sched::sched_setaffinity;
 use nix::sched::CpuSet;
 use nix::unistd::Pid;
 
-use crate::races::Options;
+use crate::race::Options;
 
 #[derive(Parser)]
 #[command(about = "Stress the hypervisor's swap of frames")]

@@ -14,9 +14,9 @@ use nix::errno::Errno;
 
 use crate::control;
 use crate::mailbox;
-use crate::races::Options;
-use crate::races::FRAMES;
-use crate::races::TWICE;
+use crate::race::Options;
+use crate::race::FRAMES;
+use crate::race::TWICE;
 use crate::swap::Run;
 use crate::swap::Statuses;
 use crate::swap::Swapper;

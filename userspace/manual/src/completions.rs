@@ -2,6 +2,7 @@
 
 //! Shell completions, in the places below `usr/share` where Debian's shells look.
 
+use crate::file;
 use anyhow::Result;
 use clap_complete::{generate, Shell};
 use std::path::Path;
@@ -21,8 +22,8 @@ pub(crate) fn write(command: &clap::Command, directory: &Path) -> Result<()> {
         let mut text = Vec::new();
         let name = command.get_name();
         generate(shell, &mut command.clone(), name, &mut text);
-        let (place, file) = place(shell, name);
-        crate::write(&directory.join(place), &file, &text)?;
+        let (place, called) = place(shell, name);
+        file::write(&directory.join(place), &called, &text)?;
     }
     Ok(())
 }

@@ -6,10 +6,11 @@
 
 mod completions;
 mod config;
+mod file;
 mod pages;
 
 use anyhow::{Context, Result};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The programs with the sections of the manual that they belong to.
 fn programs() -> [(clap::Command, &'static str); 3] {
@@ -21,12 +22,6 @@ fn programs() -> [(clap::Command, &'static str); 3] {
     ]
 }
 
-fn write(directory: &Path, name: &str, bytes: &[u8]) -> Result<()> {
-    std::fs::create_dir_all(directory)
-        .and_then(|()| std::fs::write(directory.join(name), bytes))
-        .with_context(|| format!("cannot write {name} to {}", directory.display()))
-}
-
 fn main() -> Result<()> {
     let directory: PathBuf = std::env::args_os()
         .nth(1)
@@ -34,12 +29,12 @@ fn main() -> Result<()> {
         .into();
     for (command, section) in programs() {
         for page in pages::of_program(&command, section)? {
-            write(&directory.join("man"), &page.name, &page.text)?;
+            file::write(&directory.join("man"), &page.name, &page.text)?;
         }
         completions::write(&command, &directory)?;
     }
     let page = config::page()?;
-    write(&directory.join("man"), &page.name, &page.text)
+    file::write(&directory.join("man"), &page.name, &page.text)
 }
 
 #[cfg(test)]
