@@ -9,8 +9,9 @@
 //!
 //! [`server`] is the protocol, [`transfer`] the part of it that moves a guest's
 //! state, [`port`] the serial port, [`hypervisor`] what is needed of the guest
-//! hypervisor, [`toolstack`] what is needed of the toolstack, [`definitions`] what is written
-//! down of guests, [`gate`] what starts them at boot.
+//! hypervisor, [`toolstack`] what is needed of the toolstack, [`surroundings`] what the
+//! management VM tells of guests, [`definitions`] what is written down of them, [`gate`] what
+//! starts them at boot.
 
 pub mod args;
 pub mod definitions;
