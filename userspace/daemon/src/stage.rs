@@ -10,10 +10,11 @@ use crate::execute::Moved;
 use crate::job::{Confirmed, Job, Staged};
 use crate::join::{beyond, join, select, JoinedRun};
 use crate::journal::{Filed, Pairs};
+use crate::ledger::Ledger;
 use crate::limits::seconds;
 use crate::link::Link;
 use crate::load::load;
-use crate::relay::Relay;
+use crate::relay::{Gate, Relay};
 use crate::transfer::{count, finish, until_made};
 use std::ops::Range;
 use std::time::Instant;
@@ -106,9 +107,63 @@ impl Job<'_> {
         Ok((runs, others))
     }
 
+    /// Save the guest, carry it over, restore it; or what staging has left of that.
+    pub(crate) fn stream(&mut self) -> Result<Event, SwapError> {
+        let started = Instant::now();
+        let staged = self.report.unstaged.is_none();
+        let pauses = self.context.pauses;
+        pauses.affordable(
+            self.request,
+            self.guest.pages,
+            staged,
+            self.context.progress,
+        )?;
+        (self.context.progress)(Phase::Stream, 0, 0);
+        let mut relay = match &mut self.staged {
+            Some(staged) => {
+                self.pause = Some(Ledger::new(self.exec.traffic()));
+                std::mem::take(&mut staged.relay)
+            }
+            None => {
+                self.begin_stream(false)?;
+                Relay::open()
+            }
+        };
+        if self.staged.is_some() {
+            relay.gate = Gate::Opens;
+            self.limit();
+        }
+        self.relay(&mut relay, Phase::Stream, Relay::is_over)?;
+        self.part("state");
+        let contents = relay.scanner.contents().clone();
+        if !contents.complete {
+            return Err(refused("the saved state of the guest is cut off"));
+        }
+        self.report.stream_bytes = contents.bytes;
+        self.report.pages_sent = contents.data_pages;
+        self.contents = contents;
+        if self.staged.is_some() {
+            self.complete()?;
+        } else {
+            let limits = self.limits();
+            let there = finish(&mut self.exec.to, limits)?;
+            self.work.record.to.guest = Some(there);
+        }
+        self.exec.idle = true;
+        self.part("restore");
+        self.report.seconds.stream = seconds(started);
+        info!(
+            bytes = self.contents.bytes,
+            external = self.contents.external_pages(),
+            data_pages = self.contents.data_pages,
+            "the guest exists twice"
+        );
+        Ok(Event::Done)
+    }
+
     /// The guest is suspended and saved: at once complete its copy, look for pages that tell
     /// where the memory is, and have the driver look at what is to be swapped.
-    pub(crate) fn complete(&mut self) -> Result<(), SwapError> {
+    fn complete(&mut self) -> Result<(), SwapError> {
         let Some(staged) = &self.staged else {
             return Err(refused("nothing is staged"));
         };

@@ -18,7 +18,6 @@ use crate::relay::{Gate, Relay};
 use crate::side::Side;
 use std::ops::Range;
 use std::time::{Duration, Instant};
-use tracing::info;
 use vmbeam_agent_protocol::{Digest, PfnRun, MAX_PAGES_PER_CHUNK, MAX_PART};
 use vmbeam_control_protocol::{Failure, Phase, SwapRun};
 use vmbeam_migration::Event;
@@ -108,60 +107,6 @@ impl Job<'_> {
             (self.context.progress)(phase, relay.scanner.contents().bytes, 0);
         }
         Ok(())
-    }
-
-    /// Save the guest, carry it over, restore it; or what staging has left of that.
-    pub(crate) fn stream(&mut self) -> Result<Event, SwapError> {
-        let started = Instant::now();
-        let staged = self.report.unstaged.is_none();
-        let pauses = self.context.pauses;
-        pauses.affordable(
-            self.request,
-            self.guest.pages,
-            staged,
-            self.context.progress,
-        )?;
-        (self.context.progress)(Phase::Stream, 0, 0);
-        let mut relay = match &mut self.staged {
-            Some(staged) => {
-                self.pause = Some(Ledger::new(self.exec.traffic()));
-                std::mem::take(&mut staged.relay)
-            }
-            None => {
-                self.begin_stream(false)?;
-                Relay::open()
-            }
-        };
-        if self.staged.is_some() {
-            relay.gate = Gate::Opens;
-            self.limit();
-        }
-        self.relay(&mut relay, Phase::Stream, Relay::is_over)?;
-        self.part("state");
-        let contents = relay.scanner.contents().clone();
-        if !contents.complete {
-            return Err(refused("the saved state of the guest is cut off"));
-        }
-        self.report.stream_bytes = contents.bytes;
-        self.report.pages_sent = contents.data_pages;
-        self.contents = contents;
-        if self.staged.is_some() {
-            self.complete()?;
-        } else {
-            let limits = self.limits();
-            let there = finish(&mut self.exec.to, limits)?;
-            self.work.record.to.guest = Some(there);
-        }
-        self.exec.idle = true;
-        self.part("restore");
-        self.report.seconds.stream = seconds(started);
-        info!(
-            bytes = self.contents.bytes,
-            external = self.contents.external_pages(),
-            data_pages = self.contents.data_pages,
-            "the guest exists twice"
-        );
-        Ok(Event::Done)
     }
 
     /// How long the toolstacks may make no progress. One that restores a large guest makes
