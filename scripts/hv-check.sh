@@ -43,8 +43,9 @@ check() {
 	return "$rc"
 }
 
+# complete DIRECTORY: its series has all patches that are there; it may name others elsewhere.
 complete() {
-	diff <(series "$patches" | sort) <(cd "$patches" && ls -- *.patch)
+	diff <(series "$1" | grep -v / | sort) <(cd "$1" && ls -- *.patch)
 }
 
 # for_base DIRECTORY: of the series for another base. Patches that are as for the main one
@@ -56,7 +57,7 @@ for_base() {
 	for patch in $(series "$1"); do
 		[ -e "$1/$patch" ] || { echo "there is no $patch"; return 1; }
 	done
-	diff <(series "$1" | grep -v / | sort) <(cd "$1" && ls -- *.patch) || return
+	complete "$1" || return
 	diff <(sed -n 's,^sha256: .*/,,p' "$1/UPSTREAM") <(cd "$1" && ls -- *.patch) || return
 	sed -n 's/^sha256: //p' "$1/UPSTREAM" | (cd "$1" && sha256sum --quiet -c) || return
 	for patch in "$1"/*.patch; do
@@ -68,7 +69,7 @@ formatted() {
 	local subject
 	subject=$(sed -n 's/^Subject: \[PATCH\] //p' "$1")
 	[ -n "$subject" ] && [ ${#subject} -le 72 ] &&
-		grep -q '^[a-z][a-z0-9/-]*: ' <<<"$subject" &&
+		grep -q '^[a-z][a-z0-9/-]*\(, [a-z]*\)\?: ' <<<"$subject" &&
 		grep -q '^Signed-off-by: .*<.*@.*>$' "$1" &&
 		! sed '/^diff /,$d' "$1" | grep -q '.\{76,\}'
 }
@@ -151,7 +152,8 @@ key=$({
 	cat scripts/hv-check.sh scripts/xen.sh scripts/xen-source.sh build/sysroot.stamp
 	cat "$patches/series" "$patches/UPSTREAM" "$patches"/*.patch
 	# Of the series for other bases, which are not applied here.
-	tail -n +1 "$patches"/*/{,toolstack/}{UPSTREAM,series} "$patches"/*/{,toolstack/}*.patch
+	tail -n +1 "$patches"/*/UPSTREAM "$patches"/*/series "$patches"/*/*.patch \
+		"$patches"/*/toolstack/*
 } | sha256sum | cut -d' ' -f1)
 
 if [ "$(head -n 1 "$result" 2>/dev/null)" = "$key" ]; then
@@ -173,7 +175,14 @@ main() {
 	done | tail -n 1)
 	version=$(scripts/xen-source.sh version)
 
-	check "series lists all patches" complete || true
+	check "series lists all patches" complete "$patches" || true
+	# The toolstack's are built by xen-tools.sh.
+	for base in "$patches"/toolstack*; do
+		check "${base##*/}: series lists all patches" complete "$base" || true
+	done
+	for p in "$patches"/toolstack*/*.patch; do
+		check "${p#"$patches"/}: format" formatted "$p" || true
+	done
 	for base in "$patches"/*/{,toolstack/}UPSTREAM; do
 		base=${base%/*}
 		check "${base#"$patches"/}: series follows the main one, format" for_base "$base" || true
