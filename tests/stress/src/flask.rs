@@ -4,7 +4,7 @@
 //! hypervisor that enforces a policy.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::Path;
 
 use anyhow::ensure;
 use anyhow::Context;
@@ -18,7 +18,6 @@ use crate::swap::CHECK;
 use crate::xen;
 use crate::xen::Buffer;
 use crate::xen::PAGE;
-use crate::Test;
 
 /// `__HYPERVISOR_xsm_op`
 const XSM_OP: u64 = 27;
@@ -32,33 +31,32 @@ const STRUCTURE: usize = 64;
 const GUEST: &str = "system_u:system_r:domU_t";
 /// Guests that talk to dom0 only: the policy does not let dom0 swap their frames.
 const ISOLATED: &str = "system_u:system_r:isolated_domU_t";
+const REFUSED: i64 = -(Errno::EACCES as i64);
 /// The frame of each domain.
 const GFN: u64 = 0x100;
 
-/// The tests. The policy of the last one lets dom0 swap frames of guests, but none of them
-/// with another.
-pub fn tests(policy: PathBuf) -> Vec<Test<'static>> {
-    vec![
-        (
-            "flask: two guests swap",
-            Box::new(|_| pair([GUEST, GUEST], 0)),
-        ),
-        (
-            "flask: refused with a domain that the caller may not swap with",
-            Box::new(|_| {
-                pair([GUEST, ISOLATED], -(Errno::EACCES as i64))?;
-                pair([ISOLATED, GUEST], -(Errno::EACCES as i64))
-            }),
-        ),
-        (
-            "flask: refused for two that the caller may swap, but not with each other",
-            Box::new(move |_| {
-                load(&fs::read(&policy).with_context(|| policy.display().to_string())?)?;
-                pair([GUEST, GUEST], -(Errno::EACCES as i64))
-            }),
-        ),
-    ]
-}
+/// A test; it may want a policy that lets dom0 swap frames of guests, but none of them with
+/// another.
+type Test = fn(&Path) -> Result<String>;
+
+/// The tests.
+pub const TESTS: [(&str, Test); 3] = [
+    ("flask: two guests swap", |_| pair([GUEST, GUEST], 0)),
+    (
+        "flask: refused with a domain that the caller may not swap with",
+        |_| {
+            pair([GUEST, ISOLATED], REFUSED)?;
+            pair([ISOLATED, GUEST], REFUSED)
+        },
+    ),
+    (
+        "flask: refused for two that the caller may swap, but not with each other",
+        |policy| {
+            load(&fs::read(policy).with_context(|| policy.display().to_string())?)?;
+            pair([GUEST, GUEST], REFUSED)
+        },
+    ),
+];
 
 /// Check and swap a frame of two new domains with these labels; the call's result must be this.
 fn pair(labels: [&str; 2], expected: i64) -> Result<String> {

@@ -11,12 +11,13 @@ mod moves;
 
 use common::{lock, World, RESTORED};
 use moves::{
-    contents, error, exchange, left, left_behind, migrate, swap_of, wait_until_runs_only_in,
-    wait_until_stuck,
+    contents, error, exchange, left, left_as, left_behind, migrate, swap_of,
+    wait_until_runs_only_in, wait_until_stuck,
 };
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
-use vmbeam_control_protocol::{Failure, FromDaemon, ToDaemon};
+use vmbeam_control_protocol::{Failure, FromDaemon, Mode, ToDaemon};
+use vmbeam_uapi::Errno;
 use vmbeamd::journal::State;
 
 #[test]
@@ -249,4 +250,28 @@ fn what_may_be_whole_is_not_destroyed_and_can_be_dismissed() {
         panic!()
     };
     assert!(message.contains("has ended"), "{message}");
+}
+
+/// What goes back after a daemon has died is no rollback of the driver's: it can be refused for want
+/// of memory of the host, and is done when there is some.
+#[test]
+fn what_recovery_cannot_put_back_waits_for_memory_of_the_host() {
+    let (mut w, pages) = left_as(
+        |w, _| {
+            let state = swap_of(w);
+            exchange(w, &state);
+            state
+        },
+        |record| record.mode = Mode::Relocate,
+    );
+    let gfn = lock(&w.hosts["A"]).guests[&1].pages[20].gfn;
+    let none = -(Errno::ENOMEM as i32);
+    lock(&w.driver.faults).refuse.insert(gfn, none);
+    let memory = w.memory();
+    w.start();
+    let said = "1 pages cannot be swapped back now; everything was swapped back";
+    wait_until_stuck(&w, said);
+    assert!(memory == w.memory());
+    lock(&w.driver.faults).refuse.clear();
+    wait_until_runs_only_in(&w, "A", &pages);
 }

@@ -12,7 +12,7 @@ mod moves;
 use common::{lock, World};
 use moves::{
     assert_runs_only_in, contents, error, exchange, left_as, report, request, swap_of,
-    wait_until_runs_only_in, wait_until_stuck, world,
+    wait_until_runs_only_in, world,
 };
 use std::collections::HashSet;
 use std::io::{Read, Write};
@@ -55,12 +55,8 @@ fn migrate_by(w: &World, mode: Mode, verify: bool) -> FromDaemon {
 }
 
 fn modes(w: &World) -> Vec<BindMode> {
-    let mut modes: Vec<BindMode> = Vec::new();
-    for mode in lock(&w.driver.modes).drain(..) {
-        if modes.last() != Some(&mode) {
-            modes.push(mode);
-        }
-    }
+    let mut modes: Vec<BindMode> = lock(&w.driver.modes).drain(..).collect();
+    modes.dedup();
     modes
 }
 
@@ -569,30 +565,6 @@ fn recovery_knows_how_the_memory_went() {
         assert_eq!(modes(&w), [back]);
         assert_eq!(absent(&w, "A"), HashSet::new());
     }
-}
-
-/// What goes back after a daemon has died is no rollback of the driver's: it can be refused for want
-/// of memory of the host, and is done when there is some.
-#[test]
-fn what_recovery_cannot_put_back_waits_for_memory_of_the_host() {
-    let (mut w, pages) = left_as(
-        |w, _| {
-            let state = swap_of(w);
-            exchange(w, &state);
-            state
-        },
-        |record| record.mode = Mode::Relocate,
-    );
-    let gfn = lock(&w.hosts["A"]).guests[&1].pages[20].gfn;
-    let none = -(Errno::ENOMEM as i32);
-    lock(&w.driver.faults).refuse.insert(gfn, none);
-    let memory = w.memory();
-    w.start();
-    let said = "1 pages cannot be swapped back now; everything was swapped back";
-    wait_until_stuck(&w, said);
-    assert!(memory == w.memory());
-    lock(&w.driver.faults).refuse.clear();
-    wait_until_runs_only_in(&w, "A", &pages);
 }
 
 #[test]
