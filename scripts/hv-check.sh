@@ -9,7 +9,7 @@
 # permission, and the tests build.
 # `hv-check.sh quick` builds all of it only after a patch that others' sources are generated
 # from, and for release after the last one alone; after the others it compiles what the series
-# changes anywhere, which is where they could break each other. This saves half an hour.
+# changes anywhere, which is where they could break each other first.
 # One line per check, `ok` or `not ok`; exit status 0 if all are ok.
 #
 # The outcome is remembered: a run with the same inputs repeats its lines.

@@ -21,8 +21,8 @@ use vmbeam_migration::{
 };
 use vmbeam_uapi::NOT_ATTEMPTED;
 
-/// How long a guest that is to go on where it was waits for a reserve of its host VM: to fill one of
-/// this size takes milliseconds, unless something is wrong.
+/// How long a guest that is to go on where it was waits for a reserve of its host VM. It is asked for
+/// again once the guest runs.
 const RESERVE: Duration = Duration::from_secs(5);
 
 /// What is or was to be swapped. Not in the record of every state, but never forgotten.
