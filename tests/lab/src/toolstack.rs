@@ -46,6 +46,7 @@ struct Contents {
 pub fn run(tally: &mut Tally, topology: &Topology, long: bool) {
     let host = &topology.machine.host;
     let mut saved = false;
+    refused::driver(tally, host);
     tally.case("toolstack", "Xen's tests of the stream's checker", || {
         python("-m unittest discover -s xen/migration -t .").map(|_| ())
     });

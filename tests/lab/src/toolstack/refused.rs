@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What must be refused: states that would be restored wrongly, and guests that would
-//! lose memory if they were saved without it. The latter run on.
+//! What must be refused: states that would be restored wrongly, guests that would
+//! lose memory if they were saved without it, and the driver in a guest. The guests run on.
 
 use anyhow::ensure;
 use anyhow::Context;
@@ -19,6 +19,7 @@ use crate::tally::Tally;
 use crate::topology::SHORT;
 
 const SPOILT: &str = "/run/lab/spoilt";
+const WITH_DRIVER: &str = "/run/lab/with-driver.cpio";
 
 /// A state without memory must not be started by somebody who does not expect it, nor
 /// one that says two things about a page.
@@ -120,6 +121,38 @@ pub fn guests(tally: &mut Tally, host: &Channel) {
         || maps(host, last.context("no domid is known")? + 1),
     );
     let _ = host.run(&format!("xl destroy mapping; rm -f {SPOILT}"), LIMIT);
+}
+
+/// The driver, in a guest with the kernel that it is made for: loading it fails with ENODEV.
+pub fn driver(tally: &mut Tally, host: &Channel) {
+    tally.case("toolstack", "refused: the driver in another domain", || {
+        host.sh(
+            &format!(
+                "cd /lib/modules && echo vmbeam.ko | cpio -o -H newc 2>/dev/null | \
+                 cat /boot/guest.cpio - >{WITH_DRIVER}"
+            ),
+            SHORT,
+        )?;
+        create(
+            host,
+            "other",
+            &format!("type=\"pvh\"\nramdisk=\"{WITH_DRIVER}\""),
+            "vmbeam.insmod",
+            "",
+        )?;
+        let log = log("other");
+        let said = host.sh(
+            &format!("touch {log}; tail -n +1 -F {log} 2>/dev/null | sed -n -e '/INSMOD/{{p;q}}' -e '/panic/{{p;q}}'"),
+            LIMIT,
+        )?;
+        host.sh(&format!("xl destroy other; rm {WITH_DRIVER}"), SHORT)?;
+        ensure!(
+            said.contains("No such device"),
+            "the guest says: {}",
+            said.trim()
+        );
+        Ok(())
+    });
 }
 
 fn domid(host: &Channel, name: &str) -> Result<u32> {
