@@ -92,6 +92,8 @@ pub struct Save {
     pipe: Option<ChildStdout>,
     /// What it reads [`GO`] from. If that is closed before, the guest is not suspended.
     gate: Option<ChildStdin>,
+    /// It was let go on: what it writes now is short, in many pieces, and its end is waited for.
+    last: bool,
 }
 
 impl Save {
@@ -121,6 +123,7 @@ impl Save {
             program,
             pipe,
             gate,
+            last: false,
         })
     }
 }
@@ -130,6 +133,7 @@ impl Outgoing for Save {
         let Some(mut gate) = self.gate.take() else {
             return Err(failed("the guest was not to wait before it is suspended"));
         };
+        self.last = true;
         // That it has ended is told by what it said.
         match gate.write_all(GO) {
             Err(e) if e.kind() != ErrorKind::BrokenPipe => {
@@ -152,8 +156,9 @@ impl Outgoing for Save {
                 Ok(_) if data.len() == MAX_PART => return Ok((data, false)),
                 Ok(_) => {}
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                // What is there goes; nothing is waited for.
-                Err(e) if e.kind() == ErrorKind::WouldBlock && !data.is_empty() => {
+                // What is there goes; nothing is waited for. While the guest is suspended a
+                // question for each piece would take longer than to wait for all of them.
+                Err(e) if e.kind() == ErrorKind::WouldBlock && !data.is_empty() && !self.last => {
                     return Ok((data, false));
                 }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
@@ -433,7 +438,7 @@ mod tests {
     #[test]
     fn a_staged_save_waits_at_its_gate() {
         let script = "echo \"$*\" >arguments; echo pages
-            if [ \"$(head -c 1 <&$4)\" = g ]; then echo state; else echo runs >said; exit 1; fi";
+            if [ \"$(head -c 1 <&$4)\" = g ]; then echo state; sleep 0.2; echo more; else echo runs >said; exit 1; fi";
         let (dir, xl) = play(script);
         let said = |name| std::fs::read_to_string(dir.path().join(name));
         let mut save = Save::with(&xl, 7, true, true).unwrap();
@@ -442,7 +447,7 @@ mod tests {
             before.extend(save.pull().unwrap().0);
         }
         save.go().unwrap();
-        assert_eq!(pull_all(&mut save).unwrap(), b"state\n");
+        assert_eq!(save.pull().unwrap(), (b"state\nmore\n".into(), true));
         assert!(save.go().is_err());
         assert_eq!(
             said("arguments").unwrap(),
