@@ -84,6 +84,9 @@ fn ready_by(pipe: &impl AsFd, events: PollFlags, deadline: Instant) -> bool {
 const GATE: &str = "3";
 /// Lets `xl save --staged` go on.
 const GO: &[u8] = b"g";
+/// What `xl restore --staged` says when the guest is complete. It goes on then to become what
+/// watches the guest, which the guest need not wait for.
+const DONE: &[u8] = b"\ndone\n";
 
 /// `xl save`.
 #[derive(Debug)]
@@ -187,7 +190,7 @@ impl Outgoing for Save {
 pub struct Restore {
     program: Program,
     pipe: Option<ChildStdin>,
-    /// Where it says which guest it has made.
+    /// Where it says which guest it has made, and when that is complete.
     ready: Option<ChildStdout>,
     /// What it has said there.
     said: Vec<u8>,
@@ -251,41 +254,44 @@ impl Incoming for Restore {
 
     fn staged(&mut self) -> Result<Option<u32>, HvError> {
         let deadline = Instant::now() + PAUSE;
-        loop {
-            if let Some(line) = self.said.strip_suffix(b"\n") {
-                let text = String::from_utf8_lossy(line);
-                return text
-                    .parse()
-                    .map(Some)
-                    .map_err(|_| failed(format!("{} has made guest {text:?}", self.program.what)));
-            }
-            let Some(ready) = &mut self.ready else {
-                return match self.program.ended(PAUSE)? {
-                    true => Err(failed(format!(
-                        "{} has ended before it was given the guest",
-                        self.program.what
-                    ))),
-                    false => Ok(None),
-                };
-            };
-            let mut part = [0; 32];
-            match ready.read(&mut part) {
-                Ok(0) => self.ready = None,
-                Ok(n) => self.said.extend(&part[..n]),
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                    if !ready_by(ready, PollFlags::POLLIN, deadline) {
-                        return Ok(None);
+        while self.lines() < 1 {
+            match self.hear(deadline)? {
+                Heard::Words => {}
+                Heard::Nothing => return Ok(None),
+                Heard::End => {
+                    return match self.program.ended(PAUSE)? {
+                        true => Err(failed(format!(
+                            "{} has ended before it was given the guest",
+                            self.program.what
+                        ))),
+                        false => Ok(None),
                     }
                 }
-                Err(e) => return Err(failed(format!("{}: {e}", self.program.what))),
             }
         }
+        let text = String::from_utf8_lossy(&self.said);
+        let line = text.lines().next().unwrap_or_default();
+        line.parse()
+            .map(Some)
+            .map_err(|_| failed(format!("{} has made guest {line:?}", self.program.what)))
     }
 
     fn finish(&mut self) -> Result<bool, HvError> {
         self.pipe = None;
-        self.program.ended(PAUSE)
+        let deadline = Instant::now() + PAUSE;
+        loop {
+            if self.said.ends_with(DONE) {
+                self.program.leave();
+                return Ok(true);
+            }
+            match self.hear(deadline)? {
+                Heard::Words => {}
+                Heard::Nothing => return Ok(false),
+                Heard::End => break,
+            }
+        }
+        self.program
+            .ended(deadline.saturating_duration_since(Instant::now()))
     }
 
     fn abort(&mut self) -> Result<(), HvError> {
@@ -294,7 +300,46 @@ impl Incoming for Restore {
     }
 }
 
+/// What came of listening.
+enum Heard {
+    /// More was said.
+    Words,
+    /// Nothing for as long as that was waited for.
+    Nothing,
+    /// Nothing more will be said.
+    End,
+}
+
 impl Restore {
+    /// Whole lines that it has said.
+    fn lines(&self) -> usize {
+        self.said.iter().filter(|b| **b == b'\n').count()
+    }
+
+    /// Listen to what it says about the guest that it makes, until `deadline`.
+    fn hear(&mut self, deadline: Instant) -> Result<Heard, HvError> {
+        loop {
+            let Some(ready) = &mut self.ready else {
+                return Ok(Heard::End);
+            };
+            let mut part = [0; 32];
+            match ready.read(&mut part) {
+                Ok(0) => self.ready = None,
+                Ok(n) => {
+                    self.said.extend(&part[..n]);
+                    return Ok(Heard::Words);
+                }
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    if !ready_by(ready, PollFlags::POLLIN, deadline) {
+                        return Ok(Heard::Nothing);
+                    }
+                }
+                Err(e) => return Err(failed(format!("{}: {e}", self.program.what))),
+            }
+        }
+    }
+
     /// The program does not read any more: its own words say why.
     fn broken(&mut self, e: &io::Error) -> HvError {
         self.pipe = None;
@@ -343,6 +388,8 @@ pub fn free_mib() -> Result<u64, HvError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::signal::Signal;
+    use nix::unistd::Pid;
     use std::os::unix::fs::PermissionsExt;
 
     /// A program that plays `xl`, in a directory of its own.
@@ -475,6 +522,27 @@ mod tests {
         assert_eq!(read("state"), "rest");
         let expected = "restore --external-memory --staged 3 -p /proc/self/fd/0\n";
         assert_eq!(read("arguments"), expected);
+        // One that says that the guest is complete need not have ended.
+        let script = "echo 2 >&$4; cat >state; echo done >&$4; echo $$ >pid; exec sleep 1000";
+        let (dir, xl) = play(script);
+        let mut restore = Restore::with(&xl, true, true).unwrap();
+        assert_eq!(restore.staged().unwrap(), Some(2));
+        let started = Instant::now();
+        while !restore.finish().unwrap() {}
+        assert!(started.elapsed() < Duration::from_secs(500));
+        let pid = || std::fs::read_to_string(dir.path().join("pid")).unwrap_or_default();
+        while !pid().ends_with('\n') {}
+        let pid = Pid::from_raw(pid().trim().parse().unwrap());
+        nix::sys::signal::kill(pid, Signal::SIGKILL).unwrap();
+        // One that fails has not said so.
+        let (_dir, xl) = play("echo 2 >&$4; cat >state; echo no memory >&2; exit 3");
+        let mut restore = Restore::with(&xl, true, true).unwrap();
+        assert_eq!(restore.staged().unwrap(), Some(2));
+        let mut result = restore.finish();
+        while let Ok(false) = result {
+            result = restore.finish();
+        }
+        assert!(result.unwrap_err().message.contains("no memory"));
         // What it lacks it says instead.
         let (_dir, xl) = play("echo no bridge br7 >&2; exit 3");
         let mut restore = Restore::with(&xl, true, true).unwrap();

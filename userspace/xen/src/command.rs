@@ -46,7 +46,7 @@ pub struct Output {
 }
 
 /// Reads what a program prints, so that it never has to wait, and keeps a part.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Collector {
     kept: Arc<Mutex<Vec<u8>>>,
     reader: Option<JoinHandle<()>>,

@@ -296,6 +296,10 @@ impl<'a> Transfer<'a> {
             "xl save: exit status {save}, xl restore: {restore}, {}",
             self.said()
         );
+        if self.staged {
+            let told = self.sh("cat domid", SHORT)?;
+            ensure!(told.ends_with("\ndone\n"), "the restorer told {told:?}");
+        }
         let suspended = when(&saved, "guest has suspended")?;
         let since = |time: Duration| time.saturating_sub(suspended).as_secs_f64();
         let end = restored

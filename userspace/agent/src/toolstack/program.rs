@@ -88,6 +88,22 @@ impl Program {
         }
     }
 
+    /// It has done what it was started for: nobody waits for its end, but that is looked at.
+    pub(super) fn leave(&mut self) {
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
+        let (what, said) = (self.what.clone(), std::mem::take(&mut self.said));
+        std::thread::spawn(move || match child.wait() {
+            Ok(status) if status.success() => {}
+            Ok(status) => {
+                said.settle();
+                warn!("{what}: {status}: {}", last_words(&said.text()));
+            }
+            Err(e) => warn!("{what}: {e}"),
+        });
+    }
+
     /// Its pipe is closed: wait for its end, however that is, and do not wait
     /// for ever.
     pub(super) fn give_up(&mut self) -> Result<(), HvError> {
