@@ -10,6 +10,11 @@
 examples=/usr/share/doc/vmbeam/examples
 reports=${0%/*}/reports
 
+# host_vm FILE: a configuration of host VM A.
+host_vm() {
+	printf '%s\n' 'name = "A"' 'memory = 512' >"$1"
+}
+
 # playbook [OPTION...]: run it on two hosts, which both are this one.
 playbook() {
 	cat >/tmp/hosts <<-'HOSTS'
@@ -21,7 +26,7 @@ playbook() {
 	ansible_become=false
 	ansible_python_interpreter=/usr/bin/python3
 	HOSTS
-	echo 'name = "A"' >/tmp/A.cfg
+	host_vm /tmp/A.cfg
 	ANSIBLE_NOCOLOR=1 ansible-playbook -i /tmp/hosts "$examples/rejuvenate.yml" \
 		-e host_vm=A -e config=/tmp/A.cfg "$@"
 }
@@ -82,7 +87,7 @@ timer() {
 	command=$(sed -n 's/^ExecStart=//p' "$examples/vmbeam-rejuvenate@.service")
 	rm /etc/systemd/system/vmbeam-rejuvenate@.*
 	mkdir -p /etc/xen
-	echo 'name = "A"' >/etc/xen/A.cfg
+	host_vm /etc/xen/A.cfg
 	for way in rejuvenate replace; do
 		text=${command//%i/A}
 		text=$(${text//\$WAY/$way} 2>&1)

@@ -138,6 +138,10 @@ fn daemon(dir: &tempfile::TempDir, names: &'static [&str]) -> PathBuf {
 fn command(socket: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vmbeam"));
     command.arg("--socket").arg(socket).args(args);
+    // Not the system's.
+    if ["rejuvenate", "replace"].contains(&args[0]) {
+        command.arg("--state-dir").arg(socket.parent().unwrap());
+    }
     command
 }
 
