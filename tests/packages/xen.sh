@@ -109,21 +109,27 @@ purged() {
 		grep "$version"
 }
 
-# Files that they had, and whatever else of Xen belongs to no package.
+# What has Xen in its name and belongs to no package.
+unowned() {
+	find /boot /etc /usr /var -iname '*xen*' -not -path '/var/lib/dpkg/*' \
+		-not -path '/var/cache/*' -not -path '/var/lib/apt/*' | sort |
+		while read -r file; do
+			dpkg -S "$file" >/dev/null 2>&1 || echo "$file"
+		done
+}
+
+# Files that they had, and whatever else of Xen belongs to no package now.
 nothing_left() {
 	local file left=0
 	while read -r file; do
 		[ -d "$file" ] || ! [ -e "$file" ] || { echo "$file"; left=1; }
 	done </tmp/owned
-	while read -r file; do
-		dpkg -S "$file" >/dev/null 2>&1 || { echo "$file"; left=1; }
-	done < <(find /boot /etc /usr /var -iname '*xen*' -not -path '/var/lib/dpkg/*' \
-		-not -path '/var/cache/*' -not -path '/var/lib/apt/*')
-	return "$left"
+	! comm -13 /tmp/unowned <(unowned) | grep . && return "$left"
 }
 
 nothing_starts
 apt-get -q update >/deb/xen-installed.log 2>&1 || { tail -n 20 /deb/xen-installed.log; exit 1; }
+unowned >/tmp/unowned
 cd /deb/xen || exit 1
 
 try "apt puts them in the place of Debian's" in_place
