@@ -6,7 +6,7 @@ use crate::frame::{
     parse, Frame, FrameError, Parsed, MAGIC, MAX_NOISE, MAX_PAYLOAD, PREVIOUS, VERSION,
 };
 use memchr::memmem;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 
 /// Largest payload that is waited for in search of the first frame: more than a greeting
 /// has, or the error that is the answer to one.
@@ -114,7 +114,12 @@ impl Decoder {
     pub fn fill(&mut self, source: &mut impl Read) -> std::io::Result<usize> {
         let old = self.buf.len();
         self.buf.resize(old + READ_CHUNK, 0);
-        let got = source.read(&mut self.buf[old..]);
+        let got = loop {
+            match source.read(&mut self.buf[old..]) {
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                got => break got,
+            }
+        };
         self.buf
             .truncate(old + got.as_ref().map_or(0, |n| (*n).min(READ_CHUNK)));
         got
@@ -190,6 +195,25 @@ mod tests {
 
     fn hello(session: u64) -> Vec<u8> {
         encode(7, session, &Question::hello()).unwrap()
+    }
+
+    /// A read with a limit is cut short by a signal that is ignored, the end of a program say, if
+    /// that comes while a thread is being made.
+    #[test]
+    fn a_signal_is_nothing_that_was_read() {
+        struct Interrupts(u32);
+        impl Read for Interrupts {
+            fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+                self.0 += 1;
+                match self.0 {
+                    3 => (&hello(9)[..]).read(into),
+                    _ => Err(ErrorKind::Interrupted.into()),
+                }
+            }
+        }
+        let mut d = Decoder::strict();
+        assert_eq!(d.fill(&mut Interrupts(0)).unwrap(), hello(9).len());
+        assert_eq!(d.next_frame().unwrap().unwrap().request, 7);
     }
 
     #[test]
