@@ -171,9 +171,13 @@ pub fn run_while(
         );
         return Err(Error::new(ErrorKind::ResourceBusy, why));
     }
-    // SAFETY: sigprocmask() may be called between fork and exec, and nothing else is done.
-    unsafe {
-        command.pre_exec(|| Ok(SigSet::empty().thread_set_mask()?));
+    // To do something between fork and exec wants a copy of this program's page tables, which takes
+    // longer than most programs that are run.
+    if SigSet::thread_get_mask()?.iter().next().is_some() {
+        // SAFETY: sigprocmask() may be called between fork and exec, and nothing else is done.
+        unsafe {
+            command.pre_exec(|| Ok(SigSet::empty().thread_set_mask()?));
+        }
     }
     let mut child = command
         .stdin(Stdio::null())
