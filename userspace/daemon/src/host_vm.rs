@@ -252,7 +252,8 @@ impl HostVm {
                 return None;
             }
         }
-        let taken = port::is_taken(&self.config.socket);
+        // All sockets of the host are looked through for that.
+        let taken = self.config.socket.exists() && port::is_taken(&self.config.socket);
         let mut link = match Link::connect(&self.config, self.timeout, self.stop.clone()) {
             Ok(link) => link,
             Err(e) => {
