@@ -303,9 +303,10 @@ fn a_guest_that_does_not_get_there_is_gone_on_with_or_all_come_back() {
     }
 }
 
-/// Killed at one of its calls of the toolstack, before or after that is done.
-fn killed_in(lab: &Lab, args: &[&str], nr: u32, after: bool) -> bool {
-    lab.put("kill-at", &format!("{nr}\n"));
+/// Killed at one of its calls of the toolstack, or at the first one in a stage, before or after
+/// that is done.
+fn killed_in(lab: &Lab, args: &[&str], at: &str, after: bool) -> bool {
+    lab.put("kill-at", &format!("{at}\n"));
     if after {
         lab.put("kill-after", "");
     }
@@ -314,54 +315,57 @@ fn killed_in(lab: &Lab, args: &[&str], nr: u32, after: bool) -> bool {
     done.code == 137
 }
 
-fn killed(nr: u32, after: bool) -> Option<Lab> {
+/// It does not get away without having waited for the new host VM.
+fn killed(at: &str, after: bool) -> Option<Lab> {
     let lab = Lab::start();
-    killed_in(&lab, &[], nr, after).then_some(lab)
+    lab.put("boots-late", "");
+    killed_in(&lab, &[], at, after).then_some(lab)
 }
 
-/// Calls of the toolstack, but `info`, are fewer.
+/// More than there are calls of the toolstack, but `info`, in a replacement, and in an undo.
 const CALLS: u32 = 12;
+const UNDO_CALLS: u32 = 8;
 
-/// For each of its calls, until there are no more; at least so many.
-fn each_call(least: usize, try_it: impl Fn(u32) -> bool + Sync) {
-    let calls = std::thread::scope(|s| {
+/// For each of its calls, until there are no more, with at least one in each of these stages. What
+/// is tried says in which one it was killed; none if there is no such call.
+fn each_call(most: u32, stages: &[&str], try_it: impl Fn(u32) -> Option<String> + Sync) {
+    let met: Vec<_> = std::thread::scope(|s| {
         let one = |nr| {
             let try_it = &try_it;
             s.spawn(move || try_it(nr))
         };
-        let all: Vec<_> = (1..=CALLS).map(one).collect();
-        all.into_iter()
-            .filter_map(|t| t.join().unwrap().then_some(()))
-            .count()
+        let all: Vec<_> = (1..=most).map(one).collect();
+        all.into_iter().map(|t| t.join().unwrap()).collect()
     });
-    assert!((least..CALLS as usize).contains(&calls), "{calls} calls");
+    // The last one is behind the end.
+    assert_eq!(met.last(), Some(&None), "more calls than {most}: {met:?}");
+    let never = stages.iter().find(|s| !met.contains(&Some((**s).into())));
+    assert_eq!(never, None, "{met:?}");
 }
+
+/// Those with calls of the toolstack; before the first one nothing is written down.
+const STAGES: [&str; 5] = ["", "creating", "checking", "empty", "ending"];
 
 #[test]
 fn whenever_it_is_killed_it_is_gone_on_with() {
     for after in [false, true] {
-        each_call(8, |nr| {
-            let Some(lab) = killed(nr, after) else {
-                return false;
-            };
+        each_call(CALLS, &STAGES, |nr| {
+            let lab = killed(&nr.to_string(), after)?;
+            let stage = lab.stage();
             let done = lab.run(&[]);
             assert_eq!(done.code, 0, "call {nr}: {done:?}");
             lab.assert_replaced();
-            true
+            Some(stage)
         });
     }
 }
 
 #[test]
 fn whenever_it_is_killed_it_is_undone_until_the_old_host_vm_is_empty() {
-    each_call(8, |nr| {
-        let Some(lab) = killed(nr, true) else {
-            return false;
-        };
-        let (begun, empty) = (
-            lab.path("state/replace-A.json").exists(),
-            matches!(&*lab.stage(), "empty" | "ending"),
-        );
+    each_call(CALLS, &STAGES, |nr| {
+        let lab = killed(&nr.to_string(), true)?;
+        let (begun, stage) = (lab.path("state/replace-A.json").exists(), lab.stage());
+        let empty = matches!(&*stage, "empty" | "ending");
         let done = lab.run(&["--undo"]);
         match (begun, empty) {
             (true, false) => {
@@ -376,7 +380,7 @@ fn whenever_it_is_killed_it_is_undone_until_the_old_host_vm_is_empty() {
             }
             (false, _) => assert_eq!(done.code, 3, "call {nr}: {done:?}"),
         }
-        true
+        Some(stage)
     });
 }
 
@@ -395,12 +399,13 @@ fn half_way() -> Lab {
 
 #[test]
 fn an_undo_that_is_killed_is_gone_on_with() {
-    each_call(5, |nr| {
+    each_call(UNDO_CALLS, &["moving", "undoing", "removing"], |nr| {
         let lab = half_way();
-        if !killed_in(&lab, &["--undo"], nr, nr % 2 == 0) {
-            return false;
+        if !killed_in(&lab, &["--undo"], &nr.to_string(), nr % 2 == 0) {
+            return None;
         }
-        let begun = lab.stage() != "moving";
+        let stage = lab.stage();
+        let begun = stage != "moving";
         // With the configuration that is what nobody wanted any more.
         let args = match (begun, nr % 3) {
             (true, 0) => &[][..],
@@ -410,7 +415,7 @@ fn an_undo_that_is_killed_is_gone_on_with() {
         let code = if args.is_empty() { 4 } else { 0 };
         assert_eq!(done.code, code, "call {nr}: {done:?}");
         lab.assert_as_before();
-        true
+        Some(stage)
     });
 }
 
@@ -463,19 +468,16 @@ fn a_host_vm_that_does_not_say_that_it_is_empty_is_not_shut_down() {
         lock(host).guests.remove(&7);
     };
     // The old one, by a run that goes on where another one has found it to be empty.
-    // On a busy machine it asks more often before it is there.
-    let mut all = (1..2 * CALLS).filter_map(|nr| killed(nr, false));
-    let lab = all.find(|lab| lab.stage() == "empty").unwrap();
+    let lab = killed("empty", false).unwrap();
+    assert_eq!(lab.stage(), "empty");
     no_end(&lab, &lab.w.hosts["A"].clone(), &[], "shutdown");
     lab.run(&[]).assert_ended(0, "done");
     lab.assert_replaced();
     // The new one, which could not take the guests when it was looked at.
-    let mut all = (1..2 * CALLS).filter_map(|nr| {
-        let lab = Lab::start();
-        lock(&lab.new).free_mib = 2;
-        killed_in(&lab, &[], nr, false).then_some(lab)
-    });
-    let lab = all.find(|lab| lab.stage() == "undoing").unwrap();
+    let lab = Lab::start();
+    lock(&lab.new).free_mib = 2;
+    assert!(killed_in(&lab, &[], "undoing", false));
+    assert_eq!(lab.stage(), "undoing");
     no_end(&lab, &lab.new.clone(), &["--undo"], "undo");
     lab.run(&["--undo"]).assert_ended(0, "undone");
     lab.assert_as_before();

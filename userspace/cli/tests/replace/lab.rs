@@ -4,14 +4,14 @@
 
 use crate::common::{host, lock, uuid, FakeHypervisor, Host, World};
 use crate::upkeep::{self, Done};
+use nix::sys::socket::{shutdown, Shutdown};
 use std::collections::HashMap;
-use std::net::Shutdown;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use vmbeam_agent::Agent;
 
 const TICK: Duration = Duration::from_millis(10);
@@ -19,7 +19,7 @@ const TICK: Duration = Duration::from_millis(10);
 /// A device model with the agent behind it, from the start of a domain to its end.
 struct Model {
     socket: PathBuf,
-    ended: Arc<AtomicBool>,
+    listener: UnixListener,
     client: Arc<Mutex<Option<UnixStream>>>,
 }
 
@@ -28,34 +28,29 @@ impl Model {
     fn start(socket: PathBuf, host: Host) -> Self {
         let _ = std::fs::remove_file(&socket);
         let listener = UnixListener::bind(&socket).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let ended = Arc::<AtomicBool>::default();
+        let accepts = listener.try_clone().unwrap();
         let client = Arc::<Mutex<Option<UnixStream>>>::default();
-        let (until, current) = (ended.clone(), client.clone());
+        let current = client.clone();
         std::thread::spawn(move || {
             let mut agent = Agent::new(FakeHypervisor(host));
-            while !until.load(Ordering::Relaxed) {
-                let Ok((mut stream, _)) = listener.accept() else {
-                    std::thread::sleep(TICK);
-                    continue;
-                };
-                stream.set_nonblocking(false).unwrap();
+            for mut stream in accepts.incoming().map_while(Result::ok) {
                 *current.lock().unwrap() = stream.try_clone().ok();
                 let _ = agent.serve(&mut stream);
             }
         });
         Self {
             socket,
-            ended,
+            listener,
             client,
         }
     }
 
     /// Removes what has the name of its socket, whatever that is.
     fn end(self) {
-        self.ended.store(true, Ordering::Relaxed);
+        // Nobody is accepted any more, and who was is cut off.
+        let _ = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
         if let Some(client) = &*self.client.lock().unwrap() {
-            let _ = client.shutdown(Shutdown::Both);
+            let _ = shutdown(client.as_raw_fd(), Shutdown::Both);
         }
         let _ = std::fs::remove_file(&self.socket);
     }
@@ -76,38 +71,56 @@ pub fn domains(dir: &Path) -> HashMap<u32, String> {
     files.filter_map(|f| name(f.path())).collect()
 }
 
+/// When something came into this directory, left it or got another name.
+fn changed(dir: &Path) -> Option<SystemTime> {
+    dir.metadata().and_then(|m| m.modified()).ok()
+}
+
 /// Start and end device models as domains begin and end, as long as there is the directory.
 fn run_models(dir: &Path, hosts: &HashMap<u32, Host>) {
     let mut models: HashMap<u32, Model> = HashMap::new();
-    while dir.exists() {
-        let now = domains(dir);
-        let gone: Vec<_> = models
-            .keys()
-            .copied()
-            .filter(|d| !now.contains_key(d))
-            .collect();
-        for domid in gone {
-            models.remove(&domid).unwrap().end();
-        }
-        for domid in now.into_keys() {
-            if models.contains_key(&domid) || domid != 1 && dir.join("no-boot").exists() {
-                continue;
-            }
-            let config = std::fs::read_to_string(dir.join(format!("config-{domid}")));
-            let socket = match &config {
-                Ok(text) => text
-                    .split("path=")
-                    .nth(1)
-                    .unwrap()
-                    .split(',')
-                    .next()
-                    .unwrap(),
-                Err(_) => "A.sock",
-            };
-            let model = Model::start(dir.join(socket), hosts[&domid].clone());
-            models.insert(domid, model);
+    let mut seen = None;
+    while let Some(now) = changed(dir) {
+        // What was looked at just after a change may have been half of it.
+        let settled = now.elapsed().is_ok_and(|age| age > 10 * TICK);
+        if seen != Some(now) {
+            run_models_of(dir, hosts, &mut models);
+            seen = settled.then_some(now);
         }
         std::thread::sleep(TICK);
+    }
+    models.into_values().for_each(Model::end);
+}
+
+fn run_models_of(dir: &Path, hosts: &HashMap<u32, Host>, models: &mut HashMap<u32, Model>) {
+    let now = domains(dir);
+    let gone: Vec<_> = models
+        .keys()
+        .copied()
+        .filter(|d| !now.contains_key(d))
+        .collect();
+    for domid in gone {
+        models.remove(&domid).unwrap().end();
+    }
+    let there = |file: &str| dir.join(file).exists();
+    let boots = !there("no-boot") && (!there("boots-late") || there("looked"));
+    for domid in now.into_keys() {
+        if models.contains_key(&domid) || domid != 1 && !boots {
+            continue;
+        }
+        let config = std::fs::read_to_string(dir.join(format!("config-{domid}")));
+        let socket = match &config {
+            Ok(text) => text
+                .split("path=")
+                .nth(1)
+                .unwrap()
+                .split(',')
+                .next()
+                .unwrap(),
+            Err(_) => "A.sock",
+        };
+        let model = Model::start(dir.join(socket), hosts[&domid].clone());
+        models.insert(domid, model);
     }
 }
 

@@ -452,12 +452,14 @@ pub fn name_in(path: &Path) -> std::io::Result<Option<String>> {
 }
 
 /// Run a real agent on a socket, one conversation after the other.
-pub fn agent(socket: &Path, host: Host) {
+pub fn agent(socket: &Path, host: Host) -> UnixListener {
     let listener = UnixListener::bind(socket).unwrap();
+    let accepts = listener.try_clone().unwrap();
     std::thread::spawn(move || {
         let mut agent = Agent::new(FakeHypervisor(host));
-        for stream in listener.incoming() {
-            let _ = agent.serve(&mut stream.unwrap());
+        for mut stream in accepts.incoming().map_while(Result::ok) {
+            let _ = agent.serve(&mut stream);
         }
     });
+    listener
 }

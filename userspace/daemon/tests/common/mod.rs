@@ -15,11 +15,13 @@ pub use driver::*;
 pub use host::*;
 pub use trouble::Trouble;
 
+use nix::sys::socket::{shutdown, Shutdown};
 use std::collections::{HashMap, HashSet};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use vmbeam_agent::definitions::Files;
 use vmbeam_agent::gate::Gate;
@@ -29,7 +31,7 @@ use vmbeam_agent_protocol::{
     AgentErrorCode, CpuFeatures, Facts, Guest, GuestKind, GuestState, Inspection, Need, Toolstack,
     Uuid,
 };
-use vmbeam_control_protocol::{FromDaemon, GuestRef, HostMemory, SwapRequest, ToDaemon};
+use vmbeam_control_protocol::{EventKind, FromDaemon, GuestRef, HostMemory, SwapRequest, ToDaemon};
 use vmbeam_uapi::sys::{FEATURE_KEEP, FEATURE_RELOCATE, FEATURE_SWAP};
 use vmbeam_uapi::{AddFailed, Errno, Error, Info, Mode, Op, Prepared, Run, Spent, Status, Step};
 use vmbeam_wire::{encode, Decoder, VERSION};
@@ -67,6 +69,21 @@ pub struct World {
     /// The domids of host VMs that have a fixed one.
     pub domids: HashMap<String, u32>,
     daemon: Option<Daemon>,
+    /// Where agents listen.
+    agents: Mutex<Vec<UnixListener>>,
+}
+
+/// Others need the time that what it started would still take.
+impl Drop for World {
+    fn drop(&mut self) {
+        for listener in &*self.agents.lock().unwrap_or_else(PoisonError::into_inner) {
+            let _ = shutdown(listener.as_raw_fd(), Shutdown::Both);
+        }
+        // Nobody waits for it.
+        if let Some(daemon) = self.daemon.take() {
+            std::thread::spawn(move || daemon.stop());
+        }
+    }
 }
 
 impl World {
@@ -124,6 +141,7 @@ impl World {
             replaceable: false,
             more: String::new(),
             daemon: None,
+            agents: Mutex::default(),
         }
     }
 
@@ -134,7 +152,8 @@ impl World {
     /// Run real agents for these host VMs.
     pub fn agents(&self, names: &[&str]) {
         for name in names {
-            agent(&self.socket(name), self.hosts[*name].clone());
+            let listener = agent(&self.socket(name), self.hosts[*name].clone());
+            self.agents.lock().unwrap().push(listener);
         }
     }
 
@@ -155,11 +174,13 @@ impl World {
             self.timeout, self.autostart
         );
         // The UUID in the line of the file that begins with the domid.
-        let find = format!("sed -n \"s/^$0 //p\" '{dir}/uuids'");
+        // The shell does it alone: to start one more program costs more than the question.
+        let find =
+            format!("while read -r id uuid; do [ $id != $0 ] || echo $uuid; done <'{dir}/uuids'");
         text.push_str(&format!("uuid_command = [\"sh\", \"-c\", {find:?}]\n"));
         // What is in the file of that domid, and the next time what is in the next one.
         let print = format!(
-            "cd '{dir}'; if [ $1 ] && [ -e refuses-$0 ]; then exit 1; fi; if [ $1 ]; then echo $0 $1 >>reserved; if [ -e filled-$0 ]; then mv filled-$0 memory-$0; fi; fi; cat memory-$0 && if [ -e next-$0 ]; then mv next-$0 memory-$0; fi"
+            "cd '{dir}'; if [ $1 ] && [ -e refuses-$0 ]; then exit 1; fi; if [ $1 ]; then echo $0 $1 >>reserved; if [ -e filled-$0 ]; then mv filled-$0 memory-$0; fi; fi; {{ read -r m <memory-$0 || [ \"$m\" ]; }} && echo \"$m\" && if [ -e next-$0 ]; then mv next-$0 memory-$0; fi"
         );
         text.push_str(&format!("memory_command = [\"sh\", \"-c\", {print:?}]\n"));
         if let Some(command) = &self.domid_command {
@@ -211,27 +232,30 @@ impl World {
 
     /// Ask the daemon, as the command line does.
     pub fn ask(&self, request: &ToDaemon) -> FromDaemon {
-        let mut stream = UnixStream::connect(self.control()).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(60)))
-            .unwrap();
-        stream.write_all(&encode(1, 1, request).unwrap()).unwrap();
-        let mut decoder = Decoder::strict();
+        let mut answers = self.request(request);
         loop {
-            while let Some(frame) = decoder.next_frame().unwrap() {
-                let answer: FromDaemon = frame.decode().unwrap();
-                if answer.is_last() {
-                    return answer;
-                }
+            match answers.next() {
+                Some(answer) if answer.is_last() => return answer,
+                Some(_) => {}
+                None => panic!("the daemon hung up, or is silent"),
             }
-            assert_ne!(decoder.fill(&mut stream).unwrap(), 0, "the daemon hung up");
         }
+    }
+
+    fn request(&self, request: &ToDaemon) -> Answers {
+        let mut stream = UnixStream::connect(self.control()).unwrap();
+        let limit = Some(Duration::from_secs(60));
+        stream.set_read_timeout(limit).unwrap();
+        stream.write_all(&encode(1, 1, request).unwrap()).unwrap();
+        let decoder = Decoder::strict();
+        Answers { stream, decoder }
     }
 
     /// Wait until an agent is connected, or is not and the problem mentions
     /// something.
     pub fn wait_agent(&self, name: &str, problem: Option<&str>) -> String {
         let deadline = Instant::now() + Duration::from_secs(30);
+        let mut events = None;
         loop {
             let FromDaemon::Check(report) = self.ask(&ToDaemon::Check) else {
                 panic!()
@@ -246,7 +270,20 @@ impl World {
                 (Some(expected), None, Some(p)) if p.contains(expected) => return p.clone(),
                 _ => assert!(Instant::now() < deadline, "{agent:?}"),
             }
-            std::thread::sleep(Duration::from_millis(50));
+            match (problem, &mut events) {
+                // A question makes the daemon ask in turn, as many programs as there are host VMs.
+                (None, Some(events)) => wait_until_it_appears(events, name),
+                // It may have come before anybody followed.
+                (None, none) => {
+                    let mut follow = self.request(&ToDaemon::Events);
+                    let limit = deadline.saturating_duration_since(Instant::now());
+                    let limit = limit.max(Duration::from_secs(1));
+                    follow.stream.set_read_timeout(Some(limit)).unwrap();
+                    follow.next();
+                    *none = Some(follow);
+                }
+                (Some(_), _) => std::thread::sleep(Duration::from_millis(50)),
+            }
         }
     }
 
@@ -265,6 +302,41 @@ impl World {
     pub fn paused(&self, name: &str) -> bool {
         lock(&self.hosts[name]).guests[&1].paused
     }
+}
+
+/// What the daemon says to one request, until it hangs up or is silent for too long.
+struct Answers {
+    stream: UnixStream,
+    decoder: Decoder,
+}
+
+impl Iterator for Answers {
+    type Item = FromDaemon;
+
+    fn next(&mut self) -> Option<FromDaemon> {
+        loop {
+            if let Some(frame) = self.decoder.next_frame().unwrap() {
+                return Some(frame.decode().unwrap());
+            }
+            match self.decoder.fill(&mut self.stream) {
+                Ok(1..) => {}
+                Ok(0) => return None,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return None,
+                Err(e) => panic!("{e}"),
+            }
+        }
+    }
+}
+
+/// Until the agent of this host VM can be talked to, or nothing more is said.
+fn wait_until_it_appears(events: &mut Answers, name: &str) {
+    let appears = |answer: FromDaemon| match answer {
+        FromDaemon::Event(e) => {
+            e.event == EventKind::AgentAppears && e.host_vm.as_deref() == Some(name)
+        }
+        _ => true,
+    };
+    events.any(appears);
 }
 
 pub fn request(from: &str, to: &str) -> SwapRequest {
