@@ -169,13 +169,23 @@ fn request(stream: &mut dyn Stream, until: Instant) -> Result<String> {
     let mut part = [0; 1024];
     while !text.windows(4).any(|w| w == b"\r\n\r\n") {
         limit(stream, until)?;
-        let read = stream.read(&mut part)?;
+        let read = again(|| stream.read(&mut part))?;
         text.extend_from_slice(&part[..read]);
         if read == 0 || text.len() > REQUEST {
             return Err(ErrorKind::InvalidData.into());
         }
     }
     String::from_utf8(text).map_err(|_| ErrorKind::InvalidData.into())
+}
+
+/// What a signal cuts short, which a program's end may be, is done again.
+fn again<T>(mut what: impl FnMut() -> Result<T>) -> Result<T> {
+    loop {
+        match what() {
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
 }
 
 fn limit(stream: &dyn Stream, until: Instant) -> Result<()> {
@@ -209,8 +219,65 @@ fn answer(mut stream: Box<dyn Stream>, page: &dyn Fn() -> String) -> Result<()> 
     let mut left = text.as_bytes();
     while !left.is_empty() {
         limit(&*stream, until)?;
-        let written = stream.write(left)?;
+        let written = again(|| stream.write(left))?;
         left = &left[written..];
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    /// Every other call is cut short.
+    #[derive(Default)]
+    struct Interrupts {
+        calls: u32,
+        written: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl Interrupts {
+        fn call<T>(&mut self, done: T) -> Result<T> {
+            self.calls += 1;
+            match self.calls % 2 {
+                0 => Ok(done),
+                _ => Err(ErrorKind::Interrupted.into()),
+            }
+        }
+    }
+
+    impl Read for Interrupts {
+        fn read(&mut self, into: &mut [u8]) -> Result<usize> {
+            let request = b"GET /metrics HTTP/1.1\r\n\r\n";
+            into[..request.len()].copy_from_slice(request);
+            self.call(request.len())
+        }
+    }
+
+    impl Write for Interrupts {
+        fn write(&mut self, from: &[u8]) -> Result<usize> {
+            let written = self.call(from.len())?;
+            self.written.lock().unwrap().extend(&from[..written]);
+            Ok(written)
+        }
+
+        fn flush(&mut self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Stream for Interrupts {
+        fn limit(&self, _: Duration) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_signal_loses_no_answer() {
+        let stream = Interrupts::default();
+        let written = stream.written.clone();
+        answer(Box::new(stream), &|| "all is well".into()).unwrap();
+        assert!(written.lock().unwrap().ends_with(b"all is well"));
+    }
 }
