@@ -159,6 +159,9 @@ set_entry(struct p2m_domain *p2m, gfn_t gfn, mfn_t mfn, unsigned int order,
     int rc;
 
     ASSERT(p2m_locked_by_me(p2m));
+    if ( p2m_is_hostp2m(p2m) &&
+         shim_event(EV_SET_ENTRY, p2m->domain->domain_id, 0, 0, 0) )
+        return -ENOMEM;
     rc = real_set_entry(p2m, gfn, mfn, order, t, a, sve);
     if ( !rc && p2m_is_hostp2m(p2m) )
         shim_event(EV_WRITE, p2m->domain->domain_id, gfn_x(gfn), mfn_x(mfn),
@@ -443,6 +446,26 @@ API long shim_set_device(long id, long on, long unused1, long unused2)
 }
 
 /*
+ * Let a domain have an IOMMU, whose tables are the P2M's own with EPT.  With
+ * 'later' it's put off to flush its TLB, as xenmem_add_to_physmap() does it.
+ */
+API long shim_set_iommu(long id, long on, long later, long unused1);
+API long shim_set_iommu(long id, long on, long later, long unused1)
+{
+    struct domain *d = shim_domains[id];
+
+    if ( on )
+        d->options |= XEN_DOMCTL_CDF_iommu;
+    else
+        d->options &= ~XEN_DOMCTL_CDF_iommu;
+    dom_iommu(d)->hap_pt_share = on && cpu_has_vmx;
+    dom_iommu(d)->need_sync = on && !cpu_has_vmx;
+    this_cpu(iommu_dont_flush_iotlb) = later;
+
+    return 0;
+}
+
+/*
  * Let memory of a domain be of types for which no 2M entry will do.  That is so
  * only for one that was given memory of a device.
  */
@@ -477,6 +500,17 @@ API long shim_log_dirty(long id, long on, long unused1, long unused2)
     const struct log_dirty_ops *ops = d->arch.paging.log_dirty.ops;
 
     return on ? ops->enable(d) : ops->disable(d);
+}
+
+/* Which of up to 64 gfns a device model would draw again; none: no tracking. */
+API long shim_track_vram(long id, long gfn, long nr, long bitmap);
+API long shim_track_vram(long id, long gfn, long nr, long bitmap)
+{
+    XEN_GUEST_HANDLE(void) handle;
+
+    set_xen_guest_handle(handle, (void *)bitmap);
+
+    return hap_track_dirty_vram(shim_domains[id], gfn, nr, handle);
 }
 
 API long shim_dirty_count(long id, long unused1, long unused2, long unused3);

@@ -70,6 +70,13 @@ API long shim_pod_decrease(long id, long gfn, long order, long unused)
     return p2m_pod_decrease_reservation(shim_domains[id], _gfn(gfn), order);
 }
 
+/* Where it is noted what a domain claims: uint32_t. */
+API long shim_claim_field(long id, long unused1, long unused2, long unused3);
+API long shim_claim_field(long id, long unused1, long unused2, long unused3)
+{
+    return _u(&shim_domains[id]->outstanding_pages);
+}
+
 API long shim_set_limit(long id, long max_pages, long claim, long unused);
 API long shim_set_limit(long id, long max_pages, long claim, long unused)
 {

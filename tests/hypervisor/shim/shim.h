@@ -30,6 +30,9 @@ enum shim_event {
 	EV_FRAME_ALLOC,		/* a: domid: a frame for it -> non-zero: fail */
 	EV_UNMAP,		/* a: domid: its device model is to drop mappings */
 	EV_SET_LEAVES,		/* a: domid: entries are written -> non-zero: fail */
+	EV_SET_ENTRY,		/* a: domid: one is written -> non-zero: fail */
+	EV_FLUSH_IOMMU,		/* a: domid, b: dfn: the IOMMU's TLB */
+	EV_FLUSH_CACHES,	/* a: mask of CPUs: written back and emptied */
 };
 
 /* What a gfn leads to, and the state of the frame there. */

@@ -126,6 +126,16 @@ void xfree(void *p)
         shim_event(EV_FREE, _u(p), 0, 0, 0);
 }
 
+void *vzalloc(size_t size)
+{
+    return _xzalloc(size, 0);
+}
+
+void vfree(void *p)
+{
+    xfree(p);
+}
+
 /* As domain_page.c does where all memory is in the direct map. */
 #undef map_domain_page
 #undef unmap_domain_page
@@ -298,6 +308,37 @@ unsigned int flush_area_local(const void *va, unsigned int flags)
     shim_event(EV_FLUSH_LINEAR, cpumask_bits(running_on)[0], 0, 0, 0);
 
     return flags;
+}
+
+/* Only caches are flushed in this way by what is compiled here. */
+void flush_area_mask(const cpumask_t *mask, const void *va, unsigned int flags)
+{
+    if ( flags != FLUSH_CACHE )
+        shim_bug("flush_area_mask()", __FILE__, __LINE__);
+    shim_event(EV_FLUSH_CACHES, cpumask_bits(mask)[0], 0, 0, 0);
+}
+
+/* What devices may reach is what the IOMMU's TLB has, until that is flushed. */
+int iommu_iotlb_flush(struct domain *d, dfn_t dfn, unsigned long page_count,
+                      unsigned int flush_flags)
+{
+    if ( is_iommu_enabled(d) )
+        shim_event(EV_FLUSH_IOMMU, d->domain_id, dfn_x(dfn), 0, 0);
+
+    return 0;
+}
+
+int iommu_legacy_map(struct domain *d, dfn_t dfn, mfn_t mfn,
+                     unsigned long page_count, unsigned int flags)
+{
+    return this_cpu(iommu_dont_flush_iotlb)
+           ? 0 : iommu_iotlb_flush(d, dfn, page_count, IOMMU_FLUSHF_added);
+}
+
+int iommu_legacy_unmap(struct domain *d, dfn_t dfn, unsigned long page_count)
+{
+    return this_cpu(iommu_dont_flush_iotlb)
+           ? 0 : iommu_iotlb_flush(d, dfn, page_count, IOMMU_FLUSHF_modified);
 }
 
 void nestedhvm_vmcx_flushtlb(struct p2m_domain *p2m)

@@ -113,9 +113,8 @@ fn swap(xen: &Xen, ids: (u16, u16), check: bool, run: Run) -> Result<(Vec<i32>, 
 /// What is refused because of a domain, before anything is copied or allocated.
 fn domains(xen: &Xen, ept: bool) -> Result<()> {
     const SPECIAL: u16 = 6;
-    const SPECIAL_NESTED: u16 = 7;
     xen.create(SPECIAL, ALTP2M, 64, false)?;
-    xen.create(SPECIAL_NESTED, NESTED, 64, false)?;
+    xen.create(others::NESTED_DOMAIN, NESTED, 64, false)?;
     let nested = if ept { -libc::ENXIO } else { 0 };
     let id = |domid: u64| UNIQUE_ID + domid;
     for (what, other, ids, expected) in [
@@ -124,7 +123,7 @@ fn domains(xen: &Xen, ept: bool) -> Result<()> {
         ("another A", 2, [id(3), id(2)], -libc::EADDRNOTAVAIL),
         ("another B", 2, [0, id(1)], -libc::EADDRNOTAVAIL),
         ("altp2m could be used", SPECIAL, [0, 0], -libc::EADDRINUSE),
-        ("nested HVM", SPECIAL_NESTED, [0, 0], nested),
+        ("nested HVM", others::NESTED_DOMAIN, [0, 0], nested),
         ("the caller", 0, [0, 0], -libc::EPERM),
         ("nobody", 99, [0, 0], -libc::ESRCH),
     ] {

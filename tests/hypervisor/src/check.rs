@@ -35,6 +35,17 @@ fn cases(command: &str, arguments: &[&str], library: &str) -> Result<Output> {
         .context("cannot run myself")
 }
 
+/// Look for a defect: the output of the first test that fails, or of the last one.
+fn find(arguments: &[&str], mutant: &str) -> Result<Output> {
+    let mut output = property(arguments, mutant, 1, MUTANT_OPS)?;
+    for command in ["cases", "moves"] {
+        if output.status.success() {
+            output = cases(command, arguments, mutant)?;
+        }
+    }
+    Ok(output)
+}
+
 /// Report an access to what the harness leaves out, rather than die silently.
 pub fn catch_faults() -> Result<()> {
     extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
@@ -122,12 +133,11 @@ pub fn run() -> Result<()> {
         } else {
             &[]
         };
-        let mut output = property(arguments, &mutant, 1, MUTANT_OPS)?;
-        for command in ["cases", "moves"] {
-            if output.status.success() {
-                output = cases(command, arguments, &mutant)?;
-            }
-        }
+        let output = if name.starts_with("broken-") {
+            cases("broken", arguments, &mutant)?
+        } else {
+            find(arguments, &mutant)?
+        };
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text);
         let text = text.lines().next().unwrap_or("no text");

@@ -43,8 +43,10 @@ pub fn run(library: &Path, ept: bool) -> Result<()> {
     twice(&xen).context("a gfn in two pairs")?;
     reserve(&xen).context("the reserve")?;
     limit(&xen).context("the receiver's limit")?;
+    claim(&xen).context("claims")?;
     cache(&xen).context("the receiver's cache")?;
     log_dirty(&xen).context("log-dirty mode")?;
+    tracked(&xen).context("ranges that are tracked")?;
     large::superpages(&xen).context("2 MiB")?;
     large::partly(&xen).context("2 MiB of which not all is to be populated")?;
     last(&xen).context("the last page")?;
@@ -383,6 +385,34 @@ fn limit(xen: &Xen) -> Result<()> {
     Ok(())
 }
 
+/// What is claimed while frames are on their way is for what is missing besides these: it is as it
+/// was staked when they have arrived, though they had reduced an older claim.
+fn claim(xen: &Xen) -> Result<()> {
+    const GFN: u64 = 6144;
+    const NR: u64 = 16;
+    for i in 0..NR {
+        xen.populate(1, GFN + i, 10240 + i, 0)?;
+        xen.pod_mark(2, GFN + i, 0)?;
+    }
+    let run = run_at(GFN, GFN, NR);
+    for (older, left) in [(0, 0), (5, 0), (100, 84)] {
+        for staked in [None, Some(7)] {
+            xen.set_limit(2, u64::from(u32::MAX), older);
+            world::with(|w| w.stake = staked.map(|pages| (xen.claim_field(2), pages)));
+            let (_, moved) = give(xen, run)?;
+            let claim = xen.pod(2).claim;
+            let want = staked.map_or(left, u64::from);
+            ensure!(
+                moved == NR && claim == want,
+                "{older} claimed, then {staked:?}: {moved} moved, {claim} left, not {want}"
+            );
+            back(xen, run)?;
+        }
+    }
+    xen.set_limit(2, u64::from(u32::MAX), 0);
+    Ok(())
+}
+
 /// A receiver's cache is never larger than what it could still populate.
 fn cache(xen: &Xen) -> Result<()> {
     const GFN: u64 = 8192;
@@ -430,6 +460,53 @@ fn log_dirty(xen: &Xen) -> Result<()> {
     back(xen, run_at(GFN, GFN, 4))?;
     for id in IDS {
         xen.log_dirty(id, false)?;
+    }
+    Ok(())
+}
+
+/// What a device model draws is what was written since it last asked: frames that came, or were
+/// filled with zeros. What was given away is drawn when it is populated.
+fn tracked(xen: &Xen) -> Result<()> {
+    const GFN: u64 = 16448;
+    for i in 0..4 {
+        xen.populate(1, GFN + i, 16448 + i, 0)?;
+        xen.pod_mark(2, GFN + i, 0)?;
+        xen.pod_mark(1, GFN + 4 + i, 0)?;
+        xen.populate(2, GFN + 4 + i, 16452 + i, 0)?;
+        for id in IDS {
+            xen.populate(id, GFN + 8 + i, 16448 + u64::from(id) * 8 + i, 0)?;
+        }
+    }
+    let ask = || -> Result<Vec<u64>> {
+        let ask = |id| xen.track_vram(id, GFN, 16);
+        IDS.into_iter().map(ask).collect()
+    };
+    ask()?;
+    let quiet = ask()?;
+    ensure!(quiet == [0, 0], "nothing was written, but {quiet:x?}");
+    let run = run_at(GFN, GFN, 9);
+    give(xen, run)?;
+    let written = ask()?;
+    ensure!(written == [0x100, 0x1ff], "{written:x?} were written");
+    let quiet = ask()?;
+    ensure!(quiet == [0, 0], "nothing was written since, but {quiet:x?}");
+    back(xen, run_at(GFN, GFN, 4))?;
+    let written = ask()?;
+    ensure!(
+        written == [0xf, 0],
+        "{written:x?} were written when they came back"
+    );
+    give(xen, run_at(GFN, GFN, 4))?;
+    ask()?;
+    xen.pod_target(1, u64::from(u32::MAX))?;
+    xen.pod_touch(1, GFN + 2);
+    let written = ask()?;
+    ensure!(
+        written == [4, 0],
+        "{written:x?} were written when one was populated"
+    );
+    for id in IDS {
+        xen.track_vram(id, GFN, 0)?;
     }
     Ok(())
 }

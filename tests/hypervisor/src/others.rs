@@ -13,6 +13,7 @@ use crate::xen::Run;
 use crate::xen::Xen;
 use crate::xen::ACCESS_RWX;
 use crate::xen::FOREIGN;
+use crate::xen::KEEP;
 use crate::xen::RAM_RW;
 use crate::xen::UNMAP;
 
@@ -22,8 +23,10 @@ const MFN: u64 = 0x38000;
 const ENTRY: u64 = 512;
 /// Superpages of a domain: more than a batch has.
 const SUPERS: u64 = 12;
+/// One with P2Ms of nested guests.
+pub(crate) const NESTED_DOMAIN: u16 = 7;
 
-/// All cases, on domains 1 to 3.
+/// All cases, on domains 1 to 3 and [`NESTED_DOMAIN`].
 pub fn run(xen: &Xen, ept: bool) -> Result<()> {
     for id in [1, 2] {
         for i in 0..SUPERS {
@@ -33,6 +36,7 @@ pub fn run(xen: &Xen, ept: bool) -> Result<()> {
     }
     device_models(xen).context("device models")?;
     foreign(xen).context("foreign mappings")?;
+    caches(xen).context("caches")?;
     if ept {
         memory_types(xen).context("memory types")?;
     }
@@ -52,7 +56,7 @@ fn swap_at(xen: &Xen, gfn: u64, nr: u64, flags: u64, faults: Faults) -> Result<(
         pad: 0,
     }];
     let mut status = vec![1; nr as usize];
-    let mut args = Args::new(xen, (1, 2), flags != 0, &runs, &mut status);
+    let mut args = Args::new(xen, (1, 2), flags == UNMAP, &runs, &mut status);
     args.set(flags);
     world::with(|w| w.begin(faults));
     let rc = xen.complete(&mut args);
@@ -89,26 +93,87 @@ fn device_models(xen: &Xen) -> Result<()> {
     Ok(())
 }
 
-/// A page whose foreign mapping is removed stays in use until no TLB has it any more.
+/// A page whose foreign mapping is removed stays in use until no TLB has it any more: neither
+/// the domain's nor those of its nested guests and its IOMMU.
 fn foreign(xen: &Xen) -> Result<()> {
+    for id in [3, NESTED_DOMAIN] {
+        unmap(xen, id).with_context(|| format!("d{id}"))?;
+    }
+    for later in [false, true] {
+        xen.set_iommu(3, true, later);
+        unmap(xen, 3).with_context(|| format!("with an IOMMU, flushed later: {later}"))?;
+        let flushes = world::with(|w| w.counts.iommu);
+        ensure!(flushes > 0, "the IOMMU's TLB is not flushed");
+        xen.set_iommu(3, false, false);
+    }
+    Ok(())
+}
+
+fn unmap(xen: &Xen, id: u16) -> Result<()> {
     const AT: u64 = 0x100;
+    const NESTED_AT: u64 = 0x123;
     let mfn = xen.lookup(1, 0).mfn;
     let count = (xen.layout.frames + mfn * xen.layout.sizeof_page_info + xen.layout.count_offset)
         as *const u64;
     let before = xen.frame(mfn);
-    xen.write(3, AT, mfn, 0, FOREIGN, ACCESS_RWX)?;
+    xen.write(id, AT, mfn, 0, FOREIGN, ACCESS_RWX)?;
     let mapped = xen.frame(mfn).count_info;
     ensure!(mapped == before.count_info + 1, "{mapped:#x}, {before:x?}");
-    world::with(|w| w.kept = Some((count, mapped, 3)));
+    if id == NESTED_DOMAIN {
+        xen.nested_write(id, 0, NESTED_AT, mfn)?;
+    }
+    world::with(|w| {
+        w.begin(Faults::default());
+        w.kept = Some((count, mapped, id.into()));
+    });
     // A hole: p2m_invalid.
-    xen.write(3, AT, world::NONE, 0, 1, ACCESS_RWX)?;
+    xen.write(id, AT, world::NONE, 0, 1, ACCESS_RWX)?;
     let violation = world::with(|w| {
         w.kept = None;
         w.violation.take()
     });
     ensure!(violation.is_none(), "{violation:?}");
+    if id == NESTED_DOMAIN {
+        let left = xen.nested_lookup(id, 0, NESTED_AT);
+        ensure!(left == world::NONE, "a nested guest still has {left:#x}");
+    }
     let after = xen.frame(mfn);
     ensure!(after == before, "{after:x?}, not {before:x?}");
+    Ok(())
+}
+
+/// What a domain with memory of a device has may differ from what is in caches. They are flushed
+/// when nobody reaches the frames, and again when contents were exchanged; not for other domains.
+fn caches(xen: &Xen) -> Result<()> {
+    const BATCH: u64 = 8;
+    for (id, flags, pairs, flushes) in [
+        (None, 0, BATCH * ENTRY, 0),
+        (Some(1), 0, BATCH * ENTRY, 1),
+        (Some(2), 0, BATCH * ENTRY, 1),
+        (Some(2), KEEP, 1, 2),
+        (None, KEEP, 1, 0),
+    ] {
+        if let Some(id) = id {
+            xen.mix_types(id, GFN + SUPERS * ENTRY)?;
+        }
+        let owner = xen.owner_field(xen.lookup(1, GFN).mfn);
+        // SAFETY: a field of the simulated machine's frame table.
+        let old = unsafe { *owner };
+        world::with(|w| w.probe = Some((owner, old)));
+        let (rc, status) = swap(xen, pairs, flags, Faults::default())?;
+        let (got, violation) = world::with(|w| {
+            w.probe = None;
+            (w.counts.caches, w.violation.take())
+        });
+        ensure!(violation.is_none(), "{violation:?}");
+        ensure!(
+            rc == 0 && status.iter().all(|s| *s == 0) && got == flushes,
+            "d{id:?} has a device's memory, flags {flags:#x}: {rc}, {got} flushes, not {flushes}"
+        );
+        if let Some(id) = id {
+            xen.mix_types(id, world::NONE)?;
+        }
+    }
     Ok(())
 }
 

@@ -20,6 +20,8 @@ pub const NONE: u64 = u64::MAX;
 const THIRD: u8 = 1 << 7;
 /// That CPU in a mask: the last one.
 const THIRD_CPU: u64 = 1 << 8;
+/// The CPU of the caller, and those of the domains.
+const ALL_CPUS: u64 = (1 << 9) - 1;
 /// The hypervisor never allocates more than a page, as larger ones may not be had.
 const PAGE: u64 = 4096;
 
@@ -34,10 +36,12 @@ pub struct Faults {
     pub copy: Option<u32>,
     /// Number of the frame for a domain that cannot be had.
     pub frame: Option<u32>,
-    /// No frame for a domain can be had.
-    pub no_frames: bool,
+    /// How many frames for domains can be had.
+    pub frames: Option<u32>,
     /// Number of the list of entries that cannot be written.
     pub leaves: Option<u32>,
+    /// Number of the entry that cannot be written on its own.
+    pub entry: Option<u32>,
     /// Preempt at each chance whose bit is set.
     pub preempt: u64,
     /// One of the above has happened.
@@ -57,6 +61,10 @@ pub struct Counts {
     pub continued: u64,
     /// Nested P2Ms flushed.
     pub nested: u64,
+    /// Flushes of the IOMMU's TLB.
+    pub iommu: u64,
+    /// Rounds in which all caches were flushed.
+    pub caches: u64,
     /// Frames that went back to the heap.
     pub freed: u64,
     /// Requests to device models to drop mappings.
@@ -77,11 +85,13 @@ pub struct World {
     /// Printed with a failure.
     pub reproduce: String,
     /// Where a frame's owner is noted, and what has to be there while P2Ms of nested guests
-    /// are flushed.
+    /// or caches are flushed.
     pub probe: Option<(*const u32, u32)>,
     /// Where a frame's references are counted, how many there have to be while a domain's
-    /// TLBs are flushed, and which domain.
+    /// TLBs are flushed, those of its nested guests and its IOMMU included, and which domain.
     pub kept: Option<(*const u64, u64, u64)>,
+    /// Where a domain's claim is noted, and what it is to be from the next round of IPIs on.
+    pub stake: Option<(*mut u32, u32)>,
     /// A domain may be crashed.
     pub may_crash: bool,
     /// Watch P2M writes; off while domains are made.
@@ -94,7 +104,7 @@ pub struct World {
     held: Vec<u64>,
     /// Addresses of locks, by their use: domain and page list of each.
     pub lock_names: HashMap<u64, String>,
-    chances: [u32; 6],
+    chances: [u32; 7],
     blocks: HashMap<u64, Layout>,
 }
 
@@ -126,7 +136,7 @@ impl World {
     pub fn begin(&mut self, faults: Faults) {
         self.faults = faults;
         self.counts = Counts::default();
-        self.chances = [0; 6];
+        self.chances = [0; 7];
     }
 
     /// The state at the end of a call that must hold.
@@ -209,6 +219,28 @@ impl World {
     fn flush(&mut self, domains: u8) {
         for mfn in &self.stale_list {
             self.stale[*mfn as usize] &= !domains;
+        }
+    }
+
+    /// TLBs of a domain are flushed; one of them.
+    fn flush_kept(&mut self, id: u64, what: &str) {
+        let Some((count, least, _)) = self.kept.filter(|kept| kept.2 == id) else {
+            return;
+        };
+        // SAFETY: a field of the simulated machine's frame table.
+        if unsafe { *count } < least {
+            self.fail(format!("d{id} has a frame in {what} that nobody holds"));
+        }
+    }
+
+    /// Nobody may have been given the frame that is looked at.
+    fn flush_probe(&mut self, what: &str) {
+        let Some((owner, old)) = self.probe else {
+            return;
+        };
+        // SAFETY: a field of the simulated machine's frame table.
+        if unsafe { *owner } != old {
+            self.fail(format!("a frame was given away with {what}"));
         }
     }
 
@@ -309,30 +341,45 @@ pub extern "C" fn handle(kind: u32, a: u64, b: u64, c: u64, d: u64) -> u64 {
             event::CONTINUE => w.counts.continued += 1,
             event::FLUSH_DOMAIN => {
                 w.flush(1 << a);
-                if let Some((count, least, _)) = w.kept.filter(|kept| kept.2 == a) {
-                    // SAFETY: a field of the simulated machine's frame table.
-                    if unsafe { *count } < least {
-                        w.fail(format!("d{a} has a frame in TLBs that nobody holds"));
-                    }
+                w.flush_kept(a, "TLBs");
+            }
+            event::IPI => {
+                w.counts.ipis += 1;
+                if let Some((claim, pages)) = w.stake.take() {
+                    // SAFETY: a field of a simulated domain.
+                    unsafe { *claim = pages };
                 }
             }
-            event::IPI => w.counts.ipis += 1,
             event::FLUSH_LINEAR if a & THIRD_CPU != 0 => w.flush(THIRD),
             event::FLUSH_NESTED => {
                 w.counts.nested += 1;
-                // SAFETY: a field of the simulated machine's frame table.
-                if w.probe.is_some_and(|(owner, old)| unsafe { *owner } != old) {
-                    w.fail(format!("d{a} was given a frame with a nested P2M in use"));
+                w.flush_probe("a nested P2M in use");
+                w.flush_kept(a, "TLBs of nested guests");
+            }
+            event::FLUSH_IOMMU => {
+                w.counts.iommu += 1;
+                w.flush_kept(a, "the IOMMU's TLB");
+            }
+            event::FLUSH_CACHES => {
+                w.counts.caches += 1;
+                w.flush_probe("contents in caches");
+                if w.counts.ipis == 0 || a & ALL_CPUS != ALL_CPUS {
+                    w.fail(format!(
+                        "caches of {a:#x} are flushed, and some may be filled"
+                    ));
                 }
             }
             event::WRITE if w.watch => w.write(a as usize, b, c, d as u32 & 0xff),
             event::LOCK if w.watch => w.locked(a),
             event::UNLOCK if w.watch => w.unlocked(a),
             event::FRAME_ALLOC => {
-                return (w.chance(4, w.faults.frame) || w.faults.no_frames).into()
+                let nr = w.chances[4];
+                let none = w.faults.frames.is_some_and(|left| nr >= left);
+                return (w.chance(4, w.faults.frame) || none).into();
             }
             event::UNMAP => w.counts.unmaps += 1,
             event::SET_LEAVES => return w.chance(5, w.faults.leaves).into(),
+            event::SET_ENTRY => return w.chance(6, w.faults.entry).into(),
             event::FRAME_FREED => {
                 w.counts.freed += 1;
                 if w.mapped_by.get(a as usize).is_some_and(|by| *by != 0) {

@@ -36,6 +36,9 @@ pub mod event {
     pub const FRAME_ALLOC: u32 = 19;
     pub const UNMAP: u32 = 20;
     pub const SET_LEAVES: u32 = 21;
+    pub const SET_ENTRY: u32 = 22;
+    pub const FLUSH_IOMMU: u32 = 23;
+    pub const FLUSH_CACHES: u32 = 24;
 }
 
 /// What the shim calls for every event.
@@ -303,11 +306,13 @@ functions!(
     residue,
     write,
     log_dirty,
+    track_vram,
     nested_write,
     nested_lookup,
     set_special,
     set_owner,
     set_device,
+    set_iommu,
     mix_types,
     pod_mark,
     pod_target,
@@ -315,6 +320,7 @@ functions!(
     pod_touch,
     pod_decrease,
     set_limit,
+    claim_field,
     memory_op
 );
 
@@ -505,11 +511,26 @@ impl Xen {
         self.call(self.f.set_device, id.into(), on.into(), 0, 0);
     }
 
+    /// Let a domain have an IOMMU, or none; with `later` somebody else flushes its TLB.
+    pub fn set_iommu(&self, id: u16, on: bool, later: bool) {
+        self.call(self.f.set_iommu, id.into(), on.into(), later.into(), 0);
+    }
+
     /// Let the 2 MiB around a gfn be of types for which no single entry will do.
     pub fn mix_types(&self, id: u16, gfn: u64) -> Result<()> {
         let rc = self.call(self.f.mix_types, id.into(), gfn, 0, 0);
         ensure!(rc == 0, "memory types of d{id}: {rc}");
         Ok(())
+    }
+
+    /// Which of these gfns were written since the last time, as a device model asks for a frame
+    /// buffer; the first time all are. At most 64; with none they are not tracked any more.
+    pub fn track_vram(&self, id: u16, gfn: u64, nr: u32) -> Result<u64> {
+        let mut bitmap = 0u64;
+        let p = std::ptr::from_mut(&mut bitmap) as u64;
+        let rc = self.call(self.f.track_vram, id.into(), gfn, nr.into(), p);
+        ensure!(rc == 0, "d{id} gfn {gfn:#x} cannot be tracked: {rc}");
+        Ok(bitmap)
     }
 
     /// Enter or leave log-dirty mode.

@@ -92,7 +92,7 @@ fn nothing_freed_in_vain(xen: &Xen) -> Result<()> {
         Direction::ToB,
         0,
         Faults {
-            no_frames: true,
+            frames: Some(0),
             ..Faults::default()
         },
     )?;
@@ -112,22 +112,53 @@ fn nothing_freed_in_vain(xen: &Xen) -> Result<()> {
     Ok(())
 }
 
-/// Back when Xen has no memory for the cache of the domain that gives then.
+/// Back when Xen has no memory for the cache of the domain that gives then, or not enough.
 fn without_memory(xen: &Xen) -> Result<()> {
-    let empty = Faults {
-        no_frames: true,
+    const SOME: u32 = 10;
+    let only = |frames| Faults {
+        frames: Some(frames),
         ..Faults::default()
     };
     let before = xen.pod(RECEIVER);
-    ensure!(before.entries < 128, "no reserve is due: {before:?}");
-    let (rc, status, moved) = call(xen, Direction::ToA, 0, empty)?;
+    ensure!(before.entries < 128 - NR, "no reserve is due: {before:?}");
+    let (rc, status, moved) = call(xen, Direction::ToA, 0, only(0))?;
     ensure!(
         rc == 0 && moved == 0 && status.iter().all(|s| *s == -libc::ENOMEM),
         "{rc}, {moved} moved, {status:?}"
     );
     let now = xen.pod(RECEIVER);
     ensure!(now == before, "{now:?}, not {before:?}");
-    let (rc, status, moved) = call(xen, Direction::ToA, UNDO, empty)?;
+
+    // As many as there are frames for, and with the flag all others as well.
+    let some = u64::from(SOME);
+    let (rc, status, moved) = call(xen, Direction::ToA, 0, only(SOME))?;
+    ensure!(
+        rc == 0
+            && moved == some
+            && status[..SOME as usize].iter().all(|s| *s == 0)
+            && status[SOME as usize..].iter().all(|s| *s == -libc::ENOMEM),
+        "{rc}, {moved} moved, {status:?}"
+    );
+    let part = xen.pod(RECEIVER);
+    ensure!(
+        part.cache == before.cache + some && part.entries == before.entries + some,
+        "{part:?}, {before:?}"
+    );
+    let rest = NR - some;
+    let (rc, status, moved) = call(xen, Direction::ToA, UNDO, only(SOME))?;
+    ensure!(rc == 0 && moved == rest, "{rc}, {moved} moved, {status:?}");
+    let now = xen.pod(RECEIVER);
+    ensure!(
+        now.cache == part.cache + some
+            && now.entries == part.entries + rest
+            && now.tot_pages == part.tot_pages + some - rest,
+        "{now:?}, {part:?}"
+    );
+
+    let (rc, _, moved) = call(xen, Direction::ToB, 0, Faults::default())?;
+    ensure!(rc == 0 && moved == NR, "{rc}, {moved} moved");
+    let before = xen.pod(RECEIVER);
+    let (rc, status, moved) = call(xen, Direction::ToA, UNDO, only(0))?;
     ensure!(rc == 0 && moved == NR, "{rc}, {moved} moved, {status:?}");
     let now = xen.pod(RECEIVER);
     ensure!(

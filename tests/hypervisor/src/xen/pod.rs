@@ -44,6 +44,11 @@ impl Xen {
         self.call(self.f.pod_decrease, id.into(), gfn, order.into(), 0) as u64
     }
 
+    /// Where it is noted how much a domain claims of the heap.
+    pub fn claim_field(&self, id: u16) -> *mut u32 {
+        self.call(self.f.claim_field, id.into(), 0, 0, 0) as *mut u32
+    }
+
     /// Set what a domain may have at most, and what it claims of the heap.
     pub fn set_limit(&self, id: u16, max_pages: u64, claim: u64) {
         self.call(self.f.set_limit, id.into(), max_pages, claim, 0);
