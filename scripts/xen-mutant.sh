@@ -19,6 +19,7 @@ IFS=$'\t' read -r name file mutant < \
 	<(awk -F'\t' -v OFS='\t' -v name="$1" '$1 == name { print $1, $2, $NF }' "$list") ||
 	die "there is no mutant $1 in $list"
 path=arch/x86/mm/$file.c
+[ -e "$pristine/$path" ] || path=$file.c
 
 # Objects are kept from mutant to mutant.
 key=$(cat build/xen/out-debug/.key)
@@ -30,6 +31,7 @@ if [ "$(cat $dir/.key 2>/dev/null)" != "$key" ]; then
 	echo "$key" >$dir/.key
 fi
 cp -r $pristine/arch/x86/mm $dir/src/xen/arch/x86/
+cp $pristine/xsm/flask/*.c $dir/src/xen/xsm/flask/
 sed -E "$mutant" "$pristine/$path" >"$dir/src/xen/$path"
 ! cmp -s "$pristine/$path" "$dir/src/xen/$path" || die "$name changes nothing"
 

@@ -77,11 +77,14 @@ pub fn check(tally: &mut Tally, long: bool, progress: &Progress) {
     flask(tally, progress);
 }
 
+/// Options of a hypervisor with a policy that it enforces, and where the other policy is that the
+/// tests of that load.
+const FLASK_OPTIONS: &str = "flask=enforcing";
+const POLICY: &str = "/run/policy";
+
 /// The same hypervisor with a policy that it enforces.
 fn flask(tally: &mut Tally, progress: &Progress) {
-    const POLICY: &str = "/run/policy";
-    const OPTIONS: &str = "flask=enforcing";
-    match boot(paths::xen_debug(), OPTIONS, progress) {
+    match boot(paths::xen_debug(), FLASK_OPTIONS, progress) {
         Ok(machine) => {
             tally.case(GROUP, "a policy is put there", || {
                 machine.host.put(&paths::policy_apart(), POLICY)
@@ -127,8 +130,20 @@ pub fn mutants(names: &[String], progress: &Progress) -> Result<bool> {
 fn found(name: &str, test: &str, progress: &Progress) -> Result<String> {
     let built = Command::new("scripts/xen-mutant.sh").arg(name).status()?;
     ensure!(built.success(), "it cannot be built");
-    let machine = boot(paths::xen_mutant(), XEN_OPTIONS, progress)?;
-    let command = format!("/usr/lib/vmbeam/tests/stress --seconds 10 --only {test}");
+    let with_policy = test == "flask";
+    let options = if with_policy {
+        FLASK_OPTIONS
+    } else {
+        XEN_OPTIONS
+    };
+    let machine = boot(paths::xen_mutant(), options, progress)?;
+    let arguments = if with_policy {
+        machine.host.put(&paths::policy_apart(), POLICY)?;
+        format!("--flask {POLICY}")
+    } else {
+        format!("--seconds 10 --only {test}")
+    };
+    let command = format!("/usr/lib/vmbeam/tests/stress {arguments}");
     let output = machine
         .host
         .run_with(&command, Duration::from_secs(180), |part| print!("{part}"));
