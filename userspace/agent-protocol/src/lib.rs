@@ -18,6 +18,7 @@ mod guest;
 pub mod list;
 mod packed;
 pub mod preflight;
+mod previous;
 mod question;
 
 pub use answer::{Digest, FromAgent};
@@ -32,6 +33,7 @@ pub use list::{
     MAX_RUNS, RUNS_PER_CHUNK,
 };
 pub use preflight::{Inspection, Need, NeedKind};
+pub use previous::answer;
 pub use question::ToAgent;
 pub use uuid::Uuid;
 

@@ -21,7 +21,7 @@ use vmbeam_agent_protocol::{
 use vmbeam_wire::is_plain;
 use vmbeam_wire::message::MAX_NAME;
 use vmbeam_xen::sys::{CPUID_NO_SUBLEAF, SHUTDOWN_SUSPEND};
-use vmbeam_xen::{DomainInfo, Page, PageRun, Xen};
+use vmbeam_xen::{CpuPolicy, DomainInfo, Page, PageRun, Xen};
 
 /// How long a guest may take to run after it was told to.
 const RESUME: Duration = Duration::from_secs(30);
@@ -101,13 +101,15 @@ fn guest(xen: &Xen, info: &DomainInfo) -> Guest {
 
 /// CPU features of a guest, or those that a PV guest can have.
 fn features(xen: &Xen, domid: Option<u32>) -> Result<CpuFeatures, vmbeam_xen::Error> {
-    let leaves = xen.cpuid(domid)?;
-    Ok(CpuFeatures::new(|leaf, subleaf| {
+    let CpuPolicy { leaves, msrs } = xen.cpu_policy(domid)?;
+    let cpuid = |leaf, subleaf| {
         let found = leaves
             .iter()
             .find(|l| l.leaf == leaf && (l.subleaf == subleaf || l.subleaf == CPUID_NO_SUBLEAF))?;
         Some([found.a, found.b, found.c, found.d])
-    }))
+    };
+    let msr = |number| Some(msrs.iter().find(|m| m.idx == number)?.val);
+    Ok(CpuFeatures::new(cpuid, msr))
 }
 
 /// A guest by its number. The management VM is not a guest.

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 pub(crate) use time::Reading;
-use vmbeam_agent_protocol::{AgentErrorCode, FromAgent, ListError, ToAgent, Toolstack};
+use vmbeam_agent_protocol::{answer, AgentErrorCode, FromAgent, ListError, ToAgent, Toolstack};
 use vmbeam_control_protocol::{AgentVersions, Traffic};
 use vmbeam_wire::{encode_as, encode_old, Decoder, FrameError, PREVIOUS, VERSION};
 
@@ -236,7 +236,7 @@ impl Link {
             while let Some(frame) = self.decoder.next_frame()? {
                 self.traffic.messages += 1;
                 if frame.session == self.session {
-                    return Ok((frame.request, frame.decode()?, frame.version));
+                    return Ok((frame.request, answer(&frame)?, frame.version));
                 }
                 let started = frame.session == 0 && frame.decode() == Ok(FromAgent::Started);
                 if self.greeted && started {

@@ -518,20 +518,34 @@ mod tests {
         }
         let mut strange = good.clone();
         strange.cpu = None;
-        let mut newer = good.clone();
-        newer.cpu = Some(CpuFeatures::new(|leaf, _| {
-            (leaf == 7).then_some([0, 0x21, 0, 0])
-        }));
+        let newer = |number, registers, msr| {
+            let leaf = move |leaf, _| (leaf == number).then_some(registers);
+            let cpu = CpuFeatures::new(leaf, move |m| (m == 0x10a).then_some(msr));
+            Guest {
+                cpu: Some(cpu),
+                ..good.clone()
+            }
+        };
         for (guest, words) in [
             (strange, "does not tell which CPU features guest guest has"),
+            (newer(7, [0, 0x21, 0, 0], 0), "CPUID 0x7:0 ebx bit 0 and"),
+            // What only a guest hypervisor of today knows of.
             (
-                newer,
-                "host VM B lacks CPU features that guest guest may use: CPUID 0x7:0 ebx bit 0 and",
+                newer(0x8000_0021, [0, 0, 4, 0], 0),
+                "CPUID 0x80000021:0 ecx bit 2;",
             ),
+            (newer(0, [0; 4], 1), "MSR 0x10a bit 0;"),
+            (newer(0, [0; 4], 1 << 62), "MSR 0x10a bit 62;"),
         ] {
             let all = blockers_of("B", &guest, &there("other"));
             assert!(all.len() == 1 && all[0].contains(words), "{all:?}");
         }
+        let same = newer(0x8000_0021, [0, 0, 4, 0], 1);
+        let there_too = Facts {
+            cpu: same.cpu.unwrap(),
+            ..Facts::default()
+        };
+        assert!(blockers_of("B", &same, &(Vec::new(), there_too)).is_empty());
         let fine = Facts::default();
         let old = Facts {
             problem: Some("old tools".into()),

@@ -173,14 +173,14 @@ fn hostile_clients_of_the_control_socket() {
     w.wait_agent("B", None);
     let good = encode(1, 1, &ToDaemon::Check).unwrap();
     let mut version = good.clone();
-    version[4] = 9;
+    version[4] = 99;
     reseal(&mut version);
     let mut length = good.clone();
     length[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
     let kind = encode(1, 1, &ToAgent::ListGuests).unwrap();
     for (raw, expected) in [
         (&b"hello there"[..], "not a VMBeam frame"),
-        (&version, "version 9"),
+        (&version, "version 99"),
         (&length, "the most is"),
         (&kind, "kind 1, expected kind 3"),
     ] {

@@ -16,12 +16,13 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use vmbeam_agent_protocol::CpuFeatures;
 use vmbeam_control_protocol::{Failure, FromDaemon, ToDaemon};
 use vmbeam_wire::{PREVIOUS, VERSION};
 use vmbeamd::journal::State;
 
 /// Requests and answers, without their headers; the answer to nothing is that to all else.
-const RECORDED: &str = include_str!("fixtures/agent-7.txt");
+const RECORDED: &str = include_str!("fixtures/agent-8.txt");
 /// The first byte of a Hello, and of a request to let a guest run.
 const HELLO: u8 = 0;
 const RESUME: u8 = 15;
@@ -84,7 +85,7 @@ fn previous(w: &World) -> Asked {
 fn an_agent_of_the_version_before_ends_what_was_begun() {
     assert_eq!(
         (PREVIOUS, VERSION),
-        (7, 8),
+        (8, 9),
         "record a conversation of the last release"
     );
     let (mut w, _) = left(|w| {
@@ -107,7 +108,7 @@ fn an_agent_of_the_version_before_ends_what_was_begun() {
     assert_eq!(resumed, 1);
     assert!(lock(&w.hosts["A"]).guests.is_empty());
     // Nothing else is begun with it, and everybody is told why.
-    let words = "speaks version 7 of the protocol, vmbeamd version 8: with it, only what was begun before is brought to an end";
+    let words = "speaks version 8 of the protocol, vmbeamd version 9: with it, only what was begun before is brought to an end";
     let (failure, message) = error(migrate(&w, "B", "A"));
     assert_eq!(failure, Failure::Refused);
     assert_says(&message, words);
@@ -118,10 +119,14 @@ fn an_agent_of_the_version_before_ends_what_was_begun() {
         panic!()
     };
     assert_says(&message, words);
-    assert_says(&w.wait_agent("B", Some("speaks version 7")), words);
-    // Its guests are shown.
+    assert_says(&w.wait_agent("B", Some("speaks version 8")), words);
+    // Its guests are shown, with what it tells of their processor.
     let FromDaemon::List(list) = w.ask(&ToDaemon::List) else {
         panic!()
     };
-    assert_eq!(list[1].guests.as_ref().unwrap()[0].name, "guest");
+    let guest = &list[1].guests.as_ref().unwrap()[0];
+    assert_eq!((&*guest.name, guest.pages), ("guest", 1024));
+    let features = guest.cpu.unwrap().missing_in(&CpuFeatures::default());
+    let features: Vec<_> = features.iter().map(ToString::to_string).collect();
+    assert_eq!(features, ["CPUID 0x7:0 ebx bit 5", "CPUID 0x7:1 ebx bit 5"]);
 }

@@ -24,9 +24,9 @@ use crate::message::Message;
 /// First bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"VMBm";
 /// Version of the protocol that this code speaks.
-pub const VERSION: u16 = 8;
+pub const VERSION: u16 = 9;
 /// The version before, which agents may speak that are to end what they have begun. Its frames
-/// look the same, and its messages as far as that needs them.
+/// look the same, and what that needs of its messages is known.
 pub const PREVIOUS: u16 = VERSION - 1;
 /// The last version without a checksum of the header.
 pub const OLD_VERSION: u16 = 6;

@@ -91,7 +91,7 @@ functions!(Guest {
     xc_cpu_policy_get_system: fn(*mut c_void, c_uint, *mut c_void) -> c_int,
     xc_cpu_policy_get_domain: fn(*mut c_void, u32, *mut c_void) -> c_int,
     xc_cpu_policy_get_size: fn(*mut c_void, *mut u32, *mut u32) -> c_int,
-    xc_cpu_policy_serialise: fn(*mut c_void, *const c_void, *mut sys::CpuidLeaf, *mut u32, *mut c_void, *mut u32) -> c_int,
+    xc_cpu_policy_serialise: fn(*mut c_void, *const c_void, *mut sys::CpuidLeaf, *mut u32, *mut sys::MsrEntry, *mut u32) -> c_int,
 });
 
 functions!(ForeignMemory {
@@ -115,6 +115,15 @@ functions!(Store {
     xs_read: fn(*mut c_void, u32, *const c_char, *mut c_uint) -> *mut c_void,
     xs_directory: fn(*mut c_void, u32, *const c_char, *mut c_uint) -> *mut *mut c_char,
 });
+
+/// What a guest hypervisor lets a guest see of the processor.
+#[derive(Clone, Debug)]
+pub struct CpuPolicy {
+    /// By CPUID.
+    pub leaves: Vec<sys::CpuidLeaf>,
+    /// In model-specific registers.
+    pub msrs: Vec<sys::MsrEntry>,
+}
 
 /// A connection to the hypervisor, its memory and xenstore.
 pub struct Xen {
@@ -435,8 +444,9 @@ impl Xen {
         }
     }
 
-    /// What CPUID tells a guest or, without one, what it can tell PV guests here.
-    pub fn cpuid(&self, domid: Option<u32>) -> Result<Vec<sys::CpuidLeaf>, Error> {
+    /// What CPUID and model-specific registers tell a guest or, without one, what they can tell
+    /// PV guests here.
+    pub fn cpu_policy(&self, domid: Option<u32>) -> Result<CpuPolicy, Error> {
         let xch = self.xch.as_ptr();
         let (mut leaves_nr, mut msrs_nr) = (0, 0);
         // SAFETY: the library writes both numbers.
@@ -463,15 +473,16 @@ impl Xen {
             return Err(Error::last(call));
         }
         let mut leaves = vec![sys::CpuidLeaf::default(); leaves_nr as usize];
-        // SAFETY: room for as many leaves as the number says, which becomes that of those
-        // written; without room for MSRs none are written.
+        let mut msrs = vec![sys::MsrEntry::default(); msrs_nr as usize];
+        // SAFETY: room for as many leaves and registers as the numbers say, which become those
+        // of what was written.
         let rc = unsafe {
             (self.guest.xc_cpu_policy_serialise)(
                 xch,
                 to,
                 leaves.as_mut_ptr(),
                 &mut leaves_nr,
-                std::ptr::null_mut(),
+                msrs.as_mut_ptr(),
                 &mut msrs_nr,
             )
         };
@@ -479,7 +490,8 @@ impl Xen {
             return Err(Error::last("xc_cpu_policy_serialise"));
         }
         leaves.truncate(leaves_nr as usize);
-        Ok(leaves)
+        msrs.truncate(msrs_nr as usize);
+        Ok(CpuPolicy { leaves, msrs })
     }
 
     /// The value of a xenstore node, if there is one.

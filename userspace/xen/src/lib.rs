@@ -28,7 +28,7 @@ pub mod pages;
 pub mod stream;
 pub mod sys;
 
-pub use dl::Xen;
+pub use dl::{CpuPolicy, Xen};
 pub use domain_info::DomainInfo;
 pub use error::Error;
 pub use pages::{Frames, Page, PageKind, PageRun, Special, PAGE_SIZE};

@@ -95,6 +95,19 @@ pub struct CpuidLeaf {
     pub d: u32,
 }
 
+/// `xen_msr_entry_t`
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(
+    missing_docs,
+    reason = "the names are those of the C structure, which documents them"
+)]
+pub struct MsrEntry {
+    pub idx: u32,
+    pub flags: u32,
+    pub val: u64,
+}
+
 /// `XEN_CPUID_NO_SUBLEAF`
 pub const CPUID_NO_SUBLEAF: u32 = u32::MAX;
 /// `XEN_SYSCTL_cpu_policy_pv_max`

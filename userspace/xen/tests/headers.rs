@@ -90,6 +90,11 @@ fn compare(include: &str) {
             "offsetof(xen_cpuid_leaf_t, d)",
             offset_of!(sys::CpuidLeaf, d),
         ),
+        ("sizeof(xen_msr_entry_t)", size_of::<sys::MsrEntry>()),
+        (
+            "offsetof(xen_msr_entry_t, val)",
+            offset_of!(sys::MsrEntry, val),
+        ),
         ("XEN_CPUID_NO_SUBLEAF", sys::CPUID_NO_SUBLEAF as usize),
         (
             "XEN_SYSCTL_cpu_policy_pv_max",

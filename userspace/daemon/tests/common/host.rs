@@ -223,7 +223,9 @@ impl Hypervisor for FakeHypervisor {
     fn guests(&self) -> Result<Vec<Guest>, HvError> {
         let host = lock(&self.0);
         let cpu = match host.trouble {
-            Trouble::NewerCpu => CpuFeatures::new(|leaf, _| (leaf == 7).then_some([0, 0x20, 0, 0])),
+            Trouble::NewerCpu => {
+                CpuFeatures::new(|leaf, _| (leaf == 7).then_some([0, 0x20, 0, 0]), |_| None)
+            }
             _ => CpuFeatures::default(),
         };
         Ok(host
