@@ -119,6 +119,9 @@ pub enum FromAgent {
         /// Nanoseconds since 1970, UTC.
         nanoseconds: u64,
     },
+    /// Answer to [`crate::ToAgent::MayDefine`]: what has a name that one of the files needs, each
+    /// for a person. At most two.
+    InTheWay(Vec<String>),
 }
 
 impl FromAgent {
@@ -151,6 +154,7 @@ impl FromAgent {
             Self::Staged { .. } => "Staged",
             Self::Uuids(_) => "Uuids",
             Self::Time { .. } => "Time",
+            Self::InTheWay(_) => "InTheWay",
         }
     }
 }
@@ -213,6 +217,7 @@ impl Message for FromAgent {
                 bounded_needs(&inspection.needs)
             }
             Self::Lacking(needs) => bounded_needs(needs),
+            Self::InTheWay(what) => bounded("problems", what.iter().map(|w| &**w)),
             Self::Definition(definition) => definition.check(),
             Self::Autostart(names) if names.len() > MAX_GUESTS => {
                 Err(format!("{} guests; the most is {MAX_GUESTS}", names.len()))

@@ -98,12 +98,17 @@ mod tests {
         let both = |config: Option<File>, autostart| {
             let definition = Definition { config, autostart };
             let name = "guest".to_owned();
+            let asked = ToAgent::MayDefine {
+                name: name.clone(),
+                definition: definition.clone(),
+            };
             let there = ToAgent::Define {
                 name,
                 definition: definition.clone(),
             };
             let here = FromAgent::Definition(definition).check();
             assert_eq!(there.check().is_ok(), here.is_ok());
+            assert_eq!(asked.check(), there.check());
             here.is_ok()
         };
         let link = || Some(Entry::Link("guest".into()));

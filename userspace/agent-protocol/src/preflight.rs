@@ -100,6 +100,10 @@ mod tests {
         let lacking = |needs| FromAgent::Lacking(needs).check();
         assert_eq!(lacking(vec![need("br0")]), Ok(()));
         assert!(lacking(vec![need("br\u{7}")]).is_err());
+        let in_the_way = |what: &str, n| FromAgent::InTheWay(vec![what.into(); n]).check();
+        assert_eq!(in_the_way("it is there", MAX_ITEMS), Ok(()));
+        assert!(in_the_way("it is there", MAX_ITEMS + 1).is_err());
+        assert!(in_the_way("it is\nthere", 1).is_err());
         let provide = |needs| ToAgent::Provide { needs }.check();
         assert_eq!(provide(vec![need("br0"); MAX_ITEMS]), Ok(()));
         assert!(provide(vec![need("br0"); MAX_ITEMS + 1]).is_err());

@@ -171,6 +171,14 @@ pub enum ToAgent {
     },
     /// What time is it? Answer: [`crate::FromAgent::Time`], at once.
     Time,
+    /// Could this be written down of a guest that is to come? Answer:
+    /// [`crate::FromAgent::InTheWay`].
+    MayDefine {
+        /// The guest's name.
+        name: String,
+        /// What its host VM has.
+        definition: Definition,
+    },
 }
 
 impl Message for ToAgent {
@@ -189,6 +197,10 @@ impl Message for ToAgent {
                 name("a guest's name", guest)
             }
             Self::Define {
+                name: guest,
+                definition,
+            }
+            | Self::MayDefine {
                 name: guest,
                 definition,
             } => {

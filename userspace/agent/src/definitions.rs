@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use tracing::{info, warn};
 use vmbeam_agent_protocol::definition::MAX_FILE;
 use vmbeam_agent_protocol::{AgentErrorCode, Definition, Entry, File, FromAgent, ToAgent};
+use vmbeam_wire::is_plain;
 
 /// A file of a guest that has left, or that was there before one came.
 const ASIDE: [&str; 2] = [".moved", ".replaced"];
@@ -207,6 +208,38 @@ impl Files {
         Ok(config.or(auto))
     }
 
+    /// What has a name that [`Files::define`] would need, and is not the guest's. Nothing is
+    /// changed.
+    pub fn in_the_way(&self, guest: &str, definition: &Definition) -> Result<Vec<String>, HvError> {
+        let Definition { config, autostart } = definition;
+        let file = config.as_ref().map(|f| self.config.join(&f.name));
+        let entry = match (autostart, &self.auto, &file) {
+            (Some(Entry::Link(name)), Some(auto), _) => {
+                Some(auto.join(name)).filter(|path| path.exists())
+            }
+            (Some(Entry::File(file)), Some(auto), _) => Some(auto.join(&file.name)),
+            (Some(Entry::File(file)), None, None) => Some(self.config.join(&file.name)),
+            _ => None,
+        };
+        let mut taken = Vec::new();
+        for path in file.into_iter().chain(entry) {
+            if path.symlink_metadata().is_err() {
+                continue;
+            }
+            let makes = match self.name_of(&path)? {
+                Some(name) if name == guest => continue,
+                Some(name) if is_plain(&name) => format!("guest {name}"),
+                Some(_) => "another guest".into(),
+                None => "no guest".into(),
+            };
+            taken.push(format!(
+                "{} is there already, and makes {makes}",
+                path.display()
+            ));
+        }
+        Ok(taken)
+    }
+
     /// Put a file where it is to be, whatever of the same guest was there.
     fn put(&self, guest: &str, dir: &Path, file: &File) -> Result<PathBuf, HvError> {
         let path = dir.join(&file.name);
@@ -371,6 +404,9 @@ pub(crate) fn request(files: &Files, gate: &Gate, request: &ToAgent) -> Result<F
         ToAgent::Autostart => return Ok(FromAgent::Autostart(files.autostart()?)),
         ToAgent::Define { name, definition } => files.define(name, definition)?,
         ToAgent::Undefine { name } => files.undefine(name)?,
+        ToAgent::MayDefine { name, definition } => {
+            return Ok(FromAgent::InTheWay(files.in_the_way(name, definition)?));
+        }
         ToAgent::MayStart { allowed } => {
             gate.answer(*allowed).map_err(|e| failed(&gate.0, e))?;
             info!(allowed, "told whether guests may be started");
@@ -381,212 +417,4 @@ pub(crate) fn request(files: &Files, gate: &Gate, request: &ToAgent) -> Result<F
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The name in a file's first line.
-    fn first_line(path: &Path) -> io::Result<Option<String>> {
-        let text = fs::read_to_string(path)?;
-        let name = text.lines().next().and_then(|l| l.strip_prefix("name="));
-        Ok(name.map(str::to_owned))
-    }
-
-    struct Vm {
-        dir: tempfile::TempDir,
-        files: Files,
-    }
-
-    fn vm(files: &[(&str, &str)]) -> Vm {
-        let dir = tempfile::tempdir().unwrap();
-        let config = dir.path().join("xen");
-        fs::create_dir_all(config.join("auto")).unwrap();
-        for (name, text) in files {
-            match text.strip_prefix("-> ") {
-                Some(to) => symlink(to, config.join(name)).unwrap(),
-                None => fs::write(config.join(name), text).unwrap(),
-            }
-        }
-        let saved = dir.path().join("save");
-        fs::create_dir_all(&saved).unwrap();
-        let files = Files {
-            auto: Some(config.join("auto")),
-            saved: Some(saved),
-            config,
-            name_of: first_line,
-        };
-        Vm { dir, files }
-    }
-
-    impl Vm {
-        /// All that is there.
-        fn all(&self) -> Vec<String> {
-            let config = &self.files.config;
-            let mut all = Vec::new();
-            for dir in ["", "auto/"] {
-                for entry in fs::read_dir(config.join(dir)).unwrap() {
-                    let name = format!("{dir}{}", shown(&entry.unwrap().file_name()));
-                    let path = config.join(&name);
-                    match fs::read_link(&path) {
-                        Ok(to) => all.push(format!("{name} -> {}", to.display())),
-                        Err(_) if path.is_file() => all.push(name),
-                        Err(_) => {}
-                    }
-                }
-            }
-            all.sort();
-            all
-        }
-    }
-
-    #[track_caller]
-    fn moves(from: &Vm, to: &Vm) {
-        let definition = from.files.definition("g").unwrap();
-        // Each of these may be repeated, whoever died in between.
-        for _ in 0..2 {
-            to.files.define("g", &definition).unwrap();
-        }
-        for _ in 0..2 {
-            from.files.undefine("g").unwrap();
-        }
-        assert!(from.files.definition("g").unwrap().is_empty());
-        assert_eq!(to.files.definition("g").unwrap(), definition);
-    }
-
-    #[test]
-    fn what_starts_a_guest_goes_with_it_and_comes_back() {
-        let others = [("xl.conf", "# none"), ("h.cfg", "name=h\n")];
-        let mine = [("g.cfg", "name=g\n1"), ("auto/g", "-> ../g.cfg")];
-        let a = vm(&[&others[..], &mine].concat());
-        let b = vm(&others);
-        let before = a.all();
-        moves(&a, &b);
-        assert_eq!(a.all(), ["g.cfg.moved", "h.cfg", "xl.conf"]);
-        assert_eq!(b.all(), before);
-        assert_eq!(a.files.autostart().unwrap(), Vec::<String>::new());
-        assert_eq!(b.files.autostart().unwrap(), ["g"]);
-        moves(&b, &a);
-        assert_eq!(a.all(), before);
-        assert_eq!(b.all(), ["g.cfg.moved", "h.cfg", "xl.conf"]);
-    }
-
-    #[test]
-    fn whatever_an_administrator_calls_it() {
-        // Not in the directory that a guest can be created from: its text travels.
-        let elsewhere = tempfile::tempdir().unwrap();
-        let file = elsewhere.path().join("any");
-        fs::write(&file, "name=g\n").unwrap();
-        let link = format!("-> {}", file.display());
-        let a = vm(&[("auto/10-g", &link)]);
-        let b = vm(&[]);
-        moves(&a, &b);
-        assert_eq!((a.all(), b.all()), (vec![], vec!["auto/10-g".to_owned()]));
-        assert!(file.exists());
-        // A file of its own, and more of them than one.
-        let a = vm(&[("auto/g", "name=g\n2"), ("auto/g2", "name=g\n3")]);
-        let b = vm(&[]);
-        moves(&a, &b);
-        assert_eq!(a.all(), ["g.moved", "g2.moved"]);
-        assert_eq!(b.all(), ["auto/g"]);
-        // Without anything that starts it, and by the name of the file or the only one.
-        for name in ["g", "g.cfg", "web.cfg"] {
-            let a = vm(&[(name, "name=g\n"), ("g.cfg.replaced", "name=g\n")]);
-            let b = vm(&[]);
-            moves(&a, &b);
-            assert_eq!(b.all(), [name]);
-        }
-        // A name that leads somewhere else leads nowhere.
-        let a = vm(&[("web.cfg", "name=../xen/web\n")]);
-        assert!(a.files.definition("../xen/web").unwrap().config.is_some());
-        a.files.undefine("../xen/web").unwrap();
-        assert_eq!(a.all(), ["web.cfg.moved"]);
-        // Which of these it is nobody knows.
-        let a = vm(&[("old.cfg", "name=g\n"), ("new.cfg", "name=g\n")]);
-        assert!(a.files.definition("g").unwrap().is_empty());
-        a.files.undefine("g").unwrap();
-        assert_eq!(a.all(), ["new.cfg", "old.cfg"]);
-        // There need be no directories.
-        let none = vm(&[]);
-        fs::remove_dir_all(&none.files.config).unwrap();
-        assert!(none.files.definition("g").unwrap().is_empty());
-        none.files.undefine("g").unwrap();
-        drop(none.dir);
-    }
-
-    #[test]
-    fn what_was_there_is_not_lost() {
-        let a_again = || vm(&[("g.cfg", "name=g\nnew"), ("auto/g", "-> ../g.cfg")]);
-        let a = a_again();
-        let old = [("g.cfg", "name=g\nold"), ("auto/first", "-> ../g.cfg")];
-        let b = vm(&old);
-        moves(&a, &b);
-        assert_eq!(b.all(), ["auto/g -> ../g.cfg", "g.cfg", "g.cfg.replaced"]);
-        let text = |name: &str| fs::read_to_string(b.files.config.join(name)).unwrap();
-        assert_eq!(text("g.cfg"), "name=g\nnew");
-        assert_eq!(text("g.cfg.replaced"), "name=g\nold");
-        // Nor is what was there before that, and nothing of two files of one name.
-        let old = [
-            ("g.cfg", "name=g\nold"),
-            ("g.cfg.replaced", "oldest"),
-            ("g.cfg.moved", "edited"),
-            ("auto/g.cfg", "name=g\nolder"),
-        ];
-        let b = vm(&old);
-        moves(&a_again(), &b);
-        let all = [
-            "auto/g -> ../g.cfg",
-            "g.cfg",
-            "g.cfg.moved",
-            "g.cfg.replaced",
-            "g.cfg.replaced.1",
-            "g.cfg.replaced.2",
-        ];
-        assert_eq!(b.all(), all);
-        let text = |name: &str| fs::read_to_string(b.files.config.join(name)).unwrap();
-        assert_eq!(text("g.cfg.replaced.1"), "name=g\nold");
-        assert_eq!(text("g.cfg.replaced.2"), "name=g\nolder");
-        // What is not the guest's stays, and nothing is written.
-        for (there, came) in [("g.cfg", "name=g\n"), ("h.cfg", "name=h\n")] {
-            let b = vm(&[("g.cfg", "name=h\n")]);
-            let name = there.to_owned();
-            let text = came.into();
-            let definition = Definition {
-                config: Some(File { name, text }),
-                autostart: None,
-            };
-            let e = b.files.define("g", &definition).unwrap_err();
-            assert!(e.message.contains("not make guest g"), "{e}");
-            assert_eq!(b.all(), ["g.cfg"]);
-        }
-    }
-
-    /// It would run twice.
-    #[test]
-    fn what_was_saved_is_not_restored_where_the_guest_is_not() {
-        let a = vm(&[("g.cfg", "name=g\n")]);
-        let saved = a.files.saved.clone().unwrap();
-        fs::write(saved.join("g"), "Xen saved domain").unwrap();
-        fs::write(saved.join("h"), "Xen saved domain").unwrap();
-        fs::create_dir(saved.join("dir")).unwrap();
-        assert_eq!(a.files.autostart().unwrap(), ["g", "h"]);
-        for _ in 0..2 {
-            a.files.undefine("g").unwrap();
-            assert_eq!(a.files.autostart().unwrap(), ["h"]);
-        }
-        assert!(saved.join(".g.moved").exists());
-        a.files.undefine("../save/h").unwrap();
-        assert_eq!(a.files.autostart().unwrap(), ["h"]);
-        let mut never = a.files.clone();
-        never.saved = None;
-        assert_eq!(never.autostart().unwrap(), [""; 0]);
-    }
-
-    #[test]
-    fn a_host_vm_that_starts_nothing_keeps_what_comes() {
-        let a = vm(&[("auto/g", "name=g\n")]);
-        let mut b = vm(&[]);
-        b.files.auto = None;
-        let definition = a.files.definition("g").unwrap();
-        b.files.define("g", &definition).unwrap();
-        assert_eq!(b.all(), ["g"]);
-    }
-}
+mod tests;

@@ -234,6 +234,7 @@ impl<H: Hypervisor> Agent<H> {
             ToAgent::Definition { .. }
             | ToAgent::Define { .. }
             | ToAgent::Undefine { .. }
+            | ToAgent::MayDefine { .. }
             | ToAgent::Autostart
             | ToAgent::MayStart { .. } => {
                 let gate = self.hypervisor.gate();

@@ -6,14 +6,14 @@
 //! No journal is needed for that: first the one host VM has it, then the other one has not,
 //! and both may be asked for again and again.
 
-use crate::link::{unexpected, Link, LinkError};
-use crate::preflight::or_nothing;
+use crate::link::{or_nothing, unexpected, Link, LinkError};
 use crate::side::Side;
 use std::time::Instant;
 use tracing::warn;
 use vmbeam_agent_protocol::{AgentErrorCode, Definition, FromAgent, ToAgent};
 
-fn definition(link: &mut Link, guest: &str) -> Result<Definition, LinkError> {
+/// What a host VM has written down of a guest.
+pub(crate) fn definition(link: &mut Link, guest: &str) -> Result<Definition, LinkError> {
     let name = guest.to_owned();
     let question = ToAgent::Definition { name };
     or_nothing(match link.ask(&question, |a| Err(unexpected(&a))) {
@@ -21,6 +21,20 @@ fn definition(link: &mut Link, guest: &str) -> Result<Definition, LinkError> {
         Ok(other) => Err(unexpected(&other)),
         Err(e) => Err(e),
     })
+}
+
+/// What has a name there that this would need, for a person.
+pub(crate) fn in_the_way(
+    link: &mut Link,
+    guest: &str,
+    definition: Definition,
+) -> Result<Vec<String>, LinkError> {
+    let name = guest.to_owned();
+    let question = ToAgent::MayDefine { name, definition };
+    match link.ask(&question, |a| Err(unexpected(&a)))? {
+        FromAgent::InTheWay(what) => Ok(what),
+        other => Err(unexpected(&other)),
+    }
 }
 
 /// Whether it was done; an agent of an earlier version cannot do it.

@@ -11,7 +11,7 @@ use crate::config::HostVmConfig;
 use crate::version;
 use patience::Deadline;
 pub use patience::Patience;
-pub(crate) use requests::parts;
+pub(crate) use requests::{or_nothing, parts};
 use std::hash::{BuildHasher, Hasher};
 use std::io::{ErrorKind, Write};
 use std::os::unix::net::UnixStream;

@@ -4,17 +4,16 @@
 //! the guest.
 
 use crate::clock;
+use crate::definitions::{definition, in_the_way};
 use crate::driver::Driver;
 use crate::exchange::{both, refused, GoOn, SwapError, REGARDLESS};
 use crate::host_vm::HostVm;
-use crate::link::{unexpected, Link, LinkError, Patience, Reading};
+use crate::link::{or_nothing, unexpected, Link, LinkError, Patience, Reading};
 use crate::memory::Both;
 use crate::side::Side;
 use std::collections::HashMap;
-use tracing::warn;
 use vmbeam_agent_protocol::{
-    AgentErrorCode, Facts, FromAgent, Guest, GuestKind, GuestState, Inspection, Need, NeedKind,
-    ToAgent, Uuid,
+    Facts, FromAgent, Guest, GuestKind, GuestState, Inspection, Need, NeedKind, ToAgent, Uuid,
 };
 use vmbeam_control_protocol::{
     needed_mib, no_room, HostMemory, MigrateRequest, Mode, PlanReport, PlannedGuest,
@@ -53,21 +52,6 @@ pub(crate) fn named<'a>(
                 domids.join(", ")
             ))
         }
-    }
-}
-
-/// What is made of an answer that an agent does not know how to give.
-pub(crate) fn or_nothing<T: Default>(result: Result<T, LinkError>) -> Result<T, LinkError> {
-    match result {
-        // One of an earlier version. What it does not look at fails later, as it did then.
-        Err(LinkError::Agent {
-            code: AgentErrorCode::BadRequest,
-            message,
-        }) => {
-            warn!("an agent does not say what is in the way of a guest: {message}");
-            Ok(T::default())
-        }
-        other => other,
     }
 }
 
@@ -122,6 +106,7 @@ fn looked_at(from: &mut Side<'_>, to: &mut Side<'_>, guest: &Guest, mode: Mode) 
             false => to.talk(|l| lacking(l, needs.clone()))?,
         };
         let name = &guest.name;
+        let taken = to_be_kept(from, to, name)?;
         let problems = problems
             .iter()
             .map(|problem| format!("guest {name}: {problem}"));
@@ -130,9 +115,26 @@ fn looked_at(from: &mut Side<'_>, to: &mut Side<'_>, guest: &Guest, mode: Mode) 
             .iter()
             .filter(|need| lacking.contains(need))
             .map(|need| missing(to.name(), name, need));
-        Ok(problems.chain(missing).collect())
+        Ok(problems.chain(missing).chain(taken).collect())
     };
     ask().unwrap_or_else(|e: String| vec![e])
+}
+
+/// What has a name in the destination that what is written down of a guest would need there.
+/// It would be found once the guest has moved, and the guest be written down where it is not.
+fn to_be_kept(from: &mut Side<'_>, to: &mut Side<'_>, guest: &str) -> Result<Vec<String>, String> {
+    let definition = from.talk(|l| definition(l, guest))?;
+    if definition.is_empty() {
+        return Ok(Vec::new());
+    }
+    let taken = to.talk(|l| in_the_way(l, guest, definition.clone()))?;
+    let host_vm = to.name();
+    let refused = |what| {
+        format!(
+            "host VM {host_vm} cannot keep what is written down of guest {guest}: {what}; rename one of the two"
+        )
+    };
+    Ok(taken.into_iter().map(refused).collect())
 }
 
 /// A guest that may migrate, or what is in its way.

@@ -10,10 +10,12 @@ mod common;
 mod moves;
 
 use common::{agent, lock, uuid, World};
-use moves::{contents, exchange, left, migrate, report, swap_of, wait_until_runs_only_in};
+use moves::{
+    contents, error, exchange, left, migrate, report, request, swap_of, wait_until_runs_only_in,
+};
 use std::fs;
 use std::os::unix::fs::{symlink, PermissionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use vmbeam_control_protocol::{Failure, FromDaemon, Mode, ToDaemon};
 use vmbeamd::journal::State;
@@ -90,6 +92,60 @@ fn what_starts_a_guest_goes_with_it() {
     assert!(!dir(&w, "A").join("guest.cfg.moved").exists());
 }
 
+/// Found once the guest has moved, it would be written down where it is not.
+#[test]
+fn what_has_the_name_of_its_file_there_is_in_the_way() {
+    let mut w = World::new();
+    lock(&w.hosts["B"]).guests.clear();
+    with_files(&w, &["A"]);
+    w.agents(&["A", "B"]);
+    w.start();
+    for name in ["A", "B"] {
+        w.wait_agent(name, None);
+    }
+    let (file, entry) = (
+        dir(&w, "B").join("guest.cfg"),
+        dir(&w, "B").join("auto/guest"),
+    );
+    // Another guest's, and nobody's.
+    fs::write(&file, "name=other\n").unwrap();
+    fs::write(&entry, "# nothing yet\n").unwrap();
+    let refused = |path: &Path, what: &str| {
+        let path = path.display();
+        format!("host VM B cannot keep what is written down of guest guest: {path} is there already, and {what}; rename one of the two")
+    };
+    let both = [
+        refused(&file, "makes guest other"),
+        refused(&entry, "makes no guest"),
+    ];
+    for mode in [Mode::Swap, Mode::Copy] {
+        let mut asked = request("A", "B");
+        asked.mode = mode;
+        let (failure, message) = error(w.ask(&ToDaemon::Migrate(asked.clone())));
+        assert_eq!((failure, message), (Failure::Refused, both.join("; ")));
+        asked.dry_run = true;
+        assert_eq!(report(w.ask(&ToDaemon::Migrate(asked))).blockers, both);
+        let plan = ToDaemon::Plan {
+            from: "A".into(),
+            to: "B".into(),
+            mode,
+        };
+        let FromDaemon::Plan(plan) = w.ask(&plan) else {
+            panic!()
+        };
+        assert_eq!(plan.guests[0].blockers, both);
+    }
+    assert_eq!(lock(&w.hosts["A"]).running(), ["guest"]);
+    assert_eq!(lock(&w.hosts["A"]).suspended, 0);
+    let text = fs::read_to_string(dir(&w, "A").join("guest.cfg")).unwrap();
+    assert_eq!(text, "name=guest\nof A");
+    // What the guest has left there itself is in nobody's way.
+    fs::write(&file, "name=guest\nold").unwrap();
+    fs::remove_file(&entry).unwrap();
+    assert_eq!(report(migrate(&w, "A", "B")).pending, None);
+    assert_eq!(started_by(&w), ["B"]);
+}
+
 #[test]
 fn what_cannot_be_written_down_is_tried_until_it_can() {
     let mut w = World::new();
@@ -100,11 +156,12 @@ fn what_cannot_be_written_down_is_tried_until_it_can() {
     for name in ["A", "B"] {
         w.wait_agent(name, None);
     }
-    // Something else is where it is to be.
-    let file = dir(&w, "B").join("guest.cfg");
-    fs::write(&file, "name=other\n").unwrap();
+    // There is no directory where one is to be.
+    let file = dir(&w, "B").join("auto");
+    fs::remove_dir(&file).unwrap();
+    fs::write(&file, "").unwrap();
     let pending = report(migrate(&w, "A", "B")).pending.unwrap();
-    assert!(pending.contains("does not make guest guest"), "{pending}");
+    assert!(pending.contains("/auto: "), "{pending}");
     assert_eq!(lock(&w.hosts["B"]).running(), ["guest"]);
     assert!(lock(&w.hosts["A"]).guests.is_empty());
     // It is in one of them all the time.

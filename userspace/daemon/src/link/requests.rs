@@ -4,8 +4,9 @@
 
 use super::{unexpected, Link, LinkError};
 use std::time::Duration;
+use tracing::warn;
 use vmbeam_agent_protocol::{
-    Digest, Facts, FrameList, FrameListBuilder, FromAgent, Guest, PfnRun, ToAgent,
+    AgentErrorCode, Digest, Facts, FrameList, FrameListBuilder, FromAgent, Guest, PfnRun, ToAgent,
     MAX_DIGEST_PAGES, MAX_PART, PAGE,
 };
 
@@ -14,6 +15,21 @@ const PROMPT: Duration = Duration::from_secs(60);
 /// Pages that one request for digests asks for.
 const DIGEST_REQUEST: u64 = 16 << 10;
 const _: () = assert!(DIGEST_REQUEST <= MAX_DIGEST_PAGES);
+
+/// What is made of an answer that an agent does not know how to give.
+pub(crate) fn or_nothing<T: Default>(result: Result<T, LinkError>) -> Result<T, LinkError> {
+    match result {
+        // One of an earlier version. What it does not look at fails later, as it did then.
+        Err(LinkError::Agent {
+            code: AgentErrorCode::BadRequest,
+            message,
+        }) => {
+            warn!("an agent does not say what is in the way of a guest: {message}");
+            Ok(T::default())
+        }
+        other => other,
+    }
+}
 
 impl Link {
     /// All guests of the host VM.
