@@ -73,8 +73,7 @@ impl Toolstack {
     /// What runs. That it cannot be told is an error: nothing is known to be gone then.
     pub(crate) fn domains(&self) -> Result<Domains, String> {
         let mut command = Command::new(&self.program);
-        command.arg("list").process_group(0);
-        Domains::list(&mut command, COMMAND).map_err(|e| {
+        Domains::list(command.arg("list"), COMMAND).map_err(|e| {
             format!(
                 "{}: {e}; is it the host's toolstack (--xl)?",
                 self.show(&["list"])

@@ -9,6 +9,7 @@
 
 use crate::config::{Config, Domid, HostVmConfig};
 use crate::driver::Driver;
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 use tracing::warn;
@@ -109,6 +110,7 @@ fn uuid_of(command: &[String], domid: u32) -> Result<Uuid, String> {
     let (program, arguments) = command.split_first().ok_or("no command to learn UUIDs")?;
     let mut command = Command::new(program);
     command.args(arguments).arg(domid.to_string());
+    command.process_group(0);
     let out = run(&mut command, UUID_COMMAND).map_err(|e| failed(&e.to_string()))?;
     if !out.status.success() {
         let why = out.err.lines().next().unwrap_or("it says nothing").trim();

@@ -4,6 +4,7 @@
 
 use nix::sys::signal::{killpg, SigSet, Signal};
 use nix::unistd::Pid;
+use std::fs;
 use std::io::{Error, ErrorKind, Read};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -13,6 +14,8 @@ use std::time::{Duration, Instant};
 
 /// How often to look whether a program has ended.
 const LOOK: Duration = Duration::from_millis(10);
+/// The same of one that hangs.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// How long a program that was killed may take to be gone.
 const DIES: Duration = Duration::from_secs(2);
 /// Most bytes of a program's output that are kept.
@@ -114,6 +117,20 @@ pub fn wait(child: &mut Child, limit: Duration) -> std::io::Result<Option<ExitSt
     }
 }
 
+/// A process of this group that has not ended. Who leads the group may have: what a shell has begun
+/// outlives it. One that has ended and that nobody has waited for yet does nothing any more.
+fn member(group: u32) -> Option<u32> {
+    fs::read_dir("/proc").ok()?.flatten().find_map(|process| {
+        let stat = fs::read_to_string(process.path().join("stat")).ok()?;
+        // Number, name in parentheses, state, parent, group.
+        let mut words = stat.rsplit_once(')')?.1.split_whitespace();
+        let state = words.next()?;
+        let is_in = words.nth(1)?.parse() == Ok(group);
+        let number = process.file_name().to_str()?.parse().ok()?;
+        (is_in && !["Z", "X"].contains(&state)).then_some(number)
+    })
+}
+
 /// Kill a program, and wait for its end, but not for long: what the kernel does in its name, a
 /// hypercall say, may have to end first. Then somebody else waits for it.
 ///
@@ -125,18 +142,29 @@ pub fn kill(mut child: Child) -> std::io::Result<()> {
     reap(child, DIES, None)
 }
 
-/// Wait for what was killed. While it has not ended, this command is not run again.
+/// Wait for what was killed, and all of its process group if it leads one. While one of it has not
+/// ended, this command is not run again.
 fn reap(mut child: Child, limit: Duration, command: Option<&Command>) -> std::io::Result<()> {
-    if wait(&mut child, limit)?.is_some() {
-        return Ok(());
-    }
-    let pid = child.id();
+    let (deadline, group) = (Instant::now() + limit, child.id());
+    let pid = match wait(&mut child, limit)? {
+        None => group,
+        Some(_) => loop {
+            match member(group) {
+                None => return Ok(()),
+                Some(pid) if Instant::now() >= deadline => break pid,
+                Some(_) => std::thread::sleep(LOOK),
+            }
+        },
+    };
     left().extend(command.map(|c| (line(c), pid)));
     let ended = move || left().retain(|(_, p)| *p != pid);
     // If there cannot be a thread, it stays a zombie for as long as this program runs.
     let waits = std::thread::Builder::new().name("reaper".into());
     let waits = waits.spawn(move || {
         let _ = child.wait();
+        while member(group).is_some() {
+            std::thread::sleep(LOOK_AGAIN);
+        }
         ended();
     });
     if waits.is_err() {
@@ -295,5 +323,47 @@ mod tests {
         while run(&mut same, limit).is_err() {
             std::thread::sleep(LOOK);
         }
+    }
+
+    /// The shell is gone, and what it has begun hangs.
+    #[test]
+    fn what_a_shell_has_begun_is_not_run_again_while_it_hangs() {
+        let mut child = Command::new("sh")
+            .args(["-c", "exec 3<&0; cat <&3 >/dev/null & echo $!"])
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let input = child.stdin.take();
+        let mut begun = String::new();
+        let mut out = child.stdout.take().unwrap();
+        out.read_to_string(&mut begun).unwrap();
+        let mut same = Command::new("echo");
+        same.args(["hangs", "in a shell"]);
+        let e = reap(child, Duration::from_millis(10), Some(&same)).unwrap_err();
+        let named = format!("process {} was killed", begun.trim());
+        assert!(e.to_string().starts_with(&named), "{e}");
+        let limit = Duration::from_secs(20);
+        let e = run(&mut same, limit).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::ResourceBusy);
+        drop(input);
+        while run(&mut same, limit).is_err() {
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// All that it has begun ends with it.
+    #[test]
+    fn a_process_group_is_killed_with_its_leader() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, limit) = (dir.path().join("pid"), Duration::from_millis(500));
+        let script = format!("sleep 600 & echo $! >'{}'; wait", file.display());
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &script]).process_group(0);
+        run(&mut shell, limit).unwrap_err();
+        let begun = fs::read_to_string(file).unwrap();
+        let stat = fs::read_to_string(format!("/proc/{}/stat", begun.trim()));
+        assert!(stat.map_or(true, |s| s.contains(") Z ")));
     }
 }

@@ -7,6 +7,7 @@
 //! domain is gone if a list that is complete does not have it.
 
 use crate::command::run;
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ fn parse(line: &str) -> Option<(String, u32, bool)> {
 impl Domains {
     /// Run a command that prints them. A list without the management VM is none.
     pub fn list(command: &mut Command, limit: Duration) -> Result<Self, String> {
-        let out = run(command, limit).map_err(|e| e.to_string())?;
+        let out = run(command.process_group(0), limit).map_err(|e| e.to_string())?;
         if !out.status.success() {
             return Err(out
                 .err
