@@ -4,10 +4,17 @@
 //! (after 60 seconds), or its program was killed, and the guest only then is as far. Nobody would
 //! ever look at it again. So for a while after a save that came to nothing this does, and after a
 //! guest was to go on that may have been asked by an agent before this one.
+//!
+//! An agent that is restarted meanwhile goes on with that. It must be certain then that no move has
+//! the guest by now: who would be let run could be its half that has left. So each guest that is watched
+//! is noted, and not any more before a move begins.
+
+mod notes;
 
 use crate::error::HvError;
 use crate::orphan;
 use crate::toolstack::Outgoing;
+use notes::Notes;
 use std::collections::HashMap;
 use std::process::Command;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -20,7 +27,7 @@ use vmbeam_xen::Xen;
 
 /// How long a guest may take to suspend itself after it was asked to.
 const WATCHED: Duration = Duration::from_secs(300);
-/// How often to look. The first time is behind whatever else lets the guest run again.
+/// How often to look.
 const LOOK: Duration = Duration::from_secs(5);
 /// How long the program may take that takes a request back.
 const WRITE: Duration = Duration::from_secs(10);
@@ -99,38 +106,50 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct Entry {
     guest: Id,
     until: Instant,
-    /// It still is. Held while something is done for it, which may take a minute: who is to have
+    /// Held while something is done for it, which may take a minute: who is to have
     /// this guest waits for that, and nobody waits for that of another one.
-    watched: Mutex<bool>,
+    seen: Mutex<Seen>,
+}
+
+/// What is known of a guest that is watched.
+#[derive(Debug)]
+struct Seen {
+    /// It still is.
+    watched: bool,
+    /// When it was looked at last it was suspended, and nobody had it saved.
+    left: bool,
 }
 
 impl Entry {
     /// Not any more; whether it was until now.
     fn end(&self) -> bool {
-        std::mem::replace(&mut *lock(&self.watched), false)
+        std::mem::replace(&mut lock(&self.seen).watched, false)
     }
 
-    /// Look once, and let it run if it `wakes`; whether to look again.
-    fn look(&self, guests: &impl Guests, wakes: bool) -> bool {
-        let mut watched = lock(&self.watched);
-        *watched &= Instant::now() < self.until;
-        if !*watched {
+    /// Look once, and let it run if it was left like that when it was looked at before: whoever lets it
+    /// run itself has had time to do that, or whoever has saved it to end it. Whether to look again.
+    fn look(&self, guests: &impl Guests) -> bool {
+        let mut seen = lock(&self.seen);
+        seen.watched &= Instant::now() < self.until;
+        if !seen.watched {
             return false;
         }
         let (guest, uuid) = self.guest;
         let Some((_, suspended)) = guests.look(guest).filter(|(now, _)| *now == uuid) else {
-            *watched = false;
+            seen.watched = false;
             return false;
         };
+        let before = std::mem::replace(&mut seen.left, false);
         let asked = guests.is_asked(guest);
         // Looked for behind that: what is asked for by nobody is a request that was left.
-        if !(asked || suspended && wakes) || guests.is_somebody_saving() {
+        if !(asked || suspended) || guests.is_somebody_saving() {
             return true;
         }
         if asked {
             guests.take_back(guest);
         }
-        if suspended && wakes {
+        seen.left = suspended;
+        if suspended && before {
             warn!(
                 guest,
                 "it has suspended itself after its save was given up, and is let run"
@@ -144,13 +163,24 @@ impl Entry {
 }
 
 /// Guests that are watched, by their numbers.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Watch(Arc<Mutex<HashMap<u32, Arc<Entry>>>>);
+#[derive(Clone, Debug)]
+pub(crate) struct Watch {
+    all: Arc<Mutex<HashMap<u32, Arc<Entry>>>>,
+    /// Written with the lock of the others.
+    notes: Notes,
+}
 
 /// Those of this system.
-pub(crate) static WATCH: LazyLock<Watch> = LazyLock::new(Watch::default);
+pub(crate) static WATCH: LazyLock<Watch> = LazyLock::new(|| Watch::with(Notes::system()));
 
 impl Watch {
+    fn with(notes: Notes) -> Self {
+        Self {
+            all: Arc::default(),
+            notes,
+        }
+    }
+
     /// Watch a guest for a while.
     pub(crate) fn begin(&self, guest: Id, wake: Wake) {
         self.follow(guest, Instant::now() + WATCHED, wake);
@@ -161,10 +191,26 @@ impl Watch {
         self.follow(left.guest, left.until, wake);
     }
 
+    /// The same of all that an agent before this one watched.
+    pub(crate) fn take_over(&self, wake: Wake) {
+        for (guest, left) in self.notes.all(WATCHED) {
+            info!(guest = guest.0, "it was watched by the agent before");
+            self.follow(guest, Instant::now() + left, wake);
+        }
+    }
+
     /// A move has this guest. Whoever lets it run just now is waited for. Gives what was watched.
-    pub(crate) fn leave(&self, guest: u32) -> Option<Arc<Entry>> {
-        let left = lock(&self.0).remove(&guest)?;
-        left.end().then_some(left)
+    ///
+    /// # Errors
+    ///
+    /// It cannot be forgotten: the next agent would take it for one that is to be let run.
+    pub(crate) fn leave(&self, guest: u32) -> Result<Option<Arc<Entry>>, HvError> {
+        let left = {
+            let mut all = lock(&self.all);
+            self.notes.forget(guest)?;
+            all.remove(&guest)
+        };
+        Ok(left.filter(|left| left.end()))
     }
 
     /// Have a guest saved by what `begin` starts; whoever watches the guest leaves it alone before.
@@ -176,7 +222,7 @@ impl Watch {
         wake: Wake,
         begin: impl FnOnce() -> Result<S, HvError>,
     ) -> Result<Watched<S>, HvError> {
-        let left = self.leave(guest.0);
+        let left = self.leave(guest.0)?;
         let (watch, asked) = (self.clone(), !staged);
         match begin() {
             Ok(save) => Ok(Watched {
@@ -201,9 +247,22 @@ impl Watch {
         let entry = Arc::new(Entry {
             guest,
             until,
-            watched: Mutex::new(true),
+            seen: Mutex::new(Seen {
+                watched: true,
+                left: false,
+            }),
         });
-        let before = lock(&self.0).insert(guest.0, entry.clone());
+        let before = {
+            let mut all = lock(&self.all);
+            let left = until.saturating_duration_since(Instant::now());
+            if let Err(e) = self.notes.note(guest, WATCHED.saturating_sub(left)) {
+                warn!(
+                    guest = guest.0,
+                    "an agent after this one will not watch it: {e}"
+                );
+            }
+            all.insert(guest.0, entry.clone())
+        };
         if let Some(before) = before {
             before.end();
         }
@@ -215,14 +274,15 @@ impl Watch {
         let watches = move || match Xen::open() {
             Ok(xen) => {
                 let guests = System { xen, wake };
-                let mut again = entry.look(&guests, false);
-                while again {
+                while entry.look(&guests) {
                     thread::sleep(LOOK);
-                    again = entry.look(&guests, true);
                 }
-                let mut all = lock(&watch.0);
+                let mut all = lock(&watch.all);
                 if all.get(&guest.0).is_some_and(|e| Arc::ptr_eq(e, &entry)) {
                     all.remove(&guest.0);
+                    if let Err(e) = watch.notes.forget(guest.0) {
+                        warn!(guest = guest.0, "{e}");
+                    }
                 }
             }
             Err(e) => warn!(
@@ -275,192 +335,4 @@ impl<S: Outgoing> Outgoing for Watched<S> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::cell::{Cell, RefCell};
-    use std::sync::mpsc::{channel, Receiver, Sender};
-    use vmbeam_agent_protocol::AgentErrorCode;
-
-    const ID: Id = (7, [1; 16]);
-
-    #[derive(Default)]
-    struct Fake {
-        suspended: Cell<Option<bool>>,
-        asked: Cell<bool>,
-        saving: Cell<bool>,
-        woken: RefCell<Vec<u32>>,
-        /// Told when a guest is let run, and how long that takes.
-        holds: Option<(Sender<()>, Receiver<()>)>,
-    }
-
-    impl Guests for Fake {
-        fn look(&self, _: u32) -> Option<([u8; 16], bool)> {
-            self.suspended.get().map(|suspended| (ID.1, suspended))
-        }
-
-        fn is_asked(&self, _: u32) -> bool {
-            self.asked.get()
-        }
-
-        fn is_somebody_saving(&self) -> bool {
-            self.saving.get()
-        }
-
-        fn take_back(&self, _: u32) {
-            self.asked.set(false);
-        }
-
-        fn wake(&self, guest: u32) -> Result<(), HvError> {
-            self.woken.borrow_mut().push(guest);
-            self.suspended.set(Some(false));
-            if let Some((told, holds)) = &self.holds {
-                told.send(()).unwrap();
-                holds.recv().unwrap();
-            }
-            Ok(())
-        }
-    }
-
-    #[derive(Debug)]
-    struct Nothing;
-
-    impl Outgoing for Nothing {
-        fn go(&mut self) -> Result<(), HvError> {
-            Ok(())
-        }
-
-        fn pull(&mut self) -> Result<(Vec<u8>, bool), HvError> {
-            Ok((Vec::new(), false))
-        }
-
-        fn abort(&mut self) -> Result<(), HvError> {
-            Ok(())
-        }
-    }
-
-    fn later() -> Instant {
-        Instant::now() + WATCHED
-    }
-
-    fn is_watched(watch: &Watch) -> bool {
-        let entry = lock(&watch.0).get(&ID.0).cloned();
-        entry.is_some_and(|e| *lock(&e.watched))
-    }
-
-    #[test]
-    fn one_that_suspends_itself_too_late_is_let_run() {
-        let (guests, watch) = (Fake::default(), Watch::default());
-        let entry = watch.enter(ID, later());
-        guests.suspended.set(Some(false));
-        assert!(entry.look(&guests, true) && guests.woken.borrow().is_empty());
-        // A person has it saved.
-        guests.suspended.set(Some(true));
-        guests.saving.set(true);
-        assert!(entry.look(&guests, true) && guests.woken.borrow().is_empty());
-        guests.saving.set(false);
-        // Somebody else may let it run in the beginning.
-        assert!(entry.look(&guests, false) && guests.woken.borrow().is_empty());
-        assert!(entry.look(&guests, true));
-        assert_eq!(*guests.woken.borrow(), [7]);
-        // The next move has it.
-        guests.suspended.set(Some(true));
-        assert!(watch.leave(7).is_some() && watch.leave(7).is_none());
-        assert!(!entry.look(&guests, true));
-        // It is gone.
-        let entry = watch.enter(ID, later());
-        guests.suspended.set(None);
-        assert!(!entry.look(&guests, true) && watch.leave(7).is_none());
-        // It has had its time.
-        guests.suspended.set(Some(true));
-        assert!(!watch.enter(ID, Instant::now()).look(&guests, true));
-        assert_eq!(*guests.woken.borrow(), [7]);
-    }
-
-    #[test]
-    fn another_guest_of_the_same_number_is_not_let_run() {
-        let (guests, watch) = (Fake::default(), Watch::default());
-        guests.suspended.set(Some(true));
-        guests.asked.set(true);
-        let other = watch.enter((ID.0, [2; 16]), later());
-        assert!(!other.look(&guests, true));
-        assert!(guests.woken.borrow().is_empty() && guests.asked.get());
-    }
-
-    /// What it is asked for by the next move is not taken back.
-    #[test]
-    fn only_a_request_that_was_left_is_taken_back() {
-        let (guests, watch) = (Fake::default(), Watch::default());
-        guests.suspended.set(Some(false));
-        guests.asked.set(true);
-        guests.saving.set(true);
-        let entry = watch.enter(ID, later());
-        assert!(entry.look(&guests, false) && guests.asked.get());
-        guests.saving.set(false);
-        let left = watch.leave(ID.0).unwrap();
-        assert!(!entry.look(&guests, false) && guests.asked.get());
-        let entry = watch.enter(left.guest, left.until);
-        assert!(entry.look(&guests, false) && !guests.asked.get());
-    }
-
-    #[test]
-    fn one_that_is_not_asked_again_is_watched_as_before() {
-        let wake: Wake = |_, _| Ok(());
-        let fails = || -> Result<Nothing, HvError> {
-            Err(HvError {
-                code: AgentErrorCode::Toolstack,
-                message: "no processes".into(),
-            })
-        };
-        for watched in [true, false] {
-            let watch = Watch::default();
-            if watched {
-                watch.enter(ID, later());
-            }
-            assert!(watch.save(ID, true, wake, fails).is_err());
-            assert_eq!(is_watched(&watch), watched);
-            // Given up before the gate was opened.
-            let mut save = watch.save(ID, true, wake, || Ok(Nothing)).unwrap();
-            assert!(!is_watched(&watch));
-            save.abort().unwrap();
-            assert_eq!(is_watched(&watch), watched);
-            // And behind it.
-            let mut save = watch.save(ID, true, wake, || Ok(Nothing)).unwrap();
-            save.go().unwrap();
-            save.abort().unwrap();
-            assert!(is_watched(&watch));
-        }
-    }
-
-    #[test]
-    fn who_lets_a_guest_run_holds_up_no_other() {
-        let ((told, is_told), (end, ends)) = (channel(), channel());
-        let watch = Watch::default();
-        let entry = watch.enter(ID, later());
-        let wakes = thread::spawn(move || {
-            let guests = Fake {
-                holds: Some((told, ends)),
-                ..Fake::default()
-            };
-            guests.suspended.set(Some(true));
-            entry.look(&guests, true)
-        });
-        is_told.recv().unwrap();
-        // This would last for ever.
-        watch.enter((8, [3; 16]), later());
-        assert!(watch.leave(8).is_some());
-        let leaves = watch.clone();
-        let leaves = thread::spawn(move || leaves.leave(ID.0).is_some());
-        thread::sleep(Duration::from_millis(50));
-        assert!(!leaves.is_finished());
-        // Nor does who waits for it.
-        let others = watch.clone();
-        let others = thread::spawn(move || drop(others.enter((9, [4; 16]), later())));
-        let soon = Instant::now() + Duration::from_secs(30);
-        while !others.is_finished() {
-            assert!(Instant::now() < soon, "it waits as well");
-            thread::sleep(Duration::from_millis(5));
-        }
-        end.send(()).unwrap();
-        assert!(leaves.join().unwrap() && wakes.join().unwrap());
-    }
-}
+mod tests;

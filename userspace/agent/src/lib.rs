@@ -37,3 +37,4 @@ pub use error::HvError;
 pub use hypervisor::Hypervisor;
 pub use port::PORT_NAME;
 pub use server::Agent;
+pub use xen::take_over;

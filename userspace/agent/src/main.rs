@@ -27,6 +27,7 @@ fn main() -> anyhow::Result<ExitCode> {
             )
         })?),
     };
+    vmbeam_agent::take_over();
     let mut agent = Agent::new(xen);
     channel
         .serve(&mut agent)

@@ -190,6 +190,12 @@ fn let_run(xen: &Xen, domid: u32) -> Result<(), HvError> {
     }
 }
 
+/// Go on with what the agent before this one did for guests that may suspend themselves too late.
+/// No request of the daemon may be answered before.
+pub fn take_over() {
+    WATCH.take_over(let_run);
+}
+
 impl Hypervisor for Xen {
     fn version(&self) -> String {
         Xen::version(self).into()
@@ -346,7 +352,11 @@ impl Hypervisor for Xen {
         let info = find(self, domid)?;
         // An agent before this one may have asked it to suspend itself, and nobody waits for that.
         let asked = next(&info) == Next::Done || late::is_asked(self, domid);
-        let left = WATCH.leave(domid);
+        let left = WATCH.leave(domid).unwrap_or_else(|e| {
+            // It is to run, whoever lets it.
+            warn!(domid, "{e}");
+            None
+        });
         let result = let_run(self, domid);
         match (&result, left) {
             (Ok(()), Some(_)) => WATCH.begin((domid, info.uuid), let_run),
