@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Each test that the table of Documentation/operator-guide.rst names is one.
+//! Each test that the table of Documentation/operator-guide.rst names is one, or a case of the lab.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -29,21 +29,30 @@ fn every_line_of_what_moves_has_its_test() {
         .map(|row| row.split("\n     - ").collect())
         .collect();
     assert!(rows.len() >= 20, "only {} lines", rows.len());
-    let mut files = Vec::new();
-    sources(&top.join("userspace"), &mut files);
-    let code: String = files
-        .iter()
-        .map(|f| fs::read_to_string(f).unwrap())
-        .collect();
+    let code = |directory| {
+        let mut files = Vec::new();
+        sources(&top.join(directory), &mut files);
+        let texts = files.iter().map(|f| fs::read_to_string(f).unwrap());
+        texts.collect::<String>()
+    };
+    let (tests, lab) = (code("userspace"), code("tests/lab/src"));
     for row in rows {
         let [what, _, test] = row[..] else {
             panic!("{row:?}")
         };
-        let test = test.lines().next().unwrap().trim_matches('`');
+        let test = test.lines().next().unwrap();
+        if let Some(case) = test.strip_prefix("lab: ") {
+            assert!(
+                lab.contains(&format!("\"{case}\"")),
+                "{what}: the lab has no case {case}"
+            );
+            continue;
+        }
+        let test = test.trim_matches('`');
         let function = format!("#[test]\nfn {test}() {{");
         let inner = format!("#[test]\n    fn {test}() {{");
         assert!(
-            code.contains(&function) || code.contains(&inner),
+            tests.contains(&function) || tests.contains(&inner),
             "{what}: there is no test {test}"
         );
     }
