@@ -33,6 +33,11 @@ const BOOT: &str = "{ vmbeam-agent --may-start && xendomains start; } >/run/lab/
 /// With the guest VM in the first of these places, where it is again afterwards.
 pub fn run(tally: &mut Tally, topology: &Topology, [from, to]: Places) {
     let (source, destination) = (topology.machine.vm(from), topology.machine.vm(to));
+    tally.case(
+        GROUP,
+        "another guest VM's file of its name is in its way",
+        || taken(topology, [from, to]),
+    );
     tally.case(GROUP, "what starts the guest VM at boot goes with it", || {
         source.sh(
             &format!(
@@ -106,6 +111,38 @@ fn boots(topology: &Topology, vm: &Channel, to: &str) -> Result<()> {
     runs.transpose()?;
     vm.sh(&format!("test ! -L /etc/xen/auto/{GUEST}"), SHORT)?;
     migrate::runs_only_in(topology, to)?;
+    Ok(())
+}
+
+/// What the guest VM is created from would have no place at the destination.
+fn taken(topology: &Topology, [from, to]: Places) -> Result<()> {
+    let (host, destination) = (&topology.machine.host, topology.machine.vm(to));
+    let other = topology::guest_config(OTHER, OTHER_MIB, "vmbeam.spare=4");
+    destination.sh(
+        &format!(
+            "cd /etc/xen && {{ [ ! -e {GUEST}.cfg ] || mv {GUEST}.cfg /run/lab/own.cfg; }} && \
+             cat >{GUEST}.cfg <<'EOF'\n{other}\nEOF"
+        ),
+        SHORT,
+    )?;
+    let dry = host.run(&migrate::command(from, to, "--dry-run"), LIMIT);
+    let moved = host.run(&migrate::command(from, to, ""), LIMIT);
+    destination.sh(
+        &format!(
+            "cd /etc/xen && rm {GUEST}.cfg && {{ [ ! -e /run/lab/own.cfg ] || mv /run/lab/own.cfg {GUEST}.cfg; }}"
+        ),
+        SHORT,
+    )?;
+    let (dry, moved) = (dry?, moved?);
+    let words = format!("/etc/xen/{GUEST}.cfg is there already, and makes guest {OTHER}");
+    ensure!(
+        moved.code == migrate::REFUSED && moved.text.contains(&words) && dry.text.contains(&words),
+        "exit status {}, printed: {}; a dry run: {}",
+        moved.code,
+        moved.text.trim(),
+        dry.text.trim()
+    );
+    migrate::runs_only_in(topology, from)?;
     Ok(())
 }
 
