@@ -272,3 +272,36 @@ fn find(table: &[Job], id: u64) -> Result<&Job, String> {
         None => Err(format!("there is no job {id}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_comes_between_a_job_and_who_settles_what_it_leaves() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _, _) = Journal::open(dir.path()).unwrap();
+        let jobs = Jobs::new(journal, Arc::default());
+        let guest = |host_vm: &str| GuestRef {
+            host_vm: host_vm.into(),
+            guest: "guest".into(),
+        };
+        let begin = |kind, to: &str| jobs.begin(kind, guest("A"), guest(to));
+        let moves = begin(JobKind::Migrate, "B").unwrap();
+        let text = "it failed".to_owned();
+        let settles = jobs.hand_over(
+            moves.id,
+            JobOutcome::HandedOver,
+            text,
+            guest("A"),
+            guest("B"),
+        );
+        assert!(!jobs.report(moves.id).unwrap().running);
+        for to in ["B", "C"] {
+            let e = begin(JobKind::Swap, to).unwrap_err();
+            assert!(e.message.contains("is still being brought to an end"));
+        }
+        jobs.end(settles.id, JobOutcome::Done, "it runs in A".into());
+        begin(JobKind::Swap, "B").unwrap();
+    }
+}

@@ -22,6 +22,14 @@ const MOST_RUNS: usize = 1 << 22;
 /// Pages that the largest guest that can move may be spread over.
 const MOST_PFNS: u64 = 1 << 32;
 
+/// First number that no page of a guest of so many pages has, which may have `most` KiB. It can give
+/// its pages odd numbers, within reason: this many times its size leaves room for holes, and it may
+/// have given back all but a little of what it can have at most.
+fn pfn_end(pages: u64, most: Option<u64>) -> u64 {
+    let most = most.map_or(0, |kib| (kib / 4).saturating_mul(2).min(MOST_PFNS));
+    pages.saturating_mul(4).max(1 << 20).max(most)
+}
+
 impl Xen {
     /// The pages of a PV guest, in ascending order of pfn.
     pub fn pages(&self, domid: u32) -> Result<Vec<PageRun>, Error> {
@@ -45,14 +53,10 @@ impl Xen {
     /// Every frame of a guest.
     fn frames(&self, info: &DomainInfo) -> Result<Frames, Error> {
         let m2p = M2p::map(self)?;
-        // A guest can give its pages odd numbers, within reason: this many times its size
-        // leaves room for holes, and it may have given back all but a little of what it can
-        // have at most, in KiB.
         let most = self
             .store_read(&format!("/local/domain/{}/memory/static-max", info.domid))
-            .and_then(|kib| kib.trim().parse::<u64>().ok())
-            .map_or(0, |kib| (kib / 4).saturating_mul(2).min(MOST_PFNS));
-        let pfn_end = info.pages.saturating_mul(4).max(1 << 20).max(most);
+            .and_then(|kib| kib.trim().parse().ok());
+        let pfn_end = pfn_end(info.pages, most);
         let mut frames = Frames::new();
         let mut gfns = Vec::with_capacity(sys::PFN_TYPE_BATCH);
         let mut pfns = Vec::with_capacity(sys::PFN_TYPE_BATCH);
@@ -362,5 +366,25 @@ impl Drop for Mapping<'_> {
                 self.errors.len(),
             )
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 18;
+
+    /// A guest of 64 GiB that has given back all but 8 has pages of any number below 64 GiB.
+    #[test]
+    fn pages_of_a_guest_that_has_ballooned_down_are_looked_for() {
+        assert!(pfn_end(8 * GIB, Some(64 * GIB * 4)) > 64 * GIB);
+        assert!(pfn_end(GIB / 8, Some(64 * GIB * 4)) > 64 * GIB);
+        // Without that, room for holes.
+        assert_eq!(pfn_end(8 * GIB, None), 32 * GIB);
+        assert_eq!(pfn_end(1, Some(0)), 4 * GIB);
+        // What nobody can have costs nothing.
+        assert_eq!(pfn_end(1, Some(u64::MAX)), MOST_PFNS);
+        assert_eq!(pfn_end(u64::MAX, None), u64::MAX);
     }
 }
