@@ -292,14 +292,15 @@ impl<H: Hypervisor> Agent<H> {
             Ok(end) => end,
             Err(e) => return Ok(Err(e)),
         };
+        // One that could not be asked, at boot say, or that lacks something, may be another one by now.
+        let known = self.toolstack.take().filter(|t| t.problem.is_none());
+        let toolstack = known.unwrap_or_else(|| self.hypervisor.toolstack());
+        self.toolstack = Some(toolstack.clone());
         answers
             .send(&FromAgent::Hello {
                 agent_version: env!("CARGO_PKG_VERSION").into(),
                 hypervisor: self.hypervisor.version(),
-                toolstack: self
-                    .toolstack
-                    .get_or_insert_with(|| self.hypervisor.toolstack())
-                    .clone(),
+                toolstack,
                 memory_end,
                 host_vm: self.hypervisor.host_vm(),
             })

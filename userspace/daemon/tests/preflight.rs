@@ -143,6 +143,29 @@ fn an_agent_that_does_not_know_the_question_is_in_nobodys_way() {
     assert_eq!(lock(&w.hosts["B"]).running(), ["guest"]);
 }
 
+/// At boot no question to it is answered before xenstored is there.
+#[test]
+fn a_toolstack_that_was_of_no_use_is_asked_again() {
+    let mut w = World::new();
+    lock(&w.hosts["B"]).guests.clear();
+    lock(&w.hosts["B"]).trouble = Trouble::Stock;
+    w.agents(&["A", "B"]);
+    w.start();
+    for name in ["A", "B"] {
+        w.wait_agent(name, None);
+    }
+    let problem = || {
+        let FromDaemon::Check(check) = w.ask(&ToDaemon::Check) else {
+            panic!()
+        };
+        check.agents[1].connected.clone().unwrap().toolstack.problem
+    };
+    assert_eq!(problem().as_deref(), Some("it is Debian's toolstack"));
+    lock(&w.hosts["B"]).trouble = Trouble::None;
+    report(w.ask(&request(Mode::Swap, true)));
+    assert_eq!(problem(), None);
+}
+
 #[test]
 fn a_restore_has_as_long_as_an_agent() {
     let w = world_with(5);

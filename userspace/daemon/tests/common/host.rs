@@ -206,9 +206,10 @@ impl Hypervisor for FakeHypervisor {
     }
 
     fn toolstack(&self) -> Toolstack {
+        let is_stock = lock(&self.0).trouble == Trouble::Stock;
         Toolstack {
             version: "fake 1".into(),
-            problem: None,
+            problem: is_stock.then(|| "it is Debian's toolstack".into()),
         }
     }
 
