@@ -150,7 +150,7 @@ mod tests {
             (0x8000_0021, 0) => Some([0, 0, 4, 0]),
             _ => None,
         };
-        let full = CpuFeatures::new(leaves, |msr| (msr == 0x10a).then_some(1 << 40 | 3));
+        let full = CpuFeatures::new(leaves, |msr| (msr == 0x10a).then_some((1 << 40) | 3));
         let leaves = |leaf, subleaf| match (leaf, subleaf) {
             (0x1, 0) => Some([9, 9, 2, 5]),
             (0x7, 0) => Some([0, 0x1_0000, 0, 0]),
