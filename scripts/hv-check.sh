@@ -107,12 +107,15 @@ objects() {
 	done
 }
 
-# The part that runs inside the sysroot. Objects are kept from patch to patch.
+# The part that runs inside the sysroot. Objects are kept from patch to patch. Those that are named
+# are compiled one after the other: Xen's Makefile starts a make for each of them, and two in one
+# directory read what the other one is writing.
 # build_hypervisor DEBUG [OBJECT...]
 build_hypervisor() {
-	local obj=$dir/obj-$1
+	local obj=$dir/obj-$1 jobs=1
 
 	shift
+	[ $# -gt 0 ] || jobs=$(nproc)
 	mkdir -p "$obj"
 	[ -e "$obj/.config" ] || {
 		echo "CONFIG_DEBUG=${obj##*-}"
@@ -124,7 +127,7 @@ build_hypervisor() {
 	! grep -q '^config MEM_SWAP$' "$src/xen/arch/x86/Kconfig" ||
 		grep -q MEM_SWAP=y "$obj/.config" || echo CONFIG_MEM_SWAP=y >>"$obj/.config"
 	make -C "$PWD/$src/xen" "O=$PWD/$obj" olddefconfig &&
-		make -C "$PWD/$src/xen" "O=$PWD/$obj" "-j$(nproc)" "$@"
+		make -C "$PWD/$src/xen" "O=$PWD/$obj" "-j$jobs" "$@"
 }
 
 # The policy in the hypervisor, which checkpolicy has compiled: it would refuse a
