@@ -23,6 +23,9 @@ pub enum NeedKind {
     Definition,
     /// A cpupool, by its name.
     Pool,
+    /// A processor whose own clock guests can read at this frequency, in kHz. It moves without
+    /// that as well.
+    Tsc,
 }
 
 /// Something that a guest has where it is, and needs where it goes.

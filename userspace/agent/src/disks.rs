@@ -189,6 +189,14 @@ mod tests {
         fn text(&self, path: &Path) -> Option<String> {
             self.read(path.to_str()?)
         }
+
+        fn tsc_khz(&self) -> Option<u32> {
+            None
+        }
+
+        fn guest_tsc_khz(&self, _: u32) -> Option<u32> {
+            None
+        }
     }
 
     #[test]

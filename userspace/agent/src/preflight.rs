@@ -38,6 +38,9 @@ pub fn is_there(here: &impl Surroundings, need: &Need) -> bool {
         NeedKind::Bridge => !need.name.contains('/') && here.exists(Path::new(&bridge(&need.name))),
         NeedKind::Disk | NeedKind::Kernel => here.exists(Path::new(&need.name)),
         NeedKind::Pool => pools(here).any(|(_, name)| name == need.name),
+        NeedKind::Tsc => here
+            .tsc_khz()
+            .is_some_and(|khz| khz.to_string() == need.name),
         NeedKind::Definition => {
             let dir = Path::new(&need.name).parent();
             dir.is_some_and(|dir| here.can_write(dir) || !here.exists(dir))
@@ -71,6 +74,10 @@ pub fn inspect(here: &impl Surroundings, domid: u32, pool: u32, size: Size) -> I
     needs.extend(own.map(|(_, name)| Need {
         kind: NeedKind::Pool,
         name,
+    }));
+    needs.extend(here.guest_tsc_khz(domid).map(|khz| Need {
+        kind: NeedKind::Tsc,
+        name: khz.to_string(),
     }));
     // What is not here either is not missed there.
     needs.retain(|need| is_there(here, need));
@@ -263,6 +270,8 @@ mod tests {
     struct Fake {
         store: BTreeMap<String, String>,
         files: BTreeSet<String>,
+        tsc_khz: Option<u32>,
+        guest_tsc_khz: Option<u32>,
     }
 
     impl Surroundings for Fake {
@@ -290,6 +299,14 @@ mod tests {
 
         fn text(&self, _: &Path) -> Option<String> {
             None
+        }
+
+        fn tsc_khz(&self) -> Option<u32> {
+            self.tsc_khz
+        }
+
+        fn guest_tsc_khz(&self, _: u32) -> Option<u32> {
+            self.guest_tsc_khz
         }
     }
 
@@ -419,6 +436,33 @@ mod tests {
             name: "../../../etc".into(),
         };
         assert!(!is_there(&there, &odd));
+    }
+
+    #[test]
+    fn a_guest_that_reads_the_clock_of_the_processor() {
+        let mut here = guest();
+        here.guest_tsc_khz = Some(2_994_374);
+        let needs = |fake: &Fake| {
+            let mut needs = inspect(fake, 7, 2, SIZE).needs;
+            needs.retain(|n| n.kind == NeedKind::Tsc);
+            needs
+        };
+        // Emulated already: since it came from elsewhere, or as all are.
+        for emulated in [None, Some(2_994_373)] {
+            here.tsc_khz = emulated;
+            assert_eq!(needs(&here), []);
+        }
+        here.tsc_khz = here.guest_tsc_khz;
+        let needs = needs(&here);
+        assert_eq!(needs[0].name, "2994374");
+        for (there, native) in [
+            (Some(2_994_374), true),
+            (Some(2_994_375), false),
+            (None, false),
+        ] {
+            here.tsc_khz = there;
+            assert_eq!(is_there(&here, &needs[0]), native);
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use nix::unistd::{access, AccessFlags};
 use std::path::Path;
+use tracing::debug;
 use vmbeam_xen::Xen;
 
 /// A guest management VM's xenstore and file system.
@@ -18,6 +19,18 @@ pub trait Surroundings {
     fn can_write(&self, dir: &Path) -> bool;
     /// What a small file has, without the end of its line.
     fn text(&self, path: &Path) -> Option<String>;
+    /// The frequency, in kHz, of the clock of the processor (TSC), if guests can read that.
+    fn tsc_khz(&self) -> Option<u32>;
+    /// The frequency that it has for a guest which is to read it wherever that can be.
+    fn guest_tsc_khz(&self, domid: u32) -> Option<u32>;
+}
+
+/// What is only of use if it is known.
+fn known<T>(what: Result<Option<T>, vmbeam_xen::Error>) -> Option<T> {
+    what.unwrap_or_else(|e| {
+        debug!("no clock of the processor: {e}");
+        None
+    })
 }
 
 impl Surroundings for Xen {
@@ -41,5 +54,13 @@ impl Surroundings for Xen {
     fn text(&self, path: &Path) -> Option<String> {
         let text = std::fs::read_to_string(path).ok()?;
         Some(text.trim_end().to_owned())
+    }
+
+    fn tsc_khz(&self) -> Option<u32> {
+        known(Xen::tsc_khz(self))
+    }
+
+    fn guest_tsc_khz(&self, domid: u32) -> Option<u32> {
+        known(Xen::guest_tsc_khz(self, domid))
     }
 }

@@ -32,6 +32,7 @@ mod hooks;
 pub mod host_vm;
 mod http;
 pub mod identity;
+mod inspection;
 mod job;
 mod jobs;
 pub mod join;

@@ -4,17 +4,15 @@
 //! the guest.
 
 use crate::clock;
-use crate::definitions::{definition, in_the_way};
 use crate::driver::Driver;
 use crate::exchange::{both, refused, GoOn, SwapError, REGARDLESS};
 use crate::host_vm::HostVm;
-use crate::link::{or_nothing, unexpected, Link, LinkError, Patience, Reading};
+use crate::inspection::looked_at;
+use crate::link::{Patience, Reading};
 use crate::memory::Both;
 use crate::side::Side;
 use std::collections::HashMap;
-use vmbeam_agent_protocol::{
-    Facts, FromAgent, Guest, GuestKind, GuestState, Inspection, Need, NeedKind, ToAgent, Uuid,
-};
+use vmbeam_agent_protocol::{Facts, Guest, GuestKind, GuestState, Uuid};
 use vmbeam_control_protocol::{
     needed_mib, no_room, HostMemory, MigrateRequest, Mode, PlanReport, PlannedGuest,
 };
@@ -53,88 +51,6 @@ pub(crate) fn named<'a>(
             ))
         }
     }
-}
-
-fn inspect(link: &mut Link, guest: u32, external: bool) -> Result<Inspection, LinkError> {
-    let question = ToAgent::Inspect { guest, external };
-    or_nothing(match link.ask(&question, |a| Err(unexpected(&a))) {
-        Ok(FromAgent::Inspected(inspection)) => Ok(inspection),
-        Ok(other) => Err(unexpected(&other)),
-        Err(e) => Err(e),
-    })
-}
-
-fn lacking(link: &mut Link, needs: Vec<Need>) -> Result<Vec<Need>, LinkError> {
-    let question = ToAgent::Provide { needs };
-    or_nothing(match link.ask(&question, |a| Err(unexpected(&a))) {
-        Ok(FromAgent::Lacking(needs)) => Ok(needs),
-        Ok(other) => Err(unexpected(&other)),
-        Err(e) => Err(e),
-    })
-}
-
-/// What is missing there, for a person.
-fn missing(to: &str, guest: &str, need: &Need) -> String {
-    let what = match need.kind {
-        NeedKind::Bridge => "network bridge",
-        NeedKind::Disk => "disk",
-        NeedKind::Kernel => "kernel file",
-        NeedKind::Pool => "cpupool",
-        NeedKind::Definition => {
-            return format!(
-                "host VM {to} cannot keep {}, which guest {guest} is created from: its directory cannot be written to",
-                need.name
-            );
-        }
-    };
-    format!(
-        "host VM {to} has no {what} {}, which guest {guest} needs; provide it there, or change the guest's configuration",
-        need.name
-    )
-}
-
-/// What both host VMs know of a guest that could suspend itself otherwise.
-fn looked_at(from: &mut Side<'_>, to: &mut Side<'_>, guest: &Guest, mode: Mode) -> Vec<String> {
-    if guest.kind != GuestKind::Pv || guest.state != GuestState::Running {
-        return Vec::new();
-    }
-    let external = mode.is_external();
-    let mut ask = || {
-        let Inspection { problems, needs } = from.talk(|l| inspect(l, guest.domid, external))?;
-        let lacking = match needs.is_empty() {
-            true => Vec::new(),
-            false => to.talk(|l| lacking(l, needs.clone()))?,
-        };
-        let name = &guest.name;
-        let taken = to_be_kept(from, to, name)?;
-        let problems = problems
-            .iter()
-            .map(|problem| format!("guest {name}: {problem}"));
-        // Of what was asked, not of what was answered.
-        let missing = needs
-            .iter()
-            .filter(|need| lacking.contains(need))
-            .map(|need| missing(to.name(), name, need));
-        Ok(problems.chain(missing).chain(taken).collect())
-    };
-    ask().unwrap_or_else(|e: String| vec![e])
-}
-
-/// What has a name in the destination that what is written down of a guest would need there.
-/// It would be found once the guest has moved, and the guest be written down where it is not.
-fn to_be_kept(from: &mut Side<'_>, to: &mut Side<'_>, guest: &str) -> Result<Vec<String>, String> {
-    let definition = from.talk(|l| definition(l, guest))?;
-    if definition.is_empty() {
-        return Ok(Vec::new());
-    }
-    let taken = to.talk(|l| in_the_way(l, guest, definition.clone()))?;
-    let host_vm = to.name();
-    let refused = |what| {
-        format!(
-            "host VM {host_vm} cannot keep what is written down of guest {guest}: {what}; rename one of the two"
-        )
-    };
-    Ok(taken.into_iter().map(refused).collect())
 }
 
 /// A guest that may migrate, or what is in its way.
@@ -182,7 +98,7 @@ fn look<'a>(
     let (domids, ids) = domids(driver, (&mut from, &mut to), mode)?;
     let inventory = Inventory::of(&mut from, &mut to)?;
     go_on()?;
-    let warnings = inventory.warnings(from.name(), to.name());
+    let mut warnings = inventory.warnings(from.name(), to.name());
     let Inventory {
         here, there, uuids, ..
     } = inventory;
@@ -201,7 +117,9 @@ fn look<'a>(
     blockers.extend(room);
     blockers.extend(memory.in_the_way(driver, (from.name(), to.name()), mode));
     blockers.extend(no_reserve(to.name(), &guest, mode, memory.to()));
-    blockers.extend(looked_at(&mut from, &mut to, &guest, mode));
+    let (problems, odd) = looked_at(&mut from, &mut to, &guest, mode);
+    blockers.extend(problems);
+    warnings.extend(odd);
     go_on()?;
     if let Some(uuid) = uuid.filter(|_| !request.dry_run) {
         to.talk(|l| l.expect(uuid)).map_err(refused)?;
@@ -435,7 +353,7 @@ pub(crate) fn plan(
     let in_the_way = memory.in_the_way(driver, names, mode);
     report.blockers.extend(in_the_way);
     let inventory = Inventory::of(&mut from, &mut to)?;
-    report.warnings = inventory.warnings(from.name(), to.name());
+    let mut warnings = inventory.warnings(from.name(), to.name());
     let Inventory {
         mut here,
         there,
@@ -458,13 +376,16 @@ pub(crate) fn plan(
             &uuids,
         ));
         blockers.extend(no_reserve(to.name(), guest, mode, memory.to()));
-        blockers.extend(looked_at(&mut from, &mut to, guest, mode));
+        let (problems, odd) = looked_at(&mut from, &mut to, guest, mode);
+        blockers.extend(problems);
+        warnings.extend(odd);
         PlannedGuest {
             blockers,
             guest: guest.clone(),
         }
     };
     report.guests = here.0.iter().map(&mut planned).collect();
+    report.warnings = warnings;
     report.guests.sort_by_key(|g| g.guest.domid);
     Ok(report)
 }

@@ -134,6 +134,34 @@ fn what_the_destination_lacks_is_in_the_way() {
     report(w.ask(&request(Mode::Swap, false)));
 }
 
+/// `rdtsc` is emulated where the processor has another frequency, and nothing said so.
+#[test]
+fn a_guest_that_will_be_slower_is_a_warning() {
+    let w = world();
+    inspection(&w, &[], &[(NeedKind::Tsc, "2994374")]);
+    assert_eq!(report(w.ask(&request(Mode::Swap, true))).warnings, [""; 0]);
+    lock(&w.hosts["B"]).lacks = vec!["2994374".into()];
+    let moved = |dry_run| {
+        let report = report(w.ask(&request(Mode::Swap, dry_run)));
+        assert_eq!(report.blockers, [""; 0]);
+        assert_eq!(report.warnings.len(), 1, "{report:?}");
+        let told = "guest guest reads the clock of the processor (TSC, 2994374 kHz) itself, and in host VM B";
+        assert!(report.warnings[0].starts_with(told), "{report:?}");
+    };
+    moved(true);
+    let plan = ToDaemon::Plan {
+        from: "A".into(),
+        to: "B".into(),
+        mode: Mode::Swap,
+    };
+    let FromDaemon::Plan(plan) = w.ask(&plan) else {
+        panic!()
+    };
+    assert_eq!((plan.warnings.len(), plan.guests[0].blockers.len()), (1, 0));
+    moved(false);
+    assert_eq!(lock(&w.hosts["B"]).running(), ["guest"]);
+}
+
 #[test]
 fn an_agent_that_does_not_know_the_question_is_in_nobodys_way() {
     let w = world();

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The only unsafe code of this crate, in five files: opening and calling the libraries.
+//! The only unsafe code of this crate, in six files: opening and calling the libraries.
 
+mod clock;
 mod handles;
 mod memory;
 mod reserve;
@@ -81,6 +82,8 @@ functions!(Ctrl {
     xc_vcpu_getcontext: fn(*mut c_void, u32, u32, *mut c_void) -> c_int,
     xc_domain_get_pod_target: fn(*mut c_void, u32, *mut u64, *mut u64, *mut u64) -> c_int,
     xc_domain_set_pod_target: fn(*mut c_void, u32, u64, *mut u64, *mut u64, *mut u64) -> c_int,
+    xc_physinfo: fn(*mut c_void, *mut c_void) -> c_int,
+    xc_domain_get_tsc_info: fn(*mut c_void, u32, *mut u32, *mut u64, *mut u32, *mut u32) -> c_int,
     xc_availheap: fn(*mut c_void, c_int, c_int, c_int, *mut u64) -> c_int,
 });
 

@@ -113,6 +113,13 @@ pub const CPUID_NO_SUBLEAF: u32 = u32::MAX;
 /// `XEN_SYSCTL_cpu_policy_pv_max`
 pub const CPU_POLICY_PV_MAX: u32 = 2;
 
+/// `offsetof(xc_physinfo_t, cpu_khz)`: 4 bytes.
+pub const PHYSINFO_CPU_KHZ: usize = 24;
+/// More than `sizeof(xc_physinfo_t)` of any version.
+pub const PHYSINFO_ROOM: usize = 1024;
+/// `XEN_CPUID_TSC_MODE_DEFAULT`: native where the frequency is that of the processor.
+pub const TSC_MODE_DEFAULT: u32 = 0;
+
 /// `__HYPERVISOR_event_channel_op`
 pub const HYPERVISOR_EVENT_CHANNEL_OP: u32 = 32;
 /// `EVTCHNOP_send`

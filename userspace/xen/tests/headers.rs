@@ -100,6 +100,12 @@ fn compare(include: &str) {
             "XEN_SYSCTL_cpu_policy_pv_max",
             sys::CPU_POLICY_PV_MAX as usize,
         ),
+        ("offsetof(xc_physinfo_t, cpu_khz)", sys::PHYSINFO_CPU_KHZ),
+        ("sizeof(((xc_physinfo_t *)0)->cpu_khz)", 4),
+        (
+            "sizeof(xc_physinfo_t) > 512 ? sizeof(xc_physinfo_t) : 1024",
+            sys::PHYSINFO_ROOM,
+        ),
         (
             "__HYPERVISOR_event_channel_op",
             sys::HYPERVISOR_EVENT_CHANNEL_OP as usize,
