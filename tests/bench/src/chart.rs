@@ -228,6 +228,62 @@ pub fn bars(groups: &[Group], value: fn(f64) -> String) -> Result<String> {
     })
 }
 
+/// A bar for each group, of its parts behind each other: what they are stands below all of them,
+/// and how much they are together above each.
+pub fn stack(groups: &[Group], value: fn(f64) -> String) -> Result<String> {
+    let whole = |g: &Group| g.bars.iter().map(|b| b.value.median).sum::<f64>();
+    let most = groups.iter().map(whole).reduce(f64::max);
+    let most = most.filter(|m| *m > 0.0);
+    ensure!(most.is_some(), "nothing to draw");
+    let scale = f64::from(WIDTH - 20) / most.unwrap_or(1.0);
+    let mut parts: Vec<&str> = Vec::new();
+    for bar in groups.iter().flat_map(|g| &g.bars) {
+        if !parts.contains(&&*bar.name) {
+            parts.push(&bar.name);
+        }
+    }
+    let shade = |name: &str| {
+        let at = parts.iter().position(|p| *p == name).unwrap_or_default();
+        step(at, parts.len()).filled()
+    };
+    let row = LINE + BAR + 14;
+    let height = groups.len() as u32 * row + parts.len() as u32 * LINE + 6;
+    picture(height, |root| {
+        let mut y = 0;
+        for group in groups {
+            let said = format!("{}: {}", group.name, value(whole(group)));
+            text(root, &said, (2, y + 4), "bold")?;
+            let top = y + LINE as i32;
+            let mut from = 0.0;
+            for bar in &group.bars {
+                let to = from + bar.value.median;
+                let at = |v: f64| 2 + (v * scale) as i32;
+                let part = [(at(from), top), (at(to), top + BAR as i32)];
+                root.draw(&Rectangle::new(part, shade(&bar.name)))
+                    .map_err(failed)?;
+                from = to;
+            }
+            y += row as i32;
+        }
+        for part in &parts {
+            let sample = [(14, y + 4), (34, y + BAR as i32 - 2)];
+            root.draw(&Rectangle::new(sample, shade(part)))
+                .map_err(failed)?;
+            text(root, part, (44, y + 4), "normal")?;
+            y += LINE as i32;
+        }
+        Ok(())
+    })
+}
+
+/// One of so many shades of ours, from dark to light: two that follow each other can be told apart.
+fn step(at: usize, of: usize) -> RGBColor {
+    const ENDS: [(f64, f64); 3] = [(15.0, 205.0), (45.0, 225.0), (85.0, 245.0)];
+    let share = at as f64 / of.max(2).saturating_sub(1) as f64;
+    let [r, g, b] = ENDS.map(|(dark, light)| (dark + (light - dark) * share) as u8);
+    RGBColor(r, g, b)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -264,6 +320,25 @@ mod tests {
         assert!(svg.contains("a group") && svg.contains("3 s  a bar") && svg.contains("#C95A00"));
         assert!(lines(axes, &[]).is_err());
         assert!(bars(&[], |v| short(&v)).is_err());
+        let part = |name: &str, v| Bar {
+            name: name.into(),
+            method: Method::Ours,
+            value: spread(v),
+        };
+        let group = |name: &str, all| Group {
+            name: name.into(),
+            bars: all,
+        };
+        let groups = [
+            group("idle", vec![part("restore", 2.0), part("swap", 1.0)]),
+            group("busy", vec![part("restore", 4.0)]),
+        ];
+        let svg = stack(&groups, |v| format!("{} s", short(&v))).unwrap();
+        // Each part is named once, whole bars by their sums.
+        assert!(svg.contains("idle: 3 s") && svg.contains("busy: 4 s"));
+        assert_eq!(svg.matches("restore").count(), 1);
+        assert_eq!(svg.matches("<rect").count(), 1 + 3 + 2);
+        assert!(stack(&[], |v| short(&v)).is_err());
     }
 
     #[test]

@@ -22,8 +22,8 @@ use crate::units::size;
 use crate::units::time;
 
 /// All of them.
-pub const ALL: [Maker; 10] = [
-    still, seen, parts, total, bytes, cpu, neighbour, swap, network, superpages,
+pub const ALL: [Maker; 11] = [
+    still, grows, seen, parts, total, bytes, cpu, neighbour, swap, network, superpages,
 ];
 
 const MIB: f64 = (1 << 20) as f64;
@@ -116,6 +116,38 @@ fn still(results: &Results) -> Option<Section> {
     )
 }
 
+/// The pause against the size of the guest VM.
+fn grows(results: &Results) -> Option<Section> {
+    let series = [
+        ("size.down", "from the request to suspend to the resumption"),
+        (
+            "size.silence",
+            "the silence of its connection, as its peer sees it",
+        ),
+    ]
+    .map(|(what, name)| Series {
+        name: name.into(),
+        ..fitted(results, what, BUSY)
+    });
+    let points = &series[0].points;
+    let ((small, low), (large, high)) = (*points.first()?, *points.last()?);
+    Some(Section {
+        id: "grows",
+        title: "How the pause grows with the guest VM",
+        sentence: format!(
+            "A guest VM that uses its network and its disk stands still for {} with {}, and for {} with {}, \
+             medians of {}, in the lab.",
+            time(low.median),
+            size(small),
+            time(high.median),
+            size(large),
+            high.n
+        ),
+        figure: Figure::Lines(SECONDS, series.into()),
+        method: "vmbeam migrate, staged, one guest VM after the other, there and back in turns.",
+    })
+}
+
 fn seen(results: &Results) -> Option<Section> {
     let mut groups = Vec::new();
     for (what, who) in [
@@ -138,15 +170,26 @@ fn seen(results: &Results) -> Option<Section> {
     })
 }
 
+/// The parts of a staged pause, one after the other.
+const PARTS: [&str; 8] = [
+    "suspend", "state", "restore", "confirm", "journal", "swap", "copy", "resume",
+];
+
 /// What the guest VM stands still for.
 fn parts(results: &Results) -> Option<Section> {
-    let (groups, mib) = by_load(results, "migrate.part", 1.0);
+    let (mut groups, mib) = by_load(results, "migrate.part", 1.0);
+    groups.first()?;
+    for group in &mut groups {
+        let place = |bar: &Bar| PARTS.iter().position(|part| bar.name == *part);
+        // What is none of them comes first: it is there only where nothing is staged.
+        group.bars.sort_by_key(place);
+    }
     Some(Section {
         id: "parts",
         title: "What it stands still for",
         sentence: format!("A guest VM of {}, by vmbeam migrate, in the lab.", size(mib)),
-        figure: bars(groups, time)?,
-        method: "suspend: until its state begins to come, of which all that can be sent before is \
+        figure: Figure::Stack(groups, time),
+        method: "Medians of each part, so they add up to the median of the pause but for chance. suspend: until its state begins to come, of which all that can be sent before is \
                  at the destination; state: until all has come; restore: until it is complete at the \
                  destination, meanwhile digests of pages by which a daemon that starts again would see \
                  where the memory is, and a dry run; journal: two lines; copy: pages that cannot be \
@@ -405,8 +448,15 @@ mod tests {
             part.add("swap.time", WHOLE, mib, mib / 128.0, "s");
             part.add("swap.count", "splits", mib, 3.0, "");
         }
+        for (mib, seconds) in [(256.0, 2.0), (512.0, 2.25), (1024.0, 2.5)] {
+            part.add("size.down", BUSY, mib, seconds, "s");
+            part.add("size.silence", BUSY, mib, seconds - 0.5, "s");
+        }
         part.add("network.rate", "here", 16.0, 4.0 * MIB, "bytes/s");
-        part.add("migrate.part", "stream, network and disk", 256.0, 5.0, "s");
+        for (of, seconds) in [("restore", 5.0), ("state", 1.0)] {
+            let series = format!("{of}, {BUSY}");
+            part.add("migrate.part", &series, 256.0, seconds, "s");
+        }
         for (when, share) in [("nothing moves", 0.5), ("a guest VM arrives", 0.4)] {
             part.add("neighbour.share", when, 256.0, share, "");
         }
@@ -447,6 +497,10 @@ mod tests {
                 "still",
                 "256 MiB, in the lab. xl save and restore: 10 times",
             ),
+            (
+                "grows",
+                "stands still for 2 s with 256 MiB, and for 2.5 s with 1 GiB",
+            ),
             ("superpages", "after 2 migrations"),
             ("superpages", "14 superpages were split and 10 put together"),
         ] {
@@ -457,6 +511,9 @@ mod tests {
         let rows = still.figure.table();
         assert_eq!(rows[1], ["reading memory", OURS, "3 s", "2 s", "4 s", "2"]);
         assert_eq!(rows[2][..3], ["", THEIRS, "30 s"]);
+        let parts = all.iter().find(|s| s.id == "parts").unwrap();
+        assert_eq!(parts.figure.table()[1][..3], [BUSY, "state", "1 s"]);
+        assert_eq!(parts.figure.table()[2][1], "restore");
         let svg = still.figure.svg().unwrap();
         assert!(svg.contains("network and disk") && svg.contains("30 s  xl save"));
     }

@@ -57,7 +57,7 @@ fn table(rows: &[Vec<String>], numbers: usize) -> Markup {
 
 fn figure(s: &Section) -> Result<Markup> {
     let numbers = match s.figure {
-        Figure::Bars(..) => 2,
+        Figure::Bars(..) | Figure::Stack(..) => 2,
         Figure::Lines(..) => 1,
     };
     let svg = s.figure.svg()?;

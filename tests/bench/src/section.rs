@@ -41,6 +41,8 @@ pub enum Figure {
     Lines(Axes<'static>, Vec<Series>),
     /// Side by side, with what says a value.
     Bars(Vec<Group>, fn(f64) -> String),
+    /// Parts of a whole behind each other, with what says a value.
+    Stack(Vec<Group>, fn(f64) -> String),
 }
 
 impl Figure {
@@ -49,6 +51,7 @@ impl Figure {
         match self {
             Self::Lines(axes, series) => chart::lines(*axes, series),
             Self::Bars(groups, value) => chart::bars(groups, *value),
+            Self::Stack(groups, value) => chart::stack(groups, *value),
         }
     }
 
@@ -77,7 +80,7 @@ impl Figure {
                     .chain(series.iter().map(row))
                     .collect()
             }
-            Self::Bars(groups, value) => {
+            Self::Bars(groups, value) | Self::Stack(groups, value) => {
                 let head = ["", "", "median", "least", "most", "of"].map(str::to_owned);
                 let rows = groups.iter().flat_map(|g| {
                     g.bars.iter().enumerate().map(|(i, b)| {
@@ -109,7 +112,7 @@ impl Figure {
                 .iter()
                 .filter_map(|s| Some((s.name.as_str(), s.fit?)))
                 .collect(),
-            Self::Bars(..) => BTreeMap::new(),
+            Self::Bars(..) | Self::Stack(..) => BTreeMap::new(),
         }
     }
 }

@@ -130,6 +130,8 @@ pub fn run(times: Times, progress: &Progress) -> Result<bool> {
         let result = bench.migrations(&mut part, load, times);
         keep(&mut part, &format!("migrations, {load}"), result)?;
     }
+    let result = bench.sizes(&mut part, times);
+    keep(&mut part, "migrations of several sizes", result)?;
     let result = bench.over_ssh(&mut part, times.ssh);
     keep(&mut part, "migrations over SSH", result)?;
     let result = bench.neighbour(&mut part, times.beside);

@@ -31,6 +31,9 @@ use crate::workload::Workload;
 /// longer by the toolstack's own way than anybody would wait.
 const MIGRATED: u32 = 128;
 
+/// Sizes of the guest VMs whose pause is compared, in MiB.
+const COMPARED: [u32; 3] = [256, 512, 1024];
+
 /// The one that stays in B and computes all the time.
 const NEIGHBOUR: &str = "neighbour";
 /// How long it is watched when nothing moves.
@@ -60,6 +63,29 @@ impl fmt::Display for Load {
     }
 }
 
+/// What is entered of a migration, and by which name.
+struct Subject {
+    /// First part of what is measured.
+    what: &'static str,
+    /// The series.
+    series: String,
+    /// Memory of the guest VM, in MiB.
+    mib: u32,
+}
+
+impl Subject {
+    fn add(&self, part: &mut Part, what: &str, value: f64, unit: &str) {
+        let what = format!("{}.{what}", self.what);
+        part.add(&what, &self.series, f64::from(self.mib), value, unit);
+    }
+}
+
+/// What a guest VM is told that is to move so often with its network and its disk in use.
+fn spare(moves: u32) -> String {
+    let mib = topology::SPARE_MIB + topology::lost_mib(moves);
+    format!("vmbeam.spare={mib}")
+}
+
 /// Seconds of CPU time that the management VMs have used: the host's, A's and B's.
 type Cpu = [f64; 3];
 
@@ -78,13 +104,10 @@ impl Bench<'_> {
     pub fn migrations(&self, part: &mut Part, load: Load, times: Times) -> Result<()> {
         let words = match load {
             Load::Reading => String::new(),
-            Load::NetworkAndDisk => {
-                let lost = topology::lost_mib(times.migrations + times.stock);
-                format!("vmbeam.spare={}", topology::SPARE_MIB + lost)
-            }
+            Load::NetworkAndDisk => spare(times.migrations + times.stock),
             Load::Rewriting => "vmbeam.rewrite".into(),
         };
-        self.guest_in_a(&words)?;
+        self.guest_in_a(MIGRATED, &words)?;
         let mut workload = match load {
             Load::NetworkAndDisk => Some(workload::attach(self.topology)?),
             Load::Reading | Load::Rewriting => None,
@@ -93,7 +116,18 @@ impl Bench<'_> {
         for i in 1..=times.migrations {
             let text = format!("{load}: vmbeam migrate, {i} of {}", times.migrations);
             let stage = self.progress.stage(&text);
-            self.ours(part, load, &mut at, workload.as_mut())?;
+            let subject = Subject {
+                what: "migrate",
+                series: format!("vmbeam migrate, {load}"),
+                mib: MIGRATED,
+            };
+            let m = self.ours(part, &subject, &mut at, workload.as_mut())?;
+            // What the guest VM stood still for.
+            for (part_of, seconds) in &m.pause {
+                let series = format!("{part_of}, {load}");
+                part.add("migrate.part", &series, f64::from(MIGRATED), *seconds, "s");
+            }
+            counts(part, &load.to_string(), &m);
             stage.done();
         }
         for i in 1..=times.stock {
@@ -105,10 +139,31 @@ impl Bench<'_> {
         Ok(())
     }
 
+    /// Guest VMs of several sizes, with their network and disk in use.
+    pub fn sizes(&self, part: &mut Part, times: Times) -> Result<()> {
+        for mib in COMPARED {
+            self.guest_in_a(mib, &spare(times.migrations))?;
+            let mut workload = workload::attach(self.topology)?;
+            let subject = Subject {
+                what: "size",
+                series: Load::NetworkAndDisk.to_string(),
+                mib,
+            };
+            let mut at = 0;
+            for i in 1..=times.migrations {
+                let text = format!("{mib} MiB: vmbeam migrate, {i} of {}", times.migrations);
+                let stage = self.progress.stage(&text);
+                self.ours(part, &subject, &mut at, Some(&mut workload))?;
+                stage.done();
+            }
+        }
+        Ok(())
+    }
+
     /// The toolstack's own way over SSH, under the first load.
     pub fn over_ssh(&self, part: &mut Part, times: u32) -> Result<()> {
         let load = Load::Reading;
-        self.guest_in_a("")?;
+        self.guest_in_a(MIGRATED, "")?;
         let mut at = 0;
         for i in 1..=times {
             let text = format!("{load}: xl save and xl restore over SSH, {i} of {times}");
@@ -120,9 +175,9 @@ impl Bench<'_> {
     }
 
     /// A guest VM in A, and no other, wherever what was before has left one.
-    fn guest_in_a(&self, words: &str) -> Result<()> {
+    fn guest_in_a(&self, mib: u32, words: &str) -> Result<()> {
         self.no_guests()?;
-        self.create("A", GUEST, MIGRATED, words, "")?;
+        self.create("A", GUEST, mib, words, "")?;
         topology::wait_for_check(&self.topology.machine.a, LIMIT)?;
         Ok(())
     }
@@ -139,26 +194,19 @@ impl Bench<'_> {
     fn ours(
         &self,
         part: &mut Part,
-        load: Load,
+        subject: &Subject,
         at: &mut usize,
         workload: Option<&mut Workload<'_>>,
-    ) -> Result<()> {
-        let who = format!("vmbeam migrate, {load}");
-        let m = self.one(part, &who, at, workload, |from, to| {
+    ) -> Result<Migration> {
+        let m = self.one(part, subject, at, workload, |from, to| {
             migrate::migrate(self.topology, from, to, "")
         })?;
-        let mib = f64::from(MIGRATED);
-        part.add("migrate.total", &who, mib, m.seconds("total")?, "s");
-        part.add("migrate.down", &who, mib, m.seconds("downtime")?, "s");
-        // What the guest VM stood still for.
-        for (part_of, seconds) in &m.pause {
-            let series = format!("{part_of}, {load}");
-            part.add("migrate.part", &series, mib, *seconds, "s");
-        }
-        let bytes = m.wire_bytes as f64;
-        part.add("migrate.bytes", &who, mib, bytes, "bytes");
-        counts(part, &load.to_string(), &m);
-        Ok(())
+        subject.add(part, "total", m.seconds("total")?, "s");
+        subject.add(part, "down", m.seconds("downtime")?, "s");
+        subject.add(part, "bytes", m.wire_bytes as f64, "bytes");
+        let suspended = m.wire_bytes_suspended as f64;
+        subject.add(part, "bytes suspended", suspended, "bytes");
+        Ok(m)
     }
 
     fn stock(
@@ -173,15 +221,17 @@ impl Bench<'_> {
             Transport::Tcp => "",
             Transport::Ssh => " over SSH",
         };
-        let who = format!("xl save and restore{over}, {load}");
-        let s = self.one(part, &who, at, workload, |from, to| {
+        let subject = Subject {
+            what: "migrate",
+            series: format!("xl save and restore{over}, {load}"),
+            mib: MIGRATED,
+        };
+        let s = self.one(part, &subject, at, workload, |from, to| {
             stock::migrate(self.topology, from, to, transport)
         })?;
-        let mib = f64::from(MIGRATED);
-        part.add("migrate.total", &who, mib, s.total_seconds, "s");
-        part.add("migrate.down", &who, mib, s.downtime_seconds, "s");
-        let bytes = s.bytes_on_wire as f64;
-        part.add("migrate.bytes", &who, mib, bytes, "bytes");
+        subject.add(part, "total", s.total_seconds, "s");
+        subject.add(part, "down", s.downtime_seconds, "s");
+        subject.add(part, "bytes", s.bytes_on_wire as f64, "bytes");
         Ok(())
     }
 
@@ -189,7 +239,7 @@ impl Bench<'_> {
     fn one<T>(
         &self,
         part: &mut Part,
-        who: &str,
+        subject: &Subject,
         at: &mut usize,
         workload: Option<&mut Workload<'_>>,
         moves: impl FnOnce(&str, &str) -> Result<T>,
@@ -202,14 +252,13 @@ impl Bench<'_> {
         let after = self.cpu()?;
         *at = 1 - *at;
         let line = migrate::runs_only_in(self.topology, to)?;
-        let mib = f64::from(MIGRATED);
         if let Some(workload) = workload {
             workload.goes_on(vm, &line)?;
             let silence = workload.silence()? as f64 / 1000.0;
-            part.add("migrate.silence", who, mib, silence, "s");
+            subject.add(part, "silence", silence, "s");
         }
         let gap = migrate::longest_gap(vm, console)? as f64 / 1000.0;
-        part.add("migrate.gap", who, mib, gap, "s");
+        subject.add(part, "gap", gap, "s");
         // Whichever of the two is the source.
         let (source, destination) = if from == HOST_VMS[0] { (1, 2) } else { (2, 1) };
         for (name, i) in [
@@ -217,8 +266,7 @@ impl Bench<'_> {
             ("source", source),
             ("destination", destination),
         ] {
-            let what = format!("migrate.cpu.{name}");
-            part.add(&what, who, mib, after[i] - before[i], "s");
+            subject.add(part, &format!("cpu.{name}"), after[i] - before[i], "s");
         }
         Ok(result)
     }
