@@ -5,11 +5,11 @@
 # bases (hv-series.sh tries them on one); the former applies to the pristine
 # source without fuzz or whitespace errors, is formatted as Xen expects it, and
 # the hypervisor builds after each single patch, with assertions and for release,
-# both with FLASK and its policy; after the last one the policy knows the new
-# permission, and the tests build.
+# both with FLASK and its policy, and as the PV shim, which has no HVM; after the last one the
+# policy knows the new permission, and the tests build.
 # `hv-check.sh quick` builds all of it only after a patch that others' sources are generated
-# from, and for release after the last one alone; after the others it compiles what the series
-# changes anywhere, which is where they could break each other first.
+# from, and for release and as the PV shim after the last one alone; after the others it compiles
+# what the series changes anywhere, which is where they could break each other first.
 # One line per check, `ok` or `not ok`; exit status 0 if all are ok.
 #
 # The outcome is remembered: a run with the same inputs repeats its lines.
@@ -110,21 +110,22 @@ objects() {
 # The part that runs inside the sysroot. Objects are kept from patch to patch. Those that are named
 # are compiled one after the other: Xen's Makefile starts a make for each of them, and two in one
 # directory read what the other one is writing.
-# build_hypervisor DEBUG [OBJECT...]
+# build_hypervisor y|n|shim [OBJECT...]: with assertions, for release, or as the PV shim.
 build_hypervisor() {
-	local obj=$dir/obj-$1 jobs=1
+	local obj=$dir/obj-$1 kind=$1 jobs=1
 
 	shift
 	[ $# -gt 0 ] || jobs=$(nproc)
 	mkdir -p "$obj"
+	[ "$kind" != shim ] || cp "$src/xen/arch/x86/configs/pvshim_defconfig" "$obj/.config"
 	[ -e "$obj/.config" ] || {
-		echo "CONFIG_DEBUG=${obj##*-}"
+		echo "CONFIG_DEBUG=$kind"
 		# Nobody debugs these, and they are compiled sooner without.
 		echo "CONFIG_DEBUG_INFO=n"
 		printf 'CONFIG_%s=y\n' EXPERT XSM XSM_FLASK XSM_FLASK_POLICY
 	} >"$obj/.config"
 	# Not before there is such an option, as it would be dropped.
-	! grep -q '^config MEM_SWAP$' "$src/xen/arch/x86/Kconfig" ||
+	[ "$kind" = shim ] || ! grep -q '^config MEM_SWAP$' "$src/xen/arch/x86/Kconfig" ||
 		grep -q MEM_SWAP=y "$obj/.config" || echo CONFIG_MEM_SWAP=y >>"$obj/.config"
 	make -C "$PWD/$src/xen" "O=$PWD/$obj" olddefconfig &&
 		make -C "$PWD/$src/xen" "O=$PWD/$obj" "-j$jobs" "$@"
@@ -216,6 +217,8 @@ main() {
 		[ "$mode" != quick ] || [ "$p" = "$last" ] || continue
 		check "$p: hypervisor builds, release" scripts/in-sysroot.sh \
 			scripts/hv-check.sh --hypervisor n || return 0
+		check "$p: PV shim builds" scripts/in-sysroot.sh \
+			scripts/hv-check.sh --hypervisor shim || return 0
 	done
 
 	check "FLASK policy with the new permission" policy || true
