@@ -11,7 +11,8 @@ mod moves;
 
 use common::{agent, lock, uuid, World};
 use moves::{
-    contents, error, exchange, left, migrate, report, request, swap_of, wait_until_runs_only_in,
+    contents, error, exchange, is_settled, left, migrate, report, request, swap_of,
+    wait_until_runs_only_in,
 };
 use std::fs;
 use std::os::unix::fs::{symlink, PermissionsExt};
@@ -168,7 +169,7 @@ fn what_cannot_be_written_down_is_tried_until_it_can() {
     assert_eq!(started_by(&w), ["A"]);
     fs::remove_file(&file).unwrap();
     wait("it follows", || started_by(&w) == ["B"]);
-    wait("it is settled", || w.records() == 0);
+    wait("it is settled", || is_settled(&w));
 }
 
 #[test]
@@ -229,7 +230,7 @@ fn what_is_written_down_stays_if_the_destination_is_lost() {
     fs::write(w.dir.path().join("down-B"), "").unwrap();
     lock(&w.hosts["B"]).uuid = uuid("X");
     w.start();
-    wait("it is settled", || w.records() == 0);
+    wait("it is settled", || is_settled(&w));
     assert_eq!(started_by(&w), ["A"]);
     assert!(lock(&w.hosts["A"]).guests.is_empty());
 }

@@ -12,8 +12,8 @@ mod moves;
 use common::peer::{assert_says, proxy};
 use common::{guest_uuid, lock, uuid, Trouble, World, RESTORED};
 use moves::{
-    contents, error, exchange, left_as, migrate, report, request, swap_of, wait_until_runs_only_in,
-    world,
+    contents, error, exchange, is_settled, left_as, migrate, report, request, swap_of,
+    wait_until_runs_only_in, world,
 };
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -40,9 +40,7 @@ fn wait_until(what: &str, is: impl Fn() -> bool) {
 /// Settled at the source, with what there is in B left alone.
 #[track_caller]
 fn assert_b_is_left_alone(w: &World) {
-    wait_until("it is settled", || {
-        w.records() == 0 && jobs(w).iter().all(|j| !j.running)
-    });
+    wait_until("it is settled", || is_settled(w));
     assert_eq!(lock(&w.hosts["A"]).running(), ["guest"]);
     assert!(lock(&w.hosts["B"]).guests.contains_key(&RESTORED));
 }
@@ -68,7 +66,7 @@ fn a_record_says_what_it_is_about() {
         assert_eq!(record[end]["host_id"], id);
     }
     lock(&w.hosts["A"]).trouble = Trouble::None;
-    wait_until("it is settled", || w.records() == 0);
+    wait_until("it is settled", || is_settled(&w));
 }
 
 #[test]

@@ -92,13 +92,21 @@ pub fn assert_runs_only_in(w: &World, name: &str, pages: &HashMap<u64, u64>) {
     assert_eq!(left, 0, "records in the journal");
 }
 
+/// No migration is noted, and nobody works on one: its record is gone before its job has ended,
+/// and until then its guest cannot move.
+pub fn is_settled(w: &World) -> bool {
+    let FromDaemon::Status(jobs) = w.ask(&ToDaemon::Status) else {
+        panic!("no status");
+    };
+    w.records() == 0 && jobs.iter().all(|j| !j.running)
+}
+
 #[track_caller]
 pub fn wait_until_runs_only_in(w: &World, name: &str, pages: &HashMap<u64, u64>) {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         let here = contents(w, name).is_some_and(|c| c.0);
-        let settled = w.records() == 0;
-        if here && settled || Instant::now() > deadline {
+        if here && is_settled(w) || Instant::now() > deadline {
             return assert_runs_only_in(w, name, pages);
         }
         std::thread::sleep(Duration::from_millis(50));
