@@ -11,7 +11,7 @@ mod moves;
 
 use common::peer::{assert_says, reseal};
 use common::{agent, impostor, lock, World};
-use moves::{error, exchange, left, migrate, request, swap_of};
+use moves::{error, exchange, is_settled, left, migrate, request, swap_of};
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::sync::{Arc, Mutex};
@@ -100,7 +100,7 @@ fn an_agent_of_the_version_before_ends_what_was_begun() {
     let asked = previous(&w);
     w.start();
     let deadline = Instant::now() + Duration::from_secs(30);
-    while w.records() > 0 {
+    while !is_settled(&w) {
         assert!(Instant::now() < deadline, "{:?}", lock(&asked));
         std::thread::sleep(Duration::from_millis(20));
     }
