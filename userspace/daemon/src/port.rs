@@ -31,6 +31,7 @@ fn has_accepted(table: &str, socket: &Path) -> bool {
 mod tests {
     use super::*;
     use std::os::unix::net::{UnixListener, UnixStream};
+    use std::time::{Duration, Instant};
 
     #[test]
     fn connections_that_wait_are_not_accepted_ones() {
@@ -47,7 +48,12 @@ mod tests {
         std::os::unix::fs::symlink("agent.sock", &link).unwrap();
         assert!(is_taken(&link));
         drop(accepted);
-        assert!(!is_taken(&path));
+        // A program that another test is just starting may have it for a moment.
+        let start = Instant::now();
+        while is_taken(&path) {
+            assert!(start.elapsed() < Duration::from_secs(30));
+            std::thread::yield_now();
+        }
         drop(waits);
     }
 }
