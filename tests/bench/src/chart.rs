@@ -276,7 +276,7 @@ pub fn stack(groups: &[Group], value: fn(f64) -> String) -> Result<String> {
     })
 }
 
-/// One of so many shades of ours, from dark to light: two that follow each other can be told apart.
+/// One of so many shades of ours, from dark to light.
 fn step(at: usize, of: usize) -> RGBColor {
     const ENDS: [(f64, f64); 3] = [(15.0, 205.0), (45.0, 225.0), (85.0, 245.0)];
     let share = at as f64 / of.max(2).saturating_sub(1) as f64;

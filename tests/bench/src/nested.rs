@@ -189,7 +189,8 @@ fn parts(results: &Results) -> Option<Section> {
         title: "What it stands still for",
         sentence: format!("A guest VM of {}, by vmbeam migrate, in the lab.", size(mib)),
         figure: Figure::Stack(groups, time),
-        method: "Medians of each part, so they add up to the median of the pause but for chance. suspend: until its state begins to come, of which all that can be sent before is \
+        method: "Medians of each part, so they add up to the median of the pause but for chance. \
+                 suspend: until its state begins to come, of which all that can be sent before is \
                  at the destination; state: until all has come; restore: until it is complete at the \
                  destination, meanwhile digests of pages by which a daemon that starts again would see \
                  where the memory is, and a dry run; journal: two lines; copy: pages that cannot be \

@@ -37,7 +37,7 @@ fn missing(to: &str, guest: &str, need: &Need) -> String {
         NeedKind::Pool => "cpupool",
         NeedKind::Tsc => {
             return format!(
-                "guest {guest} reads the clock of the processor (TSC, {} kHz) itself, and in host VM {to}, where that has another frequency, reads one that is emulated, until it is started anew: it runs, a little slower",
+                "guest {guest} reads the clock of the processor (TSC, {} kHz) itself, and in host VM {to}, where that has another frequency or one that may change, reads one that is emulated, until it is started anew: that is slower",
                 need.name
             );
         }
