@@ -19,6 +19,7 @@ use crate::tally::Tally;
 use crate::topology::SHORT;
 
 const SPOILT: &str = "/run/lab/spoilt";
+const GATE: &str = "/run/lab/gate";
 const WITH_DRIVER: &str = "/run/lab/with-driver.cpio";
 
 /// A state without memory must not be started by somebody who does not expect it, nor
@@ -189,12 +190,17 @@ fn maps(host: &Channel, expected: u32) -> Result<()> {
         LIMIT,
     )?;
     ensure!(said.contains("MAPPED"), "the guest says: {}", said.trim());
-    let result = fails(
-        host,
-        &format!("{XL} save --external-memory -p mapping {SPOILT}"),
-        "map frames of other domains",
-    )
-    .and_then(|()| checked(host, "mapping"));
+    // Through a gate that is open as well.
+    let result = ["", "--staged 9"].iter().try_for_each(|option| {
+        fails(
+            host,
+            &format!(
+                "printf g >{GATE}; {XL} save --external-memory {option} -p mapping {SPOILT} 9<{GATE}"
+            ),
+            "map frames of other domains",
+        )?;
+        checked(host, "mapping")
+    });
     host.sh("xl destroy mapping; kill $(cat /run/lab/share.pid)", LIMIT)?;
     result
 }
