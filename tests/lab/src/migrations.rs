@@ -23,7 +23,9 @@ use crate::product;
 use crate::tally::Tally;
 use crate::topology;
 use crate::topology::Topology;
+use crate::topology::DRIVE;
 use crate::topology::SHORT;
+use crate::workload;
 
 const LIMIT: Duration = Duration::from_secs(1200);
 
@@ -142,13 +144,59 @@ pub fn failures(tally: &mut Tally, topology: &Topology, [from, to]: Places) {
     tally.case("migrate", "--mode copy: all of it travels as data", || {
         copied(topology, from, to)
     });
+    tally.case(
+        "migrate",
+        "the disk is slow at the source: no write of it comes late",
+        || slow_disk(topology, from, to),
+    );
     tally.case("migrate", "and after all that it migrates again", || {
-        migrate(topology, from, to, "")?;
-        runs_only_in(topology, to)?;
         migrate(topology, to, from, "")?;
         runs_only_in(topology, from)?;
         Ok(())
     });
+}
+
+/// The disk of the source does nothing for longer than all of the pause takes otherwise, and less
+/// than the agent waits.
+fn slow_disk(topology: &Topology, from: &str, to: &str) -> Result<()> {
+    const HELD_S: u32 = 15;
+    // A byte a second; 0 is no limit.
+    let writes = |limit: u32| {
+        format!(
+            "xl qemu-monitor-command {from} \
+             'block_set_io_throttle {DRIVE} 0 0 {limit} 0 0 0'"
+        )
+    };
+    let host = &topology.machine.host;
+    let output = host.run(
+        &format!(
+            "{} || exit; {} >/run/lab/migrate.out 2>&1 & pid=$!; \
+             while kill -0 $pid && ! grep -q saving /run/lab/migrate.out; do usleep 20000; done; \
+             sleep {HELD_S}; {}; wait $pid; code=$?; cat /run/lab/migrate.out; exit $code",
+            writes(1),
+            command(from, to, ""),
+            writes(0)
+        ),
+        LIMIT,
+    )?;
+    ensure!(
+        output.code == 0,
+        "exit status {}, printed: {}",
+        output.code,
+        output.text.trim()
+    );
+    runs_only_in(topology, to)?;
+    workload::disk_is_whole(topology.machine.vm(to))?;
+    // So there was one.
+    let log = topology.machine.vm(from).sh(
+        "sed -n 's/.*its disks are quiet.*rings=1 ms=\\([0-9]*\\).*/\\1/p' /var/log/vmbeam-agent.log | \
+         tail -n 1",
+        SHORT,
+    )?;
+    let waited_ms: u32 = log.trim().parse().with_context(|| format!("{log:?}"))?;
+    println!("    its disk was waited for {waited_ms} ms");
+    ensure!(waited_ms >= 1000, "nothing was under way");
+    Ok(())
 }
 
 /// A small guest VM is copied: the agents' ports are no network card.

@@ -32,6 +32,10 @@ pub const GUEST_CPUS: u32 = 2;
 
 /// In the host management VM: the disk of a guest.
 const DISK: &str = "/run/lab/disk.img";
+/// Its blocks: so few that a write that comes late finds something newer in its place.
+pub const DISK_BLOCKS: u64 = 64;
+/// How the device model of a host VM calls it.
+pub const DRIVE: &str = "disk";
 
 /// What a host VM runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,8 +190,9 @@ impl Place {
     pub fn devices(self) -> String {
         let called = self.called;
         format!(
-            "truncate -s 4M {DISK} && /usr/bin/ip tuntap add tap{called} mode tap && \
-             /usr/bin/ip link set tap{called} mtu 65000 master br0 up"
+            "truncate -s {} {DISK} && /usr/bin/ip tuntap add tap{called} mode tap && \
+             /usr/bin/ip link set tap{called} mtu 65000 master br0 up",
+            DISK_BLOCKS * 4096
         )
     }
 
@@ -368,9 +373,9 @@ impl Topology {
             "virtserialport,chardev=agent,name=org.vmbeam.agent.0",
             // One image for both host VMs: a guest's disk has to be where it goes.
             "-drive",
-            &format!("file={DISK},if=none,id=disk,format=raw,file.locking=off"),
+            &format!("file={DISK},if=none,id={DRIVE},format=raw,file.locking=off"),
             "-device",
-            "virtio-blk-pci,drive=disk,share-rw=on,ioeventfd=off",
+            &format!("virtio-blk-pci,drive={DRIVE},share-rw=on,ioeventfd=off"),
             "-netdev",
             &format!("tap,id=net,ifname=tap{called},script=no,downscript=no"),
             "-device",

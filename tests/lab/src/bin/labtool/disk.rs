@@ -17,34 +17,26 @@ use anyhow::ensure;
 use anyhow::Context;
 use anyhow::Result;
 
+use crate::aio::Block;
+use crate::aio::Writer;
+use crate::aio::BLOCK;
 use crate::fill::pattern;
 use crate::meter::wait_for;
 use crate::meter::Meter;
 
-const BLOCK: usize = 4096;
 const O_DIRECT: i32 = 0o40000;
 
 /// Each operation costs the device model some milliseconds.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Direct access wants its memory aligned.
-#[repr(align(4096))]
-struct Block([u8; BLOCK]);
-
-impl Block {
-    fn new() -> Box<Self> {
-        Box::new(Block([0; BLOCK]))
-    }
-
-    /// What the write of this number puts into this block.
-    fn fill(&mut self, seed: u64, number: u64) {
-        for (i, word) in self.0.chunks_exact_mut(8).enumerate() {
-            let value = match i {
-                0 => number,
-                _ => pattern(seed ^ number, i as u64),
-            };
-            word.copy_from_slice(&value.to_le_bytes());
-        }
+/// What the write of this number puts into its block.
+fn fill(block: &mut Block, seed: u64, number: u64) {
+    for (i, word) in block.0.chunks_exact_mut(8).enumerate() {
+        let value = match i {
+            0 => number,
+            _ => pattern(seed ^ number, i as u64),
+        };
+        word.copy_from_slice(&value.to_le_bytes());
     }
 }
 
@@ -69,27 +61,32 @@ fn use_disk(mut file: File, seed: u64, meter: &Meter) -> Result<()> {
     // Which write was the last one to each block; the first is number 1.
     let mut last = vec![0_u64; blocks as usize];
     let (mut wanted, mut found) = (Block::new(), Block::new());
+    let mut writer = Writer::new(file.try_clone()?)?;
     let mut ticks = meter.ticks();
     for number in 1.. {
-        let index = number % blocks;
-        wanted.fill(seed, number);
-        file.write_all_at(&wanted.0, index * BLOCK as u64)
-            .with_context(|| format!("cannot write block {index}"))?;
-        last[index as usize] = number;
+        let target = number % blocks;
+        writer
+            .start(target * BLOCK as u64, |block| fill(block, seed, number))
+            .with_context(|| format!("cannot write block {target}"))?;
 
-        let index = number * 7 % blocks;
+        // Another one, while it is on its way.
+        let index = (number * 7 + 1) % blocks;
         let written = last[index as usize];
-        if written != 0 {
+        if written != 0 && index != target {
             file.read_exact_at(&mut found.0, index * BLOCK as u64)
                 .with_context(|| format!("cannot read block {index}"))?;
-            wanted.fill(seed, written);
+            fill(&mut wanted, seed, written);
             ensure!(
                 wanted.0 == found.0,
                 "block {index} is not as write {written} left it"
             );
         }
-        ticks.tick();
         thread::sleep(PAUSE);
+        writer
+            .finish()
+            .with_context(|| format!("cannot write block {target}"))?;
+        last[target as usize] = number;
+        ticks.tick();
     }
     Ok(())
 }

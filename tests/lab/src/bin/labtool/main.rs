@@ -2,6 +2,7 @@
 
 //! What the lab needs inside its machines, in one program.
 
+mod aio;
 mod carry;
 mod catch;
 mod disk;
