@@ -159,7 +159,7 @@ pub fn failures(tally: &mut Tally, topology: &Topology, [from, to]: Places) {
 /// The disk of the source does nothing for longer than all of the pause takes otherwise, and less
 /// than the agent waits.
 fn slow_disk(topology: &Topology, from: &str, to: &str) -> Result<()> {
-    const HELD_S: u32 = 15;
+    const HELD_S: u32 = 25;
     // A byte a second; 0 is no limit.
     let writes = |limit: u32| {
         format!(
