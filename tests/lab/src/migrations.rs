@@ -157,7 +157,9 @@ pub fn failures(tally: &mut Tally, topology: &Topology, [from, to]: Places) {
 }
 
 /// The disk of the source does nothing for longer than all of the pause takes otherwise, and less
-/// than the agent waits.
+/// than the agent waits. An agent that does not wait is found by what it says: the device model
+/// does what it holds back when the host hypervisor asks for its mappings, so that no write comes
+/// late here.
 fn slow_disk(topology: &Topology, from: &str, to: &str) -> Result<()> {
     const HELD_S: u32 = 25;
     // A byte a second; 0 is no limit.

@@ -33,7 +33,7 @@ pub const GUEST_CPUS: u32 = 2;
 /// In the host management VM: the disk of a guest.
 const DISK: &str = "/run/lab/disk.img";
 /// Its blocks: so few that a write that comes late finds something newer in its place.
-pub const DISK_BLOCKS: u64 = 64;
+pub const DISK_BLOCKS: u64 = 8;
 /// How the device model of a host VM calls it.
 pub const DRIVE: &str = "disk";
 

@@ -28,7 +28,7 @@ const LOG: &str = "/run/lab/talk.log";
 /// answers, and what the backends wait for.
 const STATE: &str = "exec 2>&1; \
     cat /sys/block/vda/stat /sys/block/vda/inflight; \
-    timeout 20 dd if=/dev/vda of=/dev/null bs=4096 count=1 skip=$((RANDOM % 64)); echo \"dd: $?\"; \
+    timeout 20 dd if=/dev/vda of=/dev/null bs=4096 count=1 skip=$((RANDOM % 8)); echo \"dd: $?\"; \
     cat /sys/block/vda/stat; cat /proc/interrupts; \
     for p in /proc/[0-9]*; do \
       grep -q 'xvd\\|vif\\|xenwatch\\|xenbus' $p/comm && { cat $p/comm $p/wchan $p/stack; echo; }; \
@@ -129,7 +129,7 @@ fn done(line: &str) -> Result<Done> {
 pub fn disk_is_whole(vm: &Channel) -> Result<()> {
     let blocks = || -> Result<u64> { Ok(done(&topology::wait_for_check(vm, LIMIT)?)?.written) };
     let (first, start) = (blocks()?, Instant::now());
-    while blocks()? < first + 2 * topology::DISK_BLOCKS {
+    while blocks()? < first + 4 * topology::DISK_BLOCKS {
         ensure!(start.elapsed() < LIMIT, "the guest VM's disk stands still");
     }
     Ok(())
