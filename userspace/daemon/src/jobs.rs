@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tracing::info;
 use vmbeam_control_protocol::{EventKind, GuestRef, JobKind, JobOutcome, JobReport};
 
-/// Jobs that are remembered.
+/// Jobs that are remembered, if no more than that go on.
 const MAX_JOBS: usize = 32;
 /// How long a job may take to see that it is dismissed: an agent may have to answer first.
 const DISMISSED: Duration = Duration::from_secs(45);
@@ -117,9 +117,11 @@ impl Jobs {
     fn enter(&self, table: &mut Vec<Job>, kind: JobKind, from: GuestRef, to: GuestRef) -> Begun {
         let id = self.numbers.next();
         info!(job = id, %from, %to, ?kind, "a job begins");
-        if table.len() >= MAX_JOBS {
-            // The oldest that has ended; with few host VMs few can be running.
-            let at = table.iter().position(|j| !j.report.running).unwrap_or(0);
+        while table.len() >= MAX_JOBS {
+            // The oldest that has ended. What goes on must be seen, and be in the way of others.
+            let Some(at) = table.iter().position(|j| !j.report.running) else {
+                break;
+            };
             table.remove(at);
         }
         let report = JobReport {
@@ -303,5 +305,32 @@ mod tests {
         }
         jobs.end(settles.id, JobOutcome::Done, "it runs in A".into());
         begin(JobKind::Swap, "B").unwrap();
+    }
+
+    #[test]
+    fn what_goes_on_is_not_forgotten_for_what_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _, _) = Journal::open(dir.path()).unwrap();
+        let jobs = Jobs::new(journal, Arc::default());
+        let begin = |kind, host_vm: &str| {
+            let end = GuestRef {
+                host_vm: host_vm.into(),
+                guest: "guest".into(),
+            };
+            jobs.begin(kind, end.clone(), end)
+        };
+        let settles = begin(JobKind::Settle, "A").unwrap();
+        let all = 2 * MAX_JOBS;
+        let others: Vec<_> = (1..all)
+            .map(|_| begin(JobKind::Left, "B").unwrap().id)
+            .collect();
+        assert_eq!(jobs.reports().len(), all);
+        assert!(begin(JobKind::Swap, "A").is_err());
+        for id in others {
+            jobs.end(id, JobOutcome::Dismissed, "dismissed".into());
+        }
+        begin(JobKind::Swap, "B").unwrap();
+        assert_eq!(jobs.reports().len(), MAX_JOBS);
+        assert!(jobs.report(settles.id).is_some());
     }
 }
