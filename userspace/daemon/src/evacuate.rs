@@ -12,8 +12,9 @@ use crate::host_vm::HostVm;
 use crate::jobs::Begun;
 use crate::preflight::{is_alive, mib, plan};
 use crate::shared::{spawn, Shared};
+use crate::unsettled::Unsettled;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 use vmbeam_agent_protocol::Guest;
@@ -102,8 +103,14 @@ impl Shared {
             .map_err(|e| format!("cannot write the journal: {e}"))
             .and_then(|()| self.conduct(record, false).map_err(|e| format!("{e:#}")));
         begun.map(|()| id).map_err(|why| {
+            self.evacuations.forget(id);
             // It may be there all the same, and the next daemon would begin what is refused.
-            Record::remove(&self.jobs.journal, id);
+            let why = match Record::remove(&self.jobs.journal, id) {
+                Ok(()) => why,
+                Err(e) => {
+                    format!("{why}; {e}; remove it, or the next vmbeamd begins what is refused")
+                }
+            };
             self.jobs.end(id, JobOutcome::Refused, why.clone());
             refused(why)
         })
@@ -150,6 +157,13 @@ impl Shared {
         }
     }
 
+    /// Nobody goes on with it in any case.
+    fn forget_record(&self, id: u64) {
+        if let Err(e) = Record::remove(&self.jobs.journal, id) {
+            warn!(job = id, "{e}");
+        }
+    }
+
     /// In a thread of its own.
     fn conduct(self: &Arc<Self>, record: Record, again: bool) -> anyhow::Result<()> {
         let (shared, evacuation) = (self.clone(), self.evacuations.enter(record));
@@ -180,7 +194,7 @@ impl Shared {
             drop(record);
             evacuation.end(end);
             for old in shared.evacuations.prune() {
-                Record::remove(&shared.jobs.journal, old);
+                shared.forget_record(old);
             }
         })
     }
@@ -206,7 +220,7 @@ impl Shared {
             Some(evacuation) if evacuation.has_ended() => {
                 self.evacuations.forget(id);
                 self.jobs.forget(id);
-                Record::remove(&self.jobs.journal, id);
+                self.forget_record(id);
                 Ok(())
             }
             Some(_) => Err(format!(
@@ -452,6 +466,22 @@ impl<'a> Evacuating<'a> {
         Ok(found)
     }
 
+    /// Have what a move has left brought to an end, without which no other guest moves.
+    fn settle(&self, (settling, what): (Begun, Unsettled)) {
+        let (shared, what) = (self.shared.clone(), Arc::new(Mutex::new(Some(what))));
+        let settle = move || {
+            let what = what.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(what) = what {
+                shared.settle(&settling, what);
+            }
+        };
+        if let Err(e) = spawn("settle", settle.clone()) {
+            warn!("{e:#}");
+            // What lacks threads may have left it.
+            settle();
+        }
+    }
+
     /// Move a guest, and find out what became of it whatever happens.
     fn move_one(&self, host_vms: (&HostVm, &HostVm), guest: &mut GuestMove) -> Result<(), Halt> {
         match self.wait_until_idle() {
@@ -477,12 +507,8 @@ impl<'a> Evacuating<'a> {
         let begun = |begun: &Begun| self.job.begun(&begun.cancel);
         let (result, left) = shared.migrate(&request, begun, |m| self.job.progress(m));
         self.job.over();
-        if let Some((settling, what)) = left {
-            let shared = shared.clone();
-            let settled = spawn("settle", move || shared.settle(&settling, what));
-            if let Err(e) = settled {
-                warn!("{e:#}");
-            }
+        if let Some(left) = left {
+            self.settle(left);
         }
         let error = match result {
             Ok(report) => {

@@ -11,10 +11,16 @@ use crate::held::Held;
 use crate::hooks::Hooks;
 use crate::host_vm::HostVm;
 use crate::jobs::Jobs;
+#[allow(
+    unused_imports,
+    reason = "fail_point!() is nothing in a daemon that is not tested"
+)]
+use crate::journal::injected;
 use crate::maintenance::Maintenance;
 use crate::metrics::Metrics;
 use crate::pauses::Pauses;
 use anyhow::Context;
+use fail::fail_point;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
 use vmbeam_control_protocol::Failure;
@@ -44,6 +50,8 @@ pub(crate) struct Shared {
 
 /// Start a thread.
 pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
+    fail_point!(&format!("spawn-{name}"), |e| Err(injected(e))
+        .context("cannot start a thread"));
     std::thread::Builder::new()
         .name(name.into())
         .spawn(run)

@@ -165,6 +165,33 @@ fn whichever_write_of_an_evacuation_fails_its_guests_run_in_one_place() {
     }
 }
 
+/// A record that may be there and cannot be removed is what the next daemon goes by. Whoever is
+/// told that the evacuation is refused is told that as well.
+#[test]
+fn an_evacuation_that_is_refused_and_may_be_begun_is_both() {
+    let _scenario = FailScenario::setup();
+    let w = world();
+    let refused = || {
+        let answer = w.ask(&ToDaemon::Evacuate(EvacuateRequest {
+            from: "A".into(),
+            to: "B".into(),
+            ..EvacuateRequest::default()
+        }));
+        let (failure, message) = error(answer);
+        assert_eq!(failure, Failure::Refused);
+        message
+    };
+    let words = "remove it, or the next vmbeamd begins what is refused";
+    fail::cfg("evacuation-remove", &format!("return({EROFS})")).unwrap();
+    fail::cfg("durable-sync", &format!("1*return({EIO})->off")).unwrap();
+    let message = refused();
+    assert!(message.contains(words), "{message}");
+    // There is nothing to be removed.
+    fail::cfg("durable-create", &format!("1*return({ENOSPC})->off")).unwrap();
+    let message = refused();
+    assert!(!message.contains(words), "{message}");
+}
+
 /// Whoever is told that it failed finds it as it was.
 #[test]
 fn maintenance_that_cannot_be_noted_is_none() {

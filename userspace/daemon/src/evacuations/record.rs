@@ -130,12 +130,15 @@ impl Record {
         durable::write(&file(journal, self.id), self)
     }
 
-    pub(crate) fn remove(journal: &Journal, id: u64) {
-        match removed(&file(journal, id)) {
-            // That of a dry run.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => warn!("cannot remove the record of an evacuation that has ended: {e}"),
-            Ok(()) => {}
+    pub(crate) fn remove(journal: &Journal, id: u64) -> Result<(), String> {
+        let file = file(journal, id);
+        match removed(&file) {
+            // A dry run has none. What cannot be written says that before it looks.
+            Err(e) if !matches!(file.try_exists(), Ok(false)) => Err(format!(
+                "cannot remove the record of an evacuation, {}: {e}",
+                file.display()
+            )),
+            _ => Ok(()),
         }
     }
 }
