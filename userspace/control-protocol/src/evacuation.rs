@@ -6,7 +6,7 @@ use crate::report::MigrateReport;
 use crate::request::Mode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use vmbeam_agent_protocol::MAX_GUESTS;
+use vmbeam_agent_protocol::{Uuid, MAX_GUESTS};
 use vmbeam_wire::message::name;
 
 /// What an evacuation is to do.
@@ -66,6 +66,9 @@ pub enum MoveOutcome {
 pub struct GuestMove {
     /// Its name.
     pub guest: String,
+    /// Its UUID, as far as it is known.
+    #[serde(default)]
+    pub uuid: Option<Uuid>,
     /// Its memory.
     pub mib: u64,
     /// What became of it.
@@ -81,6 +84,7 @@ impl GuestMove {
     pub fn new(guest: &str, mib: u64) -> Self {
         Self {
             guest: guest.into(),
+            uuid: None,
             mib,
             outcome: MoveOutcome::Waiting,
             reasons: Vec::new(),

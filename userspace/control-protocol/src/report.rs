@@ -419,6 +419,8 @@ pub fn no_room(to: &str, who: &str, needed_mib: u64, free_mib: u64) -> Option<St
 pub struct PlannedGuest {
     /// It.
     pub guest: Guest,
+    /// Its UUID, as far as it is known.
+    pub uuid: Option<Uuid>,
     /// Why it cannot migrate, for each reason a sentence.
     pub blockers: Vec<String>,
 }

@@ -10,14 +10,17 @@ use crate::evacuations::{Ended, Evacuation, Record};
 use crate::exchange::{internal, refused, SwapError};
 use crate::host_vm::HostVm;
 use crate::jobs::Begun;
+use crate::known::is_unread;
+use crate::link::Link;
 use crate::preflight::{is_alive, mib, plan};
 use crate::shared::{spawn, Shared};
 use crate::unsettled::Unsettled;
+use std::collections::HashMap;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
-use vmbeam_agent_protocol::Guest;
+use vmbeam_agent_protocol::{Guest, Uuid};
 use vmbeam_control_protocol::{
     needed_mib, no_room, EvacuateReport, EvacuateRequest, Failure, FromDaemon, GuestMove, GuestRef,
     JobKind, JobOutcome, JobReport, MigrateRequest, MoveOutcome,
@@ -33,6 +36,9 @@ const AT_A_TIME: u32 = 1;
 /// Who needs memory, when several guests move: while they do, the destination has
 /// memory of its own for each.
 const TOGETHER: &str = "all guests together need";
+
+/// The guests of a host VM, and their UUIDs by their domids, as far as they are known.
+type Listed = (Vec<Guest>, HashMap<u32, Uuid>);
 
 /// Why it does not come to an end by itself.
 enum Halt {
@@ -401,6 +407,7 @@ impl<'a> Evacuating<'a> {
         let several = wanted.len() > 1;
         let guests = wanted.into_iter().map(|(name, planned)| {
             let mut guest = GuestMove::new(name, planned.map_or(0, |p| mib(p.guest.pages)));
+            guest.uuid = planned.and_then(|p| p.uuid);
             match planned {
                 None => guest.outcome = MoveOutcome::Gone,
                 Some(p) if !p.blockers.is_empty() => {
@@ -444,11 +451,12 @@ impl<'a> Evacuating<'a> {
         let waiting = record.report.guests.iter_mut();
         for guest in waiting.filter(|g| g.outcome == MoveOutcome::Waiting) {
             let moved = "it had moved when vmbeamd was started again";
-            match in_which(&lists, &guest.guest) {
-                // In both: for the next move to find out.
-                (true, _) => {}
-                (false, true) => guest.ended(MoveOutcome::Moved, moved.into()),
-                (false, false) => guest.outcome = MoveOutcome::Gone,
+            match lists.each_ref().map(|list| find(list, guest)) {
+                // In both: for the next move to find out. What has its name may be another one.
+                [Some(here), _] if !is_unread(here) => guest.guest.clone_from(&here.name),
+                [Some(_), _] => {}
+                [None, Some(_)] => guest.ended(MoveOutcome::Moved, moved.into()),
+                [None, None] => guest.outcome = MoveOutcome::Gone,
             }
         }
         self.shared.note(&record);
@@ -456,9 +464,12 @@ impl<'a> Evacuating<'a> {
     }
 
     /// The guests of both; an agent that is away for a moment is waited for.
-    fn lists(&self, (from, to): (&HostVm, &HostVm)) -> Result<[Vec<Guest>; 2], Halt> {
-        let ask = |vm: &HostVm| vm.agent_soon()?.guests_soon();
-        let mut found = [Vec::new(), Vec::new()];
+    fn lists(&self, (from, to): (&HostVm, &HostVm)) -> Result<[Listed; 2], Halt> {
+        let ask = |vm: &HostVm| -> Result<Listed, String> {
+            let mut agent = vm.agent_soon()?;
+            Ok((agent.guests_soon()?, agent.with(Link::uuids)?))
+        };
+        let mut found = <[Listed; 2]>::default();
         self.wait_within(AWAY.min(self.patience), || {
             let asked = ask(from).and_then(|here| Ok([here, ask(to)?]));
             asked.map(|lists| found = lists).err()
@@ -533,9 +544,9 @@ impl<'a> Evacuating<'a> {
         }
         let found = self.wait_until_idle().and_then(|()| self.lists(host_vms));
         match found {
-            Ok(lists) => match in_which(&lists, &guest.guest) {
-                (true, false) => guest.outcome = MoveOutcome::PutBack,
-                (false, true) => guest.outcome = MoveOutcome::Moved,
+            Ok(lists) => match lists.each_ref().map(|list| find(list, guest).is_some()) {
+                [true, false] => guest.outcome = MoveOutcome::PutBack,
+                [false, true] => guest.outcome = MoveOutcome::Moved,
                 _ => {}
             },
             Err(Halt::Failed(e)) => guest.reasons.push(e.message),
@@ -545,8 +556,11 @@ impl<'a> Evacuating<'a> {
     }
 }
 
-/// Whether a guest is at the source, and at the destination.
-fn in_which([here, there]: &[Vec<Guest>; 2], name: &str) -> (bool, bool) {
-    let has = |guests: &[Guest]| guests.iter().any(|g| g.name == name && is_alive(g));
-    (has(here), has(there))
+/// A guest among those of a host VM: by its UUID, or by its name where UUIDs are not known.
+fn find<'a>((guests, uuids): &'a Listed, guest: &GuestMove) -> Option<&'a Guest> {
+    let is_it = |g: &&Guest| match &guest.uuid {
+        Some(uuid) if !uuids.is_empty() => uuids.get(&g.domid) == Some(uuid),
+        _ => g.name == guest.guest,
+    };
+    guests.iter().filter(|g| is_alive(g)).find(is_it)
 }

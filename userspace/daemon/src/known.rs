@@ -84,9 +84,7 @@ impl Executor<'_> {
         if let Some(guest) = only(&guests, host_vm, &what, |g| g.name == *name)? {
             return Ok(Some(guest));
         }
-        // What an agent says that cannot read a name.
-        let unread = |g: &&Guest| g.name == format!("domain-{}", g.domid);
-        match guests.iter().find(unread) {
+        match guests.iter().find(|g| is_unread(g)) {
             Some(guest) if guest.state != GuestState::Running => Err(format!(
                 "the name of guest {} of host VM {host_vm} cannot be read; it may be {name}",
                 guest.domid
@@ -94,6 +92,11 @@ impl Executor<'_> {
             _ => Ok(None),
         }
     }
+}
+
+/// Whether this is what an agent says that cannot read a guest's name.
+pub(crate) fn is_unread(guest: &Guest) -> bool {
+    guest.name == format!("domain-{}", guest.domid)
 }
 
 /// Whether a guest has this UUID, if both are known.

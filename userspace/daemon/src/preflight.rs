@@ -382,6 +382,7 @@ pub(crate) fn plan(
         PlannedGuest {
             blockers,
             guest: guest.clone(),
+            uuid: uuids.0.get(&guest.domid).copied(),
         }
     };
     report.guests = here.0.iter().map(&mut planned).collect();

@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::{lock, Trouble, World};
+use common::{guest_uuid, lock, uuid, Trouble, World, RESTORED};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -235,6 +235,56 @@ fn a_daemon_that_was_killed_is_gone_on_from() {
     let reason = "it had moved when vmbeamd was started again";
     assert_eq!(report.guests[0].reasons, [reason]);
     assert_eq!(running(&w, "A"), ["second"]);
+}
+
+/// A name is that of whichever guest has it by now.
+#[test]
+fn the_next_daemon_knows_the_guests_by_their_uuids() {
+    let mut w = world();
+    let job = held(&w, request());
+    w.stop();
+    let_go(&w);
+    let mut a = lock(&w.hosts["A"]);
+    let mut b = lock(&w.hosts["B"]);
+    // The second one has another name, and somebody else its own; the third one has moved, and
+    // been renamed.
+    a.uuids.insert(2, guest_uuid("second"));
+    a.guests.get_mut(&2).unwrap().name = "renamed".into();
+    a.add_guest(9, "second", 16);
+    a.uuids.insert(9, uuid("other"));
+    a.guests.remove(&3);
+    b.add_guest(7, "gone before", 16);
+    b.uuids.insert(7, guest_uuid("third"));
+    // What it gets when it is restored there, behind the first one.
+    let restored = 2 * RESTORED + 7;
+    b.uuids.insert(restored, guest_uuid("second"));
+    drop((a, b));
+    w.start();
+    let report = watch(&w, job);
+    assert_eq!(outcomes(&report), [MoveOutcome::Moved; 3], "{report:?}");
+    assert_eq!(report.guests[1].guest, "renamed");
+    assert_eq!(running(&w, "A"), ["second"]);
+    assert_eq!(running(&w, "B"), ["gone before", "guest", "renamed"]);
+    assert!(lock(&w.hosts["B"]).guests.contains_key(&restored));
+}
+
+/// One that the release before has begun has no UUIDs.
+#[test]
+fn a_record_without_uuids_is_gone_on_with() {
+    let mut w = world();
+    let job = held(&w, request());
+    w.stop();
+    let_go(&w);
+    let text = std::fs::read(file(&w, job)).unwrap();
+    let mut record: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    for guest in record["report"]["guests"].as_array_mut().unwrap() {
+        let uuid = guest.as_object_mut().unwrap().remove("uuid");
+        assert!(uuid.is_some_and(|u| u.is_string()));
+    }
+    std::fs::write(file(&w, job), record.to_string()).unwrap();
+    w.start();
+    assert_eq!(outcomes(&watch(&w, job)), [MoveOutcome::Moved; 3]);
+    assert_eq!(running(&w, "B"), ALL);
 }
 
 #[test]
