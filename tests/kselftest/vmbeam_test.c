@@ -426,8 +426,16 @@ TEST_F(pair, open_dying_domain)
 
 TEST_F(pair, open_control_domain)
 {
+	__u64 id_a = 0, id_b = 0, none = 0;
+
 	EXPECT_FAIL(EPERM, do_open(self->fd, 0, self->b));
 	EXPECT_FAIL(EPERM, do_open(self->fd, self->a, 0));
+	/* So it is asked whether there is one domain, and which. */
+	EXPECT_FAIL(ESRCH, do_open(self->fd, 0x7000, 0));
+	ASSERT_EQ(0, do_open_ids(self->fd, self->a, self->b, &id_a, &id_b));
+	REOPEN();
+	EXPECT_FAIL(EPERM, do_open_ids(self->fd, self->a, 0, &id_a, &none));
+	EXPECT_FAIL(ESRCH, do_open_ids(self->fd, self->a, 0, &id_b, &none));
 }
 
 TEST_F(pair, open_pv_domain)

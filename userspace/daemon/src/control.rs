@@ -90,7 +90,8 @@ impl Daemon {
             .zip(sources)
             .map(|(c, source)| {
                 let shared = (stop.clone(), maintenance.clone(), events.clone());
-                HostVm::new(c.clone(), source, config.agent_timeout, shared)
+                let known = (source, driver.clone());
+                HostVm::new(c.clone(), known, config.agent_timeout, shared)
             })
             .map(Arc::new)
             .collect();

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::warn;
 use vmbeam_control_protocol::SwapCounts;
 use vmbeam_uapi::{
-    AddFailed, Device, Error, Info, Mode as BindMode, Prepared, Run, Session, Spent, Status, Step,
+    AddFailed, Device, Errno, Error, Info, Mode as BindMode, Op, Prepared, Run, Session, Spent,
+    Status, Step,
 };
 
 /// Something that opens sessions.
@@ -26,8 +27,9 @@ pub trait Driver: Debug + Send + Sync {
     /// The same at the start of a job, when no other one uses these two: a domain that has died
     /// is forgotten, and the one that has its domid now is the one that is meant from now on.
     fn open_anew(&self, domid_a: u32, domid_b: u32) -> Result<Box<dyn DriverSession>, Error>;
-    /// The hypervisor's ids of the domains that have these domids now.
-    fn ids(&self, domid_a: u32, domid_b: u32) -> Result<[u64; 2], Error>;
+    /// Whether there is a domain with this domid and, if one is given, this id of the
+    /// hypervisor's. One that is dying still is.
+    fn has(&self, domid: u32, id: Option<u64>) -> Result<bool, Error>;
     /// No other domain than this is meant by this domid, because a record says so; unless it was
     /// used already.
     fn expect(&self, domid: u32, id: u64);
@@ -126,11 +128,22 @@ impl Driver for Pinned {
         }
     }
 
-    fn ids(&self, domid_a: u32, domid_b: u32) -> Result<[u64; 2], Error> {
-        let session = self
-            .sessions
-            .open([domid_a, domid_b], [0; 2], BindMode::Swap)?;
-        Ok(session.ids())
+    fn has(&self, domid: u32, id: Option<u64>) -> Result<bool, Error> {
+        // A session is of two domains. Domain 0 is always there, and never taken: so much the
+        // hypervisor says once it has found the other one.
+        let ids = [id.unwrap_or(0), 0];
+        match self.sessions.open([domid, 0], ids, BindMode::Swap) {
+            Err(Error {
+                op: Op::Open,
+                errno: Errno::ESRCH,
+            }) => Ok(false),
+            Ok(_)
+            | Err(Error {
+                op: Op::Open,
+                errno: Errno::EPERM,
+            }) => Ok(true),
+            Err(e) => Err(e),
+        }
     }
 
     fn expect(&self, domid: u32, id: u64) {

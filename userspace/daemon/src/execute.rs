@@ -236,8 +236,7 @@ impl<'a> Executor<'a> {
     /// Whether the domain runs that a host VM was.
     fn presence(&mut self, work: &Work, side: Where) -> Presence {
         let place = work.place(side);
-        let vm = self.side(side).vm;
-        match vm.is_still(place.host_domid, place.host_uuid) {
+        match self.side(side).vm.is_still(place) {
             Ok(true) => Presence::Up,
             Ok(false) => Presence::Gone,
             Err(why) => {
@@ -261,7 +260,6 @@ impl<'a> Executor<'a> {
             half: false,
             runs: false,
         };
-        self.look_twice(work, &mut seen.source, &mut seen.destination);
         if matches!(work.machine.reached(), Step::Swap { .. }) {
             let (a, b) = (work.record.from.host_domid, work.record.to.host_domid);
             // Nothing is left of either that the driver could have a record of.

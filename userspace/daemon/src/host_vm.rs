@@ -3,6 +3,7 @@
 //! A host VM and the connection to its agent.
 
 use crate::config::{Domid, HostVmConfig};
+use crate::driver::Driver;
 use crate::events::Events;
 use crate::identity::Source;
 use crate::link::{Link, LinkError, Patience, Reading};
@@ -18,7 +19,6 @@ use vmbeam_agent_protocol::{Guest, Uuid};
 use vmbeam_control_protocol::{AgentReport, AgentVersions, EventKind, Identity, Traffic};
 use vmbeam_wire::VERSION;
 use vmbeam_xen::command::run_while;
-use vmbeam_xen::domains::Domains;
 
 /// How often to look after an idle connection, or try for a new one.
 const KEEP: Duration = Duration::from_secs(1);
@@ -37,7 +37,7 @@ const LOOK: Duration = Duration::from_millis(50);
 const SHOWN_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long a command of the host's toolstack may take that only asks something.
-const ASK_XL: Duration = Duration::from_secs(30);
+pub(crate) const ASK_XL: Duration = Duration::from_secs(30);
 
 /// What is known about an agent.
 #[derive(Clone, Debug)]
@@ -52,6 +52,7 @@ pub struct HostVm {
     /// Its configuration.
     pub config: HostVmConfig,
     pub(crate) source: Source,
+    pub(crate) driver: Arc<dyn Driver>,
     timeout: Duration,
     stop: Arc<AtomicBool>,
     slot: Mutex<Slot>,
@@ -95,7 +96,7 @@ impl HostVm {
     /// A host VM whose agent is not connected yet.
     pub(crate) fn new(
         config: HostVmConfig,
-        source: Source,
+        (source, driver): (Source, Arc<dyn Driver>),
         timeout: Duration,
         (stop, maintenance, events): (Arc<AtomicBool>, Arc<Maintenance>, Arc<Events>),
     ) -> Self {
@@ -103,6 +104,7 @@ impl HostVm {
         Self {
             config,
             source,
+            driver,
             timeout,
             stop,
             slot: Mutex::new(Slot::Empty),
@@ -149,30 +151,6 @@ impl HostVm {
             .trim()
             .parse()
             .map_err(|_| format!("`{shown} {name}` printed no domid: {:?}", out.out))
-    }
-
-    /// Whether the domain still runs that it was when its domid was this, whatever its name
-    /// is by now. An error is no answer: nobody knows.
-    pub fn still_runs(&self, domid: u32) -> Result<bool, String> {
-        if let Domid::Fixed(fixed) = &self.config.domid {
-            return Ok(*fixed == domid);
-        }
-        let name = &self.config.name;
-        let shown = self.config.list.join(" ");
-        let (program, arguments) = self.config.list.split_first().ok_or("no list_command")?;
-        Domains::list(Command::new(program).args(arguments), ASK_XL)
-            .map(|domains| domains.has(domid))
-            .map_err(|e| {
-                format!("it is not known whether host VM {name}, domain {domid}, still runs: `{shown}`: {e}")
-            })
-    }
-
-    /// Whether that is so of the domain that had this UUID then, if that is known.
-    pub(crate) fn is_still(&self, domid: u32, uuid: Option<Uuid>) -> Result<bool, String> {
-        match uuid {
-            Some(uuid) if self.still_runs(domid)? => Ok(self.source.uuid(domid)? == uuid),
-            _ => self.still_runs(domid),
-        }
     }
 
     /// Whether the agent is in the host VM's domain: what has this domid, or the name.
@@ -378,17 +356,6 @@ impl HostVm {
     /// Whether somebody works on it.
     pub(crate) fn is_in_maintenance(&self) -> bool {
         self.maintenance.has(&self.config.name)
-    }
-
-    /// Whether it certainly does not run. Of one whose domid is given nobody knows.
-    pub(crate) fn is_down(&self) -> bool {
-        let (Domid::Command(_), Some((program, arguments))) =
-            (&self.config.domid, self.config.list.split_first())
-        else {
-            return false;
-        };
-        let domains = Domains::list(Command::new(program).args(arguments), ASK_XL);
-        domains.and_then(|d| d.named(&self.config.name)) == Ok(None)
     }
 
     /// For a person. Asks the host's toolstack.

@@ -4,29 +4,11 @@
 //! people: what has a UUID is known by it, and a domain of the host by the number that the
 //! hypervisor never gives to another one.
 
-use crate::driver::Driver;
 use crate::execute::{Executor, Work};
 use crate::preflight::is_alive;
 use std::collections::HashMap;
-use tracing::warn;
 use vmbeam_agent_protocol::{Guest, GuestState, Uuid};
-use vmbeam_migration::{Presence, Side as Where};
-
-/// Which of two domains is not any more what it was, by the hypervisor's ids: another one may
-/// have its domid, its name and even its UUID. Not known of a record without these ids, or if
-/// the driver cannot be asked.
-pub(crate) fn replaced(driver: &dyn Driver, domids: [u32; 2], ids: [Option<u64>; 2]) -> [bool; 2] {
-    let [Some(a), Some(b)] = ids else {
-        return [false; 2];
-    };
-    match driver.ids(domids[0], domids[1]) {
-        Ok([now_a, now_b]) => [now_a != a, now_b != b],
-        Err(e) => {
-            warn!("it is not known whether two host VMs are the ones that they were: {e}");
-            [false; 2]
-        }
-    }
-}
+use vmbeam_migration::Side as Where;
 
 /// The only one of these guests that this is true of.
 fn only(
@@ -46,21 +28,6 @@ fn only(
 }
 
 impl Executor<'_> {
-    /// Take a host VM that was replaced for one that is gone.
-    pub(crate) fn look_twice(&self, work: &Work, source: &mut Presence, there: &mut Presence) {
-        if (*source, *there) != (Presence::Up, Presence::Up) {
-            return;
-        }
-        let (from, to) = (&work.record.from, &work.record.to);
-        let domids = [from.host_domid, to.host_domid];
-        let gone = replaced(self.driver, domids, [from.host_id, to.host_id]);
-        for (presence, gone) in [source, there].into_iter().zip(gone) {
-            if gone {
-                *presence = Presence::Gone;
-            }
-        }
-    }
-
     /// The guest of a record on this side, if it is there: by its number, which must have its
     /// UUID, or, if its number is not known, by that.
     pub(crate) fn found(&mut self, work: &Work, side: Where) -> Result<Option<Guest>, String> {

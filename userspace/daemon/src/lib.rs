@@ -50,6 +50,7 @@ mod numbers;
 mod pauses;
 mod port;
 mod preflight;
+mod presence;
 pub mod privilege;
 mod probe;
 mod relay;

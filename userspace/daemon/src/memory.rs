@@ -237,7 +237,7 @@ pub(crate) fn refill(sides: [(&HostVm, &Place); 2], undone: bool) {
     let fill = |(vm, place): (&HostVm, &Place), pages| {
         let (name, domid) = (&vm.config.name, place.host_domid);
         // It may have ended since, and its number may be another domain's.
-        let there = vm.is_still(domid, place.host_uuid);
+        let there = vm.is_still(place);
         match there.and_then(|there| match there {
             true => vm.reserve(domid, pages, REGARDLESS),
             false => Err("it has ended".into()),

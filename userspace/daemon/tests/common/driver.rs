@@ -29,6 +29,8 @@ pub struct Faults {
     pub old: bool,
     /// Domains that have died, and whose domid another one has.
     pub reused: HashSet<u32>,
+    /// The same, and nobody has it.
+    pub gone: HashSet<u32>,
 }
 
 /// A driver that swaps the memory of fake host VMs.
@@ -84,34 +86,32 @@ impl Sessions for FakeDriver {
         mode: Mode,
     ) -> Result<Box<dyn DriverSession>, Error> {
         let faults = lock(&self.faults).clone();
-        if let Some(errno) = faults.open {
-            return Err(Error {
-                op: Op::Open,
-                errno,
-            });
-        }
-        if [domid_a, domid_b]
-            .iter()
-            .any(|d| lock(&self.busy).contains(d))
-        {
-            return Err(Error {
-                op: Op::Open,
-                errno: Errno::EBUSY,
-            });
-        }
-        let find = |d| {
-            self.hosts.get(&d).cloned().ok_or(Error {
-                op: Op::Open,
-                errno: Errno::ESRCH,
-            })
+        let failed = |errno| Error {
+            op: Op::Open,
+            errno,
         };
+        if let Some(errno) = faults.open {
+            return Err(failed(errno));
+        }
         let id = |domid| 100 + u64::from(domid) + 1000 * u64::from(faults.reused.contains(&domid));
         let ids = [id(domid_a), id(domid_b)];
-        if expected.iter().zip(ids).any(|(e, id)| *e != 0 && *e != id) {
-            return Err(Error {
-                op: Op::Open,
-                errno: Errno::ESRCH,
-            });
+        let find = |d| {
+            let there = self.hosts.get(&d).filter(|_| !faults.gone.contains(&d));
+            there.cloned().ok_or(failed(Errno::ESRCH))
+        };
+        for (domid, expected) in [domid_a, domid_b].into_iter().zip(expected) {
+            // The management VM.
+            if domid == 0 {
+                return Err(failed(Errno::EPERM));
+            }
+            find(domid)?;
+            if expected != 0 && expected != id(domid) {
+                return Err(failed(Errno::ESRCH));
+            }
+        }
+        let busy = |d: &u32| lock(&self.busy).contains(d);
+        if [domid_a, domid_b].iter().any(busy) {
+            return Err(failed(Errno::EBUSY));
         }
         lock(&self.modes).push(mode);
         Ok(Box::new(FakeSession {
