@@ -152,7 +152,9 @@ fn jobs(jobs: &[JobReport], items: &mut Vec<Item>) {
                 format!("job {}", job.id),
                 Ok(format!(
                     "{} to {} is going on: {}",
-                    job.from, job.to.host_vm, job.phase
+                    job.from,
+                    job.to.shown(),
+                    job.phase
                 )),
             )
         });

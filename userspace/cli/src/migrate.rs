@@ -271,13 +271,23 @@ pub(crate) fn dismiss(socket: &Path, job: u64, yes: bool) -> Result<ExitCode, Cl
         )));
     };
     let (guest, a, b) = (&j.from.guest, &j.from.host_vm, &j.to.host_vm);
-    eprintln!(
-        "vmbeam: job {job} is about guest {guest} of {a}, on its way to {b}: {}",
-        j.phase
-    );
-    eprintln!(
-        "vmbeam: once it is forgotten, vmbeamd does nothing more about guest {guest}. What there is of it in {a} and in {b} stays as it is, mostly paused, and the record of where its memory is gets lost. Let at most one of the two run, and only one that is whole; destroy the other"
-    );
+    if a.is_empty() {
+        eprintln!(
+            "vmbeam: job {job} is about a guest that is not known: {}",
+            j.phase
+        );
+        eprintln!(
+            "vmbeam: once it is forgotten, the record is lost, and guests move again. If one of them is in two host VMs (`vmbeam list`), let at most one of the two run, and only one that is whole; destroy the other"
+        );
+    } else {
+        eprintln!(
+            "vmbeam: job {job} is about guest {guest} of {a}, on its way to {b}: {}",
+            j.phase
+        );
+        eprintln!(
+            "vmbeam: once it is forgotten, vmbeamd does nothing more about guest {guest}. What there is of it in {a} and in {b} stays as it is, mostly paused, and the record of where its memory is gets lost. Let at most one of the two run, and only one that is whole; destroy the other"
+        );
+    }
     if !yes {
         return Err(ClientError::Refused(format!(
             "nothing was changed; to forget job {job} all the same, add --yes"

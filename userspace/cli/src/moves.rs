@@ -14,8 +14,8 @@ use serde::{Serialize, Serializer};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use vmbeam_control_protocol::{
-    EvacuateReport, EvacuateRequest, FromDaemon, GuestMove, HostVmReport, JobKind, JobReport, Mode,
-    MoveOutcome, PlanReport, ToDaemon,
+    EvacuateReport, EvacuateRequest, FromDaemon, GuestMove, GuestRef, HostVmReport, JobKind,
+    JobReport, Mode, MoveOutcome, PlanReport, ToDaemon,
 };
 
 /// How often to look whether the daemon has ended what it does, or is back.
@@ -100,7 +100,9 @@ pub(crate) struct Mover<'a> {
 }
 
 fn touches(job: &JobReport, host_vm: &str) -> bool {
-    job.kind != JobKind::Left && (job.from.host_vm == host_vm || job.to.host_vm == host_vm)
+    // Without a name it may be about any.
+    let is_of = |end: &GuestRef| [host_vm, ""].contains(&&*end.host_vm);
+    job.kind != JobKind::Left && (is_of(&job.from) || is_of(&job.to))
 }
 
 /// The daemon is not there, or not there any more.
@@ -209,7 +211,10 @@ impl Mover<'_> {
                     let Some(job) = busy else { return Ok(()) };
                     let says = format!(
                         "job {}, {} -> {}: {}",
-                        job.id, job.from, job.to.host_vm, job.phase
+                        job.id,
+                        job.from,
+                        job.to.shown(),
+                        job.phase
                     );
                     (ClientError::Busy(says.clone()), says)
                 }

@@ -14,11 +14,21 @@ pub struct GuestRef {
     pub guest: String,
 }
 
+impl GuestRef {
+    /// The host VM as people are told: it may not be known.
+    pub fn shown(&self) -> &str {
+        match &*self.host_vm {
+            "" => "?",
+            name => name,
+        }
+    }
+}
+
 impl std::fmt::Display for GuestRef {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &*self.guest {
             // All that the host VM has.
-            "" => f.write_str(&self.host_vm),
+            "" => f.write_str(self.shown()),
             guest => write!(f, "{}/{guest}", self.host_vm),
         }
     }

@@ -17,7 +17,8 @@ use crate::host_vm::{self, HostVm};
 use crate::http::Server;
 use crate::identity::Source;
 use crate::jobs::{Begun, Jobs};
-use crate::journal::Journal;
+use crate::journal::{About, Journal};
+use crate::known::expect;
 use crate::maintenance::Maintenance;
 use crate::memory::memories;
 use crate::metrics::Metrics;
@@ -37,7 +38,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 use vmbeam_control_protocol::{
-    CheckReport, DriverReport, EventKind, Failure, FromDaemon, HostVmReport, JobKind, ToDaemon,
+    CheckReport, DriverReport, EventKind, Failure, FromDaemon, GuestRef, HostVmReport, JobKind,
+    ToDaemon,
 };
 use vmbeam_uapi::sys::FEATURE_SWAP;
 use vmbeam_wire::Decoder;
@@ -80,9 +82,6 @@ impl Daemon {
         let hooks = Hooks::load(config.hooks.clone(), &config.state_dir)?;
         let pauses = Pauses::load(&config.state_dir);
         let listener = listen(&config.control_socket)?;
-        for file in unreadable {
-            warn!("a migration's record cannot be used: {file}");
-        }
         let stop = Arc::new(AtomicBool::new(false));
         let host_vms: Vec<_> = config
             .host_vms
@@ -118,28 +117,45 @@ impl Daemon {
             stop,
             closed: AtomicBool::new(false),
         });
-        let recorded: Vec<_> = records.iter().map(ends).collect();
+        let mut recorded = Vec::new();
+        let mut settle =
+            |boot: &str, (from, to): (GuestRef, GuestRef), what| -> anyhow::Result<()> {
+                let kind = match boot::is_another(boot) {
+                    true => JobKind::Left,
+                    false => JobKind::Settle,
+                };
+                recorded.push((from.clone(), to.clone()));
+                let job = shared.jobs.begin(kind, from, to)?;
+                let settling = shared.clone();
+                spawn("settle", move || settling.settle(&job, what))
+            };
         // Before anybody can ask for something else.
         for record in records {
-            let (from, to) = ends(&record);
-            let kind = match boot::is_another(&record.boot) {
-                true => JobKind::Left,
-                false => JobKind::Settle,
-            };
-            for place in [&record.from, &record.to]
-                .into_iter()
-                .filter(|_| kind == JobKind::Settle)
-            {
-                if let Some(id) = place.host_id {
-                    shared.driver.expect(place.host_domid, id);
-                }
-            }
-            let job = shared.jobs.begin(kind, from, to)?;
-            let settling = shared.clone();
+            expect(&*shared.driver, &record);
+            let (boot, ends) = (record.boot.clone(), ends(&record));
             let what = Unsettled::Known(Box::new(Work::recovered(record)));
-            spawn("settle", move || settling.settle(&job, what))?;
+            settle(&boot, ends, what)?;
         }
-        shared.resume_hooks(&recorded)?;
+        // A guest may stand still because of it, and nobody else knows where its memory is.
+        let is_known = unreadable.iter().all(|file| file.about.is_some());
+        for file in unreadable {
+            warn!("a migration's record cannot be used: {file}");
+            let About {
+                boot,
+                guest,
+                from,
+                to,
+            } = file.about.unwrap_or_default();
+            let [from, to] = [from, to].map(|end| GuestRef {
+                host_vm: end.host_vm,
+                guest: guest.clone(),
+            });
+            settle(&boot, (from, to), Unsettled::Written(file.id))?;
+        }
+        // Of which guest one is left must not move meanwhile.
+        if is_known {
+            shared.resume_hooks(&recorded)?;
+        }
         // They wait for those.
         shared.resume_evacuations()?;
         if let Some(at) = shared.config.metrics.clone() {

@@ -383,7 +383,7 @@ impl<'a> Evacuating<'a> {
                 phase,
                 ..
             } = self.shared.jobs.busy(self.ends())?;
-            Some(format!("job {id}, {from} -> {}: {phase}", to.host_vm))
+            Some(format!("job {id}, {from} -> {}: {phase}", to.shown()))
         })
     }
 

@@ -45,9 +45,15 @@ pub(crate) struct Jobs {
 }
 
 impl Job {
+    /// It may be about any host VM: nobody knows.
+    fn is_of_all(&self) -> bool {
+        self.report.from.host_vm.is_empty()
+    }
+
     fn touches(&self, host_vms: [&str; 2]) -> bool {
         let vms = [&*self.report.from.host_vm, &*self.report.to.host_vm];
-        self.report.running && vms.iter().any(|vm| host_vms.contains(vm))
+        let touches = self.is_of_all() || vms.iter().any(|vm| host_vms.contains(vm));
+        self.report.running && touches
     }
 }
 
@@ -61,6 +67,10 @@ fn free(table: &[Job], host_vms: [&str; 2]) -> Result<(), SwapError> {
     let settles = |j: &&Job| j.report.kind == JobKind::Settle && j.touches(host_vms);
     match table.iter().find(settles) {
         None => Ok(()),
+        Some(job) if job.is_of_all() => Err(refused(format!(
+            "an earlier migration, which may be of any host VM, is not at its end (job {}): {}",
+            job.report.id, job.report.phase
+        ))),
         Some(job) => Err(refused(format!(
             "an earlier migration of {} to {} is still being brought to an end: {}",
             job.report.from, job.report.to.host_vm, job.report.phase

@@ -25,14 +25,14 @@ use vmbeam_agent_protocol::{Digest, Uuid};
 use vmbeam_control_protocol::Mode;
 use vmbeam_migration::Step;
 
-use lines::{append, before, behind, file_pairs, line, prepare, read, remove, rename, sync};
+use lines::{about, append, before, behind, file_pairs, line, prepare, read, remove, rename, sync};
 
 #[allow(
     unused_imports,
     reason = "fail_point!() is nothing in a daemon that is not tested"
 )]
 pub(crate) use lines::injected;
-pub use lines::WriteError;
+pub use lines::{About, End, WriteError};
 pub use pairs::{Filed, Pairs};
 
 /// Version of the files' format.
@@ -166,10 +166,14 @@ struct Open {
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {why}", file.display())]
 pub struct Unreadable {
+    /// Its number.
+    pub id: u64,
     /// Which.
     pub file: PathBuf,
     /// Why.
     pub why: String,
+    /// What it is about, if so much can be read.
+    pub about: Option<About>,
 }
 
 /// The number of a file with this at its end.
@@ -217,7 +221,12 @@ impl Journal {
                     records.push(record);
                     ends.insert(id, end);
                 }
-                Err(why) => unreadable.push(Unreadable { file, why }),
+                Err(why) => unreadable.push(Unreadable {
+                    id,
+                    about: about(&file),
+                    file,
+                    why,
+                }),
             }
         }
         records.sort_by_key(|r| r.id);
@@ -340,9 +349,14 @@ impl Journal {
     /// What the next daemon would find of a migration.
     pub fn read(&self, id: u64) -> Result<Option<Record>, String> {
         let file = self.file(id);
-        match file.exists() {
-            true => read(&file).map(|(record, _)| Some(record)),
-            false => Ok(None),
+        match file.try_exists() {
+            Ok(false) => Ok(None),
+            _ => read(&file).map(|(record, _)| Some(record)).map_err(|why| {
+                format!(
+                    "cannot use {}: {why}; put back what was there, or look where its guest runs (`vmbeam list`), and see `vmbeam forget --job`",
+                    file.display()
+                )
+            }),
         }
     }
 }

@@ -4,11 +4,24 @@
 //! people: what has a UUID is known by it, and a domain of the host by the number that the
 //! hypervisor never gives to another one.
 
+use crate::boot::is_another;
+use crate::driver::Driver;
 use crate::execute::{Executor, Work};
+use crate::journal::Record;
 use crate::preflight::is_alive;
 use std::collections::HashMap;
 use vmbeam_agent_protocol::{Guest, GuestState, Uuid};
 use vmbeam_migration::Side as Where;
+
+/// From now on the driver takes no other domains for those of a record of this boot.
+pub(crate) fn expect(driver: &dyn Driver, record: &Record) {
+    let places = [&record.from, &record.to].into_iter();
+    for place in places.filter(|_| !is_another(&record.boot)) {
+        if let Some(id) = place.host_id {
+            driver.expect(place.host_domid, id);
+        }
+    }
+}
 
 /// The only one of these guests that this is true of.
 fn only(

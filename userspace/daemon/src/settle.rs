@@ -9,6 +9,7 @@ use crate::exchange::internal;
 use crate::execute::{Executor, Swapped, Work};
 use crate::jobs::Begun;
 use crate::journal::Record;
+use crate::known::expect;
 use crate::shared::{spawn, Shared};
 use crate::side::Side;
 use crate::unsettled::Unsettled;
@@ -120,7 +121,10 @@ impl Shared {
     fn attempt(&self, job: &Begun, what: &mut Unsettled) -> Result<End, String> {
         if let Unsettled::Written(id) = what {
             match self.jobs.journal.read(*id)? {
-                Some(record) => *what = Unsettled::Known(Box::new(Work::recovered(record))),
+                Some(record) => {
+                    expect(&*self.driver, &record);
+                    *what = Unsettled::Known(Box::new(Work::recovered(record)));
+                }
                 None => {
                     let end = "nothing was begun, or it has ended";
                     return Ok((JobOutcome::Failed, end.into()));

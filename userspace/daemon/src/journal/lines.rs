@@ -5,6 +5,7 @@
 use super::{number, pairs, Record, NAME, VERSION};
 use crate::join::JoinedRun;
 use fail::fail_point;
+use serde::Deserialize;
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -53,13 +54,47 @@ pub(super) fn line(record: &Record) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-/// The record of a line, without its end.
-fn parse(line: &[u8]) -> Result<Record, String> {
+/// What is in a line, without its end and its checksum.
+fn checked(line: &[u8]) -> Result<&[u8], String> {
     let (text, sum) = line.split_at(line.len().saturating_sub(17));
     if sum != format!(" {:016x}", xxh3_64(text)).as_bytes() {
         return Err("its checksum does not fit".into());
     }
-    serde_json::from_slice(text).map_err(|e| e.to_string())
+    Ok(text)
+}
+
+/// The record of a line.
+fn parse(line: &[u8]) -> Result<Record, String> {
+    serde_json::from_slice(checked(line)?).map_err(|e| e.to_string())
+}
+
+/// What a file is about, which all of its lines say, whatever else is in them: those of another
+/// version of the format as well.
+#[derive(Debug, Default, Deserialize)]
+pub struct About {
+    /// Boot id of the host.
+    #[serde(default)]
+    pub boot: String,
+    /// Name of the guest.
+    pub guest: String,
+    /// Source.
+    pub from: End,
+    /// Destination.
+    pub to: End,
+}
+
+/// One of the two host VMs.
+#[derive(Debug, Default, Deserialize)]
+pub struct End {
+    /// Its name.
+    pub host_vm: String,
+}
+
+/// The same of a file that is of no use, if one of its lines is whole.
+pub(super) fn about(file: &Path) -> Option<About> {
+    let text = fs::read(file).ok()?;
+    let mut whole = text.split(|b| *b == b'\n').filter_map(|l| checked(l).ok());
+    whole.find_map(|line| serde_json::from_slice(line).ok())
 }
 
 /// What counts in a file, and where that ends. What follows the last line's end was never
