@@ -66,6 +66,9 @@ pub enum LinkError {
         /// The same for a person.
         message: String,
     },
+    /// Nobody would wait for its answer.
+    #[error("it was not asked any more")]
+    Unasked,
     /// Another agent has taken its place.
     #[error("it was restarted")]
     Restarted,
@@ -88,7 +91,7 @@ impl LinkError {
     pub fn is_fatal(&self) -> bool {
         match self {
             Self::Agent { code, .. } => *code == AgentErrorCode::NoSession,
-            Self::Stopping => false,
+            Self::Stopping | Self::Unasked => false,
             _ => true,
         }
     }
@@ -379,6 +382,10 @@ impl Link {
         mut take: impl FnMut(FromAgent) -> Result<(), LinkError>,
         limit: Duration,
     ) -> Result<FromAgent, LinkError> {
+        // What was begun has a few seconds to end, but not each of many requests.
+        if self.patience.ends(self.stop.load(Ordering::Relaxed)) {
+            return Err(LinkError::Unasked);
+        }
         let mut deadline = Deadline::after(self.patience.limit(limit));
         let request = self.send(message, &mut deadline)?;
         loop {

@@ -10,11 +10,15 @@ use common::peer::{assert_says, chunk, guests, hello, hello_of, request_of};
 use common::{impostor, read_request, World};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{mpsc, Arc};
 use std::time::{Duration, Instant};
-use vmbeam_agent_protocol::{FromAgent, ToAgent};
+use vmbeam_agent_protocol::{FromAgent, PfnRun, ToAgent};
 use vmbeam_control_protocol::{FromDaemon, ToDaemon};
 use vmbeam_wire::encode;
+use vmbeamd::config::{Domid, HostVmConfig};
+use vmbeamd::link::{Link, Patience};
 
 /// A daemon between a real agent for A and an impostor for B that answers the request for
 /// its list with one page a time, for ever; the time that a swap takes until it is refused.
@@ -61,6 +65,18 @@ fn a_list_that_drips_ends_with_the_time_of_the_request() {
     assert!(took < Duration::from_secs(120), "{took:?}");
 }
 
+/// Host VM B, whose agent is at this socket.
+fn host_vm(socket: PathBuf) -> HostVmConfig {
+    HostVmConfig {
+        name: "B".into(),
+        socket,
+        domid: Domid::Fixed(2),
+        memory: Vec::new(),
+        list: Vec::new(),
+        replaces: None,
+    }
+}
+
 /// A peer that reads nothing, or a little now and then, does not hold up what is written
 /// to it beyond the time of the request.
 #[test]
@@ -81,17 +97,8 @@ fn a_peer_that_does_not_read_ends_with_the_time_of_the_request() {
                 }
             }
         });
-        let vm = vmbeamd::config::HostVmConfig {
-            name: "B".into(),
-            socket,
-            domid: vmbeamd::config::Domid::Fixed(2),
-            memory: Vec::new(),
-            list: Vec::new(),
-            replaces: None,
-        };
         let timeout = Duration::from_secs(2);
-        let stop = std::sync::Arc::default();
-        let mut link = vmbeamd::link::Link::connect(&vm, timeout, stop).unwrap();
+        let mut link = Link::connect(&host_vm(socket), timeout, Arc::default()).unwrap();
         link.hello(Some(Duration::from_secs(10))).unwrap();
         // Pages that compress to nothing would fit into the socket.
         let mut noise = 1u32;
@@ -101,11 +108,72 @@ fn a_peer_that_does_not_read_ends_with_the_time_of_the_request() {
                 (noise >> 24) as u8
             })
             .collect();
-        let runs = [vmbeam_agent_protocol::PfnRun { pfn: 0, nr: 128 }];
+        let runs = [PfnRun { pfn: 0, nr: 128 }];
         let started = Instant::now();
         let e = link.write_pages(1, &runs, data).unwrap_err();
         assert_says(&e.to_string(), "did not answer within 2 s");
         assert!(started.elapsed() < Duration::from_secs(60), "{e}");
+    }
+}
+
+/// An agent that says hello, and tells digests; it sets this, and says so, whenever it is asked for
+/// some.
+fn tells_digests(socket: &Path, end: Arc<AtomicBool>) -> mpsc::Receiver<()> {
+    let (ask, asked) = mpsc::channel();
+    impostor(socket, move |stream| {
+        while let Some((request, session, payload)) = read_request(stream) {
+            let mut answer = |message: &FromAgent| {
+                let _ = stream.write_all(&encode(request, session, message).unwrap());
+            };
+            let Some(ToAgent::Digest { runs, .. }) = request_of(&payload) else {
+                answer(&hello());
+                continue;
+            };
+            end.store(true, Ordering::Relaxed);
+            let _ = ask.send(());
+            for run in runs {
+                for pfn in (run.pfn..run.pfn + u64::from(run.nr)).step_by(1024) {
+                    let digests = vec![[0; 16]; 1024];
+                    answer(&FromAgent::DigestChunk { pfn, digests });
+                }
+            }
+            answer(&FromAgent::Done);
+        }
+    });
+    asked
+}
+
+/// What was asked for has a few seconds to end when nobody wants it any more; not each of many
+/// requests.
+#[test]
+fn nothing_is_asked_any_more_once_nobody_wants_it() {
+    for stops in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let vm = host_vm(dir.path().join("B.sock"));
+        let (end, other) = (Arc::new(AtomicBool::new(false)), Arc::default());
+        let asked = tells_digests(&vm.socket, end.clone());
+        let (cancel, stop) = match stops {
+            true => (other, end),
+            false => (end, other),
+        };
+        let mut link = Link::connect(&vm, Duration::from_secs(300), stop).unwrap();
+        link.hello(Some(Duration::from_secs(30))).unwrap();
+        link.set_regardless(true);
+        let runs = [PfnRun {
+            pfn: 0,
+            nr: 48 << 10,
+        }];
+        let now = Some(Instant::now());
+        for (until, cancel, requests) in [(None, Some(cancel), 1), (now, None, 0)] {
+            link.set_patience(Patience { until, cancel });
+            let told = link.digests(1, &runs, |_| {}).map(|digests| digests.len());
+            assert_says(&told.unwrap_err().to_string(), "it was not asked any more");
+            assert_eq!(asked.try_iter().count(), requests);
+        }
+        // It is there for what undoes.
+        link.set_patience(Patience::default());
+        let digests = link.digests(1, &runs, |_| {}).unwrap();
+        assert_eq!(digests.len(), 48 << 10);
     }
 }
 

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 /// drop it earlier would take longer than to wait.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// When nobody wants an answer any more. One is waited for 5 seconds all the same.
+/// When nobody wants an answer any more. One that was asked for before is waited for 5 seconds all
+/// the same; nothing is asked from then on.
 #[derive(Clone, Debug, Default)]
 pub struct Patience {
     /// Then,
@@ -38,6 +39,11 @@ impl Patience {
     /// Whether nobody waits any more.
     pub(crate) fn is_over(&self) -> bool {
         self.is_cancelled() || self.until.is_some_and(|until| Instant::now() >= until)
+    }
+
+    /// Whether nothing is asked any more. What can be cancelled ends with the daemon as well.
+    pub(super) fn ends(&self, stopping: bool) -> bool {
+        self.is_over() || stopping && self.cancel.is_some()
     }
 
     pub(super) fn is_cancelled(&self) -> bool {
