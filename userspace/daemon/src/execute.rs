@@ -17,7 +17,8 @@ use tracing::{info, warn};
 use vmbeam_agent_protocol::{AgentErrorCode, Guest, GuestState, PfnRun};
 use vmbeam_control_protocol::{Failure, Mode, Traffic, MARGIN};
 use vmbeam_migration::{
-    Command, Event, Memory, Presence, Seen, Side as Where, State as Machine, Step, Why,
+    decide, Command, Event, Memory, Plan, Presence, Seen, Side as Where, State as Machine, Step,
+    Why,
 };
 use vmbeam_uapi::NOT_ATTEMPTED;
 
@@ -131,6 +132,25 @@ fn known(answer: Result<(), LinkError>) -> Result<bool, LinkError> {
     }
 }
 
+fn presence_of(seen: &mut Seen, side: Where) -> &mut Presence {
+    match side {
+        Where::Source => &mut seen.source,
+        Where::Destination => &mut seen.destination,
+    }
+}
+
+/// Where the memory is, by what its pages say.
+fn located(work: &Work, source: Presence, votes: &[Memory]) -> Memory {
+    match &work.moved {
+        // The same on both sides: it need not be moved to be there.
+        Some(moved) if moved.probes.is_empty() => match source {
+            Presence::Up => Memory::Source,
+            _ => Memory::Destination,
+        },
+        _ => count(votes),
+    }
+}
+
 impl<'a> Executor<'a> {
     pub(crate) fn side(&mut self, side: Where) -> &mut Side<'a> {
         match side {
@@ -234,9 +254,21 @@ impl<'a> Executor<'a> {
     }
 
     /// Whether the domain runs that a host VM was.
+    ///
+    /// The host's toolstack may take a minute to tell, and a guest may stand still. So it is not
+    /// asked while the agent's connection stands that has proven in this job to be in that domain.
+    /// The domain's device model has the other end of it, and ends with the domain: no other one
+    /// can ever answer on it, whatever number, name or UUID that has. A domain may end a moment
+    /// later, as it may behind a list; what is asked of it fails then, and the next look finds the
+    /// connection closed. And the guest can run elsewhere only if this host VM is taken for gone,
+    /// which nothing but the toolstack's list or the hypervisor's number says.
     fn presence(&mut self, work: &Work, side: Where) -> Presence {
         let place = work.place(side);
-        match self.side(side).vm.is_still(place) {
+        let at = self.side(side);
+        if at.is_surely(place.host_domid, place.host_uuid) {
+            return Presence::Up;
+        }
+        match at.vm.is_still(place) {
             Ok(true) => Presence::Up,
             Ok(false) => Presence::Gone,
             Err(why) => {
@@ -251,101 +283,118 @@ impl<'a> Executor<'a> {
         self.side(side).insist(deadline, |l| l.guests())
     }
 
-    /// What there is, for the machine to decide from.
+    /// What there is, for the machine to decide from. The guest may stand still: who makes no
+    /// difference is not waited for.
     fn look(&mut self, work: &Work) -> Result<Event, String> {
+        let step = work.machine.reached();
+        let sides: &[Where] = match (work.machine.settled(), step) {
+            (Some(_), _) => &[Where::Destination],
+            (None, Step::Resume) => &[Where::Destination, Where::Source],
+            (None, _) => &[Where::Source, Where::Destination],
+        };
         let mut seen = Seen {
-            source: self.presence(work, Where::Source),
-            destination: self.presence(work, Where::Destination),
+            source: Presence::Unknown,
+            destination: Presence::Unknown,
             memory: Memory::Unknown,
             half: false,
             runs: false,
         };
-        if matches!(work.machine.reached(), Step::Swap { .. }) {
-            let (a, b) = (work.record.from.host_domid, work.record.to.host_domid);
-            // Nothing is left of either that the driver could have a record of.
-            if (seen.source, seen.destination) != (Presence::Gone, Presence::Gone) {
-                seen.half = self.driver.has_record(a, b).map_err(|e| e.to_string())?;
+        let mut votes = Vec::new();
+        for side in sides {
+            self.look_at(work, *side, &mut seen, &mut votes)?;
+            match decide(step, seen) {
+                Plan::Wait(Why::Presence(missing)) if missing != *side => {}
+                _ => break,
             }
-            let here = self.state(work, Where::Source, &mut seen.source)?;
-            self.state(work, Where::Destination, &mut seen.destination)?;
-            seen.runs = here == Some(GuestState::Running);
-            seen.memory = self.locate(work, seen.source, seen.destination)?;
         }
         info!(
             migration = work.record.id,
             guest = work.record.guest,
-            state = ?work.machine.reached(),
+            state = ?step,
             ?seen,
             "looked at a migration"
         );
         Ok(Event::Seen(seen))
     }
 
-    /// The state of the guest on this side, unless it is certainly not there any more: that is
-    /// as if its host VM were gone. It is known by its number and its UUID: a name can be changed,
-    /// or may not be readable.
-    fn state(
+    /// What there is on this side, which is not known if its agent cannot be asked. `votes` are what
+    /// the pages say of both.
+    fn look_at(
         &mut self,
         work: &Work,
         side: Where,
-        presence: &mut Presence,
-    ) -> Result<Option<GuestState>, String> {
-        if *presence != Presence::Up {
-            return Ok(None);
+        seen: &mut Seen,
+        votes: &mut Vec<Memory>,
+    ) -> Result<(), String> {
+        *presence_of(seen, side) = self.presence(work, side);
+        let swapped =
+            matches!(work.machine.reached(), Step::Swap { .. }) && work.machine.settled().is_none();
+        // Nothing is left of one that is gone that the driver could have a record of.
+        if !swapped || *presence_of(seen, side) != Presence::Up {
+            return Ok(());
         }
-        let state = match self.found(work, side) {
-            Ok(guest) => guest.map(|g| g.state),
+        let (a, b) = (work.record.from.host_domid, work.record.to.host_domid);
+        seen.half = self.driver.has_record(a, b).map_err(|e| e.to_string())?;
+        match self.look_into(work, side) {
+            Ok(Some((state, told))) => {
+                seen.runs |= side == Where::Source && state == GuestState::Running;
+                votes.extend(told);
+            }
+            // As if its host VM were gone.
+            Ok(None) => *presence_of(seen, side) = Presence::Gone,
+            Err(why) => {
+                *presence_of(seen, side) = Presence::Unknown;
+                self.trouble = why;
+            }
+        }
+        seen.memory = located(work, seen.source, votes);
+        Ok(())
+    }
+
+    /// The state of the guest on this side and what its pages say, unless it is certainly not there
+    /// any more. It is known by its number and its UUID: a name can be changed, or may not be
+    /// readable.
+    fn look_into(
+        &mut self,
+        work: &Work,
+        side: Where,
+    ) -> Result<Option<(GuestState, Vec<Memory>)>, String> {
+        let found = match self.found(work, side) {
+            Ok(found) => found,
             // It may have ended meanwhile.
             Err(why) => match self.presence(work, side) {
                 Presence::Gone => None,
                 _ => return Err(why),
             },
         };
-        if state.is_none() {
-            *presence = Presence::Gone;
+        match found {
+            Some(guest) => Ok(Some((guest.state, self.votes(work, side)?))),
+            None => Ok(None),
         }
-        Ok(state)
     }
 
-    /// Look where the memory is.
-    fn locate(
-        &mut self,
-        work: &Work,
-        source: Presence,
-        destination: Presence,
-    ) -> Result<Memory, String> {
-        let Some(Moved { probes, .. }) = &work.moved else {
-            return Ok(Memory::Unknown);
+    /// What the pages of this side say of where the memory is.
+    fn votes(&mut self, work: &Work, side: Where) -> Result<Vec<Memory>, String> {
+        let (Some(Moved { probes, .. }), Some(guest)) = (&work.moved, work.place(side).guest)
+        else {
+            return Ok(Vec::new());
         };
         if probes.is_empty() {
-            // The same on both sides: it need not be moved to be there.
-            return Ok(match source {
-                Presence::Up => Memory::Source,
-                _ => Memory::Destination,
-            });
+            return Ok(Vec::new());
         }
         let runs: Vec<PfnRun> = probes
             .iter()
             .map(|p| PfnRun { pfn: p.pfn, nr: 1 })
             .collect();
         let deadline = self.deadline;
-        let mut votes = Vec::new();
-        for (side, presence) in [(Where::Source, source), (Where::Destination, destination)] {
-            let (Presence::Up, Some(guest)) = (presence, work.place(side).guest) else {
-                continue;
-            };
-            let digests = self
-                .side(side)
-                .insist(deadline, |l| l.digests(guest, &runs, |_| {}))?;
-            let at_source = side == Where::Source;
-            votes.extend(
-                probes
-                    .iter()
-                    .zip(digests)
-                    .map(|(probe, (_, digest))| vote(probe, &digest, at_source)),
-            );
-        }
-        Ok(count(&votes))
+        let digests = self
+            .side(side)
+            .insist(deadline, |l| l.digests(guest, &runs, |_| {}))?;
+        let at_source = side == Where::Source;
+        let votes = probes.iter().zip(digests);
+        Ok(votes
+            .map(|(probe, (_, digest))| vote(probe, &digest, at_source))
+            .collect())
     }
 
     /// Have the memory at the source again, if it is not, and a reserve for what does not come
@@ -397,7 +446,9 @@ impl<'a> Executor<'a> {
             }
             Swapped::Unknown => {}
         }
-        match self.locate(work, Presence::Up, Presence::Up)? {
+        let mut votes = self.votes(work, Where::Source)?;
+        votes.extend(self.votes(work, Where::Destination)?);
+        match located(work, Presence::Up, &votes) {
             Memory::Source => return Ok(Event::Done),
             Memory::Destination => {}
             Memory::Torn | Memory::Unknown => {

@@ -92,6 +92,15 @@ impl<'a> Side<'a> {
         self.agent.as_ref().and_then(AgentGuard::uuid)
     }
 
+    /// Whether its agent has proven in this job to be in this domain, and its connection, on which
+    /// nobody else can answer, stands.
+    pub(crate) fn is_surely(&mut self, domid: u32, uuid: Option<Uuid>) -> bool {
+        let agent = self.agent.as_ref().filter(|agent| agent.is_connected());
+        let proven = agent.and_then(AgentGuard::uuid);
+        let same = proven.is_some() && proven == uuid && self.domid == Some(domid);
+        same && self.talk(Link::check_idle).is_ok()
+    }
+
     /// What this job sent and received.
     pub(crate) fn traffic(&self) -> Traffic {
         let now = self.agent.as_ref().map_or(self.before, AgentGuard::traffic);

@@ -9,16 +9,21 @@ mod common;
 #[path = "common/moves.rs"]
 mod moves;
 
-use common::{lock, World, RESTORED};
+use common::peer::{hello, request_of};
+use common::{impostor, lock, read_request, wait_until, World, RESTORED};
 use moves::{
-    contents, error, exchange, left, left_as, left_behind, migrate, swap_of,
-    wait_until_runs_only_in, wait_until_stuck,
+    contents, error, exchange, is_settled, left, left_as, left_behind, migrate, swap_of, toolstack,
+    wait_until_runs_only_in, wait_until_stuck, BOTH,
 };
-use std::os::unix::fs::PermissionsExt;
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use vmbeam_agent_protocol::ToAgent;
 use vmbeam_control_protocol::{Failure, FromDaemon, Mode, ToDaemon};
 use vmbeam_uapi::Errno;
-use vmbeamd::journal::State;
+use vmbeam_wire::encode;
+use vmbeamd::journal::{Record, State};
 
 #[test]
 fn a_daemon_that_was_killed_is_recovered_from() {
@@ -105,36 +110,20 @@ fn a_half_move_that_the_driver_keeps_is_put_back_before_the_guest_goes_on() {
     wait_until_runs_only_in(&w, "A", &pages);
 }
 
-/// The host's toolstack: no name can be looked up, and there is a list unless that fails.
-const XL: &str = r#"#!/bin/sh
-cd "$(dirname "$0")" || exit 1
-[ "$1" = list ] && [ ! -e blind ] || { echo "no memory" >&2; exit 1; }
-echo "Name ID Mem VCPUs State Time(s)"
-echo "Domain-0 0 4096 2 r----- 9.0"
-cat domains
-"#;
-
-/// A host whose `xl list` shows these besides the management VM.
-fn toolstack(w: &mut World, domains: &str) {
-    let xl = w.dir.path().join("xl");
-    std::fs::write(&xl, XL).unwrap();
-    std::fs::set_permissions(&xl, std::fs::Permissions::from_mode(0o755)).unwrap();
-    std::fs::write(w.dir.path().join("domains"), domains).unwrap();
-    w.domid_command = Some(xl);
-    w.domid_of_all = true;
-}
-
-const BOTH: &str = "A 1 1024 1 -b---- 1.0\nB 2 1024 1 -b---- 1.0\n";
-
 #[test]
 fn a_toolstack_that_fails_does_not_say_that_a_host_vm_is_gone() {
-    for state in [State::Stream, State::Resume] {
-        let end = if state == State::Stream { "A" } else { "B" };
+    for (state, moved, end) in [
+        (Some(State::Stream), false, "A"),
+        (None, false, "A"),
+        (None, true, "A"),
+        (Some(State::Resume), true, "B"),
+    ] {
         let (mut w, pages) = left(|w| {
-            if state == State::Resume {
-                exchange(w, &swap_of(w));
+            let swap = swap_of(w);
+            if moved {
+                exchange(w, &swap);
             }
-            state
+            state.unwrap_or(swap)
         });
         toolstack(&mut w, BOTH);
         let blind = w.dir.path().join("blind");
@@ -144,6 +133,39 @@ fn a_toolstack_that_fails_does_not_say_that_a_host_vm_is_gone() {
         assert!(contents(&w, "A").is_some() && contents(&w, "B").is_some());
         std::fs::remove_file(blind).unwrap();
         wait_until_runs_only_in(&w, end, &pages);
+    }
+}
+
+/// The guest stands still in A, whose pages tell that its memory is there.
+#[test]
+fn a_destination_that_does_not_answer_keeps_no_guest_suspended() {
+    for silent in [false, true] {
+        let (mut w, pages) = left(swap_of);
+        w.timeout = 5;
+        std::fs::remove_file(w.socket("B")).unwrap();
+        let back = Arc::new(AtomicBool::new(false));
+        if silent {
+            let back = back.clone();
+            impostor(&w.socket("B"), move |stream| {
+                while let Some((request, session, payload)) = read_request(stream) {
+                    if back.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    if let Some(ToAgent::Hello { .. }) = request_of(&payload) {
+                        let _ = stream.write_all(&encode(request, session, &hello()).unwrap());
+                    }
+                }
+            });
+        }
+        w.start();
+        let runs = |vm| contents(&w, vm).map(|c| c.0);
+        wait_until("it runs in A", || runs("A") == Some(true));
+        assert_eq!(runs("B"), Some(false));
+        back.store(true, Ordering::Relaxed);
+        let _ = std::fs::remove_file(w.socket("B"));
+        w.agents(&["B"]);
+        wait_until("it is settled", || is_settled(&w));
+        wait_until_runs_only_in(&w, "A", &pages);
     }
 }
 
@@ -178,6 +200,21 @@ fn wait_until_settled(w: &World) -> String {
         }
         assert!(Instant::now() < deadline, "{jobs:?}");
         std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Both were made anew, and have the numbers that are meant.
+#[test]
+fn nothing_is_touched_where_both_host_vms_are_others() {
+    for state in [State::Stream, State::Resume] {
+        let change = |record: &mut Record| {
+            (record.from.host_id, record.to.host_id) = (Some(7), Some(8));
+        };
+        let (mut w, _) = left_as(|_, _| state, change);
+        let before = (contents(&w, "A"), contents(&w, "B"));
+        w.start();
+        assert!(wait_until_settled(&w).contains("lost"));
+        assert!(before == (contents(&w, "A"), contents(&w, "B")));
     }
 }
 

@@ -74,7 +74,8 @@ pub enum Plan {
     Wait(Why),
 }
 
-/// Decide.
+/// Decide. What is decided about a host VM that is [`Presence::Unknown`] is so whatever that is:
+/// unless it is waited for, nobody has to ask.
 pub fn decide(step: Step, seen: Seen) -> Plan {
     use Presence::{Gone, Unknown, Up};
     let wait = |side| Plan::Wait(Why::Presence(side));
@@ -121,5 +122,50 @@ fn where_it_is(seen: Seen) -> Memory {
         // A guest that runs has written to them. It would not run without its memory.
         Memory::Unknown if seen.runs => Memory::Source,
         memory => memory,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// So nobody waits for the answer of a host VM that makes no difference.
+    #[test]
+    fn what_is_not_known_makes_no_difference_unless_it_is_waited_for() {
+        const ALL: [Presence; 3] = [Presence::Up, Presence::Gone, Presence::Unknown];
+        const MEMORY: [Memory; 4] = [
+            Memory::Source,
+            Memory::Destination,
+            Memory::Torn,
+            Memory::Unknown,
+        ];
+        let swaps = [0, 1, 2, 3].map(|i| Step::Swap {
+            copies: i & 1 != 0,
+            torn: i & 2 != 0,
+        });
+        let others = [Step::Stage, Step::Stream, Step::Resume, Step::Destroy];
+        for step in swaps.into_iter().chain(others) {
+            for (memory, i) in MEMORY.iter().flat_map(|m| (0..4).map(move |i| (*m, i))) {
+                let plan = |source, destination| {
+                    let (half, runs) = (i & 1 != 0, i & 2 != 0);
+                    let seen = Seen {
+                        source,
+                        destination,
+                        memory,
+                        half,
+                        runs,
+                    };
+                    decide(step, seen)
+                };
+                for (known, any) in ALL.iter().flat_map(|a| ALL.map(move |b| (*a, b))) {
+                    for (first, then) in [
+                        (plan(known, Presence::Unknown), plan(known, any)),
+                        (plan(Presence::Unknown, known), plan(any, known)),
+                    ] {
+                        assert!(matches!(first, Plan::Wait(_)) || first == then, "{step:?}");
+                    }
+                }
+            }
+        }
     }
 }

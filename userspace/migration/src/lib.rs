@@ -38,7 +38,8 @@ pub enum Command {
     Copy,
     /// Swap the pairs back.
     SwapBack,
-    /// Find out what there is: see [`Seen`].
+    /// Find out what there is: see [`Seen`]. What makes no difference by [`decide()`] need not be
+    /// known, and once the end is settled ([`State::settled`]), only the destination.
     Look,
     /// Have the agent end what it still does for the guest, and let the guest run.
     Resume(Side),
@@ -117,9 +118,7 @@ enum Doing {
     /// Noting that the memory is torn.
     Tearing,
     /// Letting the guest run at the source.
-    Returning {
-        destination: Presence,
-    },
+    Returning,
     /// Destroying the copy at the destination, after that.
     Discarding(Outcome),
     // Finding out.
@@ -211,10 +210,11 @@ impl State {
         )
     }
 
-    /// What is certain of the guest's end, if only the rest is waited for.
+    /// What is certain of the guest's end, if only its copy at the destination is looked for, or
+    /// that is waited for.
     pub fn settled(&self) -> Option<Outcome> {
         match self.doing {
-            Doing::Waiting(_, Next::Look { settled }) => settled,
+            Doing::Looking { settled } | Doing::Waiting(_, Next::Look { settled }) => settled,
             _ => None,
         }
     }
@@ -239,7 +239,7 @@ impl State {
             Doing::Cleaning => Command::Destroy(Side::Source),
             Doing::Doubting | Doing::Tearing => Command::Write(self.step),
             Doing::SwappingBack => Command::SwapBack,
-            Doing::Returning { .. } => Command::Resume(Side::Source),
+            Doing::Returning => Command::Resume(Side::Source),
             Doing::Discarding(_) => Command::Destroy(Side::Destination),
             Doing::Looking { .. } => Command::Look,
             Doing::Losing { side, .. } => Command::Destroy(side),
@@ -313,13 +313,10 @@ impl State {
             }
             (Doing::Looking { settled }, _) => self.later(settled),
 
-            (Doing::Returning { destination }, Event::Done) => {
-                self.discard(destination, Outcome::AtSource)
-            }
-            (Doing::Returning { destination }, Event::NoGuest) => {
-                self.discard(destination, Outcome::Lost)
-            }
-            (Doing::Returning { .. }, _) => self.later(None),
+            // Not before the guest runs anybody waits for what can be said of the destination.
+            (Doing::Returning, Event::Done) => self.look_after(Outcome::AtSource),
+            (Doing::Returning, Event::NoGuest) => self.look_after(Outcome::Lost),
+            (Doing::Returning, _) => self.later(None),
             (Doing::Discarding(end), Event::Done) => self.to(Doing::Removing(end)),
             (Doing::Discarding(end), _) => self.later(Some(end)),
 
@@ -359,6 +356,11 @@ impl State {
         self.to(Doing::Looking { settled: None })
     }
 
+    /// Only the copy at the destination is left to be looked for.
+    fn look_after(self, end: Outcome) -> Self {
+        self.to(Doing::Looking { settled: Some(end) })
+    }
+
     fn wait(self, why: Why, next: Next) -> Self {
         self.to(Doing::Waiting(why, next))
     }
@@ -370,9 +372,7 @@ impl State {
     /// It is known what there is.
     fn found(self, seen: Seen) -> Self {
         match decide(self.step, seen) {
-            Plan::Undo => self.to(Doing::Returning {
-                destination: seen.destination,
-            }),
+            Plan::Undo => self.to(Doing::Returning),
             Plan::SwapBack => self.to(Doing::SwappingBack),
             Plan::Forward => match self.step {
                 Step::Destroy if seen.source == Presence::Up => self.to(Doing::Cleaning),

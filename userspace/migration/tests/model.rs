@@ -36,7 +36,7 @@ impl Machine {
         let Daemon::Runs(state) = w.daemons[n] else {
             return;
         };
-        w.execute(state.reached(), state.command(), way, self.defect);
+        w.execute(state, way, self.defect);
         w.daemons[n] = match all {
             true => Daemon::Down,
             false if self.defect == Defect::PanicOrphans => Daemon::Idle,
@@ -66,8 +66,8 @@ impl Machine {
                 // Somebody is told what to do.
                 Command::Wait(Why::Torn) if w.half || w.gone() || w.ended => return Ok(()),
                 Command::Wait(Why::Memory) if w.written => return Ok(()),
-                command => {
-                    let event = w.execute(state.reached(), command, Way::Well, self.defect);
+                _ => {
+                    let event = w.execute(state, Way::Well, self.defect);
                     w.daemons[n] = Daemon::Runs(state.step(event));
                 }
             }
@@ -169,7 +169,7 @@ impl Model for Machine {
                 let Daemon::Runs(state) = w.daemons[n] else {
                     return None;
                 };
-                let event = w.execute(state.reached(), state.command(), way, self.defect);
+                let event = w.execute(state, way, self.defect);
                 w.daemons[n] = Daemon::Runs(state.step(event));
             }
             Happens::Dies(n, way, all) => {

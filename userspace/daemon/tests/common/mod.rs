@@ -302,6 +302,22 @@ impl World {
     pub fn paused(&self, name: &str) -> bool {
         lock(&self.hosts[name]).guests[&1].paused
     }
+
+    /// Wait until the guest of this host VM stands still.
+    #[track_caller]
+    pub fn wait_paused(&self, name: &str) {
+        wait_until("the guest stands still", || self.paused(name));
+    }
+}
+
+/// Wait for this, but not for ever.
+#[track_caller]
+pub fn wait_until(what: &str, is: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is() {
+        assert!(Instant::now() < deadline, "not so after 60 s: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// What the daemon says to one request, until it hangs up or is silent for too long.

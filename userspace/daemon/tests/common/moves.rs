@@ -6,6 +6,7 @@
 
 use crate::common::{lock, World, RESTORED};
 use std::collections::HashMap;
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 use vmbeam_control_protocol::{
     Failure, FromDaemon, GuestRef, MigrateReport, MigrateRequest, Mode, SwapRun, ToDaemon,
@@ -91,6 +92,32 @@ pub fn assert_runs_only_in(w: &World, name: &str, pages: &HashMap<u64, u64>) {
     let left = w.records();
     assert_eq!(left, 0, "records in the journal");
 }
+
+/// The host's toolstack: a list unless that fails or hangs, and the numbers in it.
+const XL: &str = r#"#!/bin/sh
+cd "$(dirname "$0")" || exit 1
+while [ -e hangs ]; do sleep 0.1; done
+[ ! -e blind ] || { echo "no memory" >&2; exit 1; }
+if [ "$1" = list ]; then
+    echo "Name ID Mem VCPUs State Time(s)"
+    echo "Domain-0 0 4096 2 r----- 9.0"
+    cat domains
+else
+    while read -r name id rest; do [ "$name" != "$2" ] || echo "$id"; done <domains
+fi
+"#;
+
+/// A host whose `xl list` shows these besides the management VM.
+pub fn toolstack(w: &mut World, domains: &str) {
+    let xl = w.dir.path().join("xl");
+    std::fs::write(&xl, XL).unwrap();
+    std::fs::set_permissions(&xl, std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::write(w.dir.path().join("domains"), domains).unwrap();
+    w.domid_command = Some(xl);
+    w.domid_of_all = true;
+}
+
+pub const BOTH: &str = "A 1 1024 1 -b---- 1.0\nB 2 1024 1 -b---- 1.0\n";
 
 /// No migration is noted, and nobody works on one: its record is gone before its job has ended,
 /// and until then its guest cannot move.

@@ -3,7 +3,9 @@
 //! What the machine acts on: two host VMs with a guest, memory, a driver, a journal, and
 //! daemons that execute commands, well or not.
 
-use vmbeam_migration::{Command, Event, Memory, Outcome, Presence, Seen, Side, State, Step};
+use vmbeam_migration::{
+    decide, Command, Event, Memory, Outcome, Plan, Presence, Seen, Side, State, Step, Why,
+};
 
 /// Something that vmbeamd once did wrong. The model must find each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,31 +192,49 @@ impl World {
         self.crime.get_or_insert(what);
     }
 
-    /// What the machine is told that finds out.
-    fn seen(&self, step: Step, way: Way, defect: Defect) -> Seen {
-        let swap = matches!(step, Step::Swap { .. });
-        let presence = |side| {
-            let Host { up, guest } = self.host(side);
-            match up && !(swap && guest == Guest::Absent) {
-                _ if way == Way::Blind(side) && defect == Defect::FailedIsGone => Presence::Gone,
-                _ if way == Way::Blind(side) => Presence::Unknown,
-                true => Presence::Up,
-                false => Presence::Gone,
-            }
+    /// What the machine is told that finds out. The side that makes no difference is not asked.
+    fn seen(&self, state: State, way: Way, defect: Defect) -> Seen {
+        let mut seen = Seen {
+            source: Presence::Unknown,
+            destination: Presence::Unknown,
+            memory: Memory::Unknown,
+            half: false,
+            runs: false,
         };
-        let (source, destination) = (presence(Side::Source), presence(Side::Destination));
+        for side in asked(state) {
+            self.look_at(*side, state, way, defect, &mut seen);
+            match decide(state.reached(), seen) {
+                Plan::Wait(Why::Presence(missing)) if missing != *side => {}
+                _ => break,
+            }
+        }
+        seen
+    }
+
+    fn look_at(&self, side: Side, state: State, way: Way, defect: Defect, seen: &mut Seen) {
+        let swap = matches!(state.reached(), Step::Swap { .. }) && state.settled().is_none();
+        let Host { up, guest } = self.host(side);
+        let presence = match up && !(swap && guest == Guest::Absent) {
+            _ if way == Way::Blind(side) && defect == Defect::FailedIsGone => Presence::Gone,
+            _ if way == Way::Blind(side) => Presence::Unknown,
+            true => Presence::Up,
+            false => Presence::Gone,
+        };
         // The pages of a copy that never ran still tell.
-        let told = destination == Presence::Up && !self.runs(Side::Destination)
-            || source == Presence::Up && !self.written;
-        Seen {
-            source,
-            destination,
-            memory: match self.memory {
-                memory if swap && told => memory,
-                _ => Memory::Unknown,
-            },
-            half: swap && self.half,
-            runs: source == Presence::Up && self.runs(Side::Source),
+        let told = match side {
+            Side::Source => !self.written,
+            Side::Destination => !self.runs(side),
+        };
+        if swap && told && presence == Presence::Up {
+            seen.memory = self.memory;
+        }
+        seen.half = swap && self.half;
+        match side {
+            Side::Source => {
+                seen.source = presence;
+                seen.runs = presence == Presence::Up && self.runs(side);
+            }
+            Side::Destination => seen.destination = presence,
         }
     }
 
@@ -336,7 +356,8 @@ impl World {
     }
 
     /// A command is executed in this way; gives what the machine is told.
-    pub fn execute(&mut self, step: Step, command: Command, way: Way, defect: Defect) -> Event {
+    pub fn execute(&mut self, state: State, way: Way, defect: Defect) -> Event {
+        let command = state.command();
         if defect == Defect::Impatient && command == Command::Stage && self.runs(Side::Source) {
             self.source.guest = Guest::Paused;
         }
@@ -354,7 +375,7 @@ impl World {
                 self.effect(command)
             }
             (_, Command::Look) if way == Way::Fails => Event::Failed,
-            (_, Command::Look) => Event::Seen(self.seen(step, way, defect)),
+            (_, Command::Look) => Event::Seen(self.seen(state, way, defect)),
             (Way::Well, _) => self.effect(command),
             (Way::Fails, Command::Resume(_)) if defect == Defect::ByName => Event::NoGuest,
             (Way::Fails, Command::Destroy(_)) if defect == Defect::ByName => Event::Done,
@@ -456,6 +477,15 @@ impl World {
             }
         };
         (!good).then_some("it has not ended as it says")
+    }
+}
+
+/// Whom vmbeamd asks, one after the other, as long as that makes a difference.
+fn asked(state: State) -> &'static [Side] {
+    match (state.settled(), state.reached()) {
+        (Some(_), _) => &[Side::Destination],
+        (None, Step::Resume) => &[Side::Destination, Side::Source],
+        (None, _) => &[Side::Source, Side::Destination],
     }
 }
 
