@@ -149,9 +149,7 @@ fn a_client_that_does_not_read() {
     let request = ToDaemon::Swap(common::request("A", "B"));
     stuck.write_all(&encode(1, 1, &request).unwrap()).unwrap();
     let started = Instant::now();
-    while !w.paused("A") {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    w.wait_paused("A");
     loop {
         let FromDaemon::Status(jobs) = w.ask(&ToDaemon::Status) else {
             panic!()

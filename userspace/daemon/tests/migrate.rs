@@ -10,11 +10,10 @@ mod common;
 #[path = "common/moves.rs"]
 mod moves;
 
-use common::{lock, Faults, Trouble, World, RESTORED};
+use common::{lock, wait_until, Faults, Trouble, World, RESTORED};
 use moves::{
     assert_runs_only_in, contents, error, migrate, report, request, wait_until_runs_only_in, world,
 };
-use std::time::Duration;
 use vmbeam_control_protocol::{Failure, FromDaemon, MigrateRequest, Mode, ToDaemon};
 use vmbeam_uapi::Errno;
 use vmbeam_xen::PageKind;
@@ -241,11 +240,11 @@ fn limits_of_time_and_ctrl_c() {
     assert!(message.ends_with("the guest runs in A"), "{message}");
     assert_runs_only_in(&w, "A", &pages);
     r.max_downtime_ms = None;
-    r.timeout_seconds = Some(1);
+    r.timeout_seconds = Some(4);
     let (_, message) = error(w.ask(&ToDaemon::Migrate(r.clone())));
     assert!(message.contains("--timeout"), "{message}");
     assert_runs_only_in(&w, "A", &pages);
-    // An agent that is silent for longer than that is not waited for.
+    // An agent that is silent beyond that is not waited for, but for a few seconds.
     lock(&w.hosts["A"]).trouble = Trouble::None;
     lock(&w.hosts["B"]).trouble = Trouble::RestoreSleeps;
     let (failure, message) = error(w.ask(&ToDaemon::Migrate(r.clone())));
@@ -274,11 +273,10 @@ fn limits_of_time_and_ctrl_c() {
 fn cancel(w: &World, r: MigrateRequest, job: u64, expected: &str) {
     std::thread::scope(|s| {
         let answer = s.spawn(|| w.ask(&ToDaemon::Migrate(r)));
-        while !lock(&w.hosts["A"]).guests[&1].paused
-            || lock(&w.hosts["B"]).trouble == Trouble::RestoreSleeps
-        {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        w.wait_paused("A");
+        wait_until("B sleeps if it is to", || {
+            lock(&w.hosts["B"]).trouble != Trouble::RestoreSleeps
+        });
         assert_eq!(w.ask(&ToDaemon::Abort { job }), FromDaemon::Done);
         let (failure, message) = error(answer.join().unwrap());
         assert_eq!(failure, Failure::RolledBack);

@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::{lock, FakeGuest, Trouble, World};
+use common::{lock, wait_until, FakeGuest, Trouble, World};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -257,15 +257,12 @@ fn a_client_that_does_not_read_costs_no_downtime() {
     let mut stuck = UnixStream::connect(w.control()).unwrap();
     let question = encode(1, 1, &request(Mode::Swap, false)).unwrap();
     stuck.write_all(&question).unwrap();
-    loop {
+    wait_until("it has moved", || {
         let FromDaemon::Status(jobs) = w.ask(&ToDaemon::Status) else {
             panic!()
         };
-        if jobs.first().is_some_and(|j| !j.running) {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
+        jobs.first().is_some_and(|j| !j.running)
+    });
     let mut decoder = Decoder::strict();
     let mut shown = 0;
     let report = loop {

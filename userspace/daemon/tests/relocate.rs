@@ -504,9 +504,7 @@ fn a_guest_that_comes_back_does_not_wait_for_its_reserve() {
     lock(&w.driver.faults).fail_at = Some(700);
     std::thread::scope(|s| {
         let answer = s.spawn(|| migrate_by(&w, Mode::Auto, false));
-        while !w.paused("A") {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        w.wait_paused("A");
         let suspended = Instant::now();
         while w.paused("A") {
             assert!(suspended.elapsed() < Duration::from_secs(30));

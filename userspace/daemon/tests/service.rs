@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::{lock, Trouble, World};
+use common::{lock, wait_until, Trouble, World};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
@@ -289,9 +289,7 @@ fn a_stop_undoes_what_has_not_passed_the_point_of_no_return() {
             assert_ne!(decoder.fill(&mut stream).unwrap(), 0);
         }
     });
-    while !lock(&w.hosts["A"]).guests[&1].paused {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    w.wait_paused("A");
     w.stop();
     let FromDaemon::Error { failure, message } = job.join().unwrap() else {
         panic!()
@@ -478,15 +476,13 @@ fn a_daemon_that_is_stopping_says_so() {
     std::thread::scope(|s| {
         let daemon = w.take();
         let moving = s.spawn(|| migrate(&w));
-        while !w.paused("A") {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        w.wait_paused("A");
         // A step that takes a while, for the stop to wait for.
         lock(&w.hosts["A"]).trouble = Trouble::None;
         lock(&w.hosts["B"]).trouble = Trouble::RestoreSleeps;
-        while lock(&w.hosts["B"]).trouble == Trouble::RestoreSleeps {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_until("the restore sleeps", || {
+            lock(&w.hosts["B"]).trouble != Trouble::RestoreSleeps
+        });
         let stopping = s.spawn(|| daemon.stop());
         std::thread::sleep(Duration::from_millis(300));
         let answer = migrate(&w);

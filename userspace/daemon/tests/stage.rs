@@ -10,14 +10,13 @@ mod common;
 mod moves;
 
 use common::peer::proxy;
-use common::{lock, Trouble, World};
+use common::{lock, wait_until, Trouble, World};
 use moves::{
     assert_runs_only_in, contents, error, exchange, left_with, migrate, report, request, swap_of,
     wait_until_runs_only_in, world,
 };
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
-use vmbeam_control_protocol::{Failure, FromDaemon, ToDaemon};
+use vmbeam_control_protocol::{Failure, FromDaemon, Phase, ToDaemon};
 use vmbeam_uapi::Errno;
 use vmbeam_xen::PageKind;
 use vmbeamd::join::JoinedRun;
@@ -100,13 +99,19 @@ fn what_fails_while_it_is_staged_the_guest_does_not_notice() {
     // A save that says nothing ends with the limit of time, or when nobody wants it.
     lock(&w.hosts["A"]).trouble = Trouble::StageHangs;
     let mut r = request("A", "B");
-    r.timeout_seconds = Some(1);
+    r.timeout_seconds = Some(3);
     let (_, message) = error(w.ask(&ToDaemon::Migrate(r)));
     assert!(message.contains("--timeout"), "{message}");
     has_not_noticed(&w, &pages);
     std::thread::scope(|s| {
         let answer = s.spawn(|| migrate(&w, "A", "B"));
-        std::thread::sleep(Duration::from_millis(500));
+        wait_until("the fifth job stages", || {
+            let FromDaemon::Status(jobs) = w.ask(&ToDaemon::Status) else {
+                panic!()
+            };
+            let mut jobs = jobs.iter();
+            jobs.any(|j| j.id == 5 && j.phase == Phase::Stage.text())
+        });
         assert_eq!(w.ask(&ToDaemon::Abort { job: 5 }), FromDaemon::Done);
         let (_, message) = error(answer.join().unwrap());
         assert!(message.contains("it was cancelled"), "{message}");
@@ -251,10 +256,8 @@ fn a_frame_that_is_held_follows_later_or_is_left() {
         };
         let r = std::thread::scope(|scope| {
             scope.spawn(|| {
-                while lets_go && tries() < 2 {
-                    std::thread::yield_now();
-                }
                 if lets_go {
+                    wait_until("it is tried again", || tries() >= 2);
                     lock(&w.driver.faults).refuse.clear();
                 }
             });

@@ -99,6 +99,30 @@ fn nothing_runs_while_the_journal_may_say_something_else() {
     wait_until_runs_only_in(&w, "B", &pages);
 }
 
+/// Nobody knows what it says when the daemon dies: the next one does.
+#[test]
+fn a_daemon_that_dies_behind_a_point_of_no_return_that_was_not_written_well() {
+    // It cannot be taken back, or that is not sure either.
+    for (point, before, end) in [("journal-create", 4, "B"), ("journal-sync", 6, "A")] {
+        let _scenario = FailScenario::setup();
+        let mut w = world();
+        let (_, pages) = contents(&w, "A").unwrap();
+        fail::cfg("journal-sync", &format!("6*off->1*return({EIO})->off")).unwrap();
+        fail::cfg(point, &format!("{before}*off->return({EIO})")).unwrap();
+        let (failure, message) = error(migrate(&w, "A", "B"));
+        assert_eq!(failure, Failure::Failed);
+        assert!(message.contains("cannot write the journal"), "{message}");
+        w.stop();
+        for vm in ["A", "B"] {
+            assert!(!contents(&w, vm).unwrap().0, "it runs in {vm}");
+        }
+        fail::remove("journal-sync");
+        fail::remove(point);
+        w.start();
+        wait_until_runs_only_in(&w, end, &pages);
+    }
+}
+
 #[test]
 fn few_writes_are_waited_for_in_the_pause() {
     let _scenario = FailScenario::setup();
