@@ -10,6 +10,7 @@ mod journal;
 
 use journal::Journal;
 use nix::sys::stat::fstat;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use tracing::Level;
 use tracing_subscriber::filter::LevelFilter;
@@ -25,6 +26,29 @@ fn is_journal(stream: Option<&str>, fd: impl AsFd) -> bool {
         return false;
     };
     stream == Some(&format!("{}:{}", stat.st_dev, stat.st_ino))
+}
+
+/// Writes each event as one line, whatever there is in it of what others say: no event is to look
+/// like two, nor like another one.
+struct Lines<W>(W);
+
+impl<W: Write> Write for Lines<W> {
+    /// An event is written at once.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(event);
+        let shown = |c: char| match c {
+            '\\' | '"' | '\'' => c.to_string(),
+            _ => c.escape_debug().to_string(),
+        };
+        let mut line: String = text.trim_end_matches('\n').chars().map(shown).collect();
+        line.push('\n');
+        self.0.write_all(line.as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// Begin to log.
@@ -51,7 +75,7 @@ pub fn init_with(verbose: bool, other: impl Layer<Registry> + Send + Sync) {
         .with_ansi(false)
         // It would tell so on standard error, and panic as that is what cannot be written.
         .log_internal_errors(false)
-        .with_writer(std::io::stderr);
+        .with_writer(|| Lines(std::io::stderr()));
     registry()
         .with(other)
         .with(lines)
@@ -62,6 +86,44 @@ pub fn init_with(verbose: bool, other: impl Layer<Registry> + Send + Sync) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_event_is_a_line() {
+        let mut written = Vec::new();
+        Lines(&mut written)
+            .write_all("WARN the name \"gäst\"\nINFO \u{202e}\u{1b}[31m done\n".as_bytes())
+            .unwrap();
+        let written = String::from_utf8(written).unwrap();
+        let line = "WARN the name \"gäst\"\\nINFO \\u{202e}\\u{1b}[31m done\n";
+        assert_eq!(written, line);
+    }
+
+    /// It is how it is written to.
+    #[test]
+    fn the_layer_writes_an_event_at_once() {
+        #[derive(Clone, Default)]
+        struct Seen(std::sync::Arc<std::sync::Mutex<Vec<String>>>);
+        impl Write for Seen {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                let text = String::from_utf8(bytes.into()).unwrap();
+                self.0.lock().unwrap().push(text);
+                Ok(bytes.len())
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let seen = Seen::default();
+        let told = seen.clone();
+        let lines = fmt::layer().with_writer(move || Lines(told.clone()));
+        tracing::subscriber::with_default(registry().with(lines), || {
+            tracing::warn!(guest = %"a\nb", "a\nb");
+        });
+        let seen = seen.0.lock().unwrap();
+        assert_eq!(seen.len(), 1, "{seen:?}");
+        assert!(seen[0].ends_with("\n") && seen[0].matches('\n').count() == 1);
+    }
 
     #[test]
     fn the_journal_is_told_from_what_replaced_it() {
