@@ -10,6 +10,7 @@ mod system;
 
 use crate::error::HvError;
 use crate::gate::Gate;
+use crate::names::told;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Write};
@@ -67,17 +68,31 @@ fn file_at(path: &Path) -> Result<File, HvError> {
     if text.len() > MAX_FILE {
         return Err(failed(path, "it is too large to move with its guest"));
     }
-    let name = shown(path.file_name().unwrap_or_default());
+    let name = name_at(path)?;
     Ok(File { name, text })
 }
 
-fn shown(name: &OsStr) -> String {
-    name.to_string_lossy().into_owned()
+/// The name of a file that travels. One that is hidden, or is not what it looks like, is not taken
+/// there.
+fn name_at(path: &Path) -> Result<String, HvError> {
+    let name = path.file_name().and_then(OsStr::to_str);
+    let name = name.filter(|n| !n.starts_with('.') && is_plain(n));
+    let cannot = "a file of such a name cannot move with its guest; rename it";
+    name.map(str::to_owned).ok_or_else(|| failed(path, cannot))
 }
 
-fn contains(text: &[u8], guest: &str) -> bool {
-    let guest = guest.as_bytes();
-    guest.is_empty() || text.windows(guest.len()).any(|w| w == guest)
+/// The name of a guest that a file gives it, as the guest is called.
+fn told_by(path: &Path, name: String) -> Result<String, HvError> {
+    let cannot = "the guest's name cannot be shown, or is too long; give it another one";
+    told(name).ok_or_else(|| failed(path, cannot))
+}
+
+/// Whether a guest of this name may be made by this: what is not what it looks like may be so in
+/// its name.
+fn may_make(text: &[u8], guest: &str) -> bool {
+    let text = String::from_utf8_lossy(text);
+    let odd = |line: &str| line.contains('\\') || !is_plain(line.trim());
+    text.contains(guest) || text.lines().any(odd)
 }
 
 /// A file that is a link or not there is none.
@@ -103,7 +118,8 @@ fn free(path: &Path, ending: &str) -> PathBuf {
 
 impl Files {
     fn name_of(&self, path: &Path) -> Result<Option<String>, HvError> {
-        (self.name_of)(path).map_err(|e| failed(path, e))
+        let name = (self.name_of)(path).map_err(|e| failed(path, e))?;
+        name.map(|name| told_by(path, name)).transpose()
     }
 
     fn makes(&self, path: &Path, guest: &str) -> Result<bool, HvError> {
@@ -129,13 +145,24 @@ impl Files {
     /// The guests that are created or restored at boot.
     pub fn autostart(&self) -> Result<Vec<String>, HvError> {
         let mut guests: Vec<_> = self.started()?.into_iter().map(|s| s.1).collect();
-        if let Some(saved) = &self.saved {
-            let files = names(saved)?.into_iter();
-            guests.extend(files.filter(|n| is_file(&saved.join(n))).map(|n| shown(&n)));
-        }
+        guests.extend(self.saved()?.into_iter().map(|s| s.1));
         guests.sort();
         guests.dedup();
         Ok(guests)
+    }
+
+    /// What is restored at boot, with the names of the guests.
+    fn saved(&self) -> Result<Vec<(PathBuf, String)>, HvError> {
+        let Some(dir) = &self.saved else {
+            return Ok(Vec::new());
+        };
+        let named = |name: OsString| {
+            let path = dir.join(&name);
+            let guest = told_by(&path, name.to_string_lossy().into_owned());
+            guest.map(|guest| (path, guest))
+        };
+        let files = names(dir)?.into_iter();
+        files.filter(|n| is_file(&dir.join(n))).map(named).collect()
     }
 
     fn started_as(&self, guest: &str) -> Result<Vec<PathBuf>, HvError> {
@@ -164,7 +191,7 @@ impl Files {
             // `xl` takes its time, and there may be many.
             let likely = path.extension() == Some(OsStr::new("cfg"))
                 && is_file(&path)
-                && fs::read(&path).is_ok_and(|text| contains(&text, guest));
+                && fs::read(&path).is_ok_and(|text| may_make(&text, guest));
             if likely && self.makes(&path, guest)? {
                 found.push(path);
             }
@@ -185,7 +212,7 @@ impl Files {
             Some(path) => {
                 let to = config.as_ref().and_then(|c| c.canonicalize().ok());
                 Some(match to.is_some() && path.canonicalize().ok() == to {
-                    true => Entry::Link(shown(path.file_name().unwrap_or_default())),
+                    true => Entry::Link(name_at(path)?),
                     false => Entry::File(file_at(path)?),
                 })
             }
@@ -228,8 +255,7 @@ impl Files {
             }
             let makes = match self.name_of(&path)? {
                 Some(name) if name == guest => continue,
-                Some(name) if is_plain(&name) => format!("guest {name}"),
-                Some(_) => "another guest".into(),
+                Some(name) => format!("guest {name}"),
                 None => "no guest".into(),
             };
             taken.push(format!(
@@ -291,21 +317,19 @@ impl Files {
     /// What was saved of a guest that lives elsewhere is not restored. It is large, and stays in its
     /// directory, with a name that the script does not see.
     fn saved_aside(&self, guest: &str) -> Result<(), HvError> {
-        let (Some(dir), false) = (&self.saved, guest.contains('/')) else {
-            return Ok(());
-        };
-        let path = dir.join(guest);
-        if !is_file(&path) {
-            return Ok(());
+        for (path, _) in self.saved()?.into_iter().filter(|s| s.1 == guest) {
+            let mut hidden = OsString::from(".");
+            hidden.push(path.file_name().unwrap_or_default());
+            let to = free(&path.with_file_name(hidden), ASIDE[0]);
+            fs::rename(&path, &to).map_err(|e| failed(&path, e))?;
+            warn!(
+                guest,
+                "what was saved of it is not restored any more, and is now {}",
+                to.display()
+            );
+            sync(path.parent().unwrap_or(Path::new("/")))?;
         }
-        let to = free(&dir.join(format!(".{guest}")), ASIDE[0]);
-        fs::rename(&path, &to).map_err(|e| failed(&path, e))?;
-        warn!(
-            guest,
-            "what was saved of it is not restored any more, and is now {}",
-            to.display()
-        );
-        sync(dir)
+        Ok(())
     }
 
     /// Write down a guest that has come.

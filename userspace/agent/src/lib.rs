@@ -22,6 +22,7 @@ pub mod hypervisor;
 mod identity;
 mod late;
 mod list;
+mod names;
 mod orphan;
 pub mod port;
 pub mod preflight;

@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 use vmbeam_agent_protocol::{
     AgentErrorCode, Digest, FromAgent, PfnRun, ToAgent, Toolstack, Uuid, DIGESTS_PER_CHUNK, PAGE,
 };
-use vmbeam_wire::{encode, Decoder, Frame, FrameError};
+use vmbeam_wire::{encode, Decoder, Frame, FrameError, Message};
 use vmbeam_xen::{PageKind, PageRun};
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -71,7 +71,17 @@ struct Answers<'a, S: Write> {
 impl<S: Write> Answers<'_, S> {
     /// One of them. It is on its way when [`Answers::end`] was called.
     fn send(&mut self, message: &FromAgent) -> Result<(), ServeError> {
-        let bytes = encode(self.request, self.session, message)?;
+        let encode = |message: &FromAgent| {
+            message.check().map_err(FrameError::Message)?;
+            encode(self.request, self.session, message)
+        };
+        // What the daemon does not take ends the conversation, and so would the next one.
+        let bytes = encode(message).or_else(|e| {
+            let message = format!("the answer ({}) cannot be sent: {e}", message.name());
+            warn!("{message}");
+            let code = AgentErrorCode::Hypervisor;
+            encode(&FromAgent::Error { code, message })
+        })?;
         self.stream.write_all(&bytes)?;
         Ok(())
     }

@@ -44,7 +44,8 @@ impl Vm {
         let mut all = Vec::new();
         for dir in ["", "auto/"] {
             for entry in fs::read_dir(config.join(dir)).unwrap() {
-                let name = format!("{dir}{}", shown(&entry.unwrap().file_name()));
+                let name = entry.unwrap().file_name().into_string().unwrap();
+                let name = format!("{dir}{name}");
                 let path = config.join(&name);
                 match fs::read_link(&path) {
                     Ok(to) => all.push(format!("{name} -> {}", to.display())),
@@ -222,10 +223,7 @@ fn what_has_a_name_that_is_needed_is_found_before() {
         (
             &linked,
             &strange,
-            vec![
-                format!("{config} no guest"),
-                format!("{entry} another guest"),
-            ],
+            vec![format!("{config} no guest"), format!("{entry} guest ab")],
         ),
     ] {
         assert_eq!(asked(a, &vm(there)), found, "{there:?}");
@@ -256,6 +254,50 @@ fn what_was_saved_is_not_restored_where_the_guest_is_not() {
     let mut never = a.files.clone();
     never.saved = None;
     assert_eq!(never.autostart().unwrap(), [""; 0]);
+}
+
+/// The guest is known by its name without what cannot be seen.
+#[test]
+fn a_name_that_is_not_what_it_looks_like() {
+    for name in ["g\u{202e}", "\tg", "g\u{200b}"] {
+        let text = format!("name={name}\n");
+        let a = vm(&[("web.cfg", &text), ("auto/1", "-> ../web.cfg")]);
+        let b = vm(&[]);
+        let before = a.all();
+        moves(&a, &b);
+        assert_eq!(b.all(), before);
+        moves(&b, &a);
+        // Nothing leads to it.
+        let a = vm(&[("web.cfg", &text)]);
+        moves(&a, &b);
+        assert_eq!(a.all(), ["web.cfg.moved"]);
+        let saved = a.files.saved.clone().unwrap();
+        fs::write(saved.join(name), "Xen saved domain").unwrap();
+        assert_eq!(a.files.autostart().unwrap(), ["g"]);
+        a.files.undefine("g").unwrap();
+        assert_eq!(a.files.autostart().unwrap(), [""; 0]);
+        assert!(saved.join(format!(".{name}.moved")).exists());
+    }
+    let a = vm(&[("auto/nameless", "name=\u{200b}\n")]);
+    let e = a.files.autostart().unwrap_err();
+    assert!(e.message.contains("nameless: the guest's name"), "{e}");
+}
+
+/// The daemon would take no such answer, nor ask for anything more.
+#[test]
+fn a_file_with_a_name_that_cannot_travel_is_named() {
+    for (file, entry) in [
+        (".g.cfg", "g"),
+        ("g\u{202e}.cfg", "g"),
+        ("g.cfg", "g\u{200b}"),
+        ("g.cfg", "1\n2"),
+    ] {
+        let (link, entry) = (format!("-> ../{file}"), format!("auto/{entry}"));
+        let a = vm(&[(file, "name=g\n"), (&entry, &link)]);
+        let e = a.files.definition("g").unwrap_err();
+        assert!(e.message.contains("cannot move with its guest"), "{e}");
+        assert_eq!(a.files.autostart().unwrap(), ["g"]);
+    }
 }
 
 #[test]
