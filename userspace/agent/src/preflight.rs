@@ -4,10 +4,12 @@
 //! it in xenstore: asked before anything is done to it.
 
 use crate::disks;
+use crate::names::visible;
 use crate::surroundings::Surroundings;
 use std::path::Path;
 use vmbeam_agent_protocol::preflight::{MAX_ITEM, MAX_ITEMS};
 use vmbeam_agent_protocol::{Inspection, Need, NeedKind, MAX_PAGES, MAX_RUNS};
+use vmbeam_wire::is_plain;
 
 /// Frontends that connect again by themselves after a move.
 const DEVICES: [&str; 5] = ["console", "vbd", "vif", "vkbd", "vfb"];
@@ -64,6 +66,7 @@ pub fn inspect(here: &impl Surroundings, domid: u32, pool: u32, size: Size) -> I
         serves_others(here, domid),
         stub_domain(here, domid),
         cannot_come_along(here, domid),
+        served_elsewhere(here, domid),
         disks::cached(here, domid),
         cannot_suspend(here, domid),
         above_target(here, domid, size.pages),
@@ -81,6 +84,14 @@ pub fn inspect(here: &impl Surroundings, domid: u32, pool: u32, size: Size) -> I
     }));
     // What is not here either is not missed there.
     needs.retain(|need| is_there(here, need));
+    let is_odd = |need: &Need| need.name.len() > MAX_ITEM || !is_plain(&need.name);
+    let odd = needs.iter().find(|need| is_odd(need)).map(|need| {
+        format!(
+            "it needs something with a name that is not what it looks like, or is too long: {:?}; rename that",
+            need.name
+        )
+    });
+    needs.retain(|need| !is_odd(need));
     needs.sort_by(|a, b| (a.kind as u8, &a.name).cmp(&(b.kind as u8, &b.name)));
     needs.dedup();
     let many = (needs.len() > NEEDS).then(|| {
@@ -90,9 +101,9 @@ pub fn inspect(here: &impl Surroundings, domid: u32, pool: u32, size: Size) -> I
     Inspection {
         problems: problems
             .into_iter()
-            .chain([many])
+            .chain([many, odd])
             .flatten()
-            .map(short)
+            .map(|problem| short(visible(problem)))
             .collect(),
         needs,
     }
@@ -171,6 +182,29 @@ fn cannot_come_along(here: &impl Surroundings, domid: u32) -> Option<String> {
         format!(
             "it has devices that do not come along ({}); detach them, or shut it down and start it there",
             kinds.join(", ")
+        )
+    })
+}
+
+/// Neither are the rings of such a device looked at, nor its events raised, and the other guest
+/// stays where it is.
+fn served_elsewhere(here: &impl Surroundings, domid: u32) -> Option<String> {
+    let all = format!("/libxl/{domid}/device");
+    let mut served = Vec::new();
+    for kind in here.list(&all) {
+        for device in here.list(&format!("{all}/{kind}")) {
+            let backend = here.read(&format!("{all}/{kind}/{device}/backend"));
+            let by = backend
+                .as_deref()
+                .and_then(|b| b.strip_prefix("/local/domain/"));
+            let by = by.and_then(|b| b.split('/').next()).filter(|by| *by != "0");
+            served.extend(by.map(|by| format!("{kind} {device} by domain {by}")));
+        }
+    }
+    (!served.is_empty()).then(|| {
+        format!(
+            "it has devices that another guest serves ({}), which does not come along; detach them, or shut it down and start it there",
+            served.join(", ")
         )
     })
 }
@@ -260,298 +294,4 @@ pub fn definition(here: &impl Surroundings, path: Option<&Path>, inspection: &mu
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::{BTreeMap, BTreeSet};
-    use vmbeam_agent_protocol::FromAgent;
-    use vmbeam_wire::Message;
-
-    #[derive(Default)]
-    struct Fake {
-        store: BTreeMap<String, String>,
-        files: BTreeSet<String>,
-        tsc_khz: Option<u32>,
-        guest_tsc_khz: Option<u32>,
-    }
-
-    impl Surroundings for Fake {
-        fn read(&self, path: &str) -> Option<String> {
-            self.store.get(path).cloned()
-        }
-
-        fn list(&self, path: &str) -> Vec<String> {
-            let below = format!("{path}/");
-            let names: BTreeSet<String> = self
-                .store
-                .keys()
-                .filter_map(|k| Some(k.strip_prefix(&below)?.split('/').next()?.to_owned()))
-                .collect();
-            names.into_iter().collect()
-        }
-
-        fn exists(&self, path: &Path) -> bool {
-            self.files.contains(path.to_str().unwrap())
-        }
-
-        fn can_write(&self, dir: &Path) -> bool {
-            self.exists(dir)
-        }
-
-        fn text(&self, _: &Path) -> Option<String> {
-            None
-        }
-
-        fn tsc_khz(&self) -> Option<u32> {
-            self.tsc_khz
-        }
-
-        fn guest_tsc_khz(&self, _: u32) -> Option<u32> {
-            self.guest_tsc_khz
-        }
-    }
-
-    const SIZE: Size = Size {
-        pages: 65536,
-        runs: Some(100),
-    };
-
-    /// Domain 7, an ordinary guest of 256 MiB.
-    fn guest() -> Fake {
-        let mut fake = Fake::default();
-        for (path, value) in [
-            ("/local/domain/7/control/feature-poweroff", "1"),
-            ("/local/domain/7/control/feature-suspend", "1"),
-            ("/local/domain/7/memory/target", "262144"),
-            ("/local/domain/7/vm", "/vm/u"),
-            ("/local/domain/7/backend/vbd", ""),
-            ("/libxl/7/device/pci", ""),
-            ("/vm/u/image/kernel", "/boot/vmlinux"),
-            ("/vm/u/image/ramdisk", "/var/run/xen/gone"),
-            ("/libxl/7/device/console/0/backend", "/c"),
-            ("/libxl/7/device/vif/0/backend", "/b/vif"),
-            ("/b/vif/bridge", "br0"),
-            ("/libxl/7/device/vbd/51712/backend", "/b/vbd"),
-            ("/b/vbd/params", "/dev/vg/disk"),
-            ("/libxl/7/device/vbd/51728/backend", "/b/qdisk"),
-            ("/b/qdisk/params", "aio:/srv/a:b.img"),
-            ("/b/qdisk/direct-io-safe", "1"),
-            ("/libxl/7/device/vbd/51744/backend", "/b/nbd"),
-            ("/b/nbd/params", "nbd:elsewhere"),
-            ("/local/pool/0/name", "Pool-0"),
-            ("/local/pool/2/name", "fast"),
-        ] {
-            fake.store.insert(path.into(), value.into());
-        }
-        for file in [
-            "/sys/class/net/br0",
-            "/dev/vg/disk",
-            "/srv/a:b.img",
-            "/boot/vmlinux",
-        ] {
-            fake.files.insert(file.into());
-        }
-        fake
-    }
-
-    #[test]
-    fn what_belongs_to_another_domain_stays() {
-        let mut fake = guest();
-        assert_eq!(xenstore_domain(&fake), None);
-        let problems = |fake: &Fake| inspect(fake, 7, 0, SIZE).problems;
-        assert!(problems(&fake).is_empty());
-        fake.store
-            .insert("/local/domain/8/target".into(), "7".into());
-        assert!(problems(&fake)[0].contains("it has a stub domain (8)"));
-        fake.store
-            .insert("/local/domain/7/target".into(), "6".into());
-        assert!(problems(&fake)[0].contains("it is the stub domain of guest 6"));
-        fake.store
-            .insert("/tool/xenstored/domid".into(), "2".into());
-        assert_eq!(xenstore_domain(&fake), Some(2));
-    }
-
-    #[test]
-    fn an_ordinary_guest_can_move_and_says_what_it_needs() {
-        let inspection = inspect(&guest(), 7, 2, SIZE);
-        assert!(inspection.problems.is_empty(), "{inspection:?}");
-        let needs: Vec<_> = inspection
-            .needs
-            .iter()
-            .map(|n| (n.kind, &*n.name))
-            .collect();
-        assert_eq!(
-            needs,
-            [
-                (NeedKind::Bridge, "br0"),
-                (NeedKind::Disk, "/dev/vg/disk"),
-                (NeedKind::Disk, "/srv/a:b.img"),
-                (NeedKind::Kernel, "/boot/vmlinux"),
-                (NeedKind::Pool, "fast"),
-            ]
-        );
-    }
-
-    /// What the daemon takes is bounded, and an answer that it does not take tells nobody anything.
-    #[test]
-    fn whatever_a_guest_has_the_answer_is_one() {
-        let mut many = guest();
-        for nr in 0..2 * MAX_ITEMS {
-            let disk = format!("/srv/images/a-directory-of-its-own/{nr}.qcow2");
-            let node = |name: &str| format!("/b/qdisk/{nr}/{name}");
-            let backend = format!("/libxl/7/device/vbd/{nr}/backend");
-            many.store.insert(backend, format!("/b/qdisk/{nr}"));
-            many.store.insert(node("params"), format!("qcow2:{disk}"));
-            many.files.insert(disk);
-        }
-        let inspection = inspect(&many, 7, 2, SIZE);
-        assert_eq!(FromAgent::Inspected(inspection.clone()).check(), Ok(()));
-        let told = |words: &str| inspection.problems.iter().any(|p| p.contains(words));
-        assert!(told("it needs more than 63 files"), "{inspection:?}");
-        assert!(told("a-directory-of-its-own/1.qcow2"), "{inspection:?}");
-        // A bridge for each of several cards is one bridge.
-        let mut cards = guest();
-        for nr in 1..2 * MAX_ITEMS {
-            let backend = format!("/libxl/7/device/vif/{nr}/backend");
-            cards.store.insert(backend, "/b/vif".into());
-        }
-        let inspection = inspect(&cards, 7, 2, SIZE);
-        assert_eq!(inspection.needs.len(), 5, "{inspection:?}");
-        assert_eq!(inspection.problems, [""; 0]);
-    }
-
-    #[test]
-    fn what_it_needs_is_here_or_not() {
-        let mut there = guest();
-        let needs = inspect(&there, 7, 2, SIZE).needs;
-        assert!(needs.iter().all(|n| is_there(&there, n)));
-        there.files.clear();
-        // The pool of that number is another one.
-        let pool = "/local/pool/2/name".to_owned();
-        there.store.insert(pool, "slow".into());
-        assert!(!needs.iter().any(|n| is_there(&there, n)));
-        // Nothing but an interface counts as one.
-        there.files.insert("/sys/class/net/../../../etc".into());
-        let odd = Need {
-            kind: NeedKind::Bridge,
-            name: "../../../etc".into(),
-        };
-        assert!(!is_there(&there, &odd));
-    }
-
-    #[test]
-    fn a_guest_that_reads_the_clock_of_the_processor() {
-        let mut here = guest();
-        here.guest_tsc_khz = Some(2_994_374);
-        let needs = |fake: &Fake| {
-            let mut needs = inspect(fake, 7, 2, SIZE).needs;
-            needs.retain(|n| n.kind == NeedKind::Tsc);
-            needs
-        };
-        // Emulated already: since it came from elsewhere, or as all are.
-        for emulated in [None, Some(2_994_373)] {
-            here.tsc_khz = emulated;
-            assert_eq!(needs(&here), []);
-        }
-        here.tsc_khz = here.guest_tsc_khz;
-        let needs = needs(&here);
-        assert_eq!(needs[0].name, "2994374");
-        for (there, native) in [
-            (Some(2_994_374), true),
-            (Some(2_994_375), false),
-            (None, false),
-        ] {
-            here.tsc_khz = there;
-            assert_eq!(is_there(&here, &needs[0]), native);
-        }
-    }
-
-    #[test]
-    fn a_file_that_must_go_with_its_guest() {
-        let path = Path::new("/etc/xen/g.cfg");
-        let look = |fake: &Fake| {
-            let mut inspection = Inspection::default();
-            definition(fake, Some(path), &mut inspection);
-            inspection
-        };
-        let mut fake = guest();
-        let problems = look(&fake).problems;
-        assert!(problems.len() == 1 && problems[0].contains("/etc/xen/g.cfg cannot be moved"));
-        fake.files.insert("/etc/xen".into());
-        let Inspection { problems, needs } = look(&fake);
-        assert!(problems.is_empty() && needs.len() == 1);
-        assert!(is_there(&fake, &needs[0]));
-    }
-
-    #[track_caller]
-    fn assert_problem(fake: &Fake, size: Size, words: &str) {
-        let problems = inspect(fake, 7, 2, size).problems;
-        assert!(
-            problems.len() == 1 && problems[0].contains(words),
-            "{problems:?}"
-        );
-    }
-
-    #[test]
-    fn a_guest_that_cannot_suspend_itself() {
-        for feature in [None, Some("0")] {
-            let mut fake = guest();
-            let node = "/local/domain/7/control/feature-suspend";
-            fake.store.remove(node);
-            if let Some(value) = feature {
-                fake.store.insert(node.into(), value.into());
-            }
-            assert_problem(&fake, SIZE, "can suspend itself");
-            // As it is after a restore: nodes that are empty, since it has not booted here.
-            for feature in ["poweroff", "suspend"] {
-                let node = format!("/local/domain/7/control/feature-{feature}");
-                fake.store.insert(node, String::new());
-            }
-            assert_eq!(inspect(&fake, 7, 2, SIZE).problems, Vec::<String>::new());
-        }
-    }
-
-    #[test]
-    fn a_guest_above_its_target() {
-        let mut fake = guest();
-        let target = "/local/domain/7/memory/target".to_owned();
-        fake.store.insert(target.clone(), "65536".into());
-        assert_problem(
-            &fake,
-            SIZE,
-            "256 MiB of memory, more than its target of 64 MiB",
-        );
-        // As much as the toolstack grants beyond it is no problem.
-        fake.store.insert(target.clone(), "261120".into());
-        assert!(inspect(&fake, 7, 2, SIZE).problems.is_empty());
-        fake.store.insert(target, "261119".into());
-        assert_problem(&fake, SIZE, "more than its target");
-    }
-
-    #[test]
-    fn a_guest_that_is_a_backend() {
-        let mut fake = guest();
-        fake.store
-            .insert("/local/domain/7/backend/vif/8/0/state".into(), "4".into());
-        assert_problem(&fake, SIZE, "the backend of other guests (vif)");
-    }
-
-    #[test]
-    fn a_guest_with_devices_that_do_not_come_along() {
-        let mut fake = guest();
-        for kind in ["9pfs", "pci"] {
-            let node = format!("/libxl/7/device/{kind}/0/backend");
-            fake.store.insert(node, "/b".into());
-        }
-        assert_problem(&fake, SIZE, "(9pfs, pci)");
-    }
-
-    #[test]
-    fn a_guest_beyond_the_limits() {
-        let mut fake = guest();
-        fake.store.remove("/local/domain/7/memory/target");
-        let pages = MAX_PAGES + 1;
-        assert_problem(&fake, Size { pages, runs: None }, "67108865 pages");
-        let runs = Some(MAX_RUNS + 1);
-        assert_problem(&fake, Size { runs, ..SIZE }, "1048577 pieces");
-    }
-}
+mod tests;
