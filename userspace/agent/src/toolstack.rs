@@ -55,8 +55,12 @@ pub fn xl(arguments: &[&str]) -> Result<String, HvError> {
 
 /// The same with another limit of time.
 pub fn xl_within(arguments: &[&str], limit: Duration) -> Result<String, HvError> {
+    run_within(XL, arguments, limit)
+}
+
+fn run_within(xl: &str, arguments: &[&str], limit: Duration) -> Result<String, HvError> {
     let what = format!("`xl {}`", arguments.join(" "));
-    let output = command::run(Command::new(XL).args(arguments), limit)
+    let output = command::run(Command::new(xl).args(arguments), limit)
         .map_err(|e| failed(format!("{what}: {e}")))?;
     if !output.status.success() {
         return Err(failed(format!("{what}: {}", last_words(&output.err))));
@@ -413,6 +417,23 @@ mod tests {
                 return Ok(all);
             }
         }
+    }
+
+    /// To destroy a guest takes as long as it has memory.
+    #[test]
+    fn a_command_that_is_slow_has_the_time_that_it_is_given() {
+        let (dir, xl) = play("[ $1 = destroy ] && read -r word <slow && echo $word");
+        let pipe = dir.path().join("slow");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let destroy = |limit| run_within(&xl, &["destroy", "7"], limit);
+        let e = destroy(Duration::from_millis(100)).unwrap_err();
+        assert!(e.message.starts_with("`xl destroy 7`: "), "{e}");
+        let ends = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            std::fs::write(pipe, "gone\n").unwrap();
+        });
+        assert_eq!(destroy(Duration::from_secs(60)).unwrap(), "gone\n");
+        ends.join().unwrap();
     }
 
     #[test]
