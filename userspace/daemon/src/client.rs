@@ -87,7 +87,15 @@ impl Client {
 
     /// Send what it must have, and wait for it for a while.
     pub(crate) fn send(&self, message: &FromDaemon) -> Result<(), ClientError> {
-        let bytes = encode(self.request, self.session, message)?;
+        let encode = |message: &FromDaemon| encode(self.request, self.session, message);
+        let bytes = match encode(message) {
+            // It is not to wait for nothing.
+            Err(e @ FrameError::TooLong(_)) => {
+                let message = format!("the answer does not fit: {e}");
+                encode(&failed(Failure::Failed, &message))?
+            }
+            bytes => bytes?,
+        };
         let mut slot = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(stream) = &mut *slot else {
             return Err(ClientError::Gone);
@@ -144,7 +152,9 @@ impl Client {
 mod tests {
     use super::*;
     use std::io::Read;
-    use vmbeam_control_protocol::Phase;
+    use vmbeam_agent_protocol::{CpuFeatures, Guest, GuestKind, GuestState, MAX_GUESTS};
+    use vmbeam_control_protocol::{HostVmReport, Phase};
+    use vmbeam_wire::message::MAX_NAME;
     use vmbeam_wire::Decoder;
 
     fn progress(done: u64) -> FromDaemon {
@@ -180,6 +190,36 @@ mod tests {
         let nr = seen.len() as u64;
         assert!(nr > 0 && nr < 100_000, "{nr}");
         assert!(seen.into_iter().eq((0..nr).map(progress)));
+    }
+
+    #[test]
+    fn an_answer_that_does_not_fit_is_an_error() {
+        let guest = Guest {
+            name: "x".repeat(MAX_NAME),
+            domid: 7,
+            state: GuestState::Running,
+            pages: 1,
+            kind: GuestKind::Pv,
+            cpu: Some(CpuFeatures::default()),
+        };
+        let host_vm = |name: &str| HostVmReport {
+            name: name.into(),
+            domid: Ok(1),
+            guests: Ok(vec![guest.clone(); MAX_GUESTS]),
+            maintenance: false,
+            held: None,
+        };
+        let list = FromDaemon::List(["A", "B", "C", "D"].map(host_vm).into());
+        let (here, mut there) = UnixStream::pair().unwrap();
+        let client = Client::new(here);
+        client.send(&list).unwrap();
+        let mut decoder = Decoder::strict();
+        decoder.fill(&mut there).unwrap();
+        let answer = decoder.next_frame().unwrap().unwrap();
+        let FromDaemon::Error { message, .. } = answer.decode().unwrap() else {
+            panic!()
+        };
+        assert!(message.contains("does not fit: a message of"), "{message}");
     }
 
     #[test]
