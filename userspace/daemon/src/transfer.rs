@@ -26,6 +26,8 @@ use vmbeam_uapi::NOT_ATTEMPTED;
 /// Most pages that are copied because they cannot be swapped: 64 MiB. With more of
 /// them it is not what was asked for any more.
 const MAX_COPIES: u64 = 16 << 10;
+/// Pages that are verified at once.
+const VERIFIED_AT_ONCE: u64 = 16 << 10;
 /// Bytes that are pushed at once: what is not taken has to be sent again.
 const PUSH: usize = 128 << 10;
 pub(crate) fn count(runs: &[PfnRun]) -> u64 {
@@ -193,8 +195,7 @@ impl Job<'_> {
     ) -> Result<Event, SwapError> {
         self.empty = loaded.empty;
         if self.request.verify {
-            let (here, external) = (self.guest.domid, self.external());
-            self.before = self.digests(Phase::DigestsBefore, true, here, &external)?;
+            self.before = self.digests()?;
             self.part("digests");
         }
         self.work.moved = Some(moved);
@@ -262,10 +263,7 @@ impl Job<'_> {
         self.copy(&copies, there)?;
         self.part("copy");
         if self.request.verify {
-            let external = self.external();
-            let after = self.digests(Phase::DigestsAfter, false, there, &external)?;
-            let before = std::mem::take(&mut self.before);
-            self.compare(&before, &after)?;
+            self.verify(there)?;
             self.part("digests");
         }
         Ok(Event::Done)
@@ -337,47 +335,49 @@ impl Job<'_> {
         Ok(())
     }
 
-    fn digests(
-        &mut self,
-        phase: Phase,
-        at_source: bool,
-        guest: u32,
-        runs: &[PfnRun],
-    ) -> Result<Vec<(u64, Digest)>, SwapError> {
+    /// What the external pages have, before they go: 24 bytes a page are kept of it.
+    fn digests(&mut self) -> Result<Vec<(u64, Digest)>, SwapError> {
         let started = Instant::now();
-        let sum = Sum::new(phase, count(runs), self.context.progress);
-        let side = if at_source {
-            &mut self.exec.from
-        } else {
-            &mut self.exec.to
-        };
-        let digests = side
-            .talk(|l| l.digests(guest, runs, sum.side(0)))
+        let (here, runs) = (self.guest.domid, self.external());
+        let sum = Sum::new(Phase::DigestsBefore, count(&runs), self.context.progress);
+        let digests = self
+            .exec
+            .from
+            .talk(|l| l.digests(here, &runs, sum.side(0)))
             .map_err(refused)?;
         self.report.seconds.digests += seconds(started);
         Ok(digests)
     }
 
-    /// Every external page must have arrived as it was.
-    fn compare(
-        &mut self,
-        before: &[(u64, Digest)],
-        after: &[(u64, Digest)],
-    ) -> Result<(), SwapError> {
-        let wrong: Vec<u64> = before
-            .iter()
-            .zip(after)
-            .filter(|(a, b)| a != b)
-            .map(|(a, _)| a.0)
-            .collect();
-        if let Some(first) = wrong.first() {
+    /// Every external page must have arrived as it was. What they have now is kept of a part of
+    /// them at a time.
+    fn verify(&mut self, there: u32) -> Result<(), SwapError> {
+        let started = Instant::now();
+        let before = std::mem::take(&mut self.before);
+        let external = self.external();
+        let total = count(&external);
+        let (mut seen, mut wrong, mut first) = (0, 0_u64, None);
+        let mut expected = before.iter();
+        for part in parts(&external, VERIFIED_AT_ONCE) {
+            self.go_on()?;
+            (self.context.progress)(Phase::DigestsAfter, seen, total);
+            let to = &mut self.exec.to;
+            let after = to.talk(|l| l.digests(there, &part, |_| {}));
+            for now in after.map_err(refused)? {
+                seen += 1;
+                if expected.next() != Some(&now) {
+                    wrong += 1;
+                    first.get_or_insert(now.0);
+                }
+            }
+        }
+        self.report.seconds.digests += seconds(started);
+        if let Some(first) = first {
             return Err(refused(format!(
-                "{} of {} pages are not what they were, for example page {first:#x}",
-                wrong.len(),
-                before.len()
+                "{wrong} of {total} pages are not what they were, for example page {first:#x}"
             )));
         }
-        self.report.pages_verified = after.len() as u64;
+        self.report.pages_verified = seen;
         Ok(())
     }
 }
