@@ -179,6 +179,9 @@ pub enum ToAgent {
         /// What its host VM has.
         definition: Definition,
     },
+    /// What was said last of starting guests at boot holds no more: whoever wants to start them
+    /// waits for the next [`ToAgent::MayStart`]. Answer: [`crate::FromAgent::Done`].
+    HoldStart,
 }
 
 impl Message for ToAgent {

@@ -435,6 +435,7 @@ pub(crate) fn request(files: &Files, gate: &Gate, request: &ToAgent) -> Result<F
             gate.answer(*allowed).map_err(|e| failed(&gate.0, e))?;
             info!(allowed, "told whether guests may be started");
         }
+        ToAgent::HoldStart => gate.take_back().map_err(|e| failed(&gate.0, e))?,
         _ => {}
     }
     Ok(FromAgent::Done)

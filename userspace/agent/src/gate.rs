@@ -5,7 +5,7 @@
 //! so without an answer nothing is started, however long that takes.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,6 +24,11 @@ impl Default for Gate {
     }
 }
 
+/// For whoever looks at what starts guests, if that can be told.
+fn tell(words: &str) {
+    let _ = writeln!(io::stderr(), "{words}");
+}
+
 impl Gate {
     /// Note it.
     pub fn answer(&self, allowed: bool) -> io::Result<()> {
@@ -32,6 +37,14 @@ impl Gate {
         let new = self.0.with_extension("new");
         fs::write(&new, if allowed { "yes\n" } else { "no\n" })?;
         fs::rename(new, &self.0)
+    }
+
+    /// There is none any more, until the next one comes.
+    pub fn take_back(&self) -> io::Result<()> {
+        match fs::remove_file(&self.0) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done,
+        }
     }
 
     fn read(&self) -> Option<bool> {
@@ -45,13 +58,13 @@ impl Gate {
     /// Wait for the answer.
     pub fn wait(&self) -> bool {
         if self.read().is_none() {
-            eprintln!("vmbeam-agent: no guest is started before vmbeamd on the host has said that they may be");
+            tell("vmbeam-agent: no guest is started before vmbeamd on the host has said that they may be");
         }
         loop {
             match self.read() {
                 Some(true) => return true,
                 Some(false) => {
-                    eprintln!("vmbeam-agent: this host VM is in maintenance, and starts no guests; after `vmbeam maintenance HOST_VM off` on the host, `systemctl start xendomains` does");
+                    tell("vmbeam-agent: this host VM is in maintenance, and starts no guests; after `vmbeam maintenance HOST_VM off` on the host, `systemctl start xendomains` does");
                     return false;
                 }
                 None => std::thread::sleep(LOOK),
@@ -74,6 +87,10 @@ mod tests {
         assert!(!waits.is_finished());
         gate.answer(true).unwrap();
         assert!(waits.join().unwrap());
+        for _ in 0..2 {
+            gate.take_back().unwrap();
+            assert_eq!(gate.read(), None);
+        }
         gate.answer(false).unwrap();
         assert!(!gate.wait());
     }

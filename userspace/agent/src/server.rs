@@ -246,7 +246,8 @@ impl<H: Hypervisor> Agent<H> {
             | ToAgent::Undefine { .. }
             | ToAgent::MayDefine { .. }
             | ToAgent::Autostart
-            | ToAgent::MayStart { .. } => {
+            | ToAgent::MayStart { .. }
+            | ToAgent::HoldStart => {
                 let gate = self.hypervisor.gate();
                 let files = self.hypervisor.files();
                 match files.and_then(|files| definitions::request(&files, &gate, &message)) {

@@ -10,7 +10,7 @@ use crate::link::{or_nothing, unexpected, Link, LinkError};
 use crate::side::Side;
 use std::time::Instant;
 use tracing::warn;
-use vmbeam_agent_protocol::{AgentErrorCode, Definition, FromAgent, ToAgent};
+use vmbeam_agent_protocol::{AgentErrorCode, Definition, Entry, FromAgent, ToAgent, Uuid};
 
 /// What a host VM has written down of a guest.
 pub(crate) fn definition(link: &mut Link, guest: &str) -> Result<Definition, LinkError> {
@@ -79,14 +79,23 @@ pub(crate) fn put_aside(guest: &str, at: &mut Side<'_>, deadline: Instant) -> Re
     at.insist(deadline, |l| done(l, &undefine)).map(drop)
 }
 
-/// Whether there is anything of it.
-pub(crate) fn is_defined(
-    guest: &str,
-    at: &mut Side<'_>,
-    deadline: Instant,
-) -> Result<bool, String> {
-    let definition = at.insist(deadline, |l| definition(l, guest))?;
-    Ok(!definition.is_empty())
+/// What makes the guest.
+pub(crate) fn text_of(definition: &Definition) -> Option<&[u8]> {
+    match (&definition.config, &definition.autostart) {
+        (Some(file), _) | (None, Some(Entry::File(file))) => Some(&file.text),
+        (None, _) => None,
+    }
+}
+
+/// The UUID that it has by that, if one is given there; otherwise it gets one that is made up.
+pub(crate) fn uuid_of(definition: &Definition) -> Option<Uuid> {
+    let text = String::from_utf8_lossy(text_of(definition)?);
+    let uuid = |line: &str| {
+        let value = line.trim().strip_prefix("uuid")?.trim_start();
+        let value = value.strip_prefix('=')?.split(['"', '\'']).nth(1)?;
+        Uuid::try_parse(value).ok()
+    };
+    text.lines().filter_map(uuid).next_back()
 }
 
 /// The guests that a host VM starts when it boots; nothing if its agent does not know.
@@ -100,6 +109,13 @@ pub(crate) fn autostart(at: &mut Side<'_>) -> Result<Vec<String>, String> {
             },
         )
     })
+}
+
+/// A guest that it would start is to leave it: nothing is started there until it is told again,
+/// which it is once that has come to an end.
+pub(crate) fn hold_start(at: &mut Side<'_>) -> Result<(), String> {
+    at.vm.forget_told();
+    at.talk(|l| done(l, &ToAgent::HoldStart)).map(drop)
 }
 
 /// Tell a host VM whether it may start them.

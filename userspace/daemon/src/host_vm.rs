@@ -2,6 +2,8 @@
 
 //! A host VM and the connection to its agent.
 
+mod start;
+
 use crate::config::{Domid, HostVmConfig};
 use crate::driver::Driver;
 use crate::events::Events;
@@ -59,7 +61,8 @@ pub struct HostVm {
     agent: Mutex<Agent>,
     /// When it was lost last.
     lost: Mutex<Option<Instant>>,
-    /// How often an agent has answered at the beginning of a conversation.
+    /// How often an agent has answered at the beginning of a conversation, or was to forget what it
+    /// had been told.
     conversations: AtomicU64,
     maintenance: Arc<Maintenance>,
     events: Arc<Events>,
@@ -345,12 +348,6 @@ impl HostVm {
     /// Whether its agent is connected.
     pub fn is_connected(&self) -> bool {
         matches!(*lock(&self.agent), Agent::Connected(_))
-    }
-
-    /// The number of the conversation with its agent, if there is one.
-    pub(crate) fn conversation(&self) -> Option<u64> {
-        let number = self.conversations.load(Ordering::Relaxed);
-        self.is_connected().then_some(number)
     }
 
     /// Whether somebody works on it.

@@ -6,7 +6,7 @@ use crate::definitions::{definition, in_the_way};
 use crate::link::{or_nothing, unexpected, Link, LinkError};
 use crate::side::Side;
 use vmbeam_agent_protocol::{
-    FromAgent, Guest, GuestKind, GuestState, Inspection, Need, NeedKind, ToAgent,
+    Definition, FromAgent, Guest, GuestKind, GuestState, Inspection, Need, NeedKind, ToAgent,
 };
 use vmbeam_control_protocol::Mode;
 
@@ -54,16 +54,26 @@ fn missing(to: &str, guest: &str, need: &Need) -> String {
     )
 }
 
-/// What both host VMs know of a guest that could suspend itself otherwise: what is in its way,
-/// and what is not.
+/// What both host VMs know of a guest that could suspend itself otherwise.
+#[derive(Debug, Default)]
+pub(crate) struct Looked {
+    /// What is in its way.
+    pub(crate) blockers: Vec<String>,
+    /// What is not.
+    pub(crate) warnings: Vec<String>,
+    /// Its host VM starts it at boot.
+    pub(crate) starts: bool,
+}
+
+/// Find that out.
 pub(crate) fn looked_at(
     from: &mut Side<'_>,
     to: &mut Side<'_>,
     guest: &Guest,
     mode: Mode,
-) -> (Vec<String>, Vec<String>) {
+) -> Looked {
     if guest.kind != GuestKind::Pv || guest.state != GuestState::Running {
-        return Default::default();
+        return Looked::default();
     }
     let external = mode.is_external();
     let mut ask = || {
@@ -73,7 +83,9 @@ pub(crate) fn looked_at(
             false => to.talk(|l| lacking(l, needs.clone()))?,
         };
         let name = &guest.name;
-        let taken = to_be_kept(from, to, name)?;
+        let definition = from.talk(|l| definition(l, name))?;
+        let starts = definition.autostart.is_some();
+        let taken = to_be_kept(to, name, definition)?;
         let problems = problems
             .iter()
             .map(|problem| format!("guest {name}: {problem}"));
@@ -88,15 +100,25 @@ pub(crate) fn looked_at(
             told.push(missing(to.name(), name, need));
         }
         blockers.extend(taken);
-        Ok((blockers, warnings))
+        Ok(Looked {
+            blockers,
+            warnings,
+            starts,
+        })
     };
-    ask().unwrap_or_else(|e: String| (vec![e], Vec::new()))
+    ask().unwrap_or_else(|e: String| Looked {
+        blockers: vec![e],
+        ..Looked::default()
+    })
 }
 
 /// What has a name in the destination that what is written down of a guest would need there.
 /// It would be found once the guest has moved, and the guest be written down where it is not.
-fn to_be_kept(from: &mut Side<'_>, to: &mut Side<'_>, guest: &str) -> Result<Vec<String>, String> {
-    let definition = from.talk(|l| definition(l, guest))?;
+fn to_be_kept(
+    to: &mut Side<'_>,
+    guest: &str,
+    definition: Definition,
+) -> Result<Vec<String>, String> {
     if definition.is_empty() {
         return Ok(Vec::new());
     }

@@ -30,6 +30,8 @@ pub(crate) struct Job<'a> {
     pub(crate) small: Option<bool>,
     pub(crate) started: Instant,
     pub(crate) guest: Guest,
+    /// Its host VM starts it at boot, as soon as it is told that it may.
+    pub(crate) starts: bool,
     /// What it has been suspended for, if it may have been.
     pub(crate) pause: Option<Ledger>,
     /// What was made and found out before.

@@ -198,6 +198,29 @@ impl Jobs {
         free(&self.table(), [a, b])
     }
 
+    /// Whether nothing is brought to an end in this host VM, and not all guests of one move.
+    pub(crate) fn calm(&self, host_vm: &str) -> Result<(), SwapError> {
+        let table = self.table();
+        free(&table, [host_vm; 2])?;
+        alone(&table, [host_vm; 2])
+    }
+
+    /// The number that was given last.
+    pub(crate) fn last(&self) -> u64 {
+        self.numbers.last()
+    }
+
+    /// A migration that goes on, or has begun since this number was given, and that this is true of.
+    pub(crate) fn moves(&self, since: u64, of: impl Fn(&JobReport) -> bool) -> Option<JobReport> {
+        let moves = |j: &&Job| {
+            let JobReport {
+                id, kind, running, ..
+            } = j.report;
+            kind == JobKind::Migrate && (running || id > since) && of(&j.report)
+        };
+        self.table().iter().find(moves).map(|j| j.report.clone())
+    }
+
     /// Enter a job, unless an earlier one is in its way.
     pub(crate) fn begin(
         &self,

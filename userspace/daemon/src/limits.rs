@@ -32,6 +32,8 @@ pub(crate) struct Context<'a> {
     pub pauses: &'a Pauses,
     /// What is run before.
     pub hooks: &'a Hooks,
+    /// Whether host VMs are told that they may start guests at boot.
+    pub autostart: bool,
     /// Its number as a job.
     pub job: u64,
 }

@@ -7,6 +7,7 @@
 //! tried until it works. What does not come to an end here another job settles
 //! ([`crate::settle`]), with the same machine and the same executor.
 
+use crate::definitions::hold_start;
 use crate::exchange::{internal, refused, SwapError};
 use crate::execute::{Executor, Swapped, Work};
 use crate::host_vm::HostVm;
@@ -100,6 +101,12 @@ fn attempt<'a>(
             return Err(e).into();
         }
     }
+    // Its entry stays here until it has gone, and it may run elsewhere before that.
+    if job.starts {
+        if let Err(e) = hold_start(&mut job.exec.from) {
+            return Err(refused(e).because(job.go_on())).into();
+        }
+    }
     if let Some(why) = job
         .report
         .unstaged
@@ -146,6 +153,7 @@ impl<'a> Job<'a> {
             blockers,
             unstaged,
             warnings,
+            starts,
         } = check(context.driver, host_vms, request, (&patience, go_on))?;
         if !request.dry_run && !blockers.is_empty() {
             return Err(refused(blockers.join("; ")));
@@ -214,6 +222,7 @@ impl<'a> Job<'a> {
             small: memory.small(),
             started: context.started,
             guest,
+            starts: starts && context.autostart,
             pause: None,
             staged: None,
             begun: false,

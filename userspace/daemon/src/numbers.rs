@@ -29,6 +29,11 @@ impl Numbers {
         }
     }
 
+    /// The one that was given last.
+    pub(crate) fn last(&self) -> u64 {
+        self.last.load(Ordering::Relaxed)
+    }
+
     /// This one is taken.
     pub(crate) fn at_least(&self, number: u64) {
         self.last.fetch_max(number, Ordering::Relaxed);

@@ -72,6 +72,8 @@ pub(crate) struct Checked<'a> {
     pub(crate) unstaged: Option<String>,
     /// What is not in the way.
     pub(crate) warnings: Vec<String>,
+    /// Its host VM starts it at boot.
+    pub(crate) starts: bool,
 }
 
 /// Everything that can be found out without touching the guest, for as long as it is to be gone on
@@ -117,9 +119,9 @@ fn look<'a>(
     blockers.extend(room);
     blockers.extend(memory.in_the_way(driver, (from.name(), to.name()), mode));
     blockers.extend(no_reserve(to.name(), &guest, mode, memory.to()));
-    let (problems, odd) = looked_at(&mut from, &mut to, &guest, mode);
-    blockers.extend(problems);
-    warnings.extend(odd);
+    let looked = looked_at(&mut from, &mut to, &guest, mode);
+    blockers.extend(looked.blockers);
+    warnings.extend(looked.warnings);
     go_on()?;
     if let Some(uuid) = uuid.filter(|_| !request.dry_run) {
         to.talk(|l| l.expect(uuid)).map_err(refused)?;
@@ -136,6 +138,7 @@ fn look<'a>(
         blockers,
         unstaged,
         warnings,
+        starts: looked.starts,
     })
 }
 
@@ -376,9 +379,9 @@ pub(crate) fn plan(
             &uuids,
         ));
         blockers.extend(no_reserve(to.name(), guest, mode, memory.to()));
-        let (problems, odd) = looked_at(&mut from, &mut to, guest, mode);
-        blockers.extend(problems);
-        warnings.extend(odd);
+        let looked = looked_at(&mut from, &mut to, guest, mode);
+        blockers.extend(looked.blockers);
+        warnings.extend(looked.warnings);
         PlannedGuest {
             blockers,
             guest: guest.clone(),

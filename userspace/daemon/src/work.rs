@@ -126,6 +126,7 @@ impl Shared {
             started: Instant::now(),
             pauses: &self.pauses,
             hooks: &self.hooks,
+            autostart: self.config.autostart,
             job: id,
         };
         // Until somebody settles what is left it has the agents.

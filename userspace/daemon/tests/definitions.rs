@@ -1,75 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What an administrator has written down of a guest goes with it, whoever dies meanwhile;
-//! and a host VM that boots starts no guest that may be anywhere else.
+//! What an administrator has written down of a guest goes with it, whoever dies meanwhile.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
+#[path = "common/files.rs"]
+mod files;
 #[path = "common/moves.rs"]
 mod moves;
 
-use common::{agent, lock, uuid, World};
+use common::{lock, uuid, Trouble, World};
+use files::{dir, gate, held, started_by, wait, with_domids, with_files};
 use moves::{
-    contents, error, exchange, is_settled, left, migrate, report, request, swap_of,
-    wait_until_runs_only_in,
+    error, exchange, is_settled, left, migrate, report, request, swap_of, wait_until_runs_only_in,
 };
 use std::fs;
-use std::os::unix::fs::{symlink, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use vmbeam_agent_protocol::GuestState;
 use vmbeam_control_protocol::{Failure, FromDaemon, Mode, ToDaemon};
 use vmbeamd::journal::State;
-
-fn dir(w: &World, name: &str) -> PathBuf {
-    w.dir.path().join(format!("xen-{name}"))
-}
-
-/// Directories for the files of A and B, and what starts the guest in these.
-fn with_files(w: &World, defined: &[&str]) {
-    for name in ["A", "B"] {
-        fs::create_dir_all(dir(w, name).join("auto")).unwrap();
-        lock(&w.hosts[name]).dir = Some(dir(w, name));
-    }
-    for name in defined {
-        define(w, name);
-    }
-}
-
-fn define(w: &World, name: &str) {
-    let (dir, text) = (dir(w, name), format!("name=guest\nof {name}"));
-    fs::write(dir.join("guest.cfg"), text).unwrap();
-    symlink("../guest.cfg", dir.join("auto/guest")).unwrap();
-}
-
-/// The host VMs that would start the guest.
-fn started_by(w: &World) -> Vec<&'static str> {
-    let starts = |name: &&str| dir(w, name).join("auto/guest").exists();
-    ["A", "B"].into_iter().filter(starts).collect()
-}
-
-/// What it was told.
-fn gate(w: &World, name: &str) -> Option<String> {
-    let file = dir(w, name).join("run/may-start");
-    Some(fs::read_to_string(file).ok()?.trim().into())
-}
-
-#[track_caller]
-fn wait(what: &str, mut is: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !is() {
-        assert!(Instant::now() < deadline, "not so after 30 s: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn held(w: &World, name: &str) -> String {
-    let FromDaemon::List(list) = w.ask(&ToDaemon::List) else {
-        panic!()
-    };
-    let vm = list.into_iter().find(|vm| vm.name == name).unwrap();
-    vm.held.unwrap_or_default()
-}
 
 #[test]
 fn what_starts_a_guest_goes_with_it() {
@@ -150,12 +101,13 @@ fn what_has_the_name_of_its_file_there_is_in_the_way() {
 #[test]
 fn what_cannot_be_written_down_is_tried_until_it_can() {
     let mut w = World::new();
+    w.autostart = true;
     lock(&w.hosts["B"]).guests.clear();
     with_files(&w, &["A"]);
     w.agents(&["A", "B"]);
     w.start();
     for name in ["A", "B"] {
-        w.wait_agent(name, None);
+        wait("it is told", || gate(&w, name).as_deref() == Some("yes"));
     }
     // There is no directory where one is to be.
     let file = dir(&w, "B").join("auto");
@@ -167,9 +119,88 @@ fn what_cannot_be_written_down_is_tried_until_it_can() {
     assert!(lock(&w.hosts["A"]).guests.is_empty());
     // It is in one of them all the time.
     assert_eq!(started_by(&w), ["A"]);
+    // Nor does that start a second one meanwhile.
+    assert_eq!(gate(&w, "A"), None);
+    wait("it is held", || {
+        held(&w, "A").contains("is still being brought to an end")
+    });
     fs::remove_file(&file).unwrap();
     wait("it follows", || started_by(&w) == ["B"]);
     wait("it is settled", || is_settled(&w));
+    wait("A is told", || gate(&w, "A").as_deref() == Some("yes"));
+}
+
+/// What is left of the guest is in nobody's way, for as long as its host VM runs.
+#[test]
+fn what_never_goes_away_is_not_waited_for() {
+    let mut w = World::new();
+    lock(&w.hosts["B"]).guests.clear();
+    lock(&w.hosts["A"]).trouble = Trouble::StaysDying;
+    with_files(&w, &["A"]);
+    w.agents(&["A", "B"]);
+    w.start();
+    for name in ["A", "B"] {
+        w.wait_agent(name, None);
+    }
+    let pending = report(migrate(&w, "A", "B")).pending.unwrap();
+    assert!(pending.contains("does not go away"), "{pending}");
+    wait("it is settled", || is_settled(&w));
+    let dying = |w: &World| {
+        let host = lock(&w.hosts["A"]);
+        host.guests[&1].ended == Some(GuestState::Dying)
+    };
+    assert!(dying(&w));
+    assert_eq!(started_by(&w), ["B"]);
+    // It comes back to where that is.
+    assert_eq!(report(migrate(&w, "B", "A")).pending, None);
+    assert_eq!(lock(&w.hosts["A"]).running(), ["guest"]);
+    assert_eq!(started_by(&w), ["A"]);
+    assert!(dying(&w));
+}
+
+/// What has no name that can travel is found before, and the agent goes on.
+#[test]
+fn a_file_whose_name_cannot_travel_is_in_the_way() {
+    let mut w = World::new();
+    lock(&w.hosts["B"]).guests.clear();
+    with_files(&w, &["A"]);
+    let (dir, entry) = (dir(&w, "A"), dir(&w, "A").join("auto/guest"));
+    fs::rename(dir.join("guest.cfg"), dir.join(".guest.cfg")).unwrap();
+    fs::remove_file(&entry).unwrap();
+    symlink("../.guest.cfg", &entry).unwrap();
+    w.agents(&["A", "B"]);
+    w.start();
+    for name in ["A", "B"] {
+        w.wait_agent(name, None);
+    }
+    for _ in 0..2 {
+        let (failure, message) = error(migrate(&w, "A", "B"));
+        assert_eq!(failure, Failure::Refused);
+        assert!(
+            message.contains("/.guest.cfg: a file of such a name cannot move"),
+            "{message}"
+        );
+    }
+    assert_eq!(lock(&w.hosts["A"]).suspended, 0);
+}
+
+/// It starts no guest while one is on its way, and all that are there once that is back.
+#[test]
+fn a_move_that_is_undone_leaves_what_starts_guests() {
+    let mut w = World::new();
+    w.autostart = true;
+    lock(&w.hosts["B"]).guests.clear();
+    lock(&w.hosts["B"]).trouble = Trouble::RestoreFails;
+    with_files(&w, &["A"]);
+    w.agents(&["A", "B"]);
+    w.start();
+    for name in ["A", "B"] {
+        wait("it is told", || gate(&w, name).as_deref() == Some("yes"));
+    }
+    let (failure, _) = error(migrate(&w, "A", "B"));
+    assert_eq!(failure, Failure::RolledBack);
+    wait("A is told", || gate(&w, "A").as_deref() == Some("yes"));
+    assert_eq!(started_by(&w), ["A"]);
 }
 
 #[test]
@@ -198,26 +229,6 @@ fn a_daemon_that_was_killed_in_between() {
     assert_eq!(started_by(&w), ["A"]);
 }
 
-/// A and B are there if these files are.
-fn with_domids(w: &mut World) {
-    let command = w.dir.path().join("domids");
-    let up = w.dir.path().display();
-    let text = format!(
-        "#!/bin/sh\nn=0\ncase $1 in list) echo Name ID Mem VCPUs State 'Time(s)'; \
-         echo Domain-0 0 1 1 r----- 1;; esac\nfor vm in A B C D; do n=$((n + 1))\n\
-         [ -e {up}/down-$vm ] && continue\n\
-         case $1 in list) echo $vm $n 1 1 r----- 1;; *) [ $2 = $vm ] && echo $n && exit 0;; \
-         esac\ndone\n[ $1 = list ]\n"
-    );
-    fs::write(&command, text).unwrap();
-    fs::set_permissions(&command, fs::Permissions::from_mode(0o755)).unwrap();
-    w.domid_command = Some(command);
-    w.domid_of_all = true;
-    for name in ["C", "D"] {
-        fs::write(w.dir.path().join(format!("down-{name}")), "").unwrap();
-    }
-}
-
 #[test]
 fn what_is_written_down_stays_if_the_destination_is_lost() {
     let (mut w, _) = left(|w| {
@@ -233,173 +244,4 @@ fn what_is_written_down_stays_if_the_destination_is_lost() {
     wait("it is settled", || is_settled(&w));
     assert_eq!(started_by(&w), ["A"]);
     assert!(lock(&w.hosts["A"]).guests.is_empty());
-}
-
-#[test]
-fn a_host_vm_that_boots_starts_no_guest_that_lives_elsewhere() {
-    let mut w = World::new();
-    w.autostart = true;
-    with_domids(&mut w);
-    // As it is when the guest of A has moved, and A begins again as it was before.
-    lock(&w.hosts["A"]).guests.clear();
-    with_files(&w, &["A"]);
-    w.agents(&["A"]);
-    w.start();
-    w.wait_agent("A", None);
-    wait("it is held", || {
-        held(&w, "A").contains("guests of host VM B")
-    });
-    assert_eq!((gate(&w, "A"), started_by(&w)), (None, vec!["A"]));
-    agent(&w.socket("B"), w.hosts["B"].clone());
-    wait("A is told", || gate(&w, "A").as_deref() == Some("yes"));
-    // What starts it is where the guest is, and nothing is lost.
-    assert_eq!(started_by(&w), ["B"]);
-    assert_eq!(held(&w, "A"), "");
-    wait("B is told", || gate(&w, "B").as_deref() == Some("yes"));
-}
-
-#[test]
-fn a_host_vm_that_boots_restores_no_guest_that_lives_elsewhere() {
-    let mut w = World::new();
-    w.autostart = true;
-    with_domids(&mut w);
-    // A saved it when it was shut down, and it was started in B since. Nothing else starts it.
-    lock(&w.hosts["A"]).guests.clear();
-    with_files(&w, &[]);
-    let save = dir(&w, "A").join("save");
-    fs::create_dir_all(&save).unwrap();
-    fs::write(save.join("guest"), "Xen saved domain").unwrap();
-    w.agents(&["A", "B"]);
-    w.start();
-    wait("A is told", || gate(&w, "A").as_deref() == Some("yes"));
-    assert!(!save.join("guest").exists());
-    assert!(save.join(".guest.moved").exists());
-}
-
-#[test]
-fn a_host_vm_that_boots_keeps_what_has_another_definition_there() {
-    let mut w = World::new();
-    w.autostart = true;
-    with_domids(&mut w);
-    lock(&w.hosts["A"]).guests.clear();
-    with_files(&w, &["A", "B"]);
-    w.agents(&["A", "B"]);
-    w.start();
-    wait("A is told", || gate(&w, "A").as_deref() == Some("yes"));
-    assert_eq!(started_by(&w), ["B"]);
-    let text = |vm: &str, file: &str| fs::read_to_string(dir(&w, vm).join(file)).unwrap();
-    assert_eq!(text("B", "guest.cfg"), "name=guest\nof B");
-    assert_eq!(text("A", "guest.cfg.moved"), "name=guest\nof A");
-}
-
-#[test]
-fn a_host_vm_alone_starts_its_guests() {
-    let mut w = World::new();
-    w.autostart = true;
-    with_domids(&mut w);
-    lock(&w.hosts["A"]).guests.clear();
-    with_files(&w, &["A"]);
-    fs::write(w.dir.path().join("down-B"), "").unwrap();
-    w.agents(&["A"]);
-    w.start();
-    wait("A is told", || gate(&w, "A").as_deref() == Some("yes"));
-    assert_eq!(started_by(&w), ["A"]);
-}
-
-#[test]
-fn a_host_vm_that_starts_small_starts_no_guests() {
-    let mut w = World::new();
-    w.autostart = true;
-    with_domids(&mut w);
-    lock(&w.hosts["A"]).guests.clear();
-    with_files(&w, &["A"]);
-    fs::write(w.dir.path().join("down-B"), "").unwrap();
-    let file = w.dir.path().join("memory-1");
-    let memory = |cache| {
-        let text = format!("{{\"pages\":9,\"max_pages\":9,\"cache\":{cache},\"entries\":9}}");
-        fs::write(&file, text).unwrap();
-    };
-    memory(8);
-    w.agents(&["A"]);
-    w.start();
-    wait("it is held", || {
-        held(&w, "A").contains("has less memory than its guest hypervisor believes")
-    });
-    assert_eq!(gate(&w, "A"), None);
-    memory(9);
-    wait("A is told", || gate(&w, "A").as_deref() == Some("yes"));
-}
-
-#[test]
-fn two_host_vms_that_would_start_one_guest_start_none() {
-    let mut w = World::new();
-    w.autostart = true;
-    with_domids(&mut w);
-    for name in ["A", "B"] {
-        lock(&w.hosts[name]).guests.clear();
-    }
-    with_files(&w, &["A", "B"]);
-    w.agents(&["A", "B"]);
-    w.start();
-    for name in ["A", "B"] {
-        wait("it is held", || held(&w, name).contains("would both start"));
-    }
-    assert_eq!((gate(&w, "A"), gate(&w, "B")), (None, None));
-    fs::remove_file(dir(&w, "A").join("auto/guest")).unwrap();
-    for name in ["A", "B"] {
-        wait("it is told", || gate(&w, name).as_deref() == Some("yes"));
-    }
-}
-
-#[test]
-fn a_host_vm_in_maintenance_starts_nothing_and_takes_nothing() {
-    let mut w = World::new();
-    w.autostart = true;
-    with_domids(&mut w);
-    lock(&w.hosts["B"]).guests.clear();
-    with_files(&w, &[]);
-    w.agents(&["A", "B"]);
-    w.start();
-    for name in ["A", "B"] {
-        wait("it is told", || gate(&w, name).as_deref() == Some("yes"));
-    }
-    let set = |w: &World, host_vm: &str, on| {
-        let host_vm = host_vm.into();
-        w.ask(&ToDaemon::SetMaintenance { host_vm, on })
-    };
-    assert_eq!(set(&w, "B", true), FromDaemon::Done);
-    wait("B is told", || gate(&w, "B").as_deref() == Some("no"));
-    // Nor does it if the daemon is another one.
-    w.stop();
-    fs::remove_file(dir(&w, "B").join("run/may-start")).unwrap();
-    w.start();
-    wait("B is told", || gate(&w, "B").as_deref() == Some("no"));
-    let maintained = || w.ask(&ToDaemon::Maintenance);
-    assert_eq!(maintained(), FromDaemon::Maintenance(vec!["B".into()]));
-    let words = "host VM B is in maintenance, and takes no guests";
-    let FromDaemon::Error { failure, message } = migrate(&w, "A", "B") else {
-        panic!()
-    };
-    assert_eq!(failure, Failure::Refused);
-    assert!(message.contains(words), "{message}");
-    let plan = ToDaemon::Plan {
-        from: "A".into(),
-        to: "B".into(),
-        mode: Mode::Swap,
-    };
-    let FromDaemon::Plan(plan) = w.ask(&plan) else {
-        panic!()
-    };
-    assert!(plan.blockers.len() == 1 && plan.blockers[0].contains(words));
-    assert!(contents(&w, "A").unwrap().0);
-    // Guests may leave.
-    assert_eq!(set(&w, "B", false), FromDaemon::Done);
-    wait("B is told", || gate(&w, "B").as_deref() == Some("yes"));
-    report(migrate(&w, "A", "B"));
-    assert_eq!(set(&w, "B", true), FromDaemon::Done);
-    report(migrate(&w, "B", "A"));
-    let FromDaemon::Error { message, .. } = set(&w, "X", true) else {
-        panic!()
-    };
-    assert!(message.contains("no host VM named X"), "{message}");
 }

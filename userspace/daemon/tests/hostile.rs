@@ -10,11 +10,11 @@ mod common;
 use common::peer::{
     assert_says, chunk, end, guests, hello, proxy, reseal, well_behaved_until_frames,
 };
-use common::{impostor, read_request, World, MEMORY_END};
+use common::{impostor, lock, read_request, World, MEMORY_END};
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use vmbeam_agent_protocol::{AgentErrorCode, FromAgent, ToAgent};
-use vmbeam_control_protocol::{Failure, FromDaemon};
+use vmbeam_control_protocol::{Failure, FromDaemon, ToDaemon};
 use vmbeam_wire::encode;
 
 /// Host VM B is an impostor; what does a swap between A and B say, and does one
@@ -190,6 +190,28 @@ fn wrong_request() {
         &refused(|r, s| end(r + 5, s, 0), false),
         "an answer to request",
     );
+}
+
+/// What an agent cannot say is an error, and it goes on.
+#[test]
+fn an_answer_that_is_not_fit_is_not_sent() {
+    let mut w = World::new();
+    w.agents(&["A"]);
+    w.start();
+    w.wait_agent("A", None);
+    let name = |name: &str| lock(&w.hosts["A"]).guests.get_mut(&1).unwrap().name = name.into();
+    let guests = || {
+        let FromDaemon::List(list) = w.ask(&ToDaemon::List) else {
+            panic!()
+        };
+        list.into_iter().find(|vm| vm.name == "A").unwrap().guests
+    };
+    name("a\u{202e}b");
+    for _ in 0..2 {
+        assert_says(&guests().unwrap_err(), "the answer (Guests) cannot be sent");
+    }
+    name("ab");
+    assert_eq!(guests().unwrap()[0].name, "ab");
 }
 
 #[test]

@@ -115,6 +115,7 @@ fn what_the_destination_lacks_is_in_the_way() {
         (NeedKind::Bridge, "br0"),
         (NeedKind::Disk, "/dev/vg/disk"),
         (NeedKind::Kernel, "/boot/vmlinux"),
+        (NeedKind::Pool, "fast"),
     ];
     inspection(&w, &[], &needs);
     lock(&w.hosts["B"]).lacks = needs.iter().map(|n| n.1.into()).collect();
@@ -125,11 +126,12 @@ fn what_the_destination_lacks_is_in_the_way() {
         "network bridge br0",
         "disk /dev/vg/disk",
         "kernel file /boot/vmlinux",
+        "cpupool fast",
     ]
     .map(missing);
     assert_in_the_way(&w, &all.each_ref().map(|m| &**m));
     lock(&w.hosts["B"]).lacks.remove(0);
-    assert_in_the_way(&w, &[&all[1], &all[2]]);
+    assert_in_the_way(&w, &[&all[1], &all[2], &all[3]]);
     lock(&w.hosts["B"]).lacks.clear();
     report(w.ask(&request(Mode::Swap, false)));
 }

@@ -409,6 +409,11 @@ impl Hypervisor for FakeHypervisor {
         if host.trouble.strikes(Trouble::DestroyFails) {
             return Err(toolstack("the guest cannot be destroyed"));
         }
+        let dies = host.trouble == Trouble::StaysDying;
+        if let Some(g) = host.guests.get_mut(&guest).filter(|g| dies && g.paused) {
+            g.ended = Some(GuestState::Dying);
+            return Err(toolstack("the guest does not go away"));
+        }
         match host.guests.get(&guest) {
             Some(g) if !g.paused && g.ended.is_none() => return Err(toolstack("the guest runs")),
             Some(_) => {}

@@ -57,6 +57,8 @@ pub enum Trouble {
     ResumeHolds,
     /// What is left over cannot be destroyed, so many times.
     DestroyFails(u32),
+    /// What is destroyed is torn down, and never gone.
+    StaysDying,
 }
 
 impl Trouble {
