@@ -38,6 +38,7 @@ const NO_MESSAGES: &[&str] = &[
     "expected pause",
     "expected to stand still for ... s, as the one before",
     "CPUID ...:... ... bit ...",
+    "... ... by domain ...",
     "MSR ... bit ...",
     "...: ... pairs a hypercall, ... pairs a session",
     "...; apt knows no newer one",
