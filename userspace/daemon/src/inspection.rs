@@ -85,7 +85,7 @@ pub(crate) fn looked_at(
         let name = &guest.name;
         let definition = from.talk(|l| definition(l, name))?;
         let starts = definition.autostart.is_some();
-        let taken = to_be_kept(to, name, definition)?;
+        let taken = to_be_kept(to, name, &definition)?;
         let problems = problems
             .iter()
             .map(|problem| format!("guest {name}: {problem}"));
@@ -117,7 +117,7 @@ pub(crate) fn looked_at(
 fn to_be_kept(
     to: &mut Side<'_>,
     guest: &str,
-    definition: Definition,
+    definition: &Definition,
 ) -> Result<Vec<String>, String> {
     if definition.is_empty() {
         return Ok(Vec::new());
