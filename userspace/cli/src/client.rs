@@ -2,6 +2,7 @@
 
 //! Talking to the daemon.
 
+use crate::exit;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -50,6 +51,24 @@ fn advice(error: &std::io::Error) -> &'static str {
     match error.kind() {
         std::io::ErrorKind::PermissionDenied => "run as root",
         _ => "is it running? `systemctl start vmbeamd` starts it, or `vmbeamd` without systemd",
+    }
+}
+
+impl ClientError {
+    /// The exit status that says so.
+    pub(crate) fn code(&self) -> u8 {
+        match self {
+            Self::Refused(_)
+            | Self::Daemon {
+                failure: Failure::Refused,
+                ..
+            } => exit::REFUSED,
+            Self::Daemon {
+                failure: Failure::RolledBack,
+                ..
+            } => exit::ROLLED_BACK,
+            _ => exit::FAILED,
+        }
     }
 }
 

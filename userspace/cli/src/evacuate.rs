@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! `vmbeam evacuate` and `vmbeam watch`
+//! `vmbeam evacuate`
 
 use crate::client::{Client, ClientError};
 use crate::exit;
@@ -18,7 +18,7 @@ use vmbeam_control_protocol::{
 };
 
 /// How long to wait for other jobs, and for a daemon that is started again.
-const WAIT: u32 = 600;
+pub(crate) const WAIT: u32 = 600;
 
 /// Options of `vmbeam evacuate`.
 #[derive(Debug, clap::Args)]
@@ -61,19 +61,6 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// Options of `vmbeam watch`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Watch {
-    /// Number of the job, from `vmbeam status`
-    job: u64,
-    /// How long to wait for vmbeamd if it is being restarted
-    #[arg(long, value_name = "SECONDS", default_value_t = WAIT)]
-    wait: u32,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
 /// The report of an evacuation.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "Evacuation")]
@@ -108,7 +95,18 @@ pub(crate) struct Json<'a> {
 #[derive(Serialize, JsonSchema)]
 pub(crate) struct Begun {
     /// Its number.
-    job: u64,
+    pub(crate) job: u64,
+}
+
+impl Begun {
+    /// It is left to the daemon.
+    pub(crate) fn print(&self, json: bool) -> Result<ExitCode, ClientError> {
+        match json {
+            true => output::json(self)?,
+            false => println!("job {}", self.job),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
 }
 
 /// What `vmbeam evacuate` prints: the report, or what was begun.
@@ -200,7 +198,7 @@ fn advise(report: &EvacuateReport, code: u8) {
     }
 }
 
-fn end(report: &EvacuateReport, json: bool) -> Result<ExitCode, ClientError> {
+pub(crate) fn end(report: &EvacuateReport, json: bool) -> Result<ExitCode, ClientError> {
     let code = exit_code(report);
     if json {
         output::json(&Json::from(report))?;
@@ -230,8 +228,10 @@ pub(crate) fn run(socket: &Path, args: &Args) -> Result<ExitCode, ClientError> {
     }
     let interrupt = Interrupt::catch(socket)?;
     let wait = Duration::from_secs(args.wait.into());
-    let report = moves::follow(socket, request, wait, Some(&interrupt))?;
-    end(&report, args.json)
+    match moves::follow(socket, request, wait, Some(&interrupt))? {
+        FromDaemon::Evacuated(report) => end(&report, args.json),
+        _ => Err(ClientError::Unexpected),
+    }
 }
 
 /// Only begin it.
@@ -239,16 +239,5 @@ fn detach(socket: &Path, request: &ToDaemon, json: bool) -> Result<ExitCode, Cli
     let FromDaemon::Job { id } = Client::connect(socket)?.first(request)? else {
         return Err(ClientError::Unexpected);
     };
-    if json {
-        output::json(&Begun { job: id })?;
-    } else {
-        println!("job {id}");
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-pub(crate) fn watch(socket: &Path, args: &Watch) -> Result<ExitCode, ClientError> {
-    let wait = Duration::from_secs(args.wait.into());
-    let request = ToDaemon::Watch { job: args.job };
-    end(&moves::follow(socket, request, wait, None)?, args.json)
+    Begun { job: id }.print(json)
 }

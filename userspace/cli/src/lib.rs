@@ -29,6 +29,8 @@ mod schema;
 mod status;
 mod swap;
 mod upkeep;
+mod watch;
+mod worker;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use client::{Client, ClientError};
@@ -36,7 +38,7 @@ use mode::MemoryMode;
 use records::driver;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use vmbeam_control_protocol::{Failure, GuestRef, MigrateRequest, SwapRequest};
+use vmbeam_control_protocol::{GuestRef, MigrateRequest, SwapRequest};
 
 /// Where the daemon listens unless told otherwise.
 const CONTROL_SOCKET: &str = "/run/vmbeam/control.sock";
@@ -54,6 +56,9 @@ struct Args {
     /// Control socket of vmbeamd
     #[arg(long, value_name = "PATH", default_value = CONTROL_SOCKET, global = true)]
     socket: PathBuf,
+    /// This is the process that does the work of a job
+    #[arg(long, hide = true)]
+    worker: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -120,7 +125,7 @@ enum Command {
         #[arg(required_unless_present = "job")]
         id: Option<u64>,
         /// Instead, have vmbeamd do nothing more about what this job settles, and say first
-        /// what that means; or forget how an evacuation ended
+        /// what that means; or forget how an evacuation, a rejuvenation or a replacement ended
         #[arg(long, conflicts_with = "id")]
         job: Option<u64>,
         /// With --job: do it
@@ -168,17 +173,18 @@ enum Command {
     /// third one only leaves. Each guest runs in one place all the time; the same command
     /// goes on with those that are left.
     Evacuate(evacuate::Args),
-    /// Follow an evacuation, and print its report at the end
+    /// Follow an evacuation, a rejuvenation or a replacement, and print its report at the end
     ///
     /// Any number of commands can do so, at any time. Ctrl-C ends this command, and not
-    /// the evacuation; `vmbeam abort` does that. The exit status is that of `vmbeam
-    /// evacuate`.
-    Watch(evacuate::Watch),
+    /// the job; `vmbeam abort` does that. The exit status is that of the command that began
+    /// it.
+    Watch(watch::Args),
     /// Restart a host VM, with another guest hypervisor, under its running guests
     ///
     /// Moves its guests to another host VM, shuts the host VM down, creates it again
-    /// from FILE, waits for its agent, and moves these guests back. Ctrl-C stops
-    /// between two steps; the same command goes on from there.
+    /// from FILE, waits for its agent, and moves these guests back. This is a job of vmbeamd,
+    /// which the command only watches; a process that needs no terminal does the work. Ctrl-C
+    /// stops between two steps; the same command goes on from there.
     Rejuvenate(rejuvenate::Args),
     /// Print what the hypervisor says of a domain's memory, as JSON: what vmbeamd runs
     ///
@@ -197,7 +203,7 @@ enum Command {
     /// Creates a new host VM beside it from FILE, moves its guests there, once, gives the new
     /// one its name, its port and what starts it at boot, and ends the old one. If the new one
     /// does not come up, or cannot take the guests, it is removed, and the old one goes on.
-    /// Ctrl-C stops between two steps; the same command goes on from there, and --undo goes
+    /// This is a job of vmbeamd as `vmbeam rejuvenate` is. Ctrl-C stops between two steps; the same command goes on from there, and --undo goes
     /// back.
     Replace(replace::Args),
     /// Say that somebody works on a host VM, or has done so, or which are worked on
@@ -206,10 +212,11 @@ enum Command {
     /// arrives; its guests can leave. That lasts until it is ended, whatever is
     /// restarted.
     Maintenance(maintenance::Args),
-    /// Cancel a migration that has not passed the point of no return, or stop an evacuation
+    /// Cancel a migration that has not passed the point of no return, or stop another job
     ///
-    /// An evacuation stops after the guest that is moving; when it has been told so, once
-    /// more cancels this guest's move.
+    /// An evacuation stops after the guest that is moving, a rejuvenation or a replacement
+    /// after the step that it is at; when it has been told so, once more cancels the guest's
+    /// move.
     Abort {
         /// Number of the job, from `vmbeam status`
         job: u64,
@@ -282,11 +289,13 @@ fn run(args: Args) -> Result<ExitCode, ClientError> {
             migrate::run(&args.socket, request, json)
         }
         Command::Evacuate(evacuation) => evacuate::run(&args.socket, &evacuation),
-        Command::Rejuvenate(rejuvenation) => rejuvenate::run(&args.socket, &rejuvenation),
+        Command::Rejuvenate(rejuvenation) => {
+            rejuvenate::run(&args.socket, &rejuvenation, args.worker)
+        }
         Command::Memory { domid, reserve } => memory::print(domid, reserve),
-        Command::Replace(replacement) => replace::run(&args.socket, &replacement),
+        Command::Replace(replacement) => replace::run(&args.socket, &replacement, args.worker),
         Command::Maintenance(maintenance) => maintenance::run(&args.socket, &maintenance),
-        Command::Watch(watch) => evacuate::watch(&args.socket, &watch),
+        Command::Watch(watch) => watch::run(&args.socket, &watch),
         Command::Abort { job } => migrate::abort(Client::connect(&args.socket)?, job),
         Command::Swap {
             from,
@@ -324,18 +333,7 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(e) => {
             eprintln!("vmbeam: {e}");
-            ExitCode::from(match e {
-                ClientError::Refused(_)
-                | ClientError::Daemon {
-                    failure: Failure::Refused,
-                    ..
-                } => exit::REFUSED,
-                ClientError::Daemon {
-                    failure: Failure::RolledBack,
-                    ..
-                } => exit::ROLLED_BACK,
-                _ => exit::FAILED,
-            })
+            ExitCode::from(e.code())
         }
     };
     output::end(code)

@@ -262,7 +262,8 @@ pub(crate) fn dismiss(socket: &Path, job: u64, yes: bool) -> Result<ExitCode, Cl
         return Err(ClientError::Unexpected);
     };
     let known = jobs.into_iter().find(|j| j.id == job);
-    if known.as_ref().is_some_and(|j| j.kind == JobKind::Evacuate) {
+    let is_above = |kind: JobKind| kind == JobKind::Evacuate || kind.is_upkeep();
+    if known.as_ref().is_some_and(|j| is_above(j.kind)) {
         return ask_to_forget(socket, job);
     }
     let Some(j) = known.filter(|j| j.running) else {

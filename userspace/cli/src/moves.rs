@@ -2,7 +2,7 @@
 
 //! Jobs of the daemon that move all guests of a host VM, or some: begun, and followed to their
 //! end even if the daemon is started again meanwhile. For `vmbeam evacuate`, `vmbeam watch` and
-//! `vmbeam rejuvenate`.
+//! `vmbeam rejuvenate`, which is followed in the same way.
 
 use crate::client::{Client, ClientError};
 use crate::display::Display;
@@ -102,7 +102,9 @@ pub(crate) struct Mover<'a> {
 fn touches(job: &JobReport, host_vm: &str) -> bool {
     // Without a name it may be about any.
     let is_of = |end: &GuestRef| [host_vm, ""].contains(&&*end.host_vm);
-    job.kind != JobKind::Left && (is_of(&job.from) || is_of(&job.to))
+    // An upkeep waits for the others, and is not waited for.
+    let moves = job.kind != JobKind::Left && !job.kind.is_upkeep();
+    moves && (is_of(&job.from) || is_of(&job.to))
 }
 
 /// The daemon is not there, or not there any more.
@@ -120,7 +122,7 @@ pub(crate) fn follow(
     request: ToDaemon,
     wait: Duration,
     interrupt: Option<&Interrupt>,
-) -> Result<EvacuateReport, ClientError> {
+) -> Result<FromDaemon, ClientError> {
     let mut request = request;
     let mut away_since: Option<Instant> = None;
     loop {
@@ -146,6 +148,7 @@ pub(crate) fn follow(
                         display = Display::new();
                         eprintln!("{guest} -> {to} ({number} of {of})");
                     }
+                    FromDaemon::Said { line } => eprintln!("{line}"),
                     FromDaemon::Waiting { what } => eprintln!("vmbeam: waiting for {what}"),
                     FromDaemon::Progress { phase, done, total } => {
                         display.show(*phase, *done, *total);
@@ -159,8 +162,7 @@ pub(crate) fn follow(
             request = ToDaemon::Watch { job };
         }
         let error = match last {
-            Ok(FromDaemon::Evacuated(report)) => return Ok(*report),
-            Ok(_) => return Err(ClientError::Unexpected),
+            Ok(last) => return Ok(last),
             Err(e) => e,
         };
         // Whether it was begun is not known without its number.
@@ -277,6 +279,9 @@ impl Mover<'_> {
         let request = ToDaemon::Evacuate(request);
         let result = follow(self.socket, request, self.patience(), Some(&self.interrupt));
         self.interrupt.ended();
-        result
+        match result? {
+            FromDaemon::Evacuated(report) => Ok(*report),
+            _ => Err(ClientError::Unexpected),
+        }
     }
 }

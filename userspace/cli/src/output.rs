@@ -9,10 +9,46 @@ use crate::exit;
 use std::fmt::Arguments;
 use std::io::{self, Error, ErrorKind, Write};
 use std::process::ExitCode;
-use std::sync::OnceLock;
+use std::sync::mpsc::Sender;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Why standard output could not be written, the first time.
 static LOST: OnceLock<Error> = OnceLock::new();
+
+/// What this process would have printed.
+#[derive(Debug, Default)]
+pub(crate) struct Printed {
+    /// For a person.
+    pub(crate) lines: String,
+    /// For programs.
+    pub(crate) json: String,
+}
+
+/// Who gets what is told, and what is printed, if somebody else shows it.
+static ELSEWHERE: Mutex<Option<(Sender<String>, Printed)>> = Mutex::new(None);
+
+fn there() -> MutexGuard<'static, Option<(Sender<String>, Printed)>> {
+    ELSEWHERE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// From now on this process has no terminal: what it tells goes there, line by line, and what it
+/// prints is kept.
+pub(crate) fn elsewhere(says: Sender<String>) {
+    *there() = Some((says, Printed::default()));
+}
+
+/// Whether that is so.
+pub(crate) fn is_elsewhere() -> bool {
+    there().is_some()
+}
+
+/// Nothing more is told; gives what was printed.
+pub(crate) fn back() -> Printed {
+    there()
+        .take()
+        .map(|(_, printed)| printed)
+        .unwrap_or_default()
+}
 
 /// Print a line; where no argument is wanted to break it, whatever it has.
 macro_rules! println {
@@ -26,7 +62,7 @@ macro_rules! eprintln {
 
 /// A text without anything that a terminal takes for more than characters. A line break
 /// in it is followed by blanks.
-fn tame(text: &str) -> String {
+pub(crate) fn tame(text: &str) -> String {
     let mut tamed = String::new();
     for c in text.chars() {
         match c {
@@ -43,7 +79,15 @@ pub(crate) fn name(name: &str) -> String {
     name.replace('\\', "\\\\").replace('\n', "\\n")
 }
 
-fn print(text: &str) {
+/// Print this as it is.
+pub(crate) fn print(text: &str) {
+    match &mut *there() {
+        Some((_, printed)) => printed.lines.push_str(text),
+        None => show(text),
+    }
+}
+
+fn show(text: &str) {
     if LOST.get().is_none() {
         if let Err(e) = io::stdout().write_all(text.as_bytes()) {
             let _ = LOST.set(e);
@@ -66,13 +110,21 @@ pub(crate) fn is_lost() -> bool {
 }
 
 pub(crate) fn tell(text: Arguments<'_>) {
+    let line = tame(&text.to_string());
     // Nobody is left to be told.
-    let _ = io::stderr().write_all((tame(&text.to_string()) + "\n").as_bytes());
+    let _ = match &*there() {
+        Some((says, _)) => says.send(line).ok(),
+        None => io::stderr().write_all((line + "\n").as_bytes()).ok(),
+    };
 }
 
 /// Print a report for programs.
 pub(crate) fn json(report: &impl serde::Serialize) -> Result<(), ClientError> {
-    print(&(serde_json::to_string_pretty(report)? + "\n"));
+    let text = serde_json::to_string_pretty(report)? + "\n";
+    match &mut *there() {
+        Some((_, printed)) => printed.json = text,
+        None => show(&text),
+    }
     Ok(())
 }
 

@@ -14,17 +14,19 @@ use crate::exit;
 use crate::moves::TOGETHER;
 use crate::restart::Config;
 use crate::upkeep::{seconds, stop, waiting, Options, Stop, Upkeep};
+use crate::worker;
 use report::Report;
 use state::{Stage, State};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 use vmbeam_control_protocol::{
-    needed_mib, no_room, replacement_of, CheckReport, GuestMove, MoveOutcome,
+    needed_mib, no_room, replacement_of, CheckReport, GuestMove, JobKind, MoveOutcome,
+    UpkeepRequest,
 };
 
 /// Options of `vmbeam rejuvenate`.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// Host VM that is to be restarted
     host_vm: String,
@@ -297,7 +299,8 @@ impl Rejuvenation<'_> {
     }
 }
 
-pub(crate) fn run(socket: &Path, args: &Args) -> Result<ExitCode, ClientError> {
+/// In this process; gives the exit status.
+fn here(socket: &Path, args: &Args) -> Result<u8, ClientError> {
     let started = Instant::now();
     let name = &args.host_vm;
     let mut job = Rejuvenation {
@@ -308,4 +311,28 @@ pub(crate) fn run(socket: &Path, args: &Args) -> Result<ExitCode, ClientError> {
     let result = job.run();
     let Rejuvenation { up, report, .. } = job;
     up.conclude(result, report, started)
+}
+
+/// All that makes a difference to what is done.
+fn that_matters(args: &Args) -> String {
+    let config = args.config.canonicalize().ok();
+    let same = Args {
+        config: config.unwrap_or_else(|| args.config.clone()),
+        options: args.options.that_matter(),
+        ..args.clone()
+    };
+    format!("{same:?}")
+}
+
+/// `is_worker`: this is the process that does it.
+pub(crate) fn run(socket: &Path, args: &Args, is_worker: bool) -> Result<ExitCode, ClientError> {
+    let request = || UpkeepRequest {
+        kind: JobKind::Rejuvenate,
+        host_vm: args.host_vm.clone(),
+        to: args.to.as_ref().unwrap_or(&args.host_vm).clone(),
+        arguments: that_matters(args),
+    };
+    worker::run(socket, &args.options, is_worker, request, || {
+        here(socket, args)
+    })
 }

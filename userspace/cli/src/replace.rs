@@ -15,15 +15,18 @@ use crate::client::ClientError;
 use crate::exit;
 use crate::restart::Config;
 use crate::upkeep::{record, seconds, stop, waiting, Options, Stop, Upkeep, LOOK};
+use crate::worker;
 use report::Report;
 use state::{Size, Stage, State};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use vmbeam_control_protocol::{replacement_of, Guest, GuestKind, GuestState, MoveOutcome};
+use vmbeam_control_protocol::{
+    replacement_of, Guest, GuestKind, GuestState, JobKind, MoveOutcome, UpkeepRequest,
+};
 
 /// Options of `vmbeam replace`.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// Host VM that is to be replaced
     host_vm: String,
@@ -544,7 +547,8 @@ impl Replacement<'_> {
     }
 }
 
-pub(crate) fn run(socket: &Path, args: &Args) -> Result<ExitCode, ClientError> {
+/// In this process; gives the exit status.
+fn here(socket: &Path, args: &Args) -> Result<u8, ClientError> {
     let started = Instant::now();
     let name = &args.host_vm;
     let mut job = Replacement {
@@ -556,4 +560,28 @@ pub(crate) fn run(socket: &Path, args: &Args) -> Result<ExitCode, ClientError> {
     let result = job.run();
     let Replacement { up, report, .. } = job;
     up.conclude(result, report, started)
+}
+
+/// All that makes a difference to what is done.
+fn that_matters(args: &Args) -> String {
+    let config = args.config.as_ref().and_then(|c| c.canonicalize().ok());
+    let same = Args {
+        config: config.or(args.config.clone()),
+        options: args.options.that_matter(),
+        ..args.clone()
+    };
+    format!("{same:?}")
+}
+
+/// `is_worker`: this is the process that does it.
+pub(crate) fn run(socket: &Path, args: &Args, is_worker: bool) -> Result<ExitCode, ClientError> {
+    let request = || UpkeepRequest {
+        kind: JobKind::Replace,
+        host_vm: args.host_vm.clone(),
+        to: replacement_of(&args.host_vm),
+        arguments: that_matters(args),
+    };
+    worker::run(socket, &args.options, is_worker, request, || {
+        here(socket, args)
+    })
 }

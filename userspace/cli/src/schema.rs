@@ -3,7 +3,7 @@
 //! `vmbeam schema`: what commands print with `--json`. Made from the types that are printed.
 
 use crate::client::ClientError;
-use crate::{check, evacuate, migrate, output, records, rejuvenate, replace, swap};
+use crate::{check, evacuate, migrate, output, records, rejuvenate, replace, swap, watch};
 use clap::builder::PossibleValuesParser;
 use schemars::generate::SchemaSettings;
 use schemars::{Schema, SchemaGenerator};
@@ -27,14 +27,14 @@ const COMMANDS: &[(&str, Printed)] = &[
         g.into_root_schema_for::<Vec<records::Shown>>()
     }),
     ("rejuvenate", |g| {
-        g.into_root_schema_for::<rejuvenate::report::Report>()
+        g.into_root_schema_for::<rejuvenate::report::Printed>()
     }),
     ("replace", |g| {
-        g.into_root_schema_for::<replace::report::Report>()
+        g.into_root_schema_for::<replace::report::Printed>()
     }),
     ("status", |g| g.into_root_schema_for::<Vec<JobReport>>()),
     ("swap", |g| g.into_root_schema_for::<swap::Json<'_>>()),
-    ("watch", |g| g.into_root_schema_for::<evacuate::Json<'_>>()),
+    ("watch", |g| g.into_root_schema_for::<watch::Printed<'_>>()),
 ];
 
 /// Options of `vmbeam schema`.

@@ -18,7 +18,6 @@ use nix::fcntl::Flock;
 use report::{Base, Report, Seconds};
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use vmbeam_control_protocol::{
     no_room, AgentReport, CheckReport, FromDaemon, Guest, GuestMove, GuestState, MoveOutcome,
@@ -32,7 +31,7 @@ pub(crate) const LOOK: Duration = Duration::from_secs(2);
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// Options of both.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
     /// The host's toolstack; run with `list`, `create FILE`, `shutdown -F DOMID` and
     /// `destroy DOMID`, for a replacement also with `info free_memory`, `mem-max DOMID MIB`,
@@ -63,9 +62,36 @@ pub(crate) struct Options {
     /// Only find out what is in the way, and say what would be done
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Print the number of the job, and leave it: `vmbeam watch` follows it
+    #[arg(long, conflicts_with_all = ["dry_run", "here"])]
+    pub(crate) detach: bool,
+    /// Do it in this process, and make no job of it
+    #[arg(long)]
+    pub(crate) here: bool,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
+}
+
+impl Options {
+    /// Whether it is no job. To look is none.
+    pub(crate) fn is_here(&self) -> bool {
+        self.here || self.dry_run
+    }
+
+    /// How long to wait for the daemon.
+    pub(crate) fn patience(&self) -> Duration {
+        Duration::from_secs(self.wait.into())
+    }
+
+    /// Those that make a difference to what is done.
+    pub(crate) fn that_matter(&self) -> Self {
+        Self {
+            detach: false,
+            json: false,
+            ..self.clone()
+        }
+    }
 }
 
 /// Why it ends before it is done.
@@ -389,7 +415,7 @@ impl<'a> Upkeep<'a> {
         result: Result<(), Stop>,
         mut report: R,
         started: Instant,
-    ) -> Result<ExitCode, ClientError> {
+    ) -> Result<u8, ClientError> {
         let begun = self.file.exists();
         let mut code = 0;
         let (base, spent): (&mut Base, &mut Seconds) = report.parts();
@@ -404,9 +430,11 @@ impl<'a> Upkeep<'a> {
             base.error = Some(stop.why);
         }
         let (step, error) = (base.step, base.error.clone());
-        if self.options.json {
+        let both = output::is_elsewhere();
+        if both || self.options.json {
             output::json(&report)?;
-        } else {
+        }
+        if both || !self.options.json {
             report.print(self.options);
         }
         if let Some(why) = error {
@@ -423,6 +451,6 @@ impl<'a> Upkeep<'a> {
                 }
             );
         }
-        Ok(ExitCode::from(code))
+        Ok(code)
     }
 }

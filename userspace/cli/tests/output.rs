@@ -78,9 +78,13 @@ fn answer(request: &ToDaemon, names: &[&str]) -> Vec<FromDaemon> {
         }])],
         ToDaemon::Maintenance => vec![FromDaemon::Maintenance(vec!["B".into()])],
         ToDaemon::Events => vec![FromDaemon::Event(Event::new(0, EventKind::Following))],
-        ToDaemon::Abort { .. } | ToDaemon::Dismiss { .. } | ToDaemon::SetMaintenance { .. } => {
-            vec![FromDaemon::Done]
-        }
+        ToDaemon::Work(_) => vec![FromDaemon::Taken { id: 1 }],
+        ToDaemon::Abort { .. }
+        | ToDaemon::Dismiss { .. }
+        | ToDaemon::SetMaintenance { .. }
+        | ToDaemon::WorkOn { .. }
+        | ToDaemon::Say { .. }
+        | ToDaemon::End { .. } => vec![FromDaemon::Done],
         ToDaemon::Evacuate(_) | ToDaemon::Watch { .. } => vec![
             FromDaemon::Job { id: 1 },
             progress(Phase::Stream),
@@ -188,13 +192,23 @@ const COMMANDS: &[(&[&str], i32)] = &[
     (&["schema", "events"], 0),
     (&["watch", "1"], 0),
     (&["watch", "1", "--json"], 0),
-    (&["rejuvenate", "A", "--config", "/nonexistent"], 3),
     (
-        &["rejuvenate", "A", "--config", "/nonexistent", "--json"],
+        &["rejuvenate", "A", "--here", "--config", "/nonexistent"],
         3,
     ),
-    (&["replace", "A", "--config", "/nonexistent"], 3),
-    (&["replace", "A", "--undo", "--json"], 3),
+    (
+        &[
+            "rejuvenate",
+            "A",
+            "--here",
+            "--config",
+            "/nonexistent",
+            "--json",
+        ],
+        3,
+    ),
+    (&["replace", "A", "--here", "--config", "/nonexistent"], 3),
+    (&["replace", "A", "--here", "--undo", "--json"], 3),
     (&["swap", "--from", "A/g", "--to", "B/g"], 0),
     (&["swap", "--from", "A/g", "--to", "B/g", "--json"], 0),
     (&["abort", "1"], 0),

@@ -7,93 +7,13 @@
 
 #[path = "../../daemon/tests/common/mod.rs"]
 mod common;
+#[path = "rejuvenate/lab.rs"]
+mod lab;
 mod upkeep;
 
-use common::{lock, Trouble, World};
-use std::path::PathBuf;
-use std::process::Command;
+use common::{lock, Trouble};
+use lab::Lab;
 use upkeep::{assert_like_the_example, interrupt, spawn, wait_for, Done};
-
-/// Two guests in A; B has one of its own.
-struct Lab {
-    w: World,
-}
-
-impl Lab {
-    fn new() -> Self {
-        let mut w = World::new();
-        w.domid_command = Some(upkeep::toolstack(w.dir.path()));
-        lock(&w.hosts["A"]).add_guest(2, "second", 64);
-        lock(&w.hosts["A"]).version = Some(w.dir.path().join("version"));
-        lock(&w.hosts["B"]).guests.clear();
-        lock(&w.hosts["B"]).add_guest(1, "resident", 64);
-        let lab = Self { w };
-        lab.put("domid-A", "1\n");
-        lab.put("version", "Fake 1.0\n");
-        lab.put("A.cfg", "# new\nname = \"A\"\n");
-        lab
-    }
-
-    fn start() -> Self {
-        let mut lab = Self::new();
-        lab.w.agents(&["A", "B"]);
-        lab.w.start();
-        for name in ["A", "B"] {
-            lab.w.wait_agent(name, None);
-        }
-        lab
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.w.dir.path().join(name)
-    }
-
-    fn put(&self, name: &str, text: &str) {
-        std::fs::write(self.path(name), text).unwrap();
-    }
-
-    fn remove(&self, name: &str) {
-        std::fs::remove_file(self.path(name)).unwrap();
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vmbeam"));
-        command
-            .arg("--socket")
-            .arg(self.w.control())
-            .args(["rejuvenate", "A", "--json"])
-            .arg("--state-dir")
-            .arg(self.path("state"));
-        if !args.contains(&"--xl") {
-            command.arg("--xl").arg(self.path("xl"));
-        }
-        if !args.contains(&"--config") {
-            command.arg("--config").arg(self.path("A.cfg"));
-        }
-        command.args(args);
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Done {
-        Done::of(self.command(args).output().unwrap())
-    }
-
-    /// What was asked of the toolstack, but for questions.
-    fn calls(&self) -> Vec<String> {
-        upkeep::calls(self.w.dir.path())
-    }
-
-    fn running(&self, host_vm: &str) -> Vec<String> {
-        lock(&self.w.hosts[host_vm]).running()
-    }
-
-    #[track_caller]
-    fn assert_done(&self) {
-        assert_eq!(self.running("A"), ["guest", "second"]);
-        assert_eq!(self.running("B"), ["resident"]);
-        assert!(!self.path("state/rejuvenate-A.json").exists());
-    }
-}
 
 #[test]
 fn the_guests_leave_and_come_back_to_another_hypervisor() {

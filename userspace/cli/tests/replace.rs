@@ -47,6 +47,20 @@ fn the_new_host_vm_gets_the_guests_and_the_name() {
 }
 
 #[test]
+fn it_is_a_job_and_so_is_its_undoing() {
+    let lab = Lab::start();
+    let run = |args: &[&str]| Done::of(lab.job(args).output().unwrap());
+    lock(&lab.new).trouble = Trouble::RestoreFails;
+    let done = run(&[]);
+    done.assert_ended(5, "move");
+    lock(&lab.new).trouble = Trouble::None;
+    assert!(done.stderr.contains("goes on from here"), "{done:?}");
+    let done = run(&["--undo"]);
+    done.assert_ended(0, "undone");
+    lab.assert_as_before();
+}
+
+#[test]
 fn what_has_replaced_a_host_vm_can_be_replaced() {
     let lab = Lab::start();
     lab.run(&[]).assert_ended(0, "done");

@@ -41,6 +41,17 @@ pub enum JobKind {
     Evacuate,
     /// It does nothing about what another boot of the host has left, and is in nobody's way.
     Left,
+    /// It restarts a host VM under its guests, which move by jobs of their own.
+    Rejuvenate,
+    /// It puts another host VM in the place of one, whose guests move by jobs of their own.
+    Replace,
+}
+
+impl JobKind {
+    /// Whether a process beside the daemon does the work.
+    pub fn is_upkeep(self) -> bool {
+        matches!(self, Self::Rejuvenate | Self::Replace)
+    }
 }
 
 /// How a job has ended.

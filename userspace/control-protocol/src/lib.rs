@@ -15,6 +15,7 @@ mod memory;
 mod message;
 mod report;
 mod request;
+mod upkeep;
 
 pub use evacuation::*;
 pub use event::{Event, EventKind};
@@ -24,6 +25,7 @@ pub use memory::{reserve_for, HostMemory, HostVmMemory, MARGIN};
 pub use message::{FromDaemon, ToDaemon};
 pub use report::*;
 pub use request::{Failure, MigrateRequest, Mode, SwapRequest};
+pub use upkeep::{UpkeepReport, UpkeepRequest};
 pub use vmbeam_agent_protocol::{Guest, GuestKind, GuestState, Toolstack};
 
 #[cfg(test)]

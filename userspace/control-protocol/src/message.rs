@@ -9,6 +9,7 @@ use crate::job::JobReport;
 use crate::memory::HostVmMemory;
 use crate::report::{CheckReport, HostVmReport, MigrateReport, Phase, PlanReport, SwapReport};
 use crate::request::{Failure, MigrateRequest, Mode, SwapRequest};
+use crate::upkeep::{UpkeepReport, UpkeepRequest};
 use serde::{Deserialize, Serialize};
 use vmbeam_wire::message::{name, short, Message, MAX_TEXT};
 
@@ -37,14 +38,15 @@ pub enum ToDaemon {
         /// How their memory gets there.
         mode: Mode,
     },
-    /// Cancel a migration; have an evacuation stop after the guest that moves, and, when it
-    /// has been told that, cancel this one's move. Answer: [`FromDaemon::Done`]; the job's own
+    /// Cancel a migration; have an evacuation stop after the guest that moves, an upkeep after
+    /// the step that it is at, and, when it has been told that, cancel the guest's move. Answer: [`FromDaemon::Done`]; the job's own
     /// answer tells whether it was in time.
     Abort {
         /// Number of the job.
         job: u64,
     },
-    /// Do nothing more about what a job settles, or forget what became of an evacuation.
+    /// Do nothing more about what a job settles, or forget what became of an evacuation or an
+    /// upkeep.
     /// Answer: [`FromDaemon::Done`].
     Dismiss {
         /// Number of the job.
@@ -64,7 +66,8 @@ pub enum ToDaemon {
     /// job does not need the client.
     Evacuate(EvacuateRequest),
     /// How is an evacuation getting on? Answer: any number of [`FromDaemon::Moving`],
-    /// [`FromDaemon::Waiting`] and [`FromDaemon::Progress`], then [`FromDaemon::Evacuated`].
+    /// [`FromDaemon::Waiting`] and [`FromDaemon::Progress`], then [`FromDaemon::Evacuated`]. Or
+    /// an upkeep? Answer: any number of [`FromDaemon::Said`], then [`FromDaemon::Ended`].
     Watch {
         /// Number of the job.
         job: u64,
@@ -74,6 +77,31 @@ pub enum ToDaemon {
     /// What happens from now on? Answer: [`FromDaemon::Event`], again and again, until the daemon
     /// stops.
     Events,
+    /// This process does an upkeep, and is there as long as it does not hang up. Answer:
+    /// [`FromDaemon::Taken`] if another one does the same; and else [`FromDaemon::Job`], any
+    /// number of [`FromDaemon::Stop`], then [`FromDaemon::Done`] once it has said how it ended.
+    Work(UpkeepRequest),
+    /// This process still does what it has begun when an earlier daemon was there. Answer: as
+    /// [`Self::Work`].
+    WorkOn {
+        /// Number of the job.
+        job: u64,
+    },
+    /// The process that does an upkeep says this. Answer: [`FromDaemon::Done`].
+    Say {
+        /// Number of the job.
+        job: u64,
+        /// For whoever watches.
+        line: String,
+    },
+    /// The process that does an upkeep has come to its end. Answer: [`FromDaemon::Done`] when
+    /// that is durable.
+    End {
+        /// Number of the job.
+        job: u64,
+        /// How.
+        report: UpkeepReport,
+    },
 }
 
 impl Message for ToDaemon {
@@ -96,6 +124,9 @@ impl Message for ToDaemon {
             }
             Self::SetMaintenance { host_vm, .. } => name("a host VM's name", host_vm),
             Self::Evacuate(r) => r.check(),
+            Self::Work(r) => r.check(),
+            Self::Say { line, .. } => short("a line", line, MAX_TEXT),
+            Self::End { report, .. } => report.check(),
             _ => Ok(()),
         }
     }
@@ -163,6 +194,24 @@ pub enum FromDaemon {
     Memory(Vec<HostVmMemory>),
     /// Something has happened.
     Event(Event),
+    /// Another process does the same already.
+    Taken {
+        /// Number of its job.
+        id: u64,
+    },
+    /// Somebody wants the process to stop.
+    Stop {
+        /// How often that was wanted so far: once to stop after the step that it is at, twice to
+        /// cancel a guest's move.
+        times: u32,
+    },
+    /// The process that does an upkeep has said this.
+    Said {
+        /// For a person.
+        line: String,
+    },
+    /// An upkeep has come to its end.
+    Ended(Box<UpkeepReport>),
 }
 
 impl FromDaemon {
@@ -175,6 +224,8 @@ impl FromDaemon {
                 | Self::Moving { .. }
                 | Self::Waiting { .. }
                 | Self::Event(_)
+                | Self::Stop { .. }
+                | Self::Said { .. }
         )
     }
 }

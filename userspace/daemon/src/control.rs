@@ -27,6 +27,7 @@ use crate::preflight::plan;
 use crate::settle::ends;
 use crate::shared::{spawn, Shared};
 use crate::unsettled::Unsettled;
+use crate::upkeeps::Upkeeps;
 use crate::version::VERSION;
 use crate::work::Left;
 use anyhow::Context;
@@ -108,6 +109,7 @@ impl Daemon {
             held: Held::default(),
             jobs: Jobs::new(journal, events.clone()),
             evacuations: Evacuations::default(),
+            upkeeps: Upkeeps::default(),
             events,
             hooks,
             metrics: Metrics::default(),
@@ -158,6 +160,7 @@ impl Daemon {
         }
         // They wait for those.
         shared.resume_evacuations()?;
+        shared.resume_upkeeps()?;
         if let Some(at) = shared.config.metrics.clone() {
             let (server, scraped, stop) = (Server::new(at), shared.clone(), shared.stop.clone());
             let result = spawn("metrics", move || {
@@ -319,10 +322,24 @@ fn serve(
             }
             Err(e) => failed(e.failure, &e.message),
         },
-        ToDaemon::Watch { job } => match shared.evacuations.watch(job, &answer) {
+        ToDaemon::Watch { job } => match shared.watch(job, &answer) {
             Some(end) => end,
             None => return Ok(()),
         },
+        ToDaemon::Work(request) => match shared.begin_upkeep(&request) {
+            Ok((id, false)) => FromDaemon::Taken { id },
+            Ok((job, true)) => match shared.attend(job, &answer) {
+                Some(end) => end,
+                None => return Ok(()),
+            },
+            Err(e) => failed(e.failure, &e.message),
+        },
+        ToDaemon::WorkOn { job } => match shared.attend(job, &answer) {
+            Some(end) => end,
+            None => return Ok(()),
+        },
+        ToDaemon::Say { job, line } => shared.said(job, line),
+        ToDaemon::End { job, report } => shared.reported(job, report),
         ToDaemon::Events => match shared.events.show(&answer, || {
             shared.is_stopping() && !shared.jobs.are_running()
         }) {

@@ -207,6 +207,9 @@ impl Shared {
 
     /// Have a job end.
     pub(crate) fn abort(&self, id: u64) -> Result<(), String> {
+        if let Some(upkeep) = self.upkeeps.find(id) {
+            return self.stop_upkeep(&upkeep);
+        }
         let Some(evacuation) = self.evacuations.find(id) else {
             return self.jobs.abort(id);
         };
@@ -219,8 +222,11 @@ impl Shared {
         Ok(())
     }
 
-    /// Nothing more is done about what a job settles, or said about an evacuation.
+    /// Nothing more is done about what a job settles, or said about one that has ended.
     pub(crate) fn forget(&self, id: u64) -> Result<(), String> {
+        if let Some(upkeep) = self.upkeeps.find(id) {
+            return self.forget_upkeep(&upkeep);
+        }
         match self.evacuations.find(id) {
             None => self.jobs.dismiss(id),
             Some(evacuation) if evacuation.has_ended() => {

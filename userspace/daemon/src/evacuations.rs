@@ -171,7 +171,7 @@ impl Evacuations {
     /// the client has gone, or the daemon stops.
     pub(crate) fn watch(&self, id: u64, client: &Client) -> Option<FromDaemon> {
         let Some(evacuation) = self.find(id) else {
-            let why = format!("there is no evacuation with number {id}; see `vmbeam status`");
+            let why = format!("there is no evacuation, rejuvenation or replacement with number {id}; see `vmbeam status`");
             return Some(failed(Failure::Refused, &why));
         };
         let mut seen = 0;

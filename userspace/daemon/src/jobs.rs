@@ -167,9 +167,10 @@ impl Jobs {
         self.table().retain(|j| j.report.id != id);
     }
 
-    /// What goes on in these host VMs, but for evacuations: those wait for it.
+    /// What goes on in these host VMs, but for evacuations and upkeeps: those wait for it.
     pub(crate) fn busy(&self, host_vms: [&str; 2]) -> Option<JobReport> {
-        let other = |kind| !matches!(kind, JobKind::Evacuate | JobKind::Left);
+        let above = |kind: JobKind| kind == JobKind::Evacuate || kind.is_upkeep();
+        let other = |kind| !above(kind) && kind != JobKind::Left;
         let moves = |j: &&Job| other(j.report.kind) && j.touches(host_vms);
         self.table().iter().find(moves).map(|j| j.report.clone())
     }
@@ -187,9 +188,10 @@ impl Jobs {
     }
 
     /// Whether a stop has to wait. What is being settled waits for agents, and goes on in the
-    /// next daemon.
+    /// next daemon; an upkeep goes on without any.
     pub(crate) fn are_running(&self) -> bool {
-        let running = |j: &Job| j.report.running && !is_settling(j.report.kind);
+        let waits = |kind: JobKind| !is_settling(kind) && !kind.is_upkeep();
+        let running = |j: &Job| j.report.running && waits(j.report.kind);
         self.table().iter().any(running)
     }
 
@@ -231,7 +233,8 @@ impl Jobs {
         let mut table = self.table();
         let host_vms = [&*from.host_vm, &*to.host_vm];
         match kind {
-            JobKind::Settle | JobKind::Left => {}
+            // Of a host VM there is one upkeep at a time: whoever enters it sees to that.
+            JobKind::Settle | JobKind::Left | JobKind::Rejuvenate | JobKind::Replace => {}
             JobKind::Evacuate => alone(&table, host_vms)?,
             JobKind::Swap | JobKind::Migrate => free(&table, host_vms)?,
         }

@@ -62,6 +62,8 @@ pub mod swap;
 mod tidy;
 mod transfer;
 mod unsettled;
+mod upkeep;
+mod upkeeps;
 mod verify;
 mod version;
 mod whereabouts;

@@ -19,6 +19,7 @@ use crate::journal::injected;
 use crate::maintenance::Maintenance;
 use crate::metrics::Metrics;
 use crate::pauses::Pauses;
+use crate::upkeeps::Upkeeps;
 use anyhow::Context;
 use fail::fail_point;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -36,6 +37,7 @@ pub(crate) struct Shared {
     pub(crate) held: Held,
     pub(crate) jobs: Jobs,
     pub(crate) evacuations: Evacuations,
+    pub(crate) upkeeps: Upkeeps,
     pub(crate) events: Arc<Events>,
     pub(crate) hooks: Hooks,
     pub(crate) metrics: Metrics,

@@ -3,6 +3,7 @@
 //! What `vmbeam rejuvenate` prints at its end.
 
 use super::Args;
+use crate::evacuate::Begun;
 use crate::moves;
 use crate::upkeep::report::{self, Base, Seconds};
 use crate::upkeep::Options;
@@ -32,6 +33,15 @@ pub(crate) struct Report {
     /// What the host VM is created from.
     #[serde(skip)]
     config: PathBuf,
+}
+
+/// What is printed: the report, or what was begun.
+#[derive(JsonSchema)]
+#[schemars(untagged, rename = "Rejuvenate")]
+#[allow(dead_code, reason = "for the schema")]
+pub(crate) enum Printed {
+    Report(Box<Report>),
+    Begun(Begun),
 }
 
 impl Report {

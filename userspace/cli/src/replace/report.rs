@@ -5,6 +5,7 @@
 use super::memory::Memory;
 use super::state::Size;
 use super::Args;
+use crate::evacuate::Begun;
 use crate::moves;
 use crate::upkeep::report::{self, Base, Seconds};
 use crate::upkeep::Options;
@@ -40,6 +41,15 @@ pub(crate) struct Report {
     /// What the new host VM is created from.
     #[serde(skip)]
     config: Option<PathBuf>,
+}
+
+/// What is printed: the report, or what was begun.
+#[derive(JsonSchema)]
+#[schemars(untagged, rename = "Replace")]
+#[allow(dead_code, reason = "for the schema")]
+pub(crate) enum Printed {
+    Report(Box<Report>),
+    Begun(Begun),
 }
 
 impl Report {

@@ -188,7 +188,15 @@ impl Lab {
         std::fs::remove_file(self.path(name)).unwrap();
     }
 
+    /// The replacement, in the process itself.
     pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = self.job(args);
+        command.arg("--here");
+        command
+    }
+
+    /// The same as a job.
+    pub fn job(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vmbeam"));
         command.arg("--socket").arg(self.w.control());
         command.args(["replace", "A", "--json"]);
