@@ -156,6 +156,10 @@ impl Outside for Exchange<'_> {
         Ok(())
     }
 
+    fn lacks_room(&self, status: i32) -> bool {
+        status == ENOSPC.to_errno()
+    }
+
     fn refused(&self, status: i32) -> Error {
         xen::pair_error(status)
     }

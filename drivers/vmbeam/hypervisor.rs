@@ -65,7 +65,8 @@ pub(crate) fn swap_frames(
     }
 }
 
-/// Whether one of the domains is gone, for ever, as no other domain has its id.
+/// Whether one of the domains is gone, for ever, as no other domain has its id. It is not noticed
+/// where another one has its number that a policy of the hypervisor protects: that is asked first.
 pub(crate) fn gone(domains: Domains) -> bool {
     let reply = swap_frames(domains, (What::Check, Mode::Swap, 0), &[], &mut []);
 

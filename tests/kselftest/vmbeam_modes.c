@@ -590,26 +590,49 @@ TEST_F(relocation, hypervisor_without_memory)
 	EXPECT_AS_BEFORE();
 }
 
-/* Then it may have no room for what comes back. */
+/* Then it may have no room for what comes back, however that is cut into runs. */
 TEST_F(relocation, no_way_back)
 {
 	struct vmbeam_record record;
+	unsigned int i;
 
-	ASSERT_EQ(0, add_apart(self->fd, 100, 8));
-	ASSERT_EQ(0, do_commit(self->fd, 0, 4, NULL, NULL));
-	ASSERT_EQ(0, allow(self->giver, 0));
-	EXPECT_FAIL(ENOSPC, do_rollback(self->fd, 4, NULL));
-	EXPECT_PAGES(4);
-	ASSERT_EQ(0, allow(self->giver, 3));
-	REOPEN();
-	/* Three of them fit. */
-	ASSERT_EQ(1, count_records(&record));
-	EXPECT_EQ(-ENOSPC, record.error);
-	EXPECT_EQ(1, record.swapped);
+	for (i = 0; i < 2; i++) {
+		ASSERT_EQ(0, i ? add_one(self->fd, 100, 100, 8) : add_apart(self->fd, 100, 8));
+		ASSERT_EQ(0, do_commit(self->fd, 0, 4, NULL, NULL));
+		ASSERT_EQ(0, allow(self->giver, 0));
+		EXPECT_FAIL(ENOSPC, do_rollback(self->fd, 4, NULL));
+		EXPECT_PAGES(4);
+		ASSERT_EQ(0, allow(self->giver, 3));
+		REOPEN();
+		/* Three of them fit. */
+		ASSERT_EQ(1, count_records(&record));
+		EXPECT_EQ(-ENOSPC, record.error);
+		EXPECT_EQ(1, record.swapped);
+		EXPECT_PAGES(1);
+		ASSERT_EQ(0, allow(self->giver, 1));
+		ASSERT_EQ(0, do_adopt(self->fd, record.id));
+		REOPEN();
+		EXPECT_AS_BEFORE();
+		ASSERT_EQ(0, do_open_as(self->fd, self->a, self->b, variant->flags));
+	}
+}
+
+/* Of one run the pairs that go back last come first in a hypercall. */
+TEST_F(relocation, way_back_for_all_but_one)
+{
+	const unsigned int all = MANY - 100;
+	struct vmbeam_rollback rollback;
+
+	ASSERT_EQ(0, add_one(self->fd, 100, 100, all));
+	ASSERT_EQ(0, do_commit(self->fd, 0, 0, NULL, NULL));
+	ASSERT_EQ(0, allow(self->giver, all - 1));
+	ASSERT_EQ(0, do_rollback(self->fd, all, &rollback));
+	EXPECT_EQ(all - 1, rollback.restored);
+	EXPECT_EQ(1, rollback.cursor);
 	EXPECT_PAGES(1);
+	EXPECT_FAIL(ENOSPC, do_rollback(self->fd, 1, NULL));
 	ASSERT_EQ(0, allow(self->giver, 1));
-	ASSERT_EQ(0, do_adopt(self->fd, record.id));
-	REOPEN();
+	ASSERT_EQ(0, do_rollback(self->fd, 1, NULL));
 	EXPECT_AS_BEFORE();
 }
 

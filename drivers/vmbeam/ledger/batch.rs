@@ -34,6 +34,9 @@ pub trait Outside {
     /// The loop shall end.
     fn tell(&mut self, at: u32, status: &[i32]) -> Result<(), Self::Error>;
 
+    /// Whether a pair with this status may be taken when fewer others come before it.
+    fn lacks_room(&self, status: i32) -> bool;
+
     /// The error to end with when a pair has this status.
     fn refused(&self, status: i32) -> Self::Error;
 

@@ -243,15 +243,7 @@ impl<M: Memory> Ledger<M> {
                 continue;
             }
 
-            // Where would the hypervisor stop us? The pairs above that go back; those below wait,
-            // so that the cursor says it all.
-            let from = match self.ask_back(false, 0, batch, outside, tally)? {
-                Some((pair, status)) if pair.saturating_add(1) == self.counts.cursor => {
-                    return Err(outside.refused(status).into());
-                }
-                Some((pair, _)) => pair.saturating_add(1),
-                None => 0,
-            };
+            let from = self.stops_at(batch, outside, tally)?;
             let result = self.ask_back(true, from, batch, outside, tally);
             // Now, and not when the loop comes round: a signal may end it first. Pairs that went
             // back below one that did not are marked, and passed over later.
@@ -259,6 +251,33 @@ impl<M: Memory> Ledger<M> {
             if let Some((_, status)) = result? {
                 // Something took hold of it since the check.
                 return Err(outside.refused(status).into());
+            }
+        }
+    }
+
+    /// Where would the hypervisor stop us? The pairs above that go back; those below wait, so
+    /// that the cursor says it all.
+    fn stops_at<O: Outside>(
+        &mut self,
+        batch: &mut Batch<M>,
+        outside: &mut O,
+        tally: &mut Tally,
+    ) -> Result<u32, Stop<O::Error>> {
+        let cursor = self.counts.cursor;
+        let mut from = cursor.saturating_sub(batch.pairs);
+
+        loop {
+            match self.ask_back(false, from, batch, outside, tally)? {
+                None => return Ok(from),
+                Some((pair, _)) if pair.saturating_add(1) < cursor => {
+                    return Ok(pair.saturating_add(1));
+                }
+                // The last pair of a run comes after those that go back later, and these have
+                // taken the room: fewer of them.
+                Some((_, status)) if outside.lacks_room(status) && from.midpoint(cursor) > from => {
+                    from = from.midpoint(cursor);
+                }
+                Some((_, status)) => return Err(outside.refused(status).into()),
             }
         }
     }
@@ -295,7 +314,7 @@ impl<M: Memory> Ledger<M> {
         let cursor = self.counts.cursor;
         let filled = pairs::fill_back(
             &self.runs,
-            from.max(cursor.saturating_sub(batch.pairs)),
+            from,
             cursor,
             batch.pairs,
             |pair| self.is_home(pair),

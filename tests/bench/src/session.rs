@@ -85,6 +85,10 @@ impl Outside for Nothing<'_> {
         Ok(())
     }
 
+    fn lacks_room(&self, _: i32) -> bool {
+        false
+    }
+
     fn refused(&self, _: i32) -> Broken {
         Broken::Answer
     }

@@ -87,6 +87,22 @@ proptest! {
     }
 
     #[test]
+    fn a_rollback_uses_all_the_room(runs in distinct_runs(), room in 0u32..100) {
+        let mut session = Session::default();
+        session.add(&runs).unwrap();
+        let total = session.counts().pairs;
+        let mut world = World::new(vec![Swap]);
+        prop_assert_eq!(session.commit(&mut world, total), Ok(()));
+
+        world.room = room;
+        let (tally, result) = session.rollback(&mut world);
+        prop_assert_eq!(tally.swapped, room.min(total));
+        prop_assert_eq!(session.counts().cursor, total - tally.swapped);
+        prop_assert_eq!(result, if room < total { Err(ENOSPC) } else { Ok(()) });
+        session.verify(&world);
+    }
+
+    #[test]
     fn a_lie_breaks_the_ledger_for_good(
         runs in distinct_runs(),
         lie in lie(),

@@ -39,6 +39,7 @@ pub const EINTR: i32 = 4;
 pub const EBUSY: i32 = 16;
 pub const ENOMEM: i32 = 12;
 pub const EFAULT: i32 = 14;
+pub const ENOSPC: i32 = 28;
 
 /// What happens to a pair, or to the hypercall at that pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +69,8 @@ pub struct World {
     /// After how many hypercalls a signal comes, over and over; 0 for never.
     pub signal: u32,
     pub calls: u32,
+    /// Pairs that there is room for on the way back.
+    pub room: u32,
     /// Which way hypercalls are to go.
     pub way: Way,
     /// What the caller was told, one a pair asked for.
@@ -86,6 +89,7 @@ impl World {
             at: 0,
             signal: 0,
             calls: 0,
+            room: u32::MAX,
             way: Way::There,
             told: vec![],
             deaf: 0,
@@ -115,7 +119,7 @@ impl Outside for World {
         assert_eq!(status.len(), asked as usize);
         self.calls += 1;
 
-        let mut done = 0;
+        let (mut done, mut room) = (0, self.room);
         let answer = |done: usize, result| Answer {
             done: done as u64,
             result,
@@ -132,8 +136,11 @@ impl Outside for World {
                     Omit => (),
                     Positive => status[done] = 7,
                     Refuse => status[done] = -EBUSY,
+                    Swap if call.way == Way::Back && room == 0 => status[done] = -ENOSPC,
                     Swap => {
+                        room -= u32::from(call.way == Way::Back);
                         if call.swap {
+                            self.room = room;
                             let (a, b) = ((run.gfn_a + i) as usize, (run.gfn_b + i) as usize);
                             std::mem::swap(&mut self.a[a], &mut self.b[b]);
                         }
@@ -153,6 +160,10 @@ impl Outside for World {
             return Err(EFAULT);
         }
         Ok(())
+    }
+
+    fn lacks_room(&self, status: i32) -> bool {
+        status == -ENOSPC
     }
 
     fn refused(&self, status: i32) -> i32 {

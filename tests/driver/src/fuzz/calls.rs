@@ -261,7 +261,6 @@ impl Fuzzer {
     }
 
     pub(super) fn rollback(&mut self, open: &mut Open) -> Result<()> {
-        self.no_limits()?;
         let place = self.place(size_of::<sys::Rollback>());
         let expected = self.number(open.model.cursor());
         let arg = sys::Rollback {

@@ -40,9 +40,8 @@ impl Fuzzer {
         Ok(())
     }
 
-    /// No limit is in the way. How many pairs of a rollback one would let back depends on how
-    /// they are cut into hypercalls, which is not documented.
-    pub(super) fn no_limits(&mut self) -> Result<()> {
+    /// No limit is in the way.
+    fn no_limits(&mut self) -> Result<()> {
         for (domain, limit) in self.domains.iter().zip(&mut self.world.limits) {
             if let Some(domain) = domain.of_model().filter(|_| *limit != u64::MAX) {
                 *limit = u64::MAX;
