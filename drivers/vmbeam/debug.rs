@@ -58,6 +58,8 @@ const OP_LIMIT: u32 = 12;
 const OP_PAGES: u32 = 13;
 const OP_MACHINE: u32 = 14;
 const OP_RESERVE: u32 = 15;
+const OP_HOLD: u32 = 16;
+const OP_HELD: u32 = 17;
 
 /// `struct vmbeam_debug`
 #[repr(C)]
@@ -111,7 +113,7 @@ fn operate(addr: usize) -> Result<isize> {
     if arg.reserved != 0 {
         return Err(EINVAL);
     }
-    let of_model = arg.op <= OP_READ || arg.op > OP_MODEL;
+    let of_model = matches!(arg.op, 0..=OP_READ | OP_DEPOPULATE..=OP_RESERVE);
     if of_model && !mock::active() {
         return Err(EOPNOTSUPP);
     }
@@ -150,6 +152,8 @@ fn operate(addr: usize) -> Result<isize> {
         }
         OP_RESERVE => MOCK.lock().set_reserve(arg.nr),
         OP_MODEL => arg.value = mock::active().into(),
+        OP_HOLD => arg.nr = inject::hold(arg.nr),
+        OP_HELD => arg.value = inject::holds().into(),
         _ => return Err(EINVAL),
     }
     slice().writer().write_slice(arg.as_bytes())?;

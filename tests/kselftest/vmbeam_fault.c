@@ -253,6 +253,8 @@ static bool is_broken(int fd, __u64 cursor)
 	return before.cursor == cursor && !memcmp(&before, &after, sizeof(after));
 }
 
+#define LIE "an answer of the hypervisor makes no sense"
+
 #define FORGET_BROKEN() do {					\
 	struct vmbeam_record record;				\
 								\
@@ -272,6 +274,7 @@ static bool is_broken(int fd, __u64 cursor)
 TEST_F(fault, call_that_lies)
 {
 	struct vmbeam_commit commit;
+	int before = logged(LIE), told;
 
 	ASSERT_EQ(0, load_backwards(self->fd, self->a, self->b, 600));
 	/* A part done, and no error: the cursor says how much is known to be. */
@@ -282,6 +285,16 @@ TEST_F(fault, call_that_lies)
 	EXPECT_HOME(0, 500);
 	EXPECT_TRUE(is_broken(self->fd, 100));
 	FORGET_BROKEN();
+	/* The log has it, and no more often than once for as long as the module is loaded. */
+	told = logged(LIE);
+	EXPECT_LE(1, told);
+	EXPECT_GE(before + 1, told);
+	REOPEN();
+	ASSERT_EQ(0, load_backwards(self->fd, self->a, self->b, 8));
+	fail_call(1, 4, 0);
+	EXPECT_EQ(0, do_commit(self->fd, 0, 0, NULL, NULL));
+	EXPECT_TRUE(is_broken(self->fd, 4));
+	EXPECT_EQ(told, logged(LIE));
 }
 
 /* Nothing done, and no error. */
@@ -443,6 +456,61 @@ TEST_F_TIMEOUT(fault, call_errors_when_closed, 120)
 	}
 	EXPECT_LT(10, records);
 	EXPECT_GT(ENOUGH, nth);
+}
+
+struct back {
+	pthread_t thread;
+	int fd, ret;
+	struct vmbeam_rollback rollback;
+};
+
+static void *go_back(void *arg)
+{
+	struct back *back = arg;
+
+	back->ret = do_rollback(back->fd, get_status(back->fd).cursor, &back->rollback);
+	return NULL;
+}
+
+/* Something takes hold of a frame when a rollback has found that nothing does. */
+TEST_F(fault, frame_taken_during_a_rollback)
+{
+	struct back back = { .fd = self->fd };
+	struct vmbeam_status status;
+	void *held;
+
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, add_one(self->fd, 0, 0, 64));
+	ASSERT_EQ(0, do_commit(self->fd, 0, 0, NULL, NULL));
+	/* The first one asks, the second one swaps. */
+	hold_call(2);
+	/* Counts them. */
+	fail_call(ENOUGH, 0, 0);
+	ASSERT_EQ(0, pthread_create(&back.thread, NULL, go_back, &back));
+	wait_until_held();
+	held = domain_hold(self->b, 40);
+	EXPECT_NE(NULL, held);
+	hold_call(0);
+	pthread_join(back.thread, NULL);
+	/* That is all: a hypervisor that says one thing and then another is not asked for ever. */
+	EXPECT_EQ(ENOUGH - 2, inject(VMBEAM_DEBUG_FAIL_CALL, 0, 0, 0, 0));
+	EXPECT_EQ(0, back.ret);
+	EXPECT_EQ(41, back.rollback.cursor);
+	EXPECT_EQ(63, back.rollback.restored);
+	EXPECT_AWAY(40, 1);
+	EXPECT_HOME(0, 40);
+	EXPECT_HOME(41, 23);
+	EXPECT_FAIL(EBUSY, do_rollback(self->fd, 41, NULL));
+	domain_release(held);
+	status = get_status(self->fd);
+	EXPECT_EQ(VMBEAM_STATE_ROLLING_BACK, status.state);
+	EXPECT_EQ(41, status.cursor);
+	EXPECT_EQ(1, status.swapped);
+	/* What is back below it is not touched again. */
+	EXPECT_EQ(0, do_rollback(self->fd, 41, &back.rollback));
+	EXPECT_EQ(0, back.rollback.cursor);
+	EXPECT_EQ(1, back.rollback.restored);
+	EXPECT_HOME(0, 64);
 }
 
 /* ---- Statuses that only the model can produce at will ---- */

@@ -260,8 +260,13 @@ TEST_F(half, record_and_adopt)
 {
 	struct vmbeam_record record;
 	struct vmbeam_status status;
+	char line[200];
 	void *held;
+	int before;
 
+	snprintf(line, sizeof(line), ": 8 pairs of domains %u and %u remain swapped (error %d)\n",
+		 self->a, self->b, -EBUSY);
+	before = logged(line);
 	ASSERT_EQ(0, do_commit(self->fd, 0, FRAMES / 2, NULL, NULL));
 	held = domain_hold(self->b, 7);
 	ASSERT_NE(NULL, held);
@@ -278,6 +283,7 @@ TEST_F(half, record_and_adopt)
 	EXPECT_EQ(8, record.cursor);
 	EXPECT_EQ(8, record.swapped);
 	EXPECT_EQ(0, record.refused);
+	EXPECT_EQ(before + 1, logged(line));
 
 	/* As long as it is kept the module cannot go, even with no file open. */
 	close(self->fd);

@@ -45,8 +45,23 @@ static inline bool happened(__u32 op)
 	return inject(op, 0, 0, 0, 0) == 0;
 }
 
+/* Let the @nr-th hypercall wait, or the one that waits go on if that is 0. */
+static inline void hold_call(__u64 nr)
+{
+	inject(VMBEAM_DEBUG_HOLD, nr, 0, 0, 0);
+}
+
+static inline void wait_until_held(void)
+{
+	struct vmbeam_debug arg = { .op = VMBEAM_DEBUG_HELD };
+
+	while (!ioctl(debug_device, VMBEAM_IOCTL_DEBUG, &arg) && !arg.value)
+		usleep(1000);
+}
+
 static inline void no_faults(void)
 {
+	hold_call(0);
 	inject(VMBEAM_DEBUG_FAIL_ALLOC, 0, 0, 0, 0);
 	inject(VMBEAM_DEBUG_FAIL_CALL, 0, 0, 0, 0);
 	inject(VMBEAM_DEBUG_SIGNAL, 0, 0, 0, 0);

@@ -303,6 +303,24 @@ static inline bool fdinfo_has(int fd, const char *line)
 	return strstr(text, whole);
 }
 
+/* How many records of the kernel's log contain @text. */
+static inline int logged(const char *text)
+{
+	int fd = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	char record[8192];
+	ssize_t len;
+	int nr = 0;
+
+	/* EPIPE: older ones than the next have been overwritten. */
+	while ((len = read(fd, record, sizeof(record) - 1)) > 0 || errno == EPIPE) {
+		record[len > 0 ? len : 0] = '\0';
+		nr += !!strstr(record, text);
+		errno = 0;
+	}
+	close(fd);
+	return nr;
+}
+
 static inline void nothing(int sig)
 {
 }

@@ -56,6 +56,11 @@ static CALL_CLAIMS: Atomic<u32> = Atomic::new(0);
 static SIGNALS: Countdown = Countdown::new();
 static SIGNAL: Atomic<i32> = Atomic::new(0);
 static SLEEP: Atomic<u64> = Atomic::new(0);
+static HOLDS: Countdown = Countdown::new();
+static HELD: Atomic<bool> = Atomic::new(false);
+
+/// How often a hypercall that is held looks up at most, every 10 ms: a test may have been killed.
+const LOOKS: u32 = 1000;
 
 /// The `nr`th allocation from now on is to fail.
 pub(crate) fn fail_allocation(nr: u64) -> u64 {
@@ -83,6 +88,24 @@ pub(crate) fn slow(msecs: u64) {
     SLEEP.store(msecs, Relaxed);
 }
 
+/// The `nr`th hypercall from now on is to wait for the next call of this.
+pub(crate) fn hold(nr: u64) -> u64 {
+    let left = HOLDS.set(nr);
+    HELD.store(false, Relaxed);
+    left
+}
+
+/// Whether a hypercall waits.
+pub(crate) fn holds() -> bool {
+    HELD.load(Relaxed)
+}
+
+fn sleep(msecs: u32) {
+    // SAFETY: May be called by any code that may sleep. File operations make hypercalls, with no
+    // spin lock held.
+    unsafe { vmbeam_debug_sleep(msecs) };
+}
+
 /// Called for each allocation.
 pub(crate) fn allocation() -> Result<(), AllocError> {
     if ALLOCATIONS.expired() {
@@ -98,9 +121,12 @@ pub(crate) fn memory_op(
     real: impl FnOnce(&mut SwapFrames, &[SwapRun]) -> c_int,
 ) -> c_int {
     if let Ok(msecs @ 1..) = u32::try_from(SLEEP.load(Relaxed)) {
-        // SAFETY: May be called by any code that may sleep. File operations make hypercalls, with
-        // no spin lock held.
-        unsafe { vmbeam_debug_sleep(msecs) };
+        sleep(msecs);
+    }
+    if HOLDS.expired() {
+        HELD.store(true, Relaxed);
+        (0..LOOKS).take_while(|_| holds()).for_each(|_| sleep(10));
+        HELD.store(false, Relaxed);
     }
     let mut ret;
     if CALLS.expired() {

@@ -46,9 +46,12 @@
  *	memory away; each frame that goes over alone takes one. With none left such
  *	pairs are refused with -ENOMEM, but for those that are undone. Ends with the
  *	last domain
+ * @VMBEAM_DEBUG_HOLD: let the @nr-th hypercall from now on wait, for some 10 s at most, until
+ *	this is called again; none if 0. Out: as for VMBEAM_DEBUG_FAIL_ALLOC
+ * @VMBEAM_DEBUG_HELD: out: @value: 1 while a hypercall waits; otherwise 0
  *
- * The operations up to VMBEAM_DEBUG_READ, and those from
- * VMBEAM_DEBUG_DEPOPULATE on, fail with EOPNOTSUPP when there is a hypervisor.
+ * The operations up to VMBEAM_DEBUG_READ, and those from VMBEAM_DEBUG_DEPOPULATE
+ * to VMBEAM_DEBUG_RESERVE, fail with EOPNOTSUPP when there is a hypervisor.
  */
 enum vmbeam_debug_op {
 	VMBEAM_DEBUG_CREATE = 0,
@@ -67,6 +70,8 @@ enum vmbeam_debug_op {
 	VMBEAM_DEBUG_PAGES = 13,
 	VMBEAM_DEBUG_MACHINE = 14,
 	VMBEAM_DEBUG_RESERVE = 15,
+	VMBEAM_DEBUG_HOLD = 16,
+	VMBEAM_DEBUG_HELD = 17,
 };
 
 /**
