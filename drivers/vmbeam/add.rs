@@ -29,6 +29,10 @@ fn explain(why: NotAdded<Error>) -> (Error, Option<u32>) {
         NotAdded::InUse(run) => (EEXIST, Some(run)),
         NotAdded::Full => (ENOSPC, None),
         NotAdded::Memory(error) => (error, None),
+        NotAdded::Broken => {
+            kernel::warn_on!(true);
+            (EIO, None)
+        }
     }
 }
 

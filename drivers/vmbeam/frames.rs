@@ -25,13 +25,13 @@ pub trait Chunks {
     /// Why there is no chunk.
     type Error;
 
-    /// The [`WORDS`] words of a chunk, which are 0 at first. Cannot fail for a number that it
+    /// The words of a chunk, which are 0 at first. Cannot fail for a number that it
     /// has not failed for before.
     ///
     /// # Errors
     ///
     /// The chunk is a new one, for which there is no memory.
-    fn chunk(&mut self, number: u64) -> Result<&mut [u64], Self::Error>;
+    fn chunk(&mut self, number: u64) -> Result<&mut [u64; WORDS], Self::Error>;
 
     /// Drop all chunks whose words are 0.
     fn prune(&mut self);
@@ -63,14 +63,16 @@ pub fn find<T>(chunks: &[T], wanted: u64, number: impl Fn(&T) -> u64) -> Result<
 
 /// Why frames are not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal<E> {
+pub enum NotTaken<E> {
     /// One of them is in use.
     InUse,
     /// There is no chunk for one of them.
     NoChunk(E),
+    /// And others, which had been taken, could not be given back.
+    Kept,
 }
 
-impl<E> From<E> for Refusal<E> {
+impl<E> From<E> for NotTaken<E> {
     fn from(error: E) -> Self {
         Self::NoChunk(error)
     }
@@ -81,76 +83,83 @@ impl<E> From<E> for Refusal<E> {
 /// # Errors
 ///
 /// The index of the first run with a frame that an earlier run has or that was in use
-/// before, or that there is no memory for.
+/// before, or that there is no memory for; or anything, with [`NotTaken::Kept`].
 pub fn take<C: Chunks>(
     used: &mut [C; 2],
     runs: &[uapi::Run],
-) -> Result<(), (u32, Refusal<C::Error>)> {
+) -> Result<(), (u32, NotTaken<C::Error>)> {
     let mut index = 0u32;
 
     for run in runs {
-        if let Err(refusal) = take_run(used, run) {
-            give_back(used, runs.get(..index as usize).unwrap_or(&[]));
+        if let Err(why) = take_run(used, run) {
+            let result = give_back(used, runs, index).and(Err(why));
             // What is not taken takes no memory, and none of the chunks that there can be.
             used.iter_mut().for_each(Chunks::prune);
-            return Err((index, refusal));
+            return result.map_err(|why| (index, why));
         }
         index = index.saturating_add(1);
     }
     Ok(())
 }
 
-fn give_back<C: Chunks>([a, b]: &mut [C; 2], runs: &[uapi::Run]) {
-    for run in runs {
-        give_back_side(a, run.gfn_a, run.nr);
-        give_back_side(b, run.gfn_b, run.nr);
+/// Those of the first `nr` runs.
+fn give_back<C: Chunks>(
+    [a, b]: &mut [C; 2],
+    runs: &[uapi::Run],
+    nr: u32,
+) -> Result<(), NotTaken<C::Error>> {
+    for run in runs.iter().take(nr as usize) {
+        give_back_side(a, run.gfn_a, run.nr)?;
+        give_back_side(b, run.gfn_b, run.nr)?;
     }
+    Ok(())
 }
 
-fn take_run<C: Chunks>([a, b]: &mut [C; 2], run: &uapi::Run) -> Result<(), Refusal<C::Error>> {
+fn take_run<C: Chunks>([a, b]: &mut [C; 2], run: &uapi::Run) -> Result<(), NotTaken<C::Error>> {
     take_side(a, run.gfn_a, run.nr)?;
-    take_side(b, run.gfn_b, run.nr).inspect_err(|_| give_back_side(a, run.gfn_a, run.nr))
+    take_side(b, run.gfn_b, run.nr)
+        .or_else(|why| give_back_side(a, run.gfn_a, run.nr).and(Err(why)))
 }
 
-fn take_side<C: Chunks>(side: &mut C, first: u64, nr: u32) -> Result<(), Refusal<C::Error>> {
+fn take_side<C: Chunks>(side: &mut C, first: u64, nr: u32) -> Result<(), NotTaken<C::Error>> {
     let mut taken = 0u32;
 
     for part in parts(first, nr) {
-        if let Err(refusal) = take_part(side, part) {
-            give_back_side(side, first, taken);
-            return Err(refusal);
+        if let Err(why) = take_part(side, part) {
+            return give_back_side(side, first, taken).and(Err(why));
         }
         taken = taken.saturating_add(part.nr);
     }
     Ok(())
 }
 
-fn take_part<C: Chunks>(side: &mut C, part: Part) -> Result<(), Refusal<C::Error>> {
-    let words = side.chunk(part.chunk)?;
-    let words = words.get_mut(part.word..).unwrap_or(&mut []);
-
-    if masks(part)
-        .zip(words.iter())
-        .any(|(mask, word)| word & mask != 0)
-    {
-        return Err(Refusal::InUse);
+fn take_part<C: Chunks>(side: &mut C, part: Part) -> Result<(), NotTaken<C::Error>> {
+    if bits(side, part)?.any(|(mask, word)| *word & mask != 0) {
+        return Err(NotTaken::InUse);
     }
-    for (mask, word) in masks(part).zip(words) {
+    for (mask, word) in bits(side, part)? {
         *word |= mask;
     }
     Ok(())
 }
 
 /// The chunks of frames that were taken exist.
-fn give_back_side<C: Chunks>(side: &mut C, first: u64, nr: u32) {
+fn give_back_side<C: Chunks>(side: &mut C, first: u64, nr: u32) -> Result<(), NotTaken<C::Error>> {
     for part in parts(first, nr) {
-        if let Ok(words) = side.chunk(part.chunk) {
-            let words = words.get_mut(part.word..).unwrap_or(&mut []);
-            for (mask, word) in masks(part).zip(words) {
-                *word &= !mask;
-            }
+        for (mask, word) in bits(side, part).or(Err(NotTaken::Kept))? {
+            *word &= !mask;
         }
     }
+    Ok(())
+}
+
+/// The words of a part, each after its bits in it.
+fn bits<C: Chunks>(
+    side: &mut C,
+    part: Part,
+) -> Result<impl Iterator<Item = (u64, &mut u64)>, C::Error> {
+    let words = side.chunk(part.chunk)?;
+    Ok(masks(part).zip(words.iter_mut().skip(part.word)))
 }
 
 /// Frames of one chunk.

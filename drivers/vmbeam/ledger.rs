@@ -24,7 +24,8 @@ use core::ops::{
 use super::{
     frames::{
         self,
-        Chunks, //
+        Chunks,
+        NotTaken, //
     },
     pairs::{
         self,
@@ -107,6 +108,8 @@ pub enum NotAdded<E> {
     Full,
     /// There is no memory.
     Memory(E),
+    /// The ledger is broken from now on.
+    Broken,
 }
 
 impl<E> From<E> for NotAdded<E> {
@@ -312,11 +315,13 @@ impl<M: Memory> Ledger<M> {
         }
         let len = self.runs.len();
         M::grow(&mut self.runs, len.saturating_add(new.len()))?;
-        if let Err((index, refusal)) = frames::take(&mut self.frames, new) {
+        if let Err((index, why)) = frames::take(&mut self.frames, new) {
             M::truncate(&mut self.runs, len);
-            return Err(match refusal {
-                frames::Refusal::InUse => NotAdded::InUse(index),
-                frames::Refusal::NoChunk(error) => error.into(),
+            self.broken = matches!(why, NotTaken::Kept);
+            return Err(match why {
+                NotTaken::InUse => NotAdded::InUse(index),
+                NotTaken::NoChunk(error) => error.into(),
+                NotTaken::Kept => NotAdded::Broken,
             });
         }
         let len = pairs::append(&mut self.runs, len, new);

@@ -33,7 +33,7 @@ impl Chunks for Frames {
     /// # Errors
     ///
     /// [`ENOSPC`]: there are [`MAX_CHUNKS`] already. [`ENOMEM`].
-    fn chunk(&mut self, number: u64) -> Result<&mut [u64]> {
+    fn chunk(&mut self, number: u64) -> Result<&mut [u64; WORDS]> {
         let at = match frames::find(&self.0, number, |chunk| chunk.number) {
             Ok(at) => at,
             Err(at) => {
@@ -46,7 +46,7 @@ impl Chunks for Frames {
             }
         };
         let chunk = self.0.get_mut(at).ok_or(EINVAL)?;
-        Ok(&mut chunk.words)
+        chunk.words.as_mut_slice().try_into().or(Err(EINVAL))
     }
 
     fn prune(&mut self) {

@@ -252,6 +252,7 @@ impl View {
                 swapped: counts.swapped.into(),
                 refused: counts.refused.into(),
                 mode: mode.flags(),
+                // More come where the giver has let go of a frame that it got in a swap.
                 moved: spent.went.saturating_sub(spent.came),
                 ..uapi::Status::default()
             },

@@ -676,13 +676,22 @@ static int interrupted(int fd, unsigned int cmd, void *arg, size_t size)
 /* A signal that is there already ends a call after its first hypercall, not before it. */
 TEST_F(many, signal_before_the_first_pair)
 {
-	struct vmbeam_check check = { .size = sizeof(check) };
-	struct vmbeam_commit commit = { .size = sizeof(commit) };
-	struct vmbeam_rollback rollback = {
-		.size = sizeof(rollback), .expected = MANY,
-	};
+	struct vmbeam_rollback rollback;
+	struct vmbeam_commit commit;
+	struct vmbeam_check check;
 	__u64 one_call;
 
+	poison(&check, sizeof(check));
+	check.first = 0;
+	check.nr = 0;
+	check.status = 0;
+	check.moves_before = 0;
+	poison(&commit, sizeof(commit));
+	commit.expected = 0;
+	commit.nr = 0;
+	commit.status = 0;
+	poison(&rollback, sizeof(rollback));
+	rollback.expected = MANY;
 	ASSERT_EQ(0, interrupted(self->fd, VMBEAM_IOCTL_CHECK, &check, sizeof(check)));
 	one_call = check.done;
 	EXPECT_LT(0, one_call);

@@ -521,6 +521,27 @@ TEST_F(relocation, put_back_by_zeroes)
 	EXPECT_EQ(1, get_status(self->fd).moved);
 }
 
+/*
+ * The giver has let go of a frame that it got in a swap: the receiver's goes back alone, and one
+ * more has come back than went.
+ */
+TEST_F(relocation, comes_back_alone)
+{
+	struct vmbeam_rollback rollback;
+
+	ASSERT_EQ(0, add_one(self->fd, 90, 90, 4));
+	ASSERT_EQ(0, do_commit(self->fd, 0, 0, NULL, NULL));
+	ASSERT_EQ(0, depopulate(self->giver, 91, 1));
+	ASSERT_EQ(0, do_rollback(self->fd, 4, &rollback));
+	EXPECT_EQ(4, rollback.restored);
+	EXPECT_EQ(0, rollback.cursor);
+	EXPECT_EQ(0, get_status(self->fd).moved);
+	EXPECT_EQ(0, domain_check(self->giver, TAG_GIVER, 90, 4, 90));
+	EXPECT_EQ(0, not_zero(self->receiver, 91, 1));
+	EXPECT_EQ(self->gives, domain_pages(self->giver));
+	EXPECT_EQ(self->receives - 1, domain_pages(self->receiver));
+}
+
 /* The giver has got what it gave, as it went on using it. */
 TEST_F(relocation, given_again)
 {

@@ -969,6 +969,35 @@ TEST_F(pair, rollback)
 	EXPECT_HOME(0, FRAMES);
 }
 
+/* Nor does a rollback move anything that it could not tell. */
+TEST_F(pair, rollback_bad_pointers_move_nothing)
+{
+	char *page = page_before_hole();
+	struct vmbeam_rollback *arg;
+
+	ASSERT_NE(NULL, page);
+	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, add_one(self->fd, 0, 0, FRAMES));
+	ASSERT_EQ(0, do_commit(self->fd, 0, 0, NULL, NULL));
+	/* It can be read and not written. */
+	arg = (void *)(page + 4096 - sizeof(*arg));
+	poison(arg, sizeof(*arg));
+	arg->expected = FRAMES;
+	ASSERT_EQ(0, mprotect(page, 4096, PROT_READ));
+	EXPECT_FAIL(EFAULT, ioctl(self->fd, VMBEAM_IOCTL_ROLLBACK, arg));
+	EXPECT_EQ(VMBEAM_STATE_COMMITTED, get_status(self->fd).state);
+	EXPECT_EQ(FRAMES, get_status(self->fd).swapped);
+	EXPECT_AWAY(0, FRAMES);
+	/* Nor tell where the cursor is. */
+	ASSERT_EQ(0, mprotect(page, 4096, PROT_READ | PROT_WRITE));
+	arg->expected = 1;
+	ASSERT_EQ(0, mprotect(page, 4096, PROT_READ));
+	EXPECT_FAIL(EFAULT, ioctl(self->fd, VMBEAM_IOCTL_ROLLBACK, arg));
+	munmap(page, 8192);
+	ASSERT_EQ(0, do_rollback(self->fd, FRAMES, NULL));
+	EXPECT_HOME(0, FRAMES);
+}
+
 TEST_F(pair, rollback_of_a_part)
 {
 	struct vmbeam_rollback rollback;

@@ -7,23 +7,23 @@ use std::collections::BTreeMap;
 use std::collections::HashSet;
 use vmbeam_core::frames;
 use vmbeam_core::frames::Chunks;
-use vmbeam_core::frames::Refusal;
+use vmbeam_core::frames::NotTaken;
 use vmbeam_core::frames::CHUNK;
 use vmbeam_core::frames::WORDS;
 use vmbeam_core::uapi::Run;
 
 /// With room for so many chunks.
 #[derive(Clone, Debug)]
-struct Room(usize, BTreeMap<u64, Vec<u64>>);
+struct Room(usize, BTreeMap<u64, [u64; WORDS]>);
 
 impl Chunks for Room {
     type Error = ();
 
-    fn chunk(&mut self, number: u64) -> Result<&mut [u64], ()> {
+    fn chunk(&mut self, number: u64) -> Result<&mut [u64; WORDS], ()> {
         if self.1.len() == self.0 && !self.1.contains_key(&number) {
             return Err(());
         }
-        Ok(self.1.entry(number).or_insert_with(|| vec![0; WORDS]))
+        Ok(self.1.entry(number).or_insert([0; WORDS]))
     }
 
     fn prune(&mut self) {
@@ -34,9 +34,9 @@ impl Chunks for Room {
 
 impl Room {
     fn frames(&self) -> HashSet<u64> {
-        let bits = |(chunk, words): (&u64, &Vec<u64>)| {
+        let bits = |(chunk, words): (&u64, &[u64; WORDS])| {
             let first = chunk * CHUNK;
-            let words = words.clone();
+            let words = *words;
             (0..CHUNK)
                 .filter(move |i| (words[(i / 64) as usize] >> (i % 64)) & 1 != 0)
                 .map(move |i| first + i)
@@ -91,8 +91,8 @@ proptest! {
             }
             match (frames::take(&mut used, &call), expected) {
                 (Ok(()), Ok(())) => model = after,
-                (Err((index, Refusal::InUse)), Err(bad)) => prop_assert_eq!(index, bad),
-                (Err((index, Refusal::NoChunk(()))), expected) => {
+                (Err((index, NotTaken::InUse)), Err(bad)) => prop_assert_eq!(index, bad),
+                (Err((index, NotTaken::NoChunk(()))), expected) => {
                     prop_assert!(expected.is_ok() || expected >= Err(index));
                     let wanted = |side: usize| {
                         let used = model[side].iter().map(|frame| frame / CHUNK);
@@ -145,7 +145,7 @@ fn the_last_frames_there_can_be() {
     let mut used = [(); 2].map(|()| Room(9, BTreeMap::new()));
     let last = run((1 << 52) - 1, (1 << 52) - 1, 1);
     assert_eq!(frames::take(&mut used, &[last]), Ok(()));
-    assert_eq!(frames::take(&mut used, &[last]), Err((0, Refusal::InUse)));
+    assert_eq!(frames::take(&mut used, &[last]), Err((0, NotTaken::InUse)));
     let beyond = run(u64::MAX, u64::MAX, u32::MAX);
     assert!(frames::take(&mut used, &[beyond]).is_err());
 }

@@ -20,14 +20,14 @@ const BATCH_RUNS: usize = 512;
 
 /// The chunks of one side, by number.
 #[derive(Debug, Default)]
-struct Frames(Vec<(u64, Vec<u64>)>);
+struct Frames(Vec<(u64, Box<[u64; frames::WORDS]>)>);
 
 impl Chunks for Frames {
     type Error = Infallible;
 
-    fn chunk(&mut self, number: u64) -> Result<&mut [u64], Infallible> {
+    fn chunk(&mut self, number: u64) -> Result<&mut [u64; frames::WORDS], Infallible> {
         let at = frames::find(&self.0, number, |chunk| chunk.0).unwrap_or_else(|at| {
-            self.0.insert(at, (number, vec![0; frames::WORDS]));
+            self.0.insert(at, (number, Box::new([0; frames::WORDS])));
             at
         });
         Ok(&mut self.0[at].1)

@@ -264,6 +264,31 @@ fn states() {
     assert_eq!((may_commit(&session), may_roll_back(&session)), (no, no));
 }
 
+/// Chunks that were there are not any more.
+#[test]
+fn frames_that_are_not_given_back_break_the_ledger() {
+    let mut broken = 0;
+    for lookups in 0..20 {
+        let mut session = Session::default();
+        session.add(&[run(0, 0, 1)]).unwrap();
+        let before = (session.counts(), session.frames());
+        LOOKUPS.set(lookups);
+        // The second one's frame of B is in use, when its frame of A has been taken.
+        let result = session.add(&[run(5, 5, 1), run(6, 0, 1)]);
+        LOOKUPS.set(u32::MAX);
+        let usable = match result {
+            Err(NotAdded::Broken) => Err(Refusal::Broken),
+            Err(NotAdded::Memory(NoMemory) | NotAdded::InUse(1)) => Ok(()),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(session.ledger.may_add(), usable);
+        assert_eq!(session.ledger.is_half_way(), usable.is_err());
+        assert_eq!((session.counts(), session.frames()), before);
+        broken += u32::from(usable.is_err());
+    }
+    assert!(broken > 3);
+}
+
 /// Who calls the loops without having asked whether they make sense.
 #[test]
 fn a_commit_after_a_rollback_breaks_the_ledger() {

@@ -182,7 +182,7 @@ pub struct Heap;
 
 /// As many chunks as there can be.
 #[derive(Default)]
-pub struct Frames(BTreeMap<u64, Vec<u64>>);
+pub struct Frames(BTreeMap<u64, [u64; WORDS]>);
 
 #[derive(Debug, PartialEq, Eq)]
 pub struct NoMemory;
@@ -190,6 +190,8 @@ pub struct NoMemory;
 thread_local! {
     /// Allocations that succeed.
     pub static ALLOCATIONS: std::cell::Cell<u32> = const { std::cell::Cell::new(u32::MAX) };
+    /// Times that chunks are found.
+    pub static LOOKUPS: std::cell::Cell<u32> = const { std::cell::Cell::new(u32::MAX) };
 }
 
 pub fn allocate() -> Result<(), NoMemory> {
@@ -201,11 +203,12 @@ pub fn allocate() -> Result<(), NoMemory> {
 impl Chunks for Frames {
     type Error = NoMemory;
 
-    fn chunk(&mut self, number: u64) -> Result<&mut [u64], NoMemory> {
+    fn chunk(&mut self, number: u64) -> Result<&mut [u64; WORDS], NoMemory> {
+        LOOKUPS.set(LOOKUPS.get().checked_sub(1).ok_or(NoMemory)?);
         if !self.0.contains_key(&number) {
             allocate()?;
         }
-        Ok(self.0.entry(number).or_insert_with(|| vec![0; WORDS]))
+        Ok(self.0.entry(number).or_insert([0; WORDS]))
     }
 
     fn prune(&mut self) {

@@ -369,9 +369,11 @@ struct vmbeam_status {
  * frame that the giver has got again meanwhile is swapped.
  *
  * Errors: EBADFD (nothing was committed), ESTALE (@expected is not the cursor,
- * which is in @cursor), ECANCELED (the out fields are valid), ESRCH, EPERM, ENXIO,
- * EBUSY and ENOMEM (of the hypervisor) as for VMBEAM_IOCTL_BIND, and the status of
- * a pair that the hypervisor will not swap back now, when it is the very next one.
+ * which is in @cursor), EFAULT (the structure cannot be written; nothing moves, or
+ * VMBEAM_IOCTL_STATUS tells what did if it could be at first), ECANCELED (the out
+ * fields are valid), ESRCH, EPERM, ENXIO, EBUSY and ENOMEM (of the hypervisor) as for
+ * VMBEAM_IOCTL_BIND, and the status of a pair that the hypervisor will not swap back
+ * now, when it is the very next one.
  */
 struct vmbeam_rollback {
 	__u32 size;
