@@ -563,6 +563,42 @@ TEST_F(half, record_of_a_domain_that_dies)
 	close(early);
 }
 
+/* Of two records that share a domain one is of a dead one, and the other in the way still. */
+TEST_F(half, record_beside_one_of_a_dead_domain)
+{
+	__u32 c = domain_create(DOMAIN_HAP, FRAMES), d = domain_create(DOMAIN_HAP, FRAMES);
+	int other = open(DEVICE, O_RDWR | O_CLOEXEC);
+	struct vmbeam_record record = { .id = 0 };
+	void *held;
+
+	ASSERT_NE(NO_DOMAIN, c);
+	ASSERT_NE(NO_DOMAIN, d);
+	ASSERT_EQ(0, do_commit(self->fd, 0, 8, NULL, NULL));
+	domain_destroy(self->b);
+	self->b = d;
+	REOPEN();
+	ASSERT_EQ(1, count_records(&record));
+	ASSERT_EQ(0, do_open(other, self->a, c));
+	ASSERT_EQ(0, add_one(other, 16, 16, 8));
+	ASSERT_EQ(0, do_commit(other, 0, 4, NULL, NULL));
+	held = domain_hold(c, 16);
+	ASSERT_NE(NULL, held);
+	close(other);
+	ASSERT_EQ(2, count_records(NULL));
+	/* Somebody looks into the first one: it has pairs swapped, and is met first. */
+	ASSERT_EQ(0, do_adopt(self->fd, record.id));
+	EXPECT_FAIL(ESRCH, do_rollback(self->fd, 8, NULL));
+	other = open(DEVICE, O_RDWR | O_CLOEXEC);
+	EXPECT_FAIL(EBUSY, do_open(other, self->a, d));
+	EXPECT_EQ(0, do_abandon(self->fd, 8, NULL));
+	EXPECT_FAIL(EBUSY, do_open(other, self->a, d));
+	domain_release(held);
+	forget_records();
+	EXPECT_EQ(0, do_open(other, self->a, d));
+	close(other);
+	domain_destroy(c);
+}
+
 TEST_F(half, as_many_as_there_can_be)
 {
 	int fds[256], i, last;
