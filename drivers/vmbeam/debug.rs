@@ -91,9 +91,9 @@ pub(crate) fn memory_op(
     status: &mut [i32],
     stats: &mut SwapStats,
 ) -> c_int {
-    inject::memory_op(request, runs, |request, runs| {
+    inject::with_faults(request, runs, |request, runs| {
         if mock::active() {
-            MOCK.lock().memory_op(request, runs, status, stats)
+            MOCK.lock().hypercall(request, runs, status, stats)
         } else {
             xen::memory_op(request, runs, status, stats)
         }

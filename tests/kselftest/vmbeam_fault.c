@@ -74,7 +74,7 @@ TEST_F(fault, alloc_open_file)
 	EXPECT_GT(ENOUGH, nth);
 }
 
-TEST_F(fault, alloc_open)
+TEST_F(fault, alloc_bind)
 {
 	unsigned int nth;
 
@@ -82,7 +82,7 @@ TEST_F(fault, alloc_open)
 		int ret;
 
 		fail_alloc(nth);
-		ret = do_open(self->fd, self->a, self->b);
+		ret = do_bind(self->fd, self->a, self->b);
 		if (!happened(VMBEAM_DEBUG_FAIL_ALLOC)) {
 			EXPECT_EQ(0, ret);
 			break;
@@ -101,7 +101,7 @@ TEST_F(fault, alloc_add)
 	struct vmbeam_add add;
 	unsigned int nth;
 
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	for (nth = 1; nth < ENOUGH; nth++) {
 		int ret;
 
@@ -181,16 +181,16 @@ TEST_F(fault, call_errors_before_the_first_pair)
 	for (i = 0; i < ARRAY_SIZE(errors); i++) {
 		fail_call(1, 0, errors[i].returns);
 		if (errors[i].returns < 0) {
-			EXPECT_FAIL(errors[i].expected, do_open(self->fd, self->a, self->b));
+			EXPECT_FAIL(errors[i].expected, do_bind(self->fd, self->a, self->b));
 			EXPECT_TRUE(happened(VMBEAM_DEBUG_FAIL_CALL));
 		}
 		no_faults();
 	}
 	/* It says yes, and not which domains these are. */
 	fail_call(1, 0, 0);
-	EXPECT_FAIL(EIO, do_open(self->fd, self->a, self->b));
+	EXPECT_FAIL(EIO, do_bind(self->fd, self->a, self->b));
 	EXPECT_TRUE(happened(VMBEAM_DEBUG_FAIL_CALL));
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, 8));
 	for (i = 0; i < ARRAY_SIZE(errors); i++) {
 		fail_call(1, 0, errors[i].returns);
@@ -227,11 +227,11 @@ TEST_F(fault, no_way_back)
 	for (i = 0; i < ARRAY_SIZE(modes); i++) {
 		/* The domain that would give on the way back has devices. */
 		fail_call(2, 0, -ENOTEMPTY);
-		EXPECT_FAIL(EBUSY, do_open_as(self->fd, self->a, self->b, modes[i]));
+		EXPECT_FAIL(EBUSY, do_bind_as(self->fd, self->a, self->b, modes[i]));
 		EXPECT_TRUE(happened(VMBEAM_DEBUG_FAIL_CALL));
 		EXPECT_EQ(VMBEAM_STATE_UNBOUND, get_status(self->fd).state);
 	}
-	EXPECT_EQ(0, do_open_as(self->fd, self->a, self->b, VMBEAM_BIND_TO_B));
+	EXPECT_EQ(0, do_bind_as(self->fd, self->a, self->b, VMBEAM_BIND_TO_B));
 }
 
 /* After an answer that makes no sense nothing moves any more. */
@@ -309,7 +309,7 @@ TEST_F(fault, call_that_does_nothing)
 	/* Some of its pairs may be swapped for all that is known. */
 	other = open(DEVICE, O_RDWR | O_CLOEXEC);
 	ASSERT_LE(0, other);
-	EXPECT_FAIL(EBUSY, do_open(other, self->a, self->b));
+	EXPECT_FAIL(EBUSY, do_bind(other, self->a, self->b));
 	close(other);
 	FORGET_BROKEN();
 }
@@ -410,7 +410,7 @@ TEST_F(fault, large_array)
 	status = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	ASSERT_NE(MAP_FAILED, status);
 	ASSERT_EQ(0, madvise(status, size, MADV_NOHUGEPAGE));
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	/* Most of them are beyond the domains and will be refused. */
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, pairs));
 	fail_call(2, 0, -ENOMEM);
@@ -479,7 +479,7 @@ TEST_F(fault, frame_taken_during_a_rollback)
 	struct vmbeam_status status;
 	void *held;
 
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, 64));
 	ASSERT_EQ(0, do_commit(self->fd, 0, 0, NULL, NULL));
 	/* The first one asks, the second one swaps. */
@@ -528,7 +528,7 @@ TEST_F(fault, statuses)
 
 	if (!is_model(self->fd))
 		SKIP(return, "a real hypervisor");
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, ARRAY_SIZE(status)));
 	for (i = 0; i < ARRAY_SIZE(all); i++) {
 		struct vmbeam_debug arg = {
@@ -579,7 +579,7 @@ TEST_F(fault, mappings_in_stock)
 	if (!is_model(self->fd))
 		SKIP(return, "a real hypervisor");
 	ASSERT_EQ(0, ioctl(debug_device, VMBEAM_IOCTL_DEBUG, &arg));
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, 8));
 	EXPECT_EQ(0, do_check(self->fd, 0, 0, NULL, &check));
 	EXPECT_EQ(0, check.refused);
@@ -744,7 +744,7 @@ static int call_nr(int fd, unsigned int nr)
 
 	switch (nr) {
 	case _IOC_NR(VMBEAM_IOCTL_BIND):
-		return do_open(fd, 1, 2);
+		return do_bind(fd, 1, 2);
 	case _IOC_NR(VMBEAM_IOCTL_ADD):
 		return do_add(fd, &run, 1, NULL);
 	case _IOC_NR(VMBEAM_IOCTL_CHECK):
@@ -928,11 +928,11 @@ static int lose_in_a_ring(int fd)
 }
 
 /* Until a rollback of somebody else has ended, which keeps others out. */
-static int open_when_free(__u32 a, __u32 b)
+static int bind_when_free(__u32 a, __u32 b)
 {
 	int fd = open(DEVICE, O_RDWR | O_CLOEXEC);
 
-	while (do_open(fd, a, b)) {
+	while (do_bind(fd, a, b)) {
 		if (errno != EBUSY)
 			return -1;
 		usleep(10000);
@@ -982,12 +982,12 @@ static void lose(struct __test_metadata *_metadata, struct _test_data_fault *sel
 	EXPECT_EQ(0, read(pipes[0], &byte, 1));
 	other = open(DEVICE, O_RDWR | O_CLOEXEC);
 	ASSERT_LE(0, other);
-	EXPECT_FAIL(EBUSY, do_open(other, self->a, self->b));
+	EXPECT_FAIL(EBUSY, do_bind(other, self->a, self->b));
 	close(other);
 	/* The rollback needs the module as the file did. */
 	EXPECT_EQ(users, module_users());
 	no_faults();
-	self->fd = open_when_free(self->a, self->b);
+	self->fd = bind_when_free(self->a, self->b);
 	ASSERT_LE(0, self->fd);
 	EXPECT_HOME(0, MANY);
 	EXPECT_EQ(0, count_records(NULL));

@@ -93,7 +93,7 @@ TEST_F(many, one_run)
 	ASSERT_NE(NULL, held);
 	close(self->fd);
 	self->fd = open(DEVICE, O_RDWR | O_CLOEXEC);
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, MANY));
 	memset(status, 0xcc, sizeof(status));
 	ASSERT_EQ(0, do_check(self->fd, 0, 0, status, &check));
@@ -180,7 +180,7 @@ FIXTURE_SETUP(half)
 	ASSERT_NE(NO_DOMAIN, self->b);
 	ASSERT_EQ(0, domain_fill(self->a, TAG_A, 0, FRAMES));
 	ASSERT_EQ(0, domain_fill(self->b, TAG_B, 0, FRAMES));
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, FRAMES));
 }
 
@@ -301,7 +301,7 @@ TEST_F(half, record_and_adopt)
 	EXPECT_EQ(self->a, status.domid_a);
 	EXPECT_EQ(8, status.cursor);
 	/* Bound now, to this pair. */
-	EXPECT_FAIL(EBADFD, do_open(self->fd, self->a, self->b));
+	EXPECT_FAIL(EBADFD, do_bind(self->fd, self->a, self->b));
 	EXPECT_FAIL(EBADFD, do_adopt(self->fd, record.id));
 	EXPECT_FAIL(EBUSY, do_rollback(self->fd, 8, NULL));
 
@@ -323,7 +323,7 @@ TEST_F(half, records_in_order)
 	void *held[2];
 
 	ASSERT_NE(NO_DOMAIN, d);
-	ASSERT_EQ(0, do_open(fd, c, d));
+	ASSERT_EQ(0, do_bind(fd, c, d));
 	ASSERT_EQ(0, add_one(fd, 0, 0, 8));
 	ASSERT_EQ(0, do_commit(fd, 0, 4, NULL, NULL));
 	ASSERT_EQ(0, do_commit(self->fd, 0, 4, NULL, NULL));
@@ -398,7 +398,7 @@ TEST_F(half, abandon)
 	EXPECT_EQ(VMBEAM_STATE_ABANDONED, get_status(self->fd).state);
 	EXPECT_EQ(0, get_status(self->fd).swapped);
 	/* For good: whoever was handed the file for two domains gets no others by this. */
-	EXPECT_FAIL(EBADFD, do_open(self->fd, self->a, self->b));
+	EXPECT_FAIL(EBADFD, do_bind(self->fd, self->a, self->b));
 	EXPECT_FAIL(EBADFD, do_record(self->fd, 0, &record));
 	EXPECT_FAIL(EBADFD, do_adopt(self->fd, 1));
 	EXPECT_FAIL(EBADFD, add_one(self->fd, 0, 0, 1));
@@ -412,7 +412,7 @@ TEST_F(half, abandon)
 	EXPECT_HOME(FRAMES / 2, FRAMES / 2);
 	EXPECT_EQ(0, count_records(NULL));
 	/* Nothing is in the way of another session. */
-	EXPECT_EQ(0, do_open(self->fd, self->b, self->a));
+	EXPECT_EQ(0, do_bind(self->fd, self->b, self->a));
 }
 
 struct binder {
@@ -424,7 +424,7 @@ static void *bind_and_load(void *arg)
 {
 	struct binder *binder = arg;
 
-	return do_open(binder->fd, binder->a, binder->b) ||
+	return do_bind(binder->fd, binder->a, binder->b) ||
 	       add_one(binder->fd, 0, 0, FRAMES) ? binder : NULL;
 }
 
@@ -441,7 +441,7 @@ TEST_F(half, records_are_not_for_a_bound_file)
 
 	ASSERT_NE(NO_DOMAIN, d);
 	ASSERT_EQ(0, clock_gettime(CLOCK_REALTIME, &started));
-	ASSERT_EQ(0, do_open(fd, c, d));
+	ASSERT_EQ(0, do_bind(fd, c, d));
 	/* The record names the process, whichever of its threads had bound the session. */
 	REOPEN();
 	binder.fd = self->fd;
@@ -480,15 +480,15 @@ TEST_F(half, one_session_of_a_domain_at_a_time)
 
 	ASSERT_NE(NO_DOMAIN, c);
 	ASSERT_NE(NO_DOMAIN, d);
-	ASSERT_EQ(0, do_open(early, self->a, self->b));
+	ASSERT_EQ(0, do_bind(early, self->a, self->b));
 	ASSERT_EQ(0, add_one(early, 0, 0, 8));
 	ASSERT_EQ(0, do_commit(self->fd, 0, 8, NULL, NULL));
 	EXPECT_FAIL(EBUSY, do_commit(early, 0, 0, NULL, NULL));
 	EXPECT_EQ(VMBEAM_STATE_LOADED, get_status(early).state);
-	EXPECT_FAIL(EBUSY, do_open(late, self->b, self->a));
-	EXPECT_FAIL(EBUSY, do_open(late, c, self->a));
+	EXPECT_FAIL(EBUSY, do_bind(late, self->b, self->a));
+	EXPECT_FAIL(EBUSY, do_bind(late, c, self->a));
 	/* Two others have nothing to do with it. */
-	EXPECT_EQ(0, do_open(other, c, d));
+	EXPECT_EQ(0, do_bind(other, c, d));
 	EXPECT_EQ(0, add_one(other, 0, 0, 1));
 	EXPECT_EQ(0, do_commit(other, 0, 0, NULL, NULL));
 	EXPECT_AWAY(0, 8);
@@ -499,13 +499,13 @@ TEST_F(half, one_session_of_a_domain_at_a_time)
 	ASSERT_NE(NULL, held);
 	REOPEN();
 	ASSERT_EQ(1, count_records(&record));
-	EXPECT_FAIL(EBUSY, do_open(late, self->a, self->b));
+	EXPECT_FAIL(EBUSY, do_bind(late, self->a, self->b));
 	EXPECT_FAIL(EBUSY, do_commit(early, 0, 0, NULL, NULL));
 	domain_release(held);
 	ASSERT_EQ(0, do_adopt(self->fd, record.id));
 	ASSERT_EQ(0, do_rollback(self->fd, record.cursor, NULL));
 	/* All is back: anybody may. */
-	EXPECT_EQ(0, do_open(late, self->a, self->b));
+	EXPECT_EQ(0, do_bind(late, self->a, self->b));
 	EXPECT_EQ(0, do_commit(early, 0, 0, NULL, NULL));
 	EXPECT_AWAY(0, 8);
 	close(early);
@@ -528,7 +528,7 @@ TEST_F(half, record_of_a_dead_domain)
 	self->b = c;
 	REOPEN();
 	ASSERT_EQ(1, count_records(&record));
-	EXPECT_EQ(0, do_open(self->fd, self->a, c));
+	EXPECT_EQ(0, do_bind(self->fd, self->a, c));
 	ASSERT_EQ(0, add_one(self->fd, 16, 16, 8));
 	ASSERT_EQ(0, do_commit(self->fd, 0, 4, NULL, NULL));
 	/* Nor when somebody looks into it while others move. */
@@ -546,19 +546,19 @@ TEST_F(half, record_of_a_domain_that_dies)
 	void *held;
 
 	ASSERT_NE(NO_DOMAIN, c);
-	ASSERT_EQ(0, do_open(early, self->a, c));
+	ASSERT_EQ(0, do_bind(early, self->a, c));
 	ASSERT_EQ(0, add_one(early, 16, 16, 8));
 	ASSERT_EQ(0, do_commit(self->fd, 0, 8, NULL, NULL));
 	held = domain_hold(self->b, 0);
 	ASSERT_NE(NULL, held);
 	REOPEN();
 	ASSERT_EQ(1, count_records(NULL));
-	EXPECT_FAIL(EBUSY, do_open(self->fd, self->a, c));
+	EXPECT_FAIL(EBUSY, do_bind(self->fd, self->a, c));
 	EXPECT_FAIL(EBUSY, do_commit(early, 0, 0, NULL, NULL));
 	domain_release(held);
 	domain_destroy(self->b);
 	self->b = c;
-	EXPECT_EQ(0, do_open(self->fd, self->a, c));
+	EXPECT_EQ(0, do_bind(self->fd, self->a, c));
 	EXPECT_EQ(0, do_commit(early, 0, 0, NULL, NULL));
 	close(early);
 }
@@ -578,7 +578,7 @@ TEST_F(half, record_beside_one_of_a_dead_domain)
 	self->b = d;
 	REOPEN();
 	ASSERT_EQ(1, count_records(&record));
-	ASSERT_EQ(0, do_open(other, self->a, c));
+	ASSERT_EQ(0, do_bind(other, self->a, c));
 	ASSERT_EQ(0, add_one(other, 16, 16, 8));
 	ASSERT_EQ(0, do_commit(other, 0, 4, NULL, NULL));
 	held = domain_hold(c, 16);
@@ -589,12 +589,12 @@ TEST_F(half, record_beside_one_of_a_dead_domain)
 	ASSERT_EQ(0, do_adopt(self->fd, record.id));
 	EXPECT_FAIL(ESRCH, do_rollback(self->fd, 8, NULL));
 	other = open(DEVICE, O_RDWR | O_CLOEXEC);
-	EXPECT_FAIL(EBUSY, do_open(other, self->a, d));
+	EXPECT_FAIL(EBUSY, do_bind(other, self->a, d));
 	EXPECT_EQ(0, do_abandon(self->fd, 8, NULL));
-	EXPECT_FAIL(EBUSY, do_open(other, self->a, d));
+	EXPECT_FAIL(EBUSY, do_bind(other, self->a, d));
 	domain_release(held);
 	forget_records();
-	EXPECT_EQ(0, do_open(other, self->a, d));
+	EXPECT_EQ(0, do_bind(other, self->a, d));
 	close(other);
 	domain_destroy(c);
 }
@@ -607,13 +607,13 @@ TEST_F(half, as_many_as_there_can_be)
 	for (i = 0; i < 255; i++) {
 		fds[i] = open(DEVICE, O_RDWR | O_CLOEXEC);
 		ASSERT_LE(0, fds[i]);
-		ASSERT_EQ(0, do_open(fds[i], self->a, self->b));
+		ASSERT_EQ(0, do_bind(fds[i], self->a, self->b));
 	}
 	last = open(DEVICE, O_RDWR | O_CLOEXEC);
 	ASSERT_LE(0, last);
-	EXPECT_FAIL(ENOSPC, do_open(last, self->a, self->b));
+	EXPECT_FAIL(ENOSPC, do_bind(last, self->a, self->b));
 	close(fds[0]);
-	EXPECT_EQ(0, do_open(last, self->a, self->b));
+	EXPECT_EQ(0, do_bind(last, self->a, self->b));
 	for (i = 1; i < 255; i++)
 		close(fds[i]);
 	close(last);

@@ -137,10 +137,10 @@ TEST_F(keep, flags)
 
 	for (flags = 0; flags < 8; flags++) {
 		if (__builtin_popcount(flags) > 1)
-			EXPECT_FAIL(EINVAL, do_open_as(self->fd, self->a, self->b, flags));
+			EXPECT_FAIL(EINVAL, do_bind_as(self->fd, self->a, self->b, flags));
 	}
 	for (i = 0; i < ARRAY_SIZE(modes); i++) {
-		ASSERT_EQ(0, do_open_as(self->fd, self->a, self->b, modes[i].flags));
+		ASSERT_EQ(0, do_bind_as(self->fd, self->a, self->b, modes[i].flags));
 		EXPECT_EQ(modes[i].flags, get_status(self->fd).mode);
 		EXPECT_EQ(0, get_status(self->fd).moved);
 		EXPECT_TRUE(fdinfo_has(self->fd, modes[i].line));
@@ -160,7 +160,7 @@ TEST_F(keep, there_and_back)
 		a = machine(self->a, 7);
 		b = machine(self->b, 9);
 	}
-	ASSERT_EQ(0, do_open_as(self->fd, self->a, self->b, VMBEAM_BIND_KEEP));
+	ASSERT_EQ(0, do_bind_as(self->fd, self->a, self->b, VMBEAM_BIND_KEEP));
 	ASSERT_EQ(0, add_one(self->fd, 0, 2, FRAMES - 2));
 	ASSERT_EQ(0, do_check(self->fd, 0, 0, NULL, &check));
 	EXPECT_EQ(0, check.refused);
@@ -192,7 +192,7 @@ TEST_F(keep, closed_half_way)
 		a = machine(self->a, 7);
 		b = machine(self->b, 7);
 	}
-	ASSERT_EQ(0, do_open_as(self->fd, self->a, self->b, VMBEAM_BIND_KEEP));
+	ASSERT_EQ(0, do_bind_as(self->fd, self->a, self->b, VMBEAM_BIND_KEEP));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, FRAMES));
 	ASSERT_EQ(0, do_commit(self->fd, 0, FRAMES / 2, NULL, NULL));
 	held = domain_hold(self->b, 3);
@@ -208,7 +208,7 @@ TEST_F(keep, closed_half_way)
 	}
 	domain_release(held);
 	/* Nor is anything in the way of another session. */
-	EXPECT_EQ(0, do_open(self->fd, self->a, self->b));
+	EXPECT_EQ(0, do_bind(self->fd, self->a, self->b));
 }
 
 /* ---- Relocation, in both directions ---- */
@@ -265,7 +265,7 @@ FIXTURE_SETUP(relocation)
 	ASSERT_EQ(0, depopulate(self->receiver, 100, MANY - 100));
 	self->gives = domain_pages(self->giver);
 	self->receives = domain_pages(self->receiver);
-	ASSERT_EQ(0, do_open_as(self->fd, self->a, self->b, variant->flags));
+	ASSERT_EQ(0, do_bind_as(self->fd, self->a, self->b, variant->flags));
 }
 
 FIXTURE_TEARDOWN(relocation)
@@ -375,7 +375,7 @@ TEST_F(relocation, not_without_a_flag)
 
 	for (i = 0; i < ARRAY_SIZE(others); i++) {
 		REOPEN();
-		ASSERT_EQ(0, do_open_as(self->fd, self->a, self->b, others[i]));
+		ASSERT_EQ(0, do_bind_as(self->fd, self->a, self->b, others[i]));
 		ASSERT_EQ(0, add_one(self->fd, 100, 100, 2));
 		memset(status, 0xcc, sizeof(status));
 		ASSERT_EQ(0, do_commit(self->fd, 0, 0, status, &commit));
@@ -595,7 +595,7 @@ TEST_F(relocation, hypervisor_without_memory)
 
 	/* The same when nobody asks for it any more: closed, and adopted. */
 	REOPEN();
-	ASSERT_EQ(0, do_open_as(self->fd, self->a, self->b, variant->flags));
+	ASSERT_EQ(0, do_bind_as(self->fd, self->a, self->b, variant->flags));
 	ASSERT_EQ(0, add_apart(self->fd, 100, all));
 	ASSERT_EQ(0, reserve(some));
 	ASSERT_EQ(0, do_commit(self->fd, 0, some, NULL, NULL));
@@ -634,7 +634,7 @@ TEST_F(relocation, no_way_back)
 		ASSERT_EQ(0, do_adopt(self->fd, record.id));
 		REOPEN();
 		EXPECT_AS_BEFORE();
-		ASSERT_EQ(0, do_open_as(self->fd, self->a, self->b, variant->flags));
+		ASSERT_EQ(0, do_bind_as(self->fd, self->a, self->b, variant->flags));
 	}
 }
 

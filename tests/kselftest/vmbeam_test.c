@@ -249,13 +249,13 @@ TEST_F(device, unknown_ioctls)
 	EXPECT_FAIL(ENOTTY, ioctl(self->fd, 0, buf));
 }
 
-TEST_F(device, open_bad_domids)
+TEST_F(device, bind_bad_domids)
 {
-	EXPECT_FAIL(EINVAL, do_open(self->fd, 1, 1));
-	EXPECT_FAIL(EINVAL, do_open(self->fd, 1, 0x7ff0));
-	EXPECT_FAIL(EINVAL, do_open(self->fd, 0x7ff0, 1));
-	EXPECT_FAIL(EINVAL, do_open(self->fd, 1, 0x10002));
-	EXPECT_FAIL(EINVAL, do_open(self->fd, UINT32_MAX, 1));
+	EXPECT_FAIL(EINVAL, do_bind(self->fd, 1, 1));
+	EXPECT_FAIL(EINVAL, do_bind(self->fd, 1, 0x7ff0));
+	EXPECT_FAIL(EINVAL, do_bind(self->fd, 0x7ff0, 1));
+	EXPECT_FAIL(EINVAL, do_bind(self->fd, 1, 0x10002));
+	EXPECT_FAIL(EINVAL, do_bind(self->fd, UINT32_MAX, 1));
 }
 
 TEST_F(device, unbound)
@@ -282,7 +282,7 @@ TEST_F(device, hypervisor_without_the_hypercall)
 {
 	if (has_swap(self->fd))
 		SKIP(return, "this hypervisor has it");
-	EXPECT_FAIL(EOPNOTSUPP, do_open(self->fd, 1, 2));
+	EXPECT_FAIL(EOPNOTSUPP, do_bind(self->fd, 1, 2));
 	EXPECT_EQ(VMBEAM_STATE_UNBOUND, get_status(self->fd).state);
 }
 
@@ -335,36 +335,36 @@ FIXTURE_TEARDOWN(pair)
 	domains_close();
 }
 
-TEST_F(pair, open_no_such_domain)
+TEST_F(pair, bind_no_such_domain)
 {
-	EXPECT_FAIL(ESRCH, do_open(self->fd, self->a, 0x7000));
-	EXPECT_FAIL(ESRCH, do_open(self->fd, 0x7000, self->b));
+	EXPECT_FAIL(ESRCH, do_bind(self->fd, self->a, 0x7000));
+	EXPECT_FAIL(ESRCH, do_bind(self->fd, 0x7000, self->b));
 	/* A failed attempt binds nothing. */
 	EXPECT_EQ(VMBEAM_STATE_UNBOUND, get_status(self->fd).state);
-	EXPECT_EQ(0, do_open(self->fd, self->a, self->b));
+	EXPECT_EQ(0, do_bind(self->fd, self->a, self->b));
 }
 
 /* Ids are those of the domains for ever, and come back. */
-TEST_F(pair, open_by_id)
+TEST_F(pair, bind_by_id)
 {
 	__u64 id_a = 0, id_b = 0, x, y;
 	int fd = open(DEVICE, O_RDWR | O_CLOEXEC);
 
 	ASSERT_LE(0, fd);
-	ASSERT_EQ(0, do_open_ids(self->fd, self->a, self->b, &id_a, &id_b));
+	ASSERT_EQ(0, do_bind_ids(self->fd, self->a, self->b, &id_a, &id_b));
 	EXPECT_NE(0, id_a);
 	EXPECT_NE(0, id_b);
 	EXPECT_NE(id_a, id_b);
 	x = id_b;
 	y = id_a;
-	EXPECT_FAIL(ESRCH, do_open_ids(fd, self->a, self->b, &x, &y));
+	EXPECT_FAIL(ESRCH, do_bind_ids(fd, self->a, self->b, &x, &y));
 	EXPECT_EQ(id_b, x);
 	x = id_a;
 	y = id_b + 1;
-	EXPECT_FAIL(ESRCH, do_open_ids(fd, self->a, self->b, &x, &y));
+	EXPECT_FAIL(ESRCH, do_bind_ids(fd, self->a, self->b, &x, &y));
 	x = 0;
 	y = id_a;
-	EXPECT_EQ(0, do_open_ids(fd, self->b, self->a, &x, &y));
+	EXPECT_EQ(0, do_bind_ids(fd, self->b, self->a, &x, &y));
 	EXPECT_EQ(id_b, x);
 	EXPECT_EQ(id_a, y);
 	close(fd);
@@ -377,7 +377,7 @@ TEST_F(pair, domid_used_again)
 	__u64 id_a = 0, id_b = 0;
 	__u32 again;
 
-	ASSERT_EQ(0, do_open_ids(self->fd, self->a, self->b, &id_a, &id_b));
+	ASSERT_EQ(0, do_bind_ids(self->fd, self->a, self->b, &id_a, &id_b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, 8));
 	ASSERT_EQ(0, do_commit(self->fd, 0, 4, NULL, NULL));
 	domain_destroy(self->b);
@@ -402,14 +402,14 @@ TEST_F(pair, domid_used_again)
 	EXPECT_EQ(0, do_abandon(self->fd, 4, NULL));
 	REOPEN();
 	/* By its own id it can be used like any. */
-	EXPECT_FAIL(ESRCH, do_open_ids(self->fd, self->a, self->b, &id_a, &id_b));
+	EXPECT_FAIL(ESRCH, do_bind_ids(self->fd, self->a, self->b, &id_a, &id_b));
 	id_b = 0;
-	EXPECT_EQ(0, do_open_ids(self->fd, self->a, self->b, &id_a, &id_b));
+	EXPECT_EQ(0, do_bind_ids(self->fd, self->a, self->b, &id_a, &id_b));
 	EXPECT_NE(record.id_b, id_b);
 	EXPECT_EQ(0, domain_check(self->b, TAG_B, 0, FRAMES, 0));
 }
 
-TEST_F(pair, open_dying_domain)
+TEST_F(pair, bind_dying_domain)
 {
 	__u32 zombie = domain_create(DOMAIN_HAP, 4);
 	void *page;
@@ -420,52 +420,52 @@ TEST_F(pair, open_dying_domain)
 	ASSERT_NE(NULL, page);
 	domain_destroy(zombie);
 	EXPECT_TRUE(domain_dying(zombie));
-	EXPECT_FAIL(ESRCH, do_open(self->fd, self->a, zombie));
+	EXPECT_FAIL(ESRCH, do_bind(self->fd, self->a, zombie));
 	domain_release(page);
 }
 
-TEST_F(pair, open_control_domain)
+TEST_F(pair, bind_control_domain)
 {
 	__u64 id_a = 0, id_b = 0, none = 0;
 
-	EXPECT_FAIL(EPERM, do_open(self->fd, 0, self->b));
-	EXPECT_FAIL(EPERM, do_open(self->fd, self->a, 0));
+	EXPECT_FAIL(EPERM, do_bind(self->fd, 0, self->b));
+	EXPECT_FAIL(EPERM, do_bind(self->fd, self->a, 0));
 	/* So it is asked whether there is one domain, and which. */
-	EXPECT_FAIL(ESRCH, do_open(self->fd, 0x7000, 0));
-	ASSERT_EQ(0, do_open_ids(self->fd, self->a, self->b, &id_a, &id_b));
+	EXPECT_FAIL(ESRCH, do_bind(self->fd, 0x7000, 0));
+	ASSERT_EQ(0, do_bind_ids(self->fd, self->a, self->b, &id_a, &id_b));
 	REOPEN();
-	EXPECT_FAIL(EPERM, do_open_ids(self->fd, self->a, 0, &id_a, &none));
-	EXPECT_FAIL(ESRCH, do_open_ids(self->fd, self->a, 0, &id_b, &none));
+	EXPECT_FAIL(EPERM, do_bind_ids(self->fd, self->a, 0, &id_a, &none));
+	EXPECT_FAIL(ESRCH, do_bind_ids(self->fd, self->a, 0, &id_b, &none));
 }
 
-TEST_F(pair, open_pv_domain)
+TEST_F(pair, bind_pv_domain)
 {
 	__u32 pv = domain_create(DOMAIN_PV, 0);
 
 	if (pv == NO_DOMAIN)
 		SKIP(return, "no PV domains here");
-	EXPECT_FAIL(ENXIO, do_open(self->fd, self->a, pv));
-	EXPECT_FAIL(ENXIO, do_open(self->fd, pv, self->b));
+	EXPECT_FAIL(ENXIO, do_bind(self->fd, self->a, pv));
+	EXPECT_FAIL(ENXIO, do_bind(self->fd, pv, self->b));
 	domain_destroy(pv);
 }
 
-TEST_F(pair, open_log_dirty)
+TEST_F(pair, bind_log_dirty)
 {
 	if (domain_log_dirty(self->b))
 		SKIP(return, "log-dirty mode: %s", strerror(errno));
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, 8));
 	ASSERT_EQ(0, do_commit(self->fd, 0, 0, NULL, NULL));
 	EXPECT_EQ(8, get_status(self->fd).swapped);
 }
 
-TEST_F(pair, open_twice)
+TEST_F(pair, bind_twice)
 {
 	struct vmbeam_status status;
 
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
-	EXPECT_FAIL(EBADFD, do_open(self->fd, self->a, self->b));
-	EXPECT_FAIL(EBADFD, do_open(self->fd, self->b, self->a));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
+	EXPECT_FAIL(EBADFD, do_bind(self->fd, self->a, self->b));
+	EXPECT_FAIL(EBADFD, do_bind(self->fd, self->b, self->a));
 	status = get_status(self->fd);
 	EXPECT_EQ(VMBEAM_STATE_EMPTY, status.state);
 	EXPECT_EQ(self->a, status.domid_a);
@@ -474,7 +474,7 @@ TEST_F(pair, open_twice)
 
 TEST_F(pair, empty)
 {
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	EXPECT_FAIL(EBADFD, do_check(self->fd, 0, 0, NULL, NULL));
 	EXPECT_FAIL(EBADFD, do_commit(self->fd, 0, 0, NULL, NULL));
 	EXPECT_FAIL(EBADFD, do_rollback(self->fd, 0, NULL));
@@ -489,7 +489,7 @@ TEST_F(pair, add_merges)
 	struct vmbeam_add add;
 	struct vmbeam_status status;
 
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, do_add(self->fd, runs, 3, &add));
 	EXPECT_EQ(3, add.bad_run);
 	EXPECT_EQ(2, add.total_runs);
@@ -512,7 +512,7 @@ TEST_F(pair, add_bad_calls)
 	struct vmbeam_add add;
 
 	ASSERT_NE(NULL, page);
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	runs = (void *)(page + 4096 - sizeof(*runs));
 	*runs = (struct vmbeam_run){ 0, 0, 1, 0 };
 	EXPECT_FAIL(EINVAL, do_add(self->fd, runs, 0, &add));
@@ -549,7 +549,7 @@ TEST_F(pair, add_bad_runs)
 	};
 	unsigned int i;
 
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 10, 4));
 	for (i = 0; i < ARRAY_SIZE(bad); i++) {
 		struct vmbeam_run runs[] = {
@@ -574,7 +574,7 @@ TEST_F(pair, add_bad_runs)
 /* The driver keeps one bit a frame, 64 of them together. */
 TEST_F(pair, add_overlapping)
 {
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 60, 60, 10));
 	EXPECT_FAIL(EEXIST, add_one(self->fd, 66, 1000, 1));
 	EXPECT_FAIL(EEXIST, add_one(self->fd, 1000, 66, 1));
@@ -591,7 +591,7 @@ TEST_F(pair, add_too_many_pairs)
 	struct vmbeam_add add;
 	struct vmbeam_run run = { 0, 0, (1u << 28) + 1, 0 };
 
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	EXPECT_FAIL(ENOSPC, do_add(self->fd, &run, 1, &add));
 	EXPECT_EQ(0, add.total_pairs);
 	run.nr = 1u << 28;
@@ -609,7 +609,7 @@ TEST_F_TIMEOUT(pair, add_too_many_runs, 120)
 	unsigned int i, call;
 
 	ASSERT_NE(NULL, runs);
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	for (call = 0; call < 16; call++) {
 		/* Downwards, so that neither they nor their sides merge. */
 		for (i = 0; i < chunk; i++) {
@@ -638,7 +638,7 @@ TEST_F_TIMEOUT(pair, add_too_far_apart, 60)
 	unsigned int i;
 
 	ASSERT_NE(NULL, runs);
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	/* A call that fails uses no block up. */
 	EXPECT_FAIL(EEXIST, do_add(self->fd, twice, 2, NULL));
 	for (i = 0; i < blocks; i++) {
@@ -658,7 +658,7 @@ TEST_F(pair, closed_before_commit)
 {
 	long pages_a = domain_pages(self->a), pages_b = domain_pages(self->b);
 
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, FRAMES));
 	ASSERT_EQ(0, do_check(self->fd, 0, 0, NULL, NULL));
 	close(self->fd);
@@ -669,7 +669,7 @@ TEST_F(pair, closed_before_commit)
 	self->fd = open(DEVICE, O_RDWR | O_CLOEXEC);
 	ASSERT_LE(0, self->fd);
 	EXPECT_EQ(VMBEAM_STATE_UNBOUND, get_status(self->fd).state);
-	EXPECT_EQ(0, do_open(self->fd, self->a, self->b));
+	EXPECT_EQ(0, do_bind(self->fd, self->a, self->b));
 	EXPECT_EQ(0, add_one(self->fd, 0, 0, FRAMES));
 }
 
@@ -679,7 +679,7 @@ TEST_F(pair, check_statuses)
 	struct vmbeam_check check;
 	void *held;
 
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	/* 4 good pairs, then one beyond the memory of B, and of A. */
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, 4));
 	ASSERT_EQ(0, add_one(self->fd, 4, FRAMES + 10, 1));
@@ -722,7 +722,7 @@ TEST_F(pair, granted_frame)
 	__s32 status[4];
 	void *page;
 
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, 4));
 	page = domain_grant(self->a, 2);
 	ASSERT_NE(NULL, page) {
@@ -742,7 +742,7 @@ TEST_F(pair, frame_of_the_hypervisor)
 {
 	__s32 status[2];
 
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 100, 0, 1));
 	ASSERT_EQ(0, add_one(self->fd, 1, 100, 1));
 	ASSERT_EQ(0, domain_add_xen_page(self->a, 100));
@@ -761,7 +761,7 @@ TEST_F(pair, check_bad_calls)
 	char *page = page_before_hole();
 
 	ASSERT_NE(NULL, page);
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, 8));
 	EXPECT_FAIL(EINVAL, do_check(self->fd, 8, 0, NULL, NULL));
 	EXPECT_FAIL(EINVAL, do_check(self->fd, 0, 9, NULL, NULL));
@@ -783,7 +783,7 @@ TEST_F(pair, commit)
 	long pages_a = domain_pages(self->a), pages_b = domain_pages(self->b);
 	unsigned int i;
 
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, 10));
 	ASSERT_EQ(0, add_one(self->fd, 20, 20, 30));
 	memset(status, 0xcc, sizeof(status));
@@ -826,7 +826,7 @@ TEST_F(pair, commit)
 
 TEST_F(pair, commit_different_frames)
 {
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 3, 40, 7));
 	ASSERT_EQ(0, do_commit(self->fd, 0, 0, NULL, NULL));
 	EXPECT_EQ(0, domain_check(self->a, TAG_B, 3, 7, 40));
@@ -844,7 +844,7 @@ TEST_F(pair, commit_passes_over_what_is_refused)
 	__s32 status[FRAMES + 1];
 	void *held;
 
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, FRAMES));
 	ASSERT_EQ(0, add_one(self->fd, FRAMES + 9, FRAMES + 9, 1));
 	held = domain_hold(self->a, 5);
@@ -879,7 +879,7 @@ TEST_F(pair, commit_in_parts_and_stale_cursors)
 {
 	struct vmbeam_commit commit;
 
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, 30));
 
 	EXPECT_FAIL(ESTALE, do_commit(self->fd, 1, 0, NULL, &commit));
@@ -917,7 +917,7 @@ TEST_F(pair, commit_bad_pointers_move_nothing)
 	struct vmbeam_commit *arg;
 
 	ASSERT_NE(NULL, page);
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, 8));
 	EXPECT_FAIL(EFAULT, do_commit(self->fd, 0, 0, (void *)(page + 4096), NULL));
 	EXPECT_FAIL(EFAULT, do_commit(self->fd, 0, 0, (void *)(page + 4096 - 16), NULL));
@@ -942,7 +942,7 @@ TEST_F(pair, rollback)
 	struct vmbeam_rollback rollback;
 	struct vmbeam_status state;
 
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 20, 10));
 	ASSERT_EQ(0, add_one(self->fd, 20, 0, 10));
 	EXPECT_FAIL(EBADFD, do_rollback(self->fd, 0, NULL));
@@ -976,7 +976,7 @@ TEST_F(pair, rollback_bad_pointers_move_nothing)
 	struct vmbeam_rollback *arg;
 
 	ASSERT_NE(NULL, page);
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, FRAMES));
 	ASSERT_EQ(0, do_commit(self->fd, 0, 0, NULL, NULL));
 	/* It can be read and not written. */
@@ -1002,7 +1002,7 @@ TEST_F(pair, rollback_of_a_part)
 {
 	struct vmbeam_rollback rollback;
 
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, 30));
 	ASSERT_EQ(0, do_commit(self->fd, 0, 13, NULL, NULL));
 	ASSERT_EQ(0, do_rollback(self->fd, 13, &rollback));
@@ -1016,7 +1016,7 @@ TEST_F(pair, rollback_stops_at_what_is_held)
 	struct vmbeam_status state;
 	void *held, *below;
 
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, 30));
 	ASSERT_EQ(0, do_commit(self->fd, 0, 0, NULL, NULL));
 	held = domain_hold(self->b, 11);
@@ -1052,7 +1052,7 @@ TEST_F(pair, domain_goes_away)
 {
 	__s32 status[8];
 
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, 8));
 	ASSERT_EQ(0, do_commit(self->fd, 0, 4, NULL, NULL));
 	domain_destroy(self->b);
@@ -1070,7 +1070,7 @@ TEST_F(pair, domain_goes_away)
 
 TEST_F(pair, mode_changes_later)
 {
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, 8));
 	ASSERT_EQ(0, do_commit(self->fd, 0, 4, NULL, NULL));
 	if (domain_log_dirty(self->a))
@@ -1114,7 +1114,7 @@ TEST_F(pair, two_threads)
 	struct vmbeam_status state;
 	int i;
 
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, FRAMES));
 	for (i = 0; i < 2; i++)
 		ASSERT_EQ(0, pthread_create(&workers[i].thread, NULL, commit_pairs, &workers[i]));

@@ -54,7 +54,7 @@ static inline void poison(void *arg, __u32 size)
 	head->flags = 0;
 }
 
-static inline int do_open_as(int fd, __u32 a, __u32 b, __u32 flags)
+static inline int do_bind_as(int fd, __u32 a, __u32 b, __u32 flags)
 {
 	struct vmbeam_bind arg;
 
@@ -67,13 +67,13 @@ static inline int do_open_as(int fd, __u32 a, __u32 b, __u32 flags)
 	return ioctl(fd, VMBEAM_IOCTL_BIND, &arg);
 }
 
-static inline int do_open(int fd, __u32 a, __u32 b)
+static inline int do_bind(int fd, __u32 a, __u32 b)
 {
-	return do_open_as(fd, a, b, 0);
+	return do_bind_as(fd, a, b, 0);
 }
 
 /* The same with ids, which come back. */
-static inline int do_open_ids(int fd, __u32 a, __u32 b, __u64 *id_a, __u64 *id_b)
+static inline int do_bind_ids(int fd, __u32 a, __u32 b, __u64 *id_a, __u64 *id_b)
 {
 	struct vmbeam_bind arg;
 	int ret;
@@ -387,7 +387,7 @@ static inline int load_backwards(int fd, __u32 a, __u32 b, unsigned int nr)
 		runs[i].gfn_b = nr - 1 - i;
 		runs[i].nr = 1;
 	}
-	if (!do_open(fd, a, b) && !do_add(fd, runs, nr, NULL))
+	if (!do_bind(fd, a, b) && !do_add(fd, runs, nr, NULL))
 		ret = 0;
 	free(runs);
 	return ret;

@@ -58,7 +58,7 @@ static void *work_bind(void *arg)
 {
 	struct worker *worker = arg;
 
-	worker->ret = do_open(worker->fd, worker->a, worker->b);
+	worker->ret = do_bind(worker->fd, worker->a, worker->b);
 	return NULL;
 }
 
@@ -107,16 +107,16 @@ TEST_F(turns, others_during_the_first_batch)
 	struct worker worker = { .fd = self->fd };
 	int early = open(DEVICE, O_RDWR | O_CLOEXEC), late = open(DEVICE, O_RDWR | O_CLOEXEC);
 
-	ASSERT_EQ(0, do_open(early, self->b, self->a));
+	ASSERT_EQ(0, do_bind(early, self->b, self->a));
 	ASSERT_EQ(0, add_one(early, 0, 0, 8));
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, 8));
 	slow(1000);
 	ASSERT_EQ(0, pthread_create(&worker.thread, NULL, work_commit, &worker));
 	wait_for_activity(self->fd, VMBEAM_IOCTL_COMMIT);
 	EXPECT_FAIL(EBUSY, do_commit(early, 0, 0, NULL, NULL));
 	slow(0);
-	EXPECT_FAIL(EBUSY, do_open(late, self->a, self->b));
+	EXPECT_FAIL(EBUSY, do_bind(late, self->a, self->b));
 	pthread_join(worker.thread, NULL);
 	EXPECT_EQ(0, worker.ret);
 	EXPECT_AWAY(0, 8);
@@ -131,7 +131,7 @@ TEST_F_TIMEOUT(turns, refused_pairs_are_passed_over_in_parts, 120)
 	struct worker worker = { .fd = self->fd };
 	unsigned int between = 0;
 
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, 1));
 	/* None of these frames is there. */
 	ASSERT_EQ(0, add_one(self->fd, FRAMES, FRAMES, pairs));
@@ -200,7 +200,7 @@ TEST_F(turns, interrupted_when_it_was_its_turn)
 	int i, joined;
 
 	sigaction(SIGUSR1, &action, NULL);
-	ASSERT_EQ(0, do_open(self->fd, self->a, self->b));
+	ASSERT_EQ(0, do_bind(self->fd, self->a, self->b));
 	ASSERT_EQ(0, add_one(self->fd, 0, 0, 8));
 	for (i = 0; i < 2; i++)
 		ASSERT_EQ(0, pthread_create(&waiters[i].thread, NULL, take_turn, &waiters[i]));

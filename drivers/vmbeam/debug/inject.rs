@@ -115,7 +115,7 @@ pub(crate) fn allocation() -> Result<(), AllocError> {
 }
 
 /// Called for each hypercall; `real` is what it would do.
-pub(crate) fn memory_op(
+pub(crate) fn with_faults(
     request: &mut SwapFrames,
     runs: &[SwapRun],
     real: impl FnOnce(&mut SwapFrames, &[SwapRun]) -> c_int,

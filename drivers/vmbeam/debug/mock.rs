@@ -26,7 +26,7 @@ const MAX_DOMAINS: usize = 64;
 kernel::sync::global_lock! {
     // SAFETY: The module calls `debug::init()` before its device exists, and nothing else leads
     // here.
-    pub(crate) unsafe(uninit) static MOCK: Mutex<Domains> = Domains::new();
+    pub(crate) unsafe(uninit) static MOCK: Mutex<Model> = Model::new();
 }
 
 #[derive(Clone, Copy, Default)]
@@ -72,7 +72,7 @@ impl Domain {
 }
 
 /// All domains.
-pub(crate) struct Domains {
+pub(crate) struct Model {
     list: KVec<Domain>,
     last_id: u32,
     last_unique: u64,
@@ -87,7 +87,7 @@ pub(crate) fn active() -> bool {
     !xen::implements_swap()
 }
 
-impl Domains {
+impl Model {
     /// None.
     pub(crate) const fn new() -> Self {
         Self {

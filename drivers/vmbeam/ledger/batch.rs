@@ -100,12 +100,12 @@ impl<E> From<E> for Stop<E> {
 }
 
 /// An answer that has been looked at.
-pub(super) struct Reply<'a, E> {
+pub(super) struct Heard<'a, E> {
     pub(super) status: &'a [i32],
     pub(super) result: Result<(), Stop<E>>,
 }
 
-impl<E> Reply<'_, E> {
+impl<E> Heard<'_, E> {
     /// Go on, now that the caller was told, or could not be. That nobody knows any more what is
     /// swapped comes before what the caller lacks.
     ///
@@ -146,7 +146,7 @@ impl<M: Memory> Batch<M> {
         status: &'a mut [i32],
         (swap, way, cursor, filled): (bool, Way, u32, Filled),
         outside: &mut O,
-    ) -> Result<Reply<'a, O::Error>, Stop<O::Error>> {
+    ) -> Result<Heard<'a, O::Error>, Stop<O::Error>> {
         let (Some(runs @ [_, ..]), Some(status)) = (
             runs.get(..filled.runs),
             status.get_mut(..filled.pairs as usize),
@@ -171,7 +171,7 @@ impl<M: Memory> Batch<M> {
             .fold(0usize, |written, _| written.saturating_add(1));
         let all = filled.pairs as usize;
         let sensible = written as u64 == answer.done && (answer.result.is_err() || written == all);
-        Ok(Reply {
+        Ok(Heard {
             status: claimed.get(..written).unwrap_or(&[]),
             result: if sensible {
                 answer.result.map_err(Stop::Error)

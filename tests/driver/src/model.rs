@@ -159,7 +159,7 @@ impl Session {
     }
 
     /// `BIND`, up to the point where the domains' ids are told.
-    pub fn may_open(&self, world: &World, arg: sys::Bind) -> Result<(), Errno> {
+    pub fn may_bind(&self, world: &World, arg: sys::Bind) -> Result<(), Errno> {
         let one_mode = sys::Mode::from_flags(arg.flags).is_some();
         if !one_mode || arg.domid_a >= 0x7ff0 || arg.domid_b >= 0x7ff0 || arg.domid_a == arg.domid_b
         {
@@ -174,7 +174,7 @@ impl Session {
     }
 
     /// `BIND` has succeeded and told these ids.
-    pub fn opened(&mut self, world: &mut World, arg: sys::Bind) {
+    pub fn bind(&mut self, world: &mut World, arg: sys::Bind) {
         self.bound = Some(Bound {
             domids: [arg.domid_a, arg.domid_b],
             ids: [arg.id_a, arg.id_b],

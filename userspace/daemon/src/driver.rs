@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::warn;
 use vmbeam_control_protocol::SwapCounts;
 use vmbeam_uapi::{
-    AddFailed, Device, Errno, Error, Info, Mode as BindMode, Op, Prepared, Run, Session, Spent,
+    AddFailed, Checked, Device, Errno, Error, Info, Mode as BindMode, Op, Run, Session, Spent,
     Status, Step,
 };
 
@@ -134,12 +134,12 @@ impl Driver for Pinned {
         let ids = [id.unwrap_or(0), 0];
         match self.sessions.open([domid, 0], ids, BindMode::Swap) {
             Err(Error {
-                op: Op::Open,
+                op: Op::Bind,
                 errno: Errno::ESRCH,
             }) => Ok(false),
             Ok(_)
             | Err(Error {
-                op: Op::Open,
+                op: Op::Bind,
                 errno: Errno::EPERM,
             }) => Ok(true),
             Err(e) => Err(e),
@@ -162,8 +162,7 @@ pub trait DriverSession {
     /// Append runs.
     fn add(&mut self, runs: &[Run]) -> Result<(), AddFailed>;
     /// Dry run over some pairs.
-    fn prepare(&self, first: u64, moves_before: u64, status: &mut [i32])
-        -> Result<Prepared, Error>;
+    fn prepare(&self, first: u64, moves_before: u64, status: &mut [i32]) -> Result<Checked, Error>;
     /// Swap some pairs from the cursor on.
     fn commit(&mut self, status: &mut [i32]) -> Result<Step, Error>;
     /// Where the session stands.
@@ -219,13 +218,8 @@ impl DriverSession for Session {
         Session::add(self, runs)
     }
 
-    fn prepare(
-        &self,
-        first: u64,
-        moves_before: u64,
-        status: &mut [i32],
-    ) -> Result<Prepared, Error> {
-        Session::prepare(self, first, moves_before, status)
+    fn prepare(&self, first: u64, moves_before: u64, status: &mut [i32]) -> Result<Checked, Error> {
+        Session::check(self, first, moves_before, status)
     }
 
     fn commit(&mut self, status: &mut [i32]) -> Result<Step, Error> {

@@ -350,7 +350,7 @@ impl std::fmt::Display for Refusals {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU32, Ordering};
-    use vmbeam_uapi::{AddFailed, Error, Prepared, Spent, Status, Step};
+    use vmbeam_uapi::{AddFailed, Checked, Error, Spent, Status, Step};
 
     /// Does what it is told, and counts.
     #[derive(Default)]
@@ -369,10 +369,10 @@ mod tests {
             self.added += runs.len();
             Ok(())
         }
-        fn prepare(&self, first: u64, _: u64, status: &mut [i32]) -> Result<Prepared, Error> {
+        fn prepare(&self, first: u64, _: u64, status: &mut [i32]) -> Result<Checked, Error> {
             let done = status.len() as u64;
             self.prepared.set(first + done);
-            Ok(Prepared {
+            Ok(Checked {
                 done,
                 ..Default::default()
             })

@@ -34,7 +34,7 @@ pub struct Session {
 
 /// Result of a dry run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Prepared {
+pub struct Checked {
     /// Pairs that were looked at.
     pub done: u64,
     /// Those of them that a commit would refuse now.
@@ -198,7 +198,7 @@ impl Device {
             id_a,
             id_b,
         };
-        raw::bind(&self.file, &mut arg).map_err(fail(Op::Open))?;
+        raw::bind(&self.file, &mut arg).map_err(fail(Op::Bind))?;
         Ok(Session {
             file: self.file,
             info,
@@ -264,20 +264,20 @@ impl Session {
     /// Dry run over `status.len()` pairs from `first` on, in one call of the
     /// driver, which may stop early when a signal comes. One that goes on from others hands on
     /// the sum of their moves.
-    pub fn prepare(
+    pub fn check(
         &self,
         first: u64,
         moves_before: u64,
         status: &mut [i32],
-    ) -> Result<Prepared, Error> {
+    ) -> Result<Checked, Error> {
         let mut arg = sys::Check {
             size: size_of::<sys::Check>(),
             first,
             moves_before,
             ..Default::default()
         };
-        raw::check(&self.file, &mut arg, status).map_err(fail(Op::Prepare))?;
-        Ok(Prepared {
+        raw::check(&self.file, &mut arg, status).map_err(fail(Op::Check))?;
+        Ok(Checked {
             done: arg.done,
             refused: arg.refused,
             moves: arg.moves,

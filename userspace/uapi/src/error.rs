@@ -13,11 +13,11 @@ pub enum Op {
     /// `VMBEAM_IOCTL_INFO`
     Info,
     /// `VMBEAM_IOCTL_BIND`
-    Open,
+    Bind,
     /// `VMBEAM_IOCTL_ADD`
     Add,
     /// `VMBEAM_IOCTL_CHECK`
-    Prepare,
+    Check,
     /// `VMBEAM_IOCTL_COMMIT`
     Commit,
     /// `VMBEAM_IOCTL_STATUS`
@@ -39,9 +39,9 @@ impl fmt::Display for Op {
         f.write_str(match self {
             Self::OpenFile => "cannot open the device",
             Self::Info => "cannot ask the driver for its limits",
-            Self::Open => "cannot bind a session to the two host VMs",
+            Self::Bind => "cannot bind a session to the two host VMs",
             Self::Add => "the driver does not take the frame list",
-            Self::Prepare => "the dry run failed",
+            Self::Check => "the dry run failed",
             Self::Commit => "the swap failed",
             Self::Status => "cannot read the session's status",
             Self::Rollback => "cannot swap back",
@@ -97,12 +97,12 @@ fn explain(op: Op, errno: Errno) -> &'static str {
         (Op::Add, Errno::E2BIG) => "more runs in one call than the driver takes; add them in parts",
         (_, Errno::E2BIG) => "this program is newer than the driver; load the driver that came with it",
         (Op::Add, Errno::EINVAL) => "a run is empty or has a reserved field set; the frame list is damaged",
-        (Op::Open, Errno::EINVAL) => "the two host VMs are the same domain, or a domid is impossible",
+        (Op::Bind, Errno::EINVAL) => "the two host VMs are the same domain, or a domid is impossible",
         (_, Errno::EINVAL) => "an argument is impossible; the program and the driver do not agree",
         (Op::Add, Errno::EOVERFLOW) => "a run ends beyond the last possible frame; the frame list is damaged",
         (Op::Rollback, Errno::EEXIST) => "a frame to put back appears twice",
         (_, Errno::EEXIST) => "a frame is in the session already; the frame list overlaps itself",
-        (Op::Open, Errno::ENOSPC) => {
+        (Op::Bind, Errno::ENOSPC) => {
             "the driver has as many sessions and records of half moves as it keeps; see `vmbeam status`"
         }
         (Op::Rollback, Errno::ENOSPC) => {
@@ -173,7 +173,7 @@ mod tests {
         };
         assert!(e.to_string().contains("insmod vmbeam.ko"), "{e}");
         let e = Error {
-            op: Op::Open,
+            op: Op::Bind,
             errno: Errno::EOPNOTSUPP,
         };
         assert!(e.to_string().contains("VMBeam patches"), "{e}");

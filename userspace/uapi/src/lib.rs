@@ -11,7 +11,7 @@ mod error;
 mod raw;
 pub mod sys;
 
-pub use device::{AddFailed, Canceller, Device, Info, Prepared, Session, Spent, Step};
+pub use device::{AddFailed, Canceller, Checked, Device, Info, Session, Spent, Step};
 pub use error::{refusal_reason, Errno, Error, Op};
 pub use sys::{Mode, Record, Run, State, Status};
 

@@ -5,8 +5,8 @@
 use kernel::prelude::*;
 
 use super::{
-    Domains,
-    Frame, //
+    Frame,
+    Model, //
 };
 use crate::xen_abi::{
     SwapFrames,
@@ -73,9 +73,9 @@ impl Asked {
     }
 }
 
-impl Domains {
+impl Model {
     /// The hypercall.
-    pub(crate) fn memory_op(
+    pub(crate) fn hypercall(
         &mut self,
         request: &mut SwapFrames,
         runs: &[SwapRun],

@@ -84,7 +84,7 @@ impl Fuzzer {
             id_a: id(domid_a),
             id_b: id(domid_b),
         };
-        let mut expected = open.model.may_open(&self.world, arg);
+        let mut expected = open.model.may_bind(&self.world, arg);
         if expected.is_ok() && !place.writable {
             expected = Err(Errno::EFAULT);
         }
@@ -105,7 +105,7 @@ impl Fuzzer {
             "{arg:x?}: {after:x?}, but {:x?}",
             self.world.ids
         );
-        open.model.opened(&mut self.world, after);
+        open.model.bind(&mut self.world, after);
         Ok(())
     }
 

@@ -87,7 +87,7 @@ impl Sessions for FakeDriver {
     ) -> Result<Box<dyn DriverSession>, Error> {
         let faults = lock(&self.faults).clone();
         let failed = |errno| Error {
-            op: Op::Open,
+            op: Op::Bind,
             errno,
         };
         if let Some(errno) = faults.open {
@@ -243,12 +243,7 @@ impl DriverSession for FakeSession {
         Ok(())
     }
 
-    fn prepare(
-        &self,
-        first: u64,
-        moves_before: u64,
-        status: &mut [i32],
-    ) -> Result<Prepared, Error> {
+    fn prepare(&self, first: u64, moves_before: u64, status: &mut [i32]) -> Result<Checked, Error> {
         let before = || (0..first as usize).filter(|i| self.moves(*i)).count() as u64;
         // What a caller looks at out of turn is one pair.
         assert!((moves_before, status.len()) == (0, 1) || moves_before == before());
@@ -258,7 +253,7 @@ impl DriverSession for FakeSession {
             refused += u64::from(*s < 0);
             moves += u64::from(self.moves(first as usize + i));
         }
-        Ok(Prepared {
+        Ok(Checked {
             done: status.len() as u64,
             refused,
             moves,

@@ -33,7 +33,7 @@ use vmbeam_agent_protocol::{
 };
 use vmbeam_control_protocol::{EventKind, FromDaemon, GuestRef, HostMemory, SwapRequest, ToDaemon};
 use vmbeam_uapi::sys::{FEATURE_KEEP, FEATURE_RELOCATE, FEATURE_SWAP};
-use vmbeam_uapi::{AddFailed, Errno, Error, Info, Mode, Op, Prepared, Run, Spent, Status, Step};
+use vmbeam_uapi::{AddFailed, Checked, Errno, Error, Info, Mode, Op, Run, Spent, Status, Step};
 use vmbeam_wire::{encode, Decoder, VERSION};
 use vmbeam_xen::{Page, PageKind, PageRun};
 use vmbeamd::driver::{DriverSession, Sessions};
