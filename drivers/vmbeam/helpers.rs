@@ -1,21 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What the kernel crate has no function for: references to the own module, the kind of thread
-//! that this is, and workqueues of a driver's own.
+//! What the kernel crate has bindings for and nothing that is safe: references to the own module,
+//! the kind of thread that this is, and workqueues of a driver's own.
 
+use core::ptr;
 use kernel::{
     bindings,
+    current,
     prelude::*,
+    sync::atomic::{
+        Acquire,
+        Atomic,
+        Full,
+        Release, //
+    },
     workqueue::Queue, //
 };
 
-extern "C" {
-    fn vmbeam_pin_module();
-    fn vmbeam_unpin_module();
-    fn vmbeam_in_kthread() -> bool;
-    fn vmbeam_workqueue_create() -> c_int;
-    fn vmbeam_workqueue_destroy();
-    fn vmbeam_workqueue_get() -> *const bindings::workqueue_struct;
+/// `THIS_MODULE`. That of the kernel crate is in the module's root, which stands on this file.
+fn this_module() -> *mut bindings::module {
+    #[cfg(MODULE)]
+    let module = &raw mut bindings::__this_module;
+    #[cfg(not(MODULE))]
+    let module = ptr::null_mut();
+    module
 }
 
 /// Keeps the module from being unloaded. For file operations, which have the reference of
@@ -26,7 +34,7 @@ impl ModuleRef {
     /// Take a reference.
     pub(crate) fn get() -> Self {
         // SAFETY: This code runs, so the module is there.
-        unsafe { vmbeam_pin_module() };
+        unsafe { bindings::__module_get(this_module()) };
         Self(())
     }
 }
@@ -34,21 +42,26 @@ impl ModuleRef {
 impl Drop for ModuleRef {
     fn drop(&mut self) {
         // SAFETY: `get()` has taken the reference, and nothing else gives it back.
-        unsafe { vmbeam_unpin_module() };
+        unsafe { bindings::module_put(this_module()) };
     }
 }
 
 /// Whether this is a thread of the kernel's own, in which nobody waits for one file only.
 pub(crate) fn in_kthread() -> bool {
-    // SAFETY: It takes nothing and reads a field of the current thread.
-    unsafe { vmbeam_in_kthread() }
+    let task = current!().as_ptr();
+
+    // SAFETY: The current thread is there, and nobody but itself changes its flags.
+    unsafe { (*task).flags & bindings::PF_KTHREAD != 0 }
 }
+
+/// The driver's workqueue, as long as there is a [`WorkQueue`].
+static QUEUE: Atomic<*mut bindings::workqueue_struct> = Atomic::new(ptr::null_mut());
 
 /// The driver's workqueue, for as long as this lives.
 ///
 /// # Invariants
 ///
-/// There is one of these at most, and the C side has a queue for as long as there is.
+/// There is one of these at most, and [`QUEUE`] is a queue for as long as there is.
 pub(crate) struct WorkQueue(());
 
 impl WorkQueue {
@@ -58,9 +71,20 @@ impl WorkQueue {
     ///
     /// [`ENOMEM`], and [`EBUSY`] while there is one.
     pub(crate) fn new() -> Result<Self> {
-        // SAFETY: May be called by any code that may sleep, as a module's `init` may.
-        kernel::error::to_result(unsafe { vmbeam_workqueue_create() })?;
-        // INVARIANT: The C side has made one, which it refuses to do when it has one.
+        let (name, flags) = (c"vmbeam".as_char_ptr(), bindings::wq_flags_WQ_UNBOUND);
+        // SAFETY: `name` is a format that has no arguments. May be called by any code that may
+        // sleep, as a module's `init` may.
+        let queue = unsafe { bindings::alloc_workqueue_noprof(name, flags, 0) };
+
+        if queue.is_null() {
+            return Err(ENOMEM);
+        }
+        if QUEUE.cmpxchg(ptr::null_mut(), queue, Full).is_err() {
+            // SAFETY: It was just made, and nothing is in it.
+            unsafe { bindings::destroy_workqueue(queue) };
+            return Err(EBUSY);
+        }
+        // INVARIANT: There was none.
         Ok(Self(()))
     }
 
@@ -70,9 +94,9 @@ impl WorkQueue {
     ///
     /// There must be a [`WorkQueue`], and it must outlive what is done with the result.
     pub(crate) unsafe fn get<'a>() -> &'a Queue {
-        // SAFETY: By the type's invariant the C side has one, and by the contract of this function
-        // for long enough.
-        unsafe { Queue::from_raw(vmbeam_workqueue_get()) }
+        // SAFETY: By the type's invariant it is one, and by the contract of this function for long
+        // enough.
+        unsafe { Queue::from_raw(QUEUE.load(Acquire)) }
     }
 }
 
@@ -80,6 +104,8 @@ impl Drop for WorkQueue {
     fn drop(&mut self) {
         // SAFETY: By the type's invariant it is there, and nobody else destroys it. This waits for
         // what still runs in it.
-        unsafe { vmbeam_workqueue_destroy() };
+        unsafe { bindings::destroy_workqueue(QUEUE.load(Acquire)) };
+        // Who makes the next one finds this one gone.
+        QUEUE.store(ptr::null_mut(), Release);
     }
 }

@@ -7,16 +7,8 @@
 
 #include <linux/types.h>
 
-struct workqueue_struct;
-
 bool vmbeam_is_initial_domain(void);
 int vmbeam_memory_op(unsigned int cmd, void *arg);
-void vmbeam_pin_module(void);
-void vmbeam_unpin_module(void);
-bool vmbeam_in_kthread(void);
-int vmbeam_workqueue_create(void);
-void vmbeam_workqueue_destroy(void);
-const struct workqueue_struct *vmbeam_workqueue_get(void);
 
 void vmbeam_trace_begin(unsigned int domid_a, unsigned int domid_b, bool check,
 			u64 cursor, u32 runs, u32 pairs);

@@ -28,11 +28,11 @@
 //! - `debug`: in a debug build, a model of a hypervisor, and faults on request. Nothing else
 //!   knows which build it is.
 //! - `args`: request structures and arrays in user memory.
-//! - `xen`: the hypercall. `helpers`: what the kernel crate lacks.
+//! - `xen`: the hypercall. `helpers`: what the kernel crate has bindings for only.
 //! - [`mode`]: what a session does with its pairs.
 //! - [`ledger`]: which pairs are swapped, and the loops that change it. It stands on [`pairs`]
-//!   and [`frames`] and knows neither a kernel nor a hypervisor: `cargo test` in `rust/core`
-//!   runs the same files.
+//!   and [`frames`] and knows neither a kernel nor a hypervisor: the same files are in a library
+//!   of userspace, with property tests.
 //!
 //! # Limitations
 //!

@@ -188,7 +188,8 @@ pub(crate) fn call_error(ret: c_int) -> Error {
     }
 }
 
-/// The error that the hypervisor means with the status of a pair, which is not 0.
+/// The error that the hypervisor means with the status of a pair, which is not 0. Its numbers are
+/// those of Linux on x86.
 pub(crate) fn pair_error(status: c_int) -> Error {
     // The kernel would log a number that cannot be an errno, each time.
     if (-MAX_ERRNO..0).contains(&status) {

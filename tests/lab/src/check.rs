@@ -119,7 +119,11 @@ impl Group {
         };
         match self {
             Group::Style if long => {
-                vec![of(&["scripts/style.sh"]), of(&["scripts/report-check.sh"])]
+                vec![
+                    of(&["scripts/style.sh"]),
+                    of(&["scripts/report-check.sh"]),
+                    of(&["nice", "scripts/kernel-tree.sh"]),
+                ]
             }
             Group::Style => vec![of(&["scripts/style.sh"])],
             Group::Unit => {

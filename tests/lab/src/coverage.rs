@@ -148,7 +148,7 @@ fn driver_line(place: &str) -> Option<Line> {
     let (file, line) = place.rsplit_once(':')?;
     let file = file.strip_prefix("/src/")?;
     let name = file.strip_prefix("drivers/vmbeam/")?;
-    let ours = name.ends_with(".rs") || ["vmbeam_helpers.c", "vmbeam_xen.c"].contains(&name);
+    let ours = name.ends_with(".rs") || name == "vmbeam_xen.c";
     // Line 0 is code of no line.
     let line = line.parse().ok().filter(|line| *line != 0)?;
     ours.then(|| (file.to_owned(), line))

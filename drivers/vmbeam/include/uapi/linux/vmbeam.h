@@ -41,7 +41,7 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-/* Not used by anything in Documentation/userspace-api/ioctl/ioctl-number.rst */
+/* Nothing else in Documentation/userspace-api/ioctl/ioctl-number.rst has it. */
 #define VMBEAM_IOC_TYPE 0xBB
 
 /**
