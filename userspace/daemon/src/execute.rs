@@ -261,11 +261,14 @@ impl<'a> Executor<'a> {
     /// can ever answer on it, whatever number, name or UUID that has. A domain may end a moment
     /// later, as it may behind a list; what is asked of it fails then, and the next look finds the
     /// connection closed. And the guest can run elsewhere only if this host VM is taken for gone,
-    /// which nothing but the toolstack's list or the hypervisor's number says.
+    /// which nothing but the toolstack's list or the hypervisor's number says. The hypervisor is
+    /// always asked, which answers at once.
     fn presence(&mut self, work: &Work, side: Where) -> Presence {
         let place = work.place(side);
+        let (domid, id) = (place.host_domid, place.host_id);
+        let is_gone = matches!(self.driver.has(domid, id), Ok(false));
         let at = self.side(side);
-        if at.is_surely(place.host_domid, place.host_uuid) {
+        if !is_gone && at.is_surely(domid, place.host_uuid) {
             return Presence::Up;
         }
         match at.vm.is_still(place) {
